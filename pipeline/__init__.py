@@ -1,0 +1,1 @@
+"""Eft knows how: models, tasks, data, training. `stages/` knows when."""

@@ -1,0 +1,307 @@
+"""Every parameter: its type, bounds, one sentence and unit. The values live in params.yaml alone, so none has a default.
+
+`load("pretrain")` reads one section. A missing or unknown key is an error that names it and its near matches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+PARAMS = Path("params.yaml")
+
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+_strict = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, config=_strict)
+class Tasks:
+    """Which tasks the run is about. Names come from the catalogue (`eft tasks`) and from `folder`."""
+
+    train: tuple[str, ...]  # tasks trained together
+    held_out: tuple[str, ...]  # tasks never trained on, adapted to one by one
+    pairs: tuple[tuple[str, str], ...]  # pairs of training tasks with the same body and start: the instruction test
+    folder: str  # folder of your own task files (*.yaml)
+
+    def __post_init__(self) -> None:
+        twice = sorted({name for name in self.train + self.held_out if (self.train + self.held_out).count(name) > 1})
+        if twice:
+            raise ValueError(f"these tasks are listed twice in tasks.train and tasks.held_out: {', '.join(twice)}")
+        for pair in self.pairs:
+            for name in pair:
+                if name not in self.train:
+                    raise ValueError(f"tasks.pairs names {name!r}, which is not in tasks.train")
+
+
+@dataclass(frozen=True, config=_strict)
+class Demos:
+    """How demonstrations are made."""
+
+    episodes: Count  # demonstrations kept per training task
+    held_out_episodes: CountOrZero  # demonstrations kept per held-out task
+    max_attempts: Count  # attempts per kept demonstration before the task is given up
+    action_noise: NotNegative  # std of noise added to executed actions; what the expert intended is recorded beside
+    workers: CountOrZero  # processes collecting at once; 0 = one per CPU core
+
+
+@dataclass(frozen=True, config=_strict)
+class Language:
+    """The frozen text encoder."""
+
+    encoder: str  # a Hub id, or `hashed-ngrams` (no download, for tests)
+    phrasings: Count  # phrasings of each instruction used in training, the first being the canonical one
+
+
+@dataclass(frozen=True, config=_strict)
+class Model:
+    """Sizes of the world model."""
+
+    obs_dim: Count  # observations are zero-padded to this width
+    action_dim: Count  # actions are zero-padded to this width
+    task_dim: Count  # width of the text encoder's vectors
+    latent_dim: Count  # Z, a multiple of simnorm_dim
+    enc_dim: Count  # hidden width of the encoder
+    num_enc_layers: Count  # encoder layers, hidden ones and the last together
+    mlp_dim: Count  # hidden width of dynamics, reward, policy and Q
+    num_q: Annotated[int, Field(ge=2)]  # Q members
+    num_bins: Annotated[int, Field(ge=3)]  # bins of a two-hot scalar
+    bin_min: float  # lowest bin, symlog units
+    bin_max: float  # highest bin, symlog units
+    simnorm_dim: Count  # group width of SimNorm
+    log_std_min: float  # of the policy
+    log_std_max: float  # of the policy
+
+    def __post_init__(self) -> None:
+        if self.latent_dim % self.simnorm_dim:
+            raise ValueError(
+                f"model.latent_dim {self.latent_dim} is not a multiple of model.simnorm_dim {self.simnorm_dim}"
+            )
+        if self.bin_min >= self.bin_max or self.log_std_min >= self.log_std_max:
+            raise ValueError("model.bin_min must be below bin_max, and log_std_min below log_std_max")
+
+
+@dataclass(frozen=True, config=_strict)
+class Planner:
+    """Model-predictive path integral control in latent space."""
+
+    horizon: Count  # T, steps looked ahead; also the length of a training slice
+    iterations: Count  # refinements of the plan
+    num_samples: Count  # action sequences per iteration, the policy's included
+    num_policy_samples: Count  # of them rolled out by the policy
+    num_elites: Count  # best sequences kept per iteration
+    min_std: Positive  # bounds of the sampling std
+    max_std: Positive
+    temperature: Positive  # of the elites' weights
+
+    def __post_init__(self) -> None:
+        if self.num_policy_samples > self.num_samples:
+            raise ValueError("planner.num_policy_samples exceeds planner.num_samples")
+        if self.num_elites > self.num_samples:
+            raise ValueError("planner.num_elites exceeds planner.num_samples")
+        if self.min_std > self.max_std:
+            raise ValueError("planner.min_std exceeds planner.max_std")
+
+
+@dataclass(frozen=True, config=_strict)
+class Learning:
+    """Losses and optimisers, the same in every phase."""
+
+    lr: Positive  # Adam step size
+    encoder_lr_scale: Positive  # the encoder's lr is lr x this
+    grad_clip_norm: Positive  # largest gradient norm, model and policy each
+    tau: Fraction  # target Q moves this fraction towards the online Q after each update
+    rho: Fraction  # weight ratio of successive steps in a slice
+    consistency_coef: NotNegative
+    reward_coef: NotNegative
+    value_coef: NotNegative
+    bc_coef: NotNegative  # behaviour cloning in pretraining
+    prior_coef: NotNegative  # behaviour cloning in the online policy loss
+    entropy_coef: NotNegative
+    discount_min: Fraction  # bounds of the discount derived from the episode length
+    discount_max: Fraction
+
+
+@dataclass(frozen=True, config=_strict)
+class Runtime:
+    """Device and processes."""
+
+    device: Literal["auto", "cpu", "cuda"]  # auto = CUDA where there is one
+    threads: CountOrZero  # torch CPU threads; 0 = one per core
+    env_workers: CountOrZero  # processes that step environments; 0 = in the main process
+
+
+@dataclass(frozen=True, config=_strict)
+class Pretrain:
+    """Learning from demonstrations alone."""
+
+    updates: Count
+    batch_size: Count  # slices per update, over all processes
+    warmup_updates: CountOrZero  # linear warm-up of the learning rates
+    log_every: Count  # updates between log lines
+    save_every: Count  # updates between resumable saves
+    eval_every: Count  # updates between evaluations of the policy
+    eval_episodes: Count  # per task
+
+
+@dataclass(frozen=True, config=_strict)
+class Finetune:
+    """Learning online on all training tasks at once."""
+
+    env_steps: Count  # over all tasks together
+    utd: Positive  # updates per environment step over all tasks together
+    batch_size: Count  # slices per update, over all processes
+    demo_fraction: Fraction  # part of each batch drawn from demonstrations
+    envs_per_task: Count  # environments of each task stepping together
+    seeding_episodes: CountOrZero  # episodes per task played by the policy alone before anything is trained
+    constraint_steps: CountOrZero  # env_steps during which the plan starts fully from the policy ...
+    constraint_decay: CountOrZero  # ... and env_steps over which that weight then falls to 0
+    replay_capacity: Count  # transitions kept
+    log_every: Count  # env_steps between log lines
+    save_every: Count  # env_steps between resumable saves
+    eval_every: Count  # env_steps between evaluations of the policy
+    eval_episodes: Count  # per task
+
+
+@dataclass(frozen=True, config=_strict)
+class Evaluate:
+    """Scores that are reported."""
+
+    episodes: Annotated[int, Field(ge=2)]  # per task and mode
+    confidence: Annotated[float, Field(gt=0, lt=1)]  # of the bootstrap intervals
+    bootstrap_samples: Count
+    video_size: CountOrZero  # pixels of a video's side; 0 = no videos
+    video_fps: Count
+
+
+@dataclass(frozen=True, config=_strict)
+class Adapt:
+    """Few-shot adaptation by low-rank adapters."""
+
+    parts: tuple[Literal["encoder", "dynamics", "reward", "policy", "q"], ...]  # what the adapter may change
+    rank: Count
+    alpha: Positive
+    lr: Positive  # Adam step size of the adapter
+    demo_updates: CountOrZero  # updates on the demonstrations alone
+    env_steps: CountOrZero  # then environment steps with planning
+    utd: Positive  # updates per environment step
+    batch_size: Count
+    demo_fraction: Fraction
+    num_envs: Count  # environments of the task stepping together
+    replay_fraction: Fraction  # part of each batch drawn from the base's own demonstrations
+    log_every: Count  # updates or env_steps between log lines
+    eval_every: Count  # updates or env_steps between evaluations
+    eval_episodes: Annotated[int, Field(ge=2)]
+
+
+@dataclass(frozen=True, config=_strict)
+class Publish:
+    """The release on the Hugging Face Hub."""
+
+    repo_id: str | None  # `user/name`; null makes the release folder and pushes nothing
+    private: bool
+    tag: str | None  # version tag put on the commit
+
+
+SECTIONS: dict[str, type] = {
+    "tasks": Tasks,
+    "demos": Demos,
+    "language": Language,
+    "model": Model,
+    "planner": Planner,
+    "learning": Learning,
+    "runtime": Runtime,
+    "pretrain": Pretrain,
+    "finetune": Finetune,
+    "evaluate": Evaluate,
+    "adapt": Adapt,
+    "publish": Publish,
+}
+
+Section = TypeVar("Section")
+
+
+def load(section: type[Section], path: str | Path = PARAMS) -> Section:
+    """Read one section of params.yaml.
+
+    Args:
+        section: the dataclass of the section, e.g. `config.Pretrain`.
+        path: the parameter file.
+
+    Raises:
+        ValueError: the file or a key is missing, unknown, of the wrong type or out of bounds; every one is named.
+    """
+    name = next(key for key, value in SECTIONS.items() if value is section)
+    params = read_params(path)
+    if name not in params:
+        raise ValueError(f"{path}: the section `{name}` is missing. It holds: {', '.join(_field_names(section))}.")
+    return parse(section, params[name], f"{path}: {name}")
+
+
+def load_seed(path: str | Path = PARAMS) -> int:
+    """Read the one seed that every stage derives its random numbers from."""
+    seed = read_params(path).get("seed")
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"{path}: `seed` must be a whole number of at least 0, not {seed!r}.")
+    return seed
+
+
+def read_params(path: str | Path = PARAMS) -> dict[str, Any]:
+    """Read a parameter file as plain Python values, with ruamel as DVC does (PyYAML takes `3e-4` for text)."""
+    path = Path(path)
+    try:
+        params = YAML(typ="safe").load(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path} does not exist. Run from the folder that holds it, the root of the project."
+        ) from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(params, dict):
+        raise ValueError(f"{path} must hold named sections: {', '.join(SECTIONS)}.")
+    for key in params:
+        if key not in SECTIONS and key != "seed":
+            raise ValueError(f"{path}: unknown section `{key}`.{near(str(key), [*SECTIONS, 'seed'])}")
+    return params
+
+
+def parse(section: type[Section], values: Any, where: str) -> Section:
+    """Turn plain values into the section's dataclass; `where` names the file and section in errors."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: expected named values ({', '.join(_field_names(section))}), not {values!r}.")
+    try:
+        return TypeAdapter(section).validate_python(values)
+    except ValidationError as error:
+        problems = [_describe(section, dict(problem)) for problem in error.errors()]
+    raise ValueError("\n".join(f"{where}: {problem}" for problem in problems))
+
+
+def near(name: str, known: list[str]) -> str:
+    """Return ` Did you mean …?` for the names in `known` that resemble `name`, or nothing."""
+    matches = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(f'`{match}`' for match in matches)}?" if matches else ""
+
+
+def _describe(section: type, problem: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "missing":
+        return f"`{key}` is missing ({get_type_hints(section)[key]})."
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"`{key}` is not a parameter.{near(key, _field_names(section))}"
+    if not key:
+        return str(problem["msg"]).removeprefix("Value error, ")
+    return f"`{key}` is {problem['input']!r}: {problem['msg']}."
+
+
+def _field_names(section: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(section)]

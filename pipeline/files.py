@@ -1,0 +1,93 @@
+"""Writing files so that a crash, a full disk or Ctrl-C never leaves half of one."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is flushed and renamed onto `path`, else removed.
+
+    Raises:
+        OSError: the disk is full or not writable; the message names the path and what to do.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise _explain(error, path) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`; on success it replaces `path` whole, else it is removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    token = uuid.uuid4().hex[:8]
+    partial = path.with_name(f".{path.name}.{token}.partial")
+    old = path.with_name(f".{path.name}.{token}.old")
+    partial.mkdir()
+    try:
+        yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                with file.open("rb+") as handle:
+                    os.fsync(handle.fileno())
+        if path.exists():
+            path.rename(old)
+        partial.rename(path)
+    except OSError as error:
+        raise _explain(error, path) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write `content` as indented JSON, atomically. Not-a-number is refused: it is not JSON."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    with atomic_file(path) as partial:
+        partial.write_text(text)
+
+
+def read_json(path: str | Path, made_by: str) -> Any:
+    """Read JSON, or say which stage makes the file.
+
+    Args:
+        path: the file.
+        made_by: the command that writes it, for the error, e.g. `dvc repro embed`.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist. It is written by `{made_by}`: run that first.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}). Delete it and run `{made_by}` again.") from None
+
+
+def _explain(error: OSError, path: Path) -> OSError:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return error
+    free = shutil.disk_usage(path.parent).free / 2**20
+    return OSError(
+        error.errno,
+        f"no space left while writing {path} ({free:.0f} MiB free on that disk). Nothing half-written was kept. "
+        "Free some space and run the same command again: it goes on where it stopped",
+    )

@@ -1,0 +1,37 @@
+"""The dimension letters and the small tuples that travel between packages.
+
+Letters, used in every docstring and comment of the project:
+    T  horizon: steps of a training slice or of a plan
+    B  batch: slices
+    N  environments stepping together
+    O  padded observation        A  padded action
+    Z  latent                    E  task embedding
+    K  bins of a two-hot scalar  M  Q members           P  plan samples
+Time comes first: a batch of observations is (T + 1, B, O).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Slices of T transitions, sampled from a replay buffer or from demonstrations."""
+
+    obs: Tensor  # (T + 1, B, O) float32, zero-padded
+    action: Tensor  # (T, B, A) float32 in [-1, 1], what was executed, zero-padded
+    expert_action: Tensor  # (T, B, A) float32, what the behaviour-cloning term imitates (= action for online data)
+    reward: Tensor  # (T, B) float32
+    terminated: Tensor  # (T, B) float32, 1 where the episode ended for good after this step
+    task: Tensor  # (B,) int64, row of the task table
+
+
+class Plan(NamedTuple):
+    """What the planner returns for N environments."""
+
+    action: Tensor  # (N, A) in [-1, 1]
+    mean: Tensor  # (T, N, A) mean of the action sequence: warm start of the next plan
+    std: Tensor  # (T, N, A)
