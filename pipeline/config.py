@@ -1,4 +1,4 @@
-"""Every parameter: its type, bounds, one sentence and unit. The values live in params.yaml alone, so none has a default.
+"""Every parameter: its type, bounds, one sentence and unit. Values live in params.yaml alone: none has a default.
 
 `load("pretrain")` reads one section. A missing or unknown key is an error that names it and its near matches.
 """
@@ -198,7 +198,6 @@ class Adapt:
     batch_size: Count
     demo_fraction: Fraction
     num_envs: Count  # environments of the task stepping together
-    replay_fraction: Fraction  # part of each batch drawn from the base's own demonstrations
     log_every: Count  # updates or env_steps between log lines
     eval_every: Count  # updates or env_steps between evaluations
     eval_episodes: Annotated[int, Field(ge=2)]

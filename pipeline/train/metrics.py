@@ -1,0 +1,67 @@
+"""Metrics on their way to DVCLive files, kept consistent with the state a resumed run goes on from."""
+
+from __future__ import annotations
+
+import csv
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from dvclive import Live
+
+from pipeline.files import atomic_file, atomic_folder
+
+
+class MetricsLog:
+    """Rows of metrics over updates or env_steps, as DVCLive writes them (metrics.json and one TSV per metric).
+
+    Args:
+        folder: where the files grow during the run, inside its scratch folder.
+        position: updates or env_steps done; rows logged after it, by a run that was killed since, are dropped.
+    """
+
+    def __init__(self, folder: Path, position: int = 0):
+        self.folder = folder
+        for path in folder.glob("plots/metrics/**/*.tsv"):
+            _drop_rows_after(path, position)
+        resumed = position > 0 and (folder / "metrics.json").exists()
+        if not resumed:
+            shutil.rmtree(folder, ignore_errors=True)
+        self._live = Live(
+            dir=str(folder), resume=resumed, report=None, save_dvc_exp=False, dvcyaml=None, monitor_system=False
+        )
+
+    def log(self, position: int, values: Mapping[str, float]) -> None:
+        """Add one row per metric at `position` updates or env_steps. Names are `group/name`.
+
+        Raises:
+            ValueError: a value is not finite.
+        """
+        self._live.step = position
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise ValueError(f"the metric {name} is {value} at {position}: training has diverged")
+            self._live.log_metric(name, float(value), timestamp=False)
+        self._live.make_summary()
+
+    def publish(self, target: str | Path) -> None:
+        """End the log and put its files where DVC expects them, whole."""
+        self._live.end()
+        with atomic_folder(target) as partial:
+            shutil.copytree(self.folder, partial, dirs_exist_ok=True)
+
+
+def _drop_rows_after(path: Path, position: int) -> None:
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    kept = [row for row in rows if int(row["step"]) <= position]
+    if len(kept) == len(rows):
+        return
+    if not kept:
+        path.unlink()
+        return
+    with atomic_file(path) as partial, partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t")
+        writer.writeheader()
+        writer.writerows(kept)
