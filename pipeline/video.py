@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -23,29 +24,28 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int) -> Non
     Raises:
         ValueError: there are no frames, or one has another type or size than the first.
     """
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        raise ValueError(f"{path}: a video needs at least one frame")
+    _check(path, first, first.shape)
+    odd_rows, odd_columns = first.shape[0] % 2, first.shape[1] % 2
     with atomic_file(path) as partial, av.open(str(partial), "w", format="mp4") as container:
         # The index goes first, so that a page can play the file before it has all of it.
         container.options["movflags"] = "faststart"
-        stream = None
-        shape: tuple[int, ...] = ()
-        for frame in frames:
-            if stream is None:
-                shape = _check(path, frame, frame.shape)
-                stream = container.add_stream("libx264", rate=fps, options={"crf": "26", "preset": "medium"})
-                stream.height, stream.width = shape[0] + shape[0] % 2, shape[1] + shape[1] % 2
-                stream.pix_fmt = "yuv420p"
-            _check(path, frame, shape)
-            padded = np.pad(frame, ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0)), mode="edge")
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "26", "preset": "medium"})
+        stream.height, stream.width = first.shape[0] + odd_rows, first.shape[1] + odd_columns
+        stream.pix_fmt = "yuv420p"
+        for frame in itertools.chain([first], frames):
+            _check(path, frame, first.shape)
+            padded = np.pad(frame, ((0, odd_rows), (0, odd_columns), (0, 0)), mode="edge")
             container.mux(stream.encode(av.VideoFrame.from_ndarray(padded, format="rgb24")))
-        if stream is None:
-            raise ValueError(f"{path}: a video needs at least one frame")
         container.mux(stream.encode())
 
 
-def _check(path: str | Path, frame: np.ndarray, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _check(path: str | Path, frame: np.ndarray, shape: tuple[int, ...]) -> None:
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.shape != shape:
         raise ValueError(
             f"{path}: expected uint8 frames of shape (height, width, 3), all like the first, which has {shape}; "
             f"got {frame.dtype} {frame.shape}"
         )
-    return frame.shape
