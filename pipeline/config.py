@@ -145,7 +145,7 @@ class Runtime:
 class Pretrain:
     """Learning from demonstrations alone."""
 
-    updates: Count
+    updates: CountOrZero
     batch_size: Count  # slices per update, over all processes
     warmup_updates: CountOrZero  # linear warm-up of the learning rates
     log_every: Count  # updates between log lines
@@ -158,12 +158,12 @@ class Pretrain:
 class Finetune:
     """Learning online on all training tasks at once."""
 
-    env_steps: Count  # over all tasks together
+    env_steps: CountOrZero  # over all tasks together
     utd: Positive  # updates per environment step over all tasks together
     batch_size: Count  # slices per update, over all processes
     demo_fraction: Fraction  # part of each batch drawn from demonstrations
     envs_per_task: Count  # environments of each task stepping together
-    seeding_episodes: CountOrZero  # episodes per task played by the policy alone before anything is trained
+    seeding_episodes: Count  # episodes per environment played by the policy alone before anything is trained
     constraint_steps: CountOrZero  # env_steps during which the plan starts fully from the policy ...
     constraint_decay: CountOrZero  # ... and env_steps over which that weight then falls to 0
     replay_capacity: Count  # transitions kept
@@ -186,21 +186,14 @@ class Evaluate:
 
 @dataclass(frozen=True, config=_strict)
 class Adapt:
-    """Few-shot adaptation by low-rank adapters."""
+    """Few-shot adaptation by low-rank adapters: first on demonstrations alone, then online."""
 
     parts: tuple[Literal["encoder", "dynamics", "reward", "policy", "q"], ...]  # what the adapter may change
-    rank: Count
-    alpha: Positive
+    rank: Count  # of the low-rank change of each linear layer
+    alpha: Positive  # the change is scaled by alpha / rank
     lr: Positive  # Adam step size of the adapter
-    demo_updates: CountOrZero  # updates on the demonstrations alone
-    env_steps: CountOrZero  # then environment steps with planning
-    utd: Positive  # updates per environment step
-    batch_size: Count
-    demo_fraction: Fraction
-    num_envs: Count  # environments of the task stepping together
-    log_every: Count  # updates or env_steps between log lines
-    eval_every: Count  # updates or env_steps between evaluations
-    eval_episodes: Annotated[int, Field(ge=2)]
+    pretrain: Pretrain  # learning from the task's demonstrations; updates 0 leaves it out
+    finetune: Finetune  # then learning online; env_steps 0 leaves it out
 
 
 @dataclass(frozen=True, config=_strict)
@@ -293,10 +286,12 @@ def near(name: str, known: list[str]) -> str:
 
 def _describe(section: type, problem: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in problem["loc"])
+    for part in problem["loc"][:-1]:
+        section = get_type_hints(section).get(part, section) if isinstance(part, str) else section
     if problem["type"] == "missing":
-        return f"`{key}` is missing ({get_type_hints(section)[key]})."
+        return f"`{key}` is missing."
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"`{key}` is not a parameter.{near(key, _field_names(section))}"
+        return f"`{key}` is not a parameter.{near(str(problem['loc'][-1]), _field_names(section))}"
     if not key:
         return str(problem["msg"]).removeprefix("Value error, ")
     return f"`{key}` is {problem['input']!r}: {problem['msg']}."

@@ -1,17 +1,21 @@
 """Transitions as flat preallocated tensors; slices are found by index arithmetic, whatever is stored.
 
 An episode of L steps takes L + 1 consecutive rows: row i holds observation i and what was done from it; the last row
-holds the last observation and no action. Rows form a ring: a new episode overwrites the oldest ones, whole episodes at a
-time, and never wraps around the end, so a slice is always contiguous.
+holds the last observation and no action. Rows form a ring: a new episode overwrites the oldest ones, whole episodes at
+a time, and never wraps around the end, so a slice is always contiguous.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from pipeline.data.episode import Episode
 from pipeline.shapes import Batch
+
+if TYPE_CHECKING:
+    from pipeline.data.episode import Episode
 
 
 class ReplayBuffer:

@@ -25,8 +25,19 @@ from pipeline import config
 from pipeline.files import write_json
 
 _PACKAGES = (
-    "torch transformers datasets accelerate gymnasium dm-control mujoco metaworld huggingface-hub peft dvc numpy"
-).split()
+    "torch",
+    "transformers",
+    "datasets",
+    "accelerate",
+    "gymnasium",
+    "dm-control",
+    "mujoco",
+    "metaworld",
+    "huggingface-hub",
+    "peft",
+    "dvc",
+    "numpy",
+)
 _PR_SET_PDEATHSIG = 1
 
 

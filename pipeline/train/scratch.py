@@ -61,8 +61,7 @@ def fingerprint(params: Sequence[Any], inputs: Sequence[str | Path], seed: int) 
     digest = hashlib.sha256()
     for section in params:
         values = dataclasses.asdict(section) if dataclasses.is_dataclass(section) else section
-        if isinstance(values, dict):
-            values = {key: value for key, value in values.items() if key not in _LENGTHS}
+        values = _without_lengths(values)
         digest.update(json.dumps([type(section).__name__, values], sort_keys=True, default=list).encode())
     digest.update(str(seed).encode())
     for path in map(Path, inputs):
@@ -74,3 +73,9 @@ def fingerprint(params: Sequence[Any], inputs: Sequence[str | Path], seed: int) 
             with file.open("rb") as handle:
                 digest.update(hashlib.file_digest(handle, "sha256").digest())
     return digest.hexdigest()[:12]
+
+
+def _without_lengths(values: Any) -> Any:
+    if not isinstance(values, dict):
+        return values
+    return {key: _without_lengths(value) for key, value in values.items() if key not in _LENGTHS}

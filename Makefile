@@ -1,0 +1,44 @@
+# `make repro` runs the main job, `make test` the tests. Both set up .venv first. `make help` lists the rest.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SHELL := /bin/bash
+# Threads that wait must not spin: environment workers and torch share the cores.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.DEFAULT_GOAL := help
+.PHONY: help repro test unit check fix tiny clean
+
+help:  ## List the commands
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Eft needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable .
+	@touch $@
+
+repro: $(BIN)/.installed  ## Run the whole pipeline on the parameters of params.yaml
+	@PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
+	@echo "The report is at file://$(CURDIR)/checkpoints/report/report.html"
+
+test: $(BIN)/.installed  ## Run every test
+	$(BIN)/python -m pytest
+
+unit: $(BIN)/.installed  ## Run the fast tests only
+	$(BIN)/python -m pytest -m "not slow"
+
+check: $(BIN)/.installed  ## Lint, types and import borders
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+fix: $(BIN)/.installed  ## Repair what the linter can repair
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+tiny: $(BIN)/.installed  ## Run the whole pipeline in a copy, everything shrunk, in about two minutes
+	$(BIN)/python -m pytest -m slow tests/stages/test_tiny_pipeline.py -s

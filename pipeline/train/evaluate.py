@@ -1,0 +1,139 @@
+"""Playing whole episodes with a checkpoint, and the score of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import numpy as np
+
+from pipeline.agent import Agent
+from pipeline.progress import Progress
+from pipeline.tasks.registry import make
+from pipeline.tasks.spec import TaskSpec
+from pipeline.tasks.vector import VectorEnv
+
+_ENVS_PER_TASK = 5  # enough to fill a batch, few enough to keep the simulators' memory small
+
+
+@dataclass
+class Result:
+    """What was reached on one task, per episode."""
+
+    scores: list[float] = field(default_factory=list)  # each in [0, 1]
+    episode_returns: list[float] = field(default_factory=list)
+
+    @property
+    def score(self) -> float:
+        """Mean score."""
+        return float(np.mean(self.scores))
+
+
+class Evaluator:
+    """Plays the same episodes, from the same seeds, with any number of agents.
+
+    Args:
+        specs: the tasks.
+        episodes: per task.
+        obs_dim: O.
+        action_dim: A.
+        seed: of the first episodes; independent of training's.
+        num_workers: processes stepping the environments.
+    """
+
+    def __init__(
+        self, specs: Sequence[TaskSpec], episodes: int, obs_dim: int, action_dim: int, seed: int, num_workers: int
+    ):
+        self.specs, self.episodes = list(specs), episodes
+        self._envs_per_task = min(episodes, _ENVS_PER_TASK)
+        # Tasks of one episode length step together, so that no environment waits for a longer one.
+        self._groups: list[tuple[list[int], VectorEnv]] = []
+        for length in sorted({spec.episode_length for spec in specs}):
+            members = [i for i, spec in enumerate(specs) if spec.episode_length == length]
+            repeated = [specs[i] for i in members for _ in range(self._envs_per_task)]
+            envs = VectorEnv(repeated, obs_dim, action_dim, seed, min(num_workers, len(repeated)))
+            self._groups.append((members, envs))
+
+    def __enter__(self) -> Evaluator:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for _, envs in self._groups:
+            envs.close()
+
+    def run(self, agent: Agent, told: Sequence[str], plan: bool, label: str, seed: int) -> list[Result]:
+        """Play every task and return its results, in the order of `specs`.
+
+        Args:
+            agent: acts without exploring.
+            told: per task, the name of the task whose instruction the agent is given (normally its own).
+            plan: with the planner, else with the policy alone.
+            label: for the progress bar.
+            seed: of the agent's own random numbers.
+        """
+        results = [Result() for _ in self.specs]
+        total = self.episodes * len(self.specs)
+        with Progress(label, total, "episodes") as progress:
+            for members, envs in self._groups:
+                self._play(agent, members, envs, [told[i] for i in members], plan, seed, results, progress)
+        return results
+
+    def _play(
+        self,
+        agent: Agent,
+        members: list[int],
+        envs: VectorEnv,
+        told: list[str],
+        plan: bool,
+        seed: int,
+        results: list[Result],
+        progress: Progress,
+    ) -> None:
+        each = self._envs_per_task
+        task_of = np.repeat(members, each)
+        rows = agent.rows([name for name in told for _ in range(each)])
+        wanted = np.tile([math.ceil((self.episodes - j) / each) for j in range(each)], len(members))
+        played = np.zeros(len(task_of), dtype=int)
+        returns = np.zeros(len(task_of))
+        obs = envs.reset()
+        agent.reset(len(task_of), seed=seed)
+        while (played < wanted).any():
+            step = envs.step(agent.act_rows(obs, rows, plan=plan, explore=False))
+            obs = step.obs
+            returns += step.reward
+            done = step.terminated | step.truncated
+            for i in np.flatnonzero(done):
+                if played[i] < wanted[i]:
+                    result = results[task_of[i]]
+                    spec = self.specs[task_of[i]]
+                    result.scores.append(spec.evaluate(float(returns[i]), bool(step.success[i])))
+                    result.episode_returns.append(float(returns[i]))
+                    played[i] += 1
+                    progress.update(1)
+            returns[done] = 0
+            agent.begin_episodes(done)
+
+
+def record(agent: Agent, spec: TaskSpec, told: str, seed: int, plan: bool, size: int) -> tuple[list[np.ndarray], float]:
+    """Play one episode and return its frames (size, size, 3) and its score.
+
+    Raises:
+        RenderingUnavailable: the machine has no EGL; the message names the packages.
+    """
+    config = agent.model.config
+    env = make(spec, config.obs_dim, config.action_dim, render_size=size)
+    try:
+        rows = agent.rows([told])
+        obs, _ = env.reset(seed=seed)
+        agent.reset(1, seed=seed)
+        frames, total, success, done = [env.render()], 0.0, False, False
+        while not done:
+            obs, reward, terminated, truncated, info = env.step(agent.act_rows(obs[None], rows, plan, explore=False)[0])
+            frames.append(env.render())
+            total += float(reward)
+            success, done = bool(info["success"]), terminated or truncated
+    finally:
+        env.close()
+    return frames, spec.evaluate(total, success)

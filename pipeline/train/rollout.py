@@ -1,0 +1,125 @@
+"""Collecting episodes: many environments step together, whole episodes go into the replay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.agent import Agent
+from pipeline.data.replay import ReplayBuffer
+from pipeline.tasks.spec import TaskSpec
+from pipeline.tasks.vector import VectorEnv
+
+
+class Finished(NamedTuple):
+    """One episode that has just ended."""
+
+    task: str
+    episode_return: float
+    score: float
+
+
+class Collector:
+    """Steps the environments with an agent and stores every finished episode.
+
+    Args:
+        specs: the task of each environment.
+        rows: (N,) row of the task table of each environment.
+        envs: the environments, in the order of `specs`.
+        agent: acts, exploring.
+        replay: takes the episodes.
+    """
+
+    def __init__(
+        self, specs: Sequence[TaskSpec], rows: Tensor, envs: VectorEnv, agent: Agent, replay: ReplayBuffer, seed: int
+    ):
+        self._specs, self._rows, self._envs, self._agent, self._replay = list(specs), rows, envs, agent, replay
+        num_envs, longest = len(specs), max(spec.episode_length for spec in specs)
+        model = agent.model.config
+        # The episodes under way; an environment's row is copied into the replay when its episode ends.
+        self._obs = torch.zeros(num_envs, longest + 1, model.obs_dim)
+        self._action = torch.zeros(num_envs, longest, model.action_dim)
+        self._reward = torch.zeros(num_envs, longest)
+        self._length = np.zeros(num_envs, dtype=np.int64)
+        self.episodes = np.zeros(num_envs, dtype=np.int64)  # finished episodes per environment
+        self._agent.reset(num_envs, seed=seed)
+        self._start(self._envs.reset())
+
+    def step(self, plan: bool, constraint_weight: float) -> list[Finished]:
+        """Step every environment once and return the episodes that ended with it.
+
+        Args:
+            plan: with the planner, else with the policy alone.
+            constraint_weight: how much the plan starts from the policy's own, in [0, 1].
+        """
+        everyone = np.arange(len(self._specs))
+        action = self._agent.act_rows(
+            self._obs[everyone, self._length], self._rows, plan, explore=True, constraint_weight=constraint_weight
+        )
+        step = self._envs.step(action)
+        self._action[everyone, self._length] = torch.from_numpy(action)
+        self._reward[everyone, self._length] = torch.from_numpy(step.reward)
+        self._length += 1
+        self._obs[everyone, self._length] = torch.from_numpy(step.final_obs)
+        done = step.terminated | step.truncated
+        finished = [self._finish(int(i), bool(step.terminated[i]), bool(step.success[i])) for i in np.flatnonzero(done)]
+        if finished:
+            self._length[done] = 0
+            self.episodes[done] += 1
+            self._obs[done, 0] = torch.from_numpy(step.obs[done])
+            self._agent.begin_episodes(done)
+        return finished
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Return the episodes under way and the agent's state, for a bit-for-bit resume."""
+        return {
+            "obs": self._obs,
+            "action": self._action,
+            "reward": self._reward,
+            "length": torch.from_numpy(self._length),
+            "episodes": torch.from_numpy(self.episodes),
+            **{f"agent.{name}": tensor for name, tensor in self._agent.state_tensors().items()},
+        }
+
+    def load_state_tensors(self, state: dict[str, Tensor]) -> None:
+        """Go back to what `state_tensors` returned: the simulators replay the actions of the episodes under way.
+
+        Raises:
+            ValueError: a simulator does not come to the saved observation again, so it is not deterministic.
+        """
+        for name in ("obs", "action", "reward"):
+            getattr(self, f"_{name}")[:] = state[name]
+        self._length = state["length"].numpy().copy()
+        self.episodes = state["episodes"].numpy().copy()
+        actions = [self._action[i, :length].numpy() for i, length in enumerate(self._length)]
+        obs = self._envs.restore(self.episodes, actions)
+        for i, spec in enumerate(self._specs):
+            if not np.array_equal(obs[i], self._obs[i, self._length[i]].numpy()):
+                raise ValueError(
+                    f"the environment of {spec.name} did not return to its saved state after its {self._length[i]} "
+                    "actions were replayed: it is not deterministic under a seed, so this run cannot be resumed. "
+                    "`eft check-task` examines the task; delete .resume/ to start anew."
+                )
+        agent_state: dict[str, Any] = {
+            name.removeprefix("agent."): tensor for name, tensor in state.items() if name.startswith("agent.")
+        }
+        self._agent.load_state_tensors(agent_state)
+
+    def _start(self, obs: np.ndarray) -> None:
+        self._obs[:, 0] = torch.from_numpy(obs)
+
+    def _finish(self, i: int, terminated: bool, success: bool) -> Finished:
+        length, spec = int(self._length[i]), self._specs[i]
+        self._replay.add(
+            self._obs[i, : length + 1],
+            self._action[i, :length],
+            self._reward[i, :length],
+            terminated,
+            int(self._rows[i]),
+        )
+        episode_return = float(self._reward[i, :length].sum())
+        return Finished(spec.name, episode_return, spec.evaluate(episode_return, success))
