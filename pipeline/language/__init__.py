@@ -1,0 +1,1 @@
+"""Text -> vector: a frozen encoder and the table of embedded task texts."""

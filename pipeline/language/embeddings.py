@@ -1,0 +1,166 @@
+"""The vectors of all tasks of a run, with the texts and the encoder they came from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from pipeline.config import near
+from pipeline.files import atomic_folder, read_json, write_json
+from pipeline.language.encoder import TextEncoder
+
+MADE_BY = "dvc repro embed"
+
+
+@dataclass(frozen=True)
+class TaskEmbeddings:
+    """One vector per task and phrasing.
+
+    Attributes:
+        vectors: (n, P, E) float32; phrasing 0 is the canonical one.
+        names: the n tasks.
+        texts: for each task, the P texts its vectors were made from.
+        encoder: id of the text encoder, which names its weights.
+    """
+
+    vectors: np.ndarray
+    names: tuple[str, ...]
+    texts: tuple[tuple[str, ...], ...]
+    encoder: str
+
+    def __post_init__(self) -> None:
+        shape = (len(self.names), len(self.texts[0]) if self.texts else 0)
+        if self.vectors.ndim != 3 or self.vectors.shape[:2] != shape or self.vectors.dtype != np.float32:
+            raise ValueError(
+                f"task embeddings: {shape[0]} tasks of {shape[1]} phrasings need float32 vectors of shape "
+                f"({shape[0]}, {shape[1]}, E), not {self.vectors.dtype} {self.vectors.shape}."
+            )
+        if any(len(phrasings) != shape[1] for phrasings in self.texts) or len(self.texts) != shape[0]:
+            raise ValueError(f"task embeddings: every one of the {shape[0]} tasks needs {shape[1]} texts.")
+        if not np.isfinite(self.vectors).all():
+            raise ValueError("task embeddings: the vectors hold values that are not finite.")
+
+    @property
+    def dim(self) -> int:
+        """E, the width of a vector."""
+        return int(self.vectors.shape[2])
+
+    def select(self, names: Sequence[str]) -> TaskEmbeddings:
+        """Return the embeddings of `names`, in that order.
+
+        Raises:
+            ValueError: a task has no embedding.
+        """
+        for name in names:
+            if name not in self.names:
+                raise ValueError(
+                    f"task {name!r} has no embedding.{near(name, list(self.names))} Run `{MADE_BY}` first."
+                )
+        rows = [self.names.index(name) for name in names]
+        return TaskEmbeddings(self.vectors[rows], tuple(names), tuple(self.texts[row] for row in rows), self.encoder)
+
+    def check(self, names: Sequence[str], texts: Sequence[Sequence[str]], encoder: str) -> None:
+        """Refuse embeddings that belong to another encoder or to other texts.
+
+        Args:
+            names: tasks about to be used.
+            texts: for each of them, its texts of today (all its phrasings; the first ones are compared).
+            encoder: id of the encoder about to be used.
+
+        Raises:
+            ValueError: names the task and what to do.
+        """
+        if encoder != self.encoder:
+            raise ValueError(
+                f"the task embeddings were made by the text encoder {self.encoder}, but {encoder} is asked for: their "
+                f"vectors mean different things. Run `{MADE_BY}` to embed anew, or set language.encoder back."
+            )
+        mine = self.select(names)
+        for name, embedded, today in zip(names, mine.texts, texts, strict=True):
+            if _cycle(today, len(embedded)) != embedded:
+                raise ValueError(
+                    f"the text of task {name!r} has changed since it was embedded: it was {embedded[0]!r}, with "
+                    f"{len(embedded)} phrasings, now it is {today[0]!r}, with {len(today)}. Run `{MADE_BY}`."
+                )
+
+    def save(self, folder: str | Path) -> None:
+        """Write vectors.safetensors and texts.json as one folder, whole or not at all."""
+        tasks = [
+            {"name": name, "texts": list(texts), "sha256": [_sha256(text) for text in texts]}
+            for name, texts in zip(self.names, self.texts, strict=True)
+        ]
+        with atomic_folder(folder) as partial:
+            save_file({"vectors": np.ascontiguousarray(self.vectors)}, partial / "vectors.safetensors")
+            write_json(partial / "texts.json", {"encoder": self.encoder, "tasks": tasks})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> TaskEmbeddings:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: the folder or a file of it is missing.
+            ValueError: the files are damaged or do not belong together.
+        """
+        folder = Path(folder)
+        content = read_json(folder / "texts.json", MADE_BY)
+        try:
+            encoder, tasks = str(content["encoder"]), content["tasks"]
+            names = tuple(str(task["name"]) for task in tasks)
+            texts = tuple(tuple(task["texts"]) for task in tasks)
+            hashes = [task["sha256"] for task in tasks]
+            vectors = load_file(folder / "vectors.safetensors")["vectors"]
+        except (KeyError, TypeError, SafetensorError) as error:
+            raise ValueError(f"{folder} does not hold task embeddings ({error!r}). Run `{MADE_BY}` again.") from None
+        for name, phrasings, expected in zip(names, texts, hashes, strict=True):
+            if [_sha256(text) for text in phrasings] != expected:
+                raise ValueError(
+                    f"{folder / 'texts.json'}: the texts of task {name!r} do not have the hashes beside them, so the "
+                    f"file was changed by hand. Change the text in the task's own file, then run `{MADE_BY}`."
+                )
+        return cls(vectors, names, texts, encoder)
+
+
+def embed(encoder: TextEncoder, names: Sequence[str], texts: Sequence[Sequence[str]], phrasings: int) -> TaskEmbeddings:
+    """Embed `phrasings` texts of every task.
+
+    A task with more texts uses its first ones; a task with fewer repeats them in turn, so that each of its texts
+    is drawn about equally often in training.
+
+    Args:
+        encoder: the text encoder.
+        names: n tasks.
+        texts: for each task, its texts, the canonical one first.
+        phrasings: P.
+
+    Raises:
+        ValueError: two tasks share a text, so no instruction could tell them apart; or a task has no text.
+    """
+    owner: dict[str, str] = {}
+    for name, task_texts in zip(names, texts, strict=True):
+        if not task_texts:
+            raise ValueError(f"task {name!r} has no instruction. Give it at least one in its task file.")
+        for text in task_texts:
+            if owner.setdefault(text, name) != name:
+                raise ValueError(
+                    f"tasks {owner[text]!r} and {name!r} share the text {text!r}: nothing would tell them apart. "
+                    "Change one of the instructions."
+                )
+    cycled = tuple(_cycle(task_texts, phrasings) for task_texts in texts)
+    unique = list(dict.fromkeys(text for task_texts in cycled for text in task_texts))
+    vector = dict(zip(unique, encoder.encode(unique), strict=True))
+    vectors = np.array([[vector[text] for text in task_texts] for task_texts in cycled], np.float32)
+    return TaskEmbeddings(vectors.reshape(len(names), phrasings, encoder.dim), tuple(names), cycled, encoder.id)
+
+
+def _cycle(texts: Sequence[str], count: int) -> tuple[str, ...]:
+    return tuple(texts[index % len(texts)] for index in range(count))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
