@@ -1,0 +1,83 @@
+"""What the training stages share: tasks, their embeddings, the task table, demonstrations, where things lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from pipeline import config
+from pipeline.data.demos import load_demos
+from pipeline.data.replay import ReplayBuffer, from_demos
+from pipeline.language.embeddings import TaskEmbeddings
+from pipeline.model.task_table import TaskTable
+from pipeline.progress import Progress
+from pipeline.tasks.spec import TaskSpec
+from pipeline.train.schedules import discount
+
+DEMOS = Path("datasets/demos")
+EMBEDDINGS = Path("datasets/task_embeddings")
+CHECKPOINTS = Path("checkpoints")
+
+
+def load_embeddings(specs: Sequence[TaskSpec]) -> TaskEmbeddings:
+    """Load the embeddings of these tasks.
+
+    Raises:
+        FileNotFoundError, ValueError: they were not made, or from other texts than today's.
+    """
+    embeddings = TaskEmbeddings.load(EMBEDDINGS)
+    names = [spec.name for spec in specs]
+    embeddings.check(names, [texts(spec) for spec in specs], embeddings.encoder)
+    return embeddings.select(names)
+
+
+def texts(spec: TaskSpec) -> list[str]:
+    """Return all texts of a task, the canonical one first."""
+    return [spec.text(phrasing) for phrasing in range(len(spec.instructions))]
+
+
+def task_table(
+    specs: Sequence[TaskSpec], embeddings: TaskEmbeddings, model: config.Model, learning: config.Learning
+) -> TaskTable:
+    """Build the table of embeddings, action masks and discounts that training reads, one row per task.
+
+    Raises:
+        ValueError: a task is wider than the model, or the embeddings have another width than model.task_dim.
+    """
+    if embeddings.dim != model.task_dim:
+        raise ValueError(
+            f"the text encoder {embeddings.encoder} gives vectors of {embeddings.dim} values, model.task_dim is "
+            f"{model.task_dim}: set it to {embeddings.dim}"
+        )
+    mask = torch.zeros(len(specs), model.action_dim)
+    for row, spec in enumerate(specs):
+        if spec.action_dim > model.action_dim or spec.obs_dim > model.obs_dim:
+            raise ValueError(
+                f"{spec.name} has {spec.obs_dim} observation and {spec.action_dim} action dims, model.obs_dim is "
+                f"{model.obs_dim} and model.action_dim {model.action_dim}: raise them or leave the task out"
+            )
+        mask[row, : spec.action_dim] = 1
+    discounts = [
+        discount(spec.episode_length, learning.discount_min, learning.discount_max)
+        if spec.discount is None
+        else spec.discount
+        for spec in specs
+    ]
+    return TaskTable(
+        tuple(spec.name for spec in specs),
+        torch.from_numpy(embeddings.select([spec.name for spec in specs]).vectors),
+        mask,
+        torch.tensor(discounts, dtype=torch.float32),
+    )
+
+
+def load_demo_buffer(specs: Sequence[TaskSpec], model: config.Model, horizon: int) -> ReplayBuffer:
+    """Load the demonstrations of these tasks into one buffer; a task's row is its place in `specs`."""
+    episodes = []
+    with Progress("loading demonstrations", len(specs), "tasks") as progress:
+        for row, spec in enumerate(specs):
+            episodes += [(row, episode) for episode in load_demos(DEMOS, spec.name)]
+            progress.update(1)
+    return from_demos(episodes, model.obs_dim, model.action_dim, horizon)
