@@ -1,0 +1,111 @@
+"""Any Gymnasium environment, by name, as a `Simulator`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, flatdim, flatten
+
+from pipeline.config import near
+from pipeline.tasks.rendering import backend, unavailable
+
+
+class GymnasiumTask:
+    """One registered Gymnasium environment, its own time limit taken off.
+
+    Args:
+        env_id: a registered id, `Pendulum-v1`, or `module:namespace/Name-v0`, which imports the module first.
+        env_kwargs: keyword arguments of `gymnasium.make`.
+        render_size: pixels of a picture's side, None if none will be drawn.
+
+    Raises:
+        ValueError: no such environment, or its actions or observations are of a kind that the agent cannot use.
+    """
+
+    def __init__(self, env_id: str, env_kwargs: dict[str, Any], render_size: int | None = None) -> None:
+        drawing: dict[str, Any] = {}
+        if render_size is not None:
+            os.environ.setdefault("MUJOCO_GL", backend())  # Gymnasium reads it when it first draws
+            drawing["render_mode"] = "rgb_array"
+        self._render_size = render_size
+        self.env = _make(env_id, {"max_episode_steps": -1, **drawing, **env_kwargs})
+        self._action_space = _usable_actions(env_id, self.env.action_space)
+        self.low, self.high = self._action_space.low.ravel(), self._action_space.high.ravel()
+        if not self.env.observation_space.is_np_flattenable:
+            raise ValueError(
+                f"{env_id}: its observations are {self.env.observation_space}; expected numbers in a Box or a Dict of "
+                "Boxes. Wrap the environment so that it gives one vector."
+            )
+        self.obs_dim = flatdim(self.env.observation_space)
+        self._obs: Any = None
+
+    def reset(self, seed: int) -> None:
+        """Start the episode that `seed` stands for."""
+        self._obs, _ = self.env.reset(seed=seed)
+
+    def step(self, action: np.ndarray) -> tuple[float, bool, bool, bool]:
+        """Advance one simulator step; return (reward, terminated, truncated, success)."""
+        shaped = action.reshape(self._action_space.shape).astype(self._action_space.dtype)
+        self._obs, reward, terminated, truncated, info = self.env.step(shaped)
+        success = info.get("success", info.get("is_success", False))
+        return float(reward), bool(terminated), bool(truncated), bool(success)
+
+    def observe(self, out: np.ndarray) -> None:
+        """Write the observation into `out`, (obs_dim,) float32."""
+        flat = flatten(self.env.observation_space, self._obs)
+        if flat.shape != out.shape:
+            raise ValueError(f"expected {out.size} numbers, as its observation_space says, got shape {flat.shape}")
+        out[:] = flat
+
+    def render(self) -> np.ndarray:
+        """Draw the scene, (render_size, render_size, 3) uint8."""
+        try:
+            frame = self.env.render()
+        except Exception as error:
+            raise unavailable(error) from error
+        return _resize(np.asarray(frame), self._render_size or 0)
+
+    def close(self) -> None:
+        """Release the environment."""
+        self.env.close()
+
+
+def _make(env_id: str, kwargs: dict[str, Any]) -> gymnasium.Env:
+    try:
+        return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"env_id {env_id!r}: {error}. The part before `:` is a module that Python can import from here; install "
+            "its package, or run from the folder that holds it."
+        ) from error
+    except gymnasium.error.UnregisteredEnv as error:
+        name = env_id.rpartition(":")[2]
+        raise ValueError(
+            f"env_id {env_id!r} is not a registered Gymnasium environment ({error})."
+            f"{near(name, list(gymnasium.registry))} Environments of your own package are found as "
+            "`module:namespace/Name-v0`."
+        ) from error
+
+
+def _usable_actions(env_id: str, space: gymnasium.Space) -> Box:
+    if not isinstance(space, Box):
+        raise ValueError(
+            f"{env_id}: its actions are {space}; expected a Box of continuous actions. Discrete actions are not "
+            "supported: choose a continuous version (many take `env_kwargs: {continuous: true}`) or wrap it."
+        )
+    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        raise ValueError(
+            f"{env_id}: its actions are unbounded ({space}); expected finite bounds, which [-1, 1] is mapped onto. "
+            "Wrap it with gymnasium.wrappers.RescaleAction or give its action_space bounds."
+        )
+    return space
+
+
+def _resize(frame: np.ndarray, size: int) -> np.ndarray:
+    """Pick the nearest pixels of an (H, W, 3) picture."""
+    rows = np.arange(size) * frame.shape[0] // size
+    columns = np.arange(size) * frame.shape[1] // size
+    return frame[rows[:, None], columns].astype(np.uint8)

@@ -1,0 +1,133 @@
+"""The task catalogue: ours and the user's own files; and how a task becomes an environment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline.config import near
+from pipeline.tasks.spec import TaskSpec, parse_spec
+from pipeline.tasks.task_env import Simulator, TaskEnv
+
+CATALOG = Path(__file__).parent / "catalog"
+TEXTS = Path(__file__).parent.parent / "texts"  # apart from the rest: a changed text re-runs only what reads texts
+
+
+def load_catalogue(folder: str | Path | None = None) -> dict[str, TaskSpec]:
+    """Read every task: the built-in ones, then the user's own, one per `*.yaml` file.
+
+    Args:
+        folder: folder of the user's own task files, None for the built-in tasks alone.
+
+    Raises:
+        ValueError: a file is not valid, or two tasks share a name or a text; the files and tasks are named.
+    """
+    specs: dict[str, TaskSpec] = {}
+    files: dict[str, Path] = {}
+    for spec, path in [*_built_in(), *_own(folder)]:
+        if spec.name in specs:
+            raise ValueError(f"{path}: the task name `{spec.name}` is taken by {files[spec.name]}. Choose another.")
+        specs[spec.name], files[spec.name] = spec, path
+    _check_texts(specs.values())
+    return specs
+
+
+def get(names: Iterable[str], folder: str | Path | None = None) -> list[TaskSpec]:
+    """Return the tasks called `names`, in that order.
+
+    Raises:
+        ValueError: a name is unknown; its near matches are named.
+    """
+    catalogue = load_catalogue(folder)
+    problems = [f"task `{name}` is not known.{near(name, list(catalogue))}" for name in names if name not in catalogue]
+    if problems:
+        problems.append("`eft tasks` lists every task" + (f"; your own are read from {folder}." if folder else "."))
+        raise ValueError("\n".join(problems))
+    return [catalogue[name] for name in names]
+
+
+def load_file(path: str | Path) -> TaskSpec:
+    """Read one of the user's own task files, which holds everything in one place.
+
+    Raises:
+        ValueError: the file is missing or not valid; every wrong key is named.
+    """
+    return parse_spec(_read(Path(path)), str(path))
+
+
+def make(spec: TaskSpec, obs_dim: int, action_dim: int, render_size: int | None = None) -> TaskEnv:
+    """Build the environment of one task.
+
+    Args:
+        spec: the task.
+        obs_dim: width that observations are zero-padded to.
+        action_dim: width of actions, of which the first `spec.action_dim` are used.
+        render_size: pixels of a picture's side; None if it will not be drawn.
+
+    Raises:
+        ValueError: the simulator does not know the task, or widths do not fit.
+        ImportError: the simulator's package is not installed.
+    """
+    simulator = _simulator(spec, render_size)
+    try:
+        return TaskEnv(spec, simulator, obs_dim, action_dim, render=render_size is not None)
+    except ValueError:
+        simulator.close()
+        raise
+
+
+def _simulator(spec: TaskSpec, render_size: int | None) -> Simulator:
+    # Imported here, so that a run needs only the simulators of its own tasks.
+    if spec.suite == "metaworld":
+        from pipeline.tasks.metaworld import MetaWorld as Adapter
+    elif spec.suite == "gymnasium":
+        from pipeline.tasks.any_gymnasium import GymnasiumTask as Adapter
+    else:
+        from pipeline.tasks.dmcontrol import DMControl as Adapter
+    return Adapter(spec.env_id, spec.env_kwargs, render_size)
+
+
+def _built_in() -> list[tuple[TaskSpec, Path]]:
+    found = []
+    for path in sorted(CATALOG.glob("*.yaml")):
+        catalog, texts = _read(path), _read(TEXTS / path.name)
+        for name, values in catalog["tasks"].items():
+            words = texts["tasks"].get(name, {})
+            if "embodiment" in words:
+                words = {**words, "embodiment": texts["embodiments"][words["embodiment"]]}
+            found.append((parse_spec({"name": name, **catalog["all"], **values, **words}, f"{path}: {name}"), path))
+    return found
+
+
+def _own(folder: str | Path | None) -> list[tuple[TaskSpec, Path]]:
+    if folder is None:
+        return []
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"the folder of your own tasks, {folder}, does not exist. Create it or correct tasks.folder.")
+    return [(load_file(path), path) for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])]
+
+
+def _check_texts(specs: Iterable[TaskSpec]) -> None:
+    """Refuse a text used twice: language alone could not tell the tasks apart."""
+    owner: dict[str, str] = {}
+    for spec in specs:
+        for phrasing in range(len(spec.instructions)):
+            text = spec.text(phrasing)
+            key = " ".join(text.casefold().replace(".", " ").replace(",", " ").split())
+            if key in owner:
+                raise ValueError(f"the tasks `{owner[key]}` and `{spec.name}` share the text {text!r}. Change one.")
+            owner[key] = spec.name
+
+
+def _read(path: Path) -> Any:
+    try:
+        return YAML(typ="safe").load(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"the task file {path} does not exist.") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from None

@@ -1,0 +1,81 @@
+"""Drawing a MuJoCo scene without a display. Nothing here is touched before the first picture is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import mujoco
+import numpy as np
+
+
+class RenderingUnavailable(RuntimeError):
+    """This machine cannot draw. Simulation does not need it."""
+
+
+class Camera:
+    """Draws one simulator's scene.
+
+    Args:
+        model: the `mujoco.MjModel`.
+        size: pixels of a side.
+        camera: number or name of a camera of the model.
+
+    Raises:
+        RenderingUnavailable: no OpenGL driver could be started.
+    """
+
+    def __init__(self, model: mujoco.MjModel, size: int, camera: int | str) -> None:
+        model.vis.global_.offwidth = max(model.vis.global_.offwidth, size)
+        model.vis.global_.offheight = max(model.vis.global_.offheight, size)
+        self._model = model
+        self._context = _open_context(size)
+        self._context.make_current()
+        self._draw_context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._draw_context)
+        self._scene = mujoco.MjvScene(model, maxgeom=5000)
+        self._options = mujoco.MjvOption()
+        self._view = mujoco.MjvCamera()
+        self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self._view.fixedcamid = model.camera(camera).id
+        self._rectangle = mujoco.MjrRect(0, 0, size, size)
+
+    def draw(self, data: mujoco.MjData) -> np.ndarray:
+        """Return the picture of `data`, (size, size, 3) uint8 RGB, upright."""
+        self._context.make_current()
+        everything = mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(self._model, data, self._options, None, self._view, everything, self._scene)
+        mujoco.mjr_render(self._rectangle, self._scene, self._draw_context)
+        picture = np.empty((self._rectangle.height, self._rectangle.width, 3), np.uint8)
+        mujoco.mjr_readPixels(picture, None, self._rectangle, self._draw_context)
+        return picture[::-1].copy()  # OpenGL counts rows from the bottom
+
+    def close(self) -> None:
+        """Release the OpenGL context."""
+        self._context.make_current()
+        self._draw_context.free()
+        self._context.free()
+
+
+def backend() -> str:
+    """Return the OpenGL backend: MUJOCO_GL where it is set, else the one that needs no display."""
+    return os.environ.get("MUJOCO_GL") or {"linux": "egl", "darwin": "cgl"}.get(sys.platform, "glfw")
+
+
+def unavailable(reason: Exception) -> RenderingUnavailable:
+    """Return the error that says what to install."""
+    return RenderingUnavailable(
+        f"cannot draw: the OpenGL backend {backend()!r} did not start ({type(reason).__name__}: {reason}). "
+        "On Debian or Ubuntu install libegl1 libegl-mesa0 libgl1-mesa-dri; elsewhere set MUJOCO_GL to egl, osmesa or "
+        "glfw, whichever your machine has. Training and scores need no pictures."
+    )
+
+
+def _open_context(size: int) -> Any:
+    # MuJoCo's own Renderer fixes its backend when mujoco is first imported, before anyone asked for a picture.
+    try:
+        return importlib.import_module(f"mujoco.{backend()}").GLContext(size, size)
+    except Exception as error:
+        raise unavailable(error) from error
