@@ -1,0 +1,149 @@
+"""The report: one HTML page that holds all it shows, pictures and videos included, and loads nothing from anywhere."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from pipeline.files import atomic_file
+from pipeline.report.charts import FINETUNED, MUTED, PRETRAINED, Level, Line, line_chart
+from pipeline.report.results import Adaptation, Curve, Results, read_results
+
+__all__ = ["read_results", "render", "write_report"]
+
+MODELS = {"pretrain": "pretrained", "finetune": "finetuned"}
+MODES = {"policy": "policy alone", "plan": "with planning"}
+
+
+def write_report(root: str | Path, target: str | Path) -> Results:
+    """Read what the stages wrote under `root` and write the page to `target`, atomically.
+
+    Returns:
+        What was read; its `missing` says which stages have not run. The page says so too.
+
+    Raises:
+        ValueError: params.yaml or a metrics file is not of the expected form; it is named.
+    """
+    results = read_results(root)
+    with atomic_file(target) as partial:
+        partial.write_text(render(results), encoding="utf-8")
+    return results
+
+
+def render(results: Results) -> str:
+    """Return the page as HTML; every text from outside is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": _number, "duration": _duration, "memory": _memory, "video": _data_uri}
+    return environment.get_template("page.html.jinja").render(
+        results=results,
+        models=MODELS,
+        modes=MODES,
+        bars=_bars,
+        texts={video.task: video.instruction for video, _ in results.videos},
+        confidence=results.confidence,
+        pretrain_charts=_training_charts(results.curves["pretrain"], "updates", PRETRAINED),
+        finetune_charts=_training_charts(results.curves["finetune"], "environment steps", FINETUNED),
+        adaptation_charts={task: _adaptation_charts(adapted) for task, adapted in results.adapted.items()},
+        stages=_stages(results),
+    )
+
+
+def _bars(models: Mapping[str, Any], task: str | None = None) -> list[tuple[str, str, Any]]:
+    """Return (checkpoint, mode, estimate) of one task, or of the mean over tasks, in the order they are drawn."""
+    return [
+        (model, mode, estimates if task is None else estimates[task])
+        for model in MODELS
+        for mode in MODES
+        if (estimates := models.get(model, {}).get(mode)) and (task is None or task in estimates)
+    ]
+
+
+def _training_charts(curves: Mapping[str, Curve], unit: str, colour: str) -> dict[str, dict[str, Any]]:
+    """Return charts by caption, in three groups: `scores` (means), `tasks` (one per task) and `losses`."""
+    mean = curves.get("eval/score")
+    tasks = {name.removeprefix("eval/"): curve for name, curve in curves.items() if name.startswith("eval/")}
+    tasks.pop("score", None)
+    charts: dict[str, dict[str, Any]] = {"scores": {}, "tasks": {}, "losses": {}}
+    clock = curves.get("time/seconds")
+    if mean:
+        caption = f"Score against {unit}"
+        lines = [*(Line(curve.steps, curve.values, MUTED, faint=True) for curve in tasks.values())]
+        lines.append(Line(mean.steps, mean.values, colour, "mean over tasks"))
+        charts["scores"][caption] = line_chart(caption, unit, lines)
+    if mean and clock:
+        minutes = np.asarray(clock.values) / 60
+        lines = [replace(line, x=np.interp(line.x, clock.steps, minutes)) for line in lines]
+        charts["scores"]["Score against time"] = line_chart("Score against time", "minutes", lines)
+    for task, curve in tasks.items():
+        charts["tasks"][task] = line_chart(task, unit, [Line(curve.steps, curve.values, colour)], small=True)
+    for name, curve in curves.items():
+        if name.startswith("train/"):
+            label = name.removeprefix("train/")
+            line = Line(curve.steps, curve.values, colour)
+            charts["losses"][label] = line_chart(label, unit, [line], scores=False, small=True)
+    return charts
+
+
+def _adaptation_charts(adapted: Adaptation) -> list[Any]:
+    zero_shot, after = adapted.zero_shot, adapted.adapted
+    levels = [
+        Level(zero_shot.score, zero_shot.low, zero_shot.high, PRETRAINED, "zero-shot"),
+        Level(after.score, after.low, after.high, FINETUNED, "adapted"),
+    ]
+    scores = [point.score for point in adapted.curve]
+    axes = {
+        "environment steps": [point.env_steps for point in adapted.curve],
+        "seconds": [point.seconds for point in adapted.curve],
+    }
+    return [
+        line_chart(f"{adapted.task}: score against {label}", label, [Line(x, scores, FINETUNED)], levels)
+        for label, x in axes.items()
+    ]
+
+
+def _stages(results: Results) -> list[dict[str, Any]]:
+    """Return one row per stage that ran: name, seconds, peak memory in MiB (None where not measured), commit."""
+    rows = [{"name": "demos", "seconds": results.demos.seconds}] if results.demos else []
+    for name in ("pretrain", "finetune", "evaluate"):
+        if name in results.runs:
+            rows.append({"name": name} | results.runs[name].model_dump())
+    rows += [{"name": f"adapt {task}"} | adapted.model_dump() for task, adapted in results.adapted.items()]
+    if "publish" in results.runs:
+        rows.append({"name": "publish"} | results.runs["publish"].model_dump())
+    return [{"peak_memory_mb": None, "commit": None, "versions": {}, "machine": {}} | row for row in rows]
+
+
+def _number(value: float) -> str:
+    """1234567 -> `1,234,567`."""
+    return f"{value:,.0f}"
+
+
+def _duration(seconds: float) -> str:
+    """Seconds in the unit a reader would choose: `42 s`, `3 min 20 s`, `2 h 05 min`."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes, seconds = divmod(seconds, 60)
+    if minutes < 60:
+        return f"{minutes} min {seconds:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _memory(mebibytes: float) -> str:
+    return f"{mebibytes / 1024:.1f} GiB" if mebibytes >= 1024 else f"{mebibytes:.0f} MiB"
+
+
+def _data_uri(path: Path) -> str:
+    return "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()

@@ -1,0 +1,160 @@
+"""Line charts as SVG that sits inside the page and takes its colours, and so its light and dark look, from its CSS."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+# Colours that matplotlib draws with, and the CSS variables put in their place.
+_COLOURS = {
+    "#000001": "--ink",
+    "#000002": "--muted",
+    "#000003": "--rule",
+    "#000004": "--pretrained",
+    "#000005": "--finetuned",
+}
+INK, MUTED, RULE, PRETRAINED, FINETUNED = _COLOURS
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text, in the page's font
+    "text.parse_math": False,
+    "svg.hashsalt": "eft",  # the same data gives the same page
+    "axes.edgecolor": RULE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 10,
+    "grid.color": RULE,
+    "grid.linewidth": 0.8,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 9.5,
+    "ytick.labelsize": 9.5,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line: x and y of equal length. A `faint` one is background, without a legend entry."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: str
+    label: str = ""
+    faint: bool = False
+
+
+@dataclass(frozen=True)
+class Level:
+    """A horizontal level with an interval, e.g. a zero-shot score."""
+
+    y: float
+    low: float
+    high: float
+    colour: str
+    label: str
+
+
+def line_chart(
+    title: str,
+    x_label: str,
+    lines: Sequence[Line],
+    levels: Sequence[Level] = (),
+    scores: bool = True,
+    small: bool = False,
+) -> Markup:
+    """Draw lines over one axis as an inline SVG element.
+
+    Args:
+        title: what it shows, for those who do not see it.
+        x_label: of the horizontal axis, with its unit.
+        lines: in drawing order.
+        levels: drawn behind the lines, across the whole width.
+        scores: the vertical axis is a score, from 0 to 1; otherwise it fits the data, logarithmic where all is positive
+            and spans more than a factor of 20.
+        small: for grids of many charts.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(3.1, 2.1) if small else (5.6, 3), layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_xlabel(x_label)
+        for level in levels:
+            axes.axhspan(level.low, level.high, color=level.colour, alpha=0.14, linewidth=0)
+            axes.axhline(level.y, color=level.colour, linestyle=(0, (4, 3)), linewidth=1.4, label=level.label)
+        for line in lines:
+            _draw(axes, line)
+        _scale(axes, lines, scores)
+        axes.xaxis.set_major_locator(MaxNLocator(3 if small else 5, integer=True))
+        axes.xaxis.set_major_formatter(FuncFormatter(_short))
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(loc="best", handlelength=1.4)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _inline(buffer.getvalue(), title)
+
+
+def _draw(axes: Axes, line: Line) -> None:
+    if line.faint:
+        axes.plot(line.x, line.y, color=line.colour, alpha=0.45, linewidth=1.1)
+        return
+    axes.plot(
+        line.x,
+        line.y,
+        color=line.colour,
+        linewidth=2.2,
+        solid_capstyle="round",
+        marker="o" if len(line.x) < 15 else None,
+        markersize=4.5,
+        label=line.label or None,
+    )
+
+
+def _scale(axes: Axes, lines: Sequence[Line], scores: bool) -> None:
+    if scores:
+        axes.set_ylim(-0.03, 1.03)
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
+        return
+    values = [value for line in lines for value in line.y]
+    if values and min(values) > 0 and max(values) / min(values) > 20:
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_major_formatter(FuncFormatter(_short))
+
+
+def _short(value: float, _position: int | None = None) -> str:
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
+
+
+def _inline(svg: str, title: str) -> Markup:
+    body = svg[svg.index("<svg") :].split(">", 1)[1]
+    view_box = re.search(r'viewBox="[^"]*"', svg)
+    assert view_box, "matplotlib gives every figure a viewBox"
+    body = re.sub(r"<(metadata|style).*?</\1>", "", body, flags=re.DOTALL)
+    body = re.sub(r'<g id="[^"]*"', "<g", body)  # the same in every figure, and an id must be unique in a page
+    body = re.sub(r"font-family: [^;]*; ", "", body)
+    body = re.sub(r"\s*\n\s*", " ", body)
+    for colour, variable in _COLOURS.items():
+        body = body.replace(colour, f"var({variable})")
+    return Markup(f'<svg {view_box[0]} class="chart" role="img" aria-label="{escape(title)}">' + body)

@@ -1,0 +1,372 @@
+"""The page: every section from made-up results, nothing loaded from outside, texts escaped, missing stages named."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.files import write_json
+from pipeline.report import write_report
+from pipeline.video import write_video
+
+TASKS = ["walker-walk", "walker-run", "mw-reach", "mw-drawer-open", "pendulum-swingup", "pendulum-spin"]
+HELD_OUT = ["mw-drawer-close", "mw-window-close"]
+PARAMS = """\
+seed: 1
+tasks:
+  train: [{train}]
+  held_out: [{held_out}]
+  pairs: [[walker-walk, walker-run]]  # <only the instruction> differs
+  folder: my_tasks
+evaluate: {{episodes: 10, confidence: 0.95, bootstrap_samples: 100, video_size: 64, video_fps: 20}}
+"""
+SECTIONS = [
+    "curves",
+    "scores",
+    "instructions",
+    "adaptation",
+    "demonstrations",
+    "videos",
+    "cost",
+    "parameters",
+    "origin",
+]
+
+
+def write_inputs(root: Path, size: int = 32) -> None:
+    """Write made-up results of every stage, in the forms the stages use."""
+    rng = np.random.default_rng(0)
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "params.yaml").write_text(PARAMS.format(train=", ".join(TASKS), held_out=", ".join(HELD_OUT)))
+    demos = {
+        task: {"kept": 20, "attempts": 21 + i, "score": 0.99 - 0.03 * i, "seconds": 9.0 + 3 * i, "method": "expert"}
+        for i, task in enumerate(TASKS + HELD_OUT)
+    }
+    write_json(root / "datasets/demos.json", {"tasks": demos, "seconds": 95.0})
+    checkpoints = root / "checkpoints"
+    for stage, seconds, steps in (("pretrain", 410.0, 8000), ("finetune", 720.0, 24000)):
+        write_json(checkpoints / stage / "metrics/summary.json", summary(stage, seconds))
+        write_curves(checkpoints / stage / "metrics/plots/metrics", steps, seconds, rng)
+    write_json(checkpoints / "evaluate/metrics/summary.json", summary("evaluate", 130.0))
+    write_json(checkpoints / "evaluate/metrics/scores.json", evaluation(rng))
+    index = []
+    for task in TASKS:
+        film(checkpoints / f"evaluate/videos/{task}.mp4", size, rng)
+        index.append({"task": task, "instruction": f"Robot, {task}!", "score": 0.8, "file": f"{task}.mp4"})
+    write_json(checkpoints / "evaluate/videos/index.json", index)
+    for i, task in enumerate(HELD_OUT):
+        film(checkpoints / f"adapt/{task}/videos/adapted.mp4", size, rng)
+        write_json(checkpoints / f"adapt/{task}/metrics/summary.json", adaptation(task, 0.6 * (1 - i), 45.0))
+    write_json(checkpoints / "publish/metrics/summary.json", summary("publish", 3.0))
+
+
+def summary(stage: str, seconds: float) -> dict:
+    return {
+        "stage": stage,
+        "seconds": seconds,
+        "peak_memory_mb": 1800 + seconds,
+        "commit": "0123456789abcdef",
+        "versions": {"python": "3.12.1", "torch": "2.13.0"},
+        "machine": {"cpu": "Some CPU @ 2 GHz", "cores": 2, "memory_gb": 7.8, "gpu": None, "system": "Linux x86_64"},
+    }
+
+
+def write_curves(folder: Path, steps: int, seconds: float, rng: np.random.Generator) -> None:
+    grid = np.linspace(0, steps, 7).astype(int)
+    curves = {f"eval/{task}": 0.9 * (1 - np.exp(-grid / steps * rng.uniform(1, 5))) for task in TASKS}
+    curves["eval/score"] = np.mean(list(curves.values()), axis=0)
+    curves["time/seconds"] = grid / steps * seconds
+    for i, name in enumerate(("total", "consistency", "reward", "value")):
+        curves[f"train/{name}"] = 30 * np.exp(-grid / steps * (2 + i)) * rng.uniform(0.9, 1.1, len(grid))
+    for name, values in curves.items():
+        path = folder / f"{name}.tsv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = "".join(f"{step}\t{value}\n" for step, value in zip(grid, values, strict=True))
+        path.write_text(f"step\t{path.stem}\n{rows}")
+
+
+def estimate(score: float, spread: float = 0.06) -> dict:
+    return {"score": score, "low": max(0.0, score - spread), "high": min(1.0, score + spread)}
+
+
+def evaluation(rng: np.random.Generator) -> dict:
+    models = {
+        model: {
+            mode: {
+                task: estimate(base + rng.uniform(-0.15, 0.1)) | {"scores": [0.5] * 10, "episode_return": 100.0}
+                for task in TASKS
+            }
+            for mode, base in modes.items()
+        }
+        for model, modes in {
+            "pretrain": {"policy": 0.55, "plan": 0.62},
+            "finetune": {"policy": 0.78, "plan": 0.86},
+        }.items()
+    }
+    mean = {
+        model: {
+            mode: estimate(float(np.mean([task["score"] for task in tasks.values()])), 0.03)
+            for mode, tasks in modes.items()
+        }
+        for model, modes in models.items()
+    }
+    matrix = [[0.91, 0.22], [0.35, 0.84]]
+    bound = {"low": [[s - 0.05 for s in row] for row in matrix], "high": [[s + 0.05 for s in row] for row in matrix]}
+    pairs = [{"tasks": TASKS[:2], "mode": mode, "scores": matrix} | bound for mode in ("policy", "plan")]
+    return {"models": models, "mean": mean, "pairs": pairs}
+
+
+def adaptation(task: str, gain: float, seconds: float) -> dict:
+    curve = [
+        {"env_steps": 500 * i, "updates": 1000 + 125 * i, "seconds": 9.0 * i, "score": 0.2 + gain * (1 - 0.5**i)}
+        for i in range(5)
+    ]
+    return summary("adapt", seconds) | {
+        "task": task,
+        "zero_shot": estimate(0.2) | {"scores": [0.2] * 10},
+        "adapted": estimate(0.2 + gain) | {"scores": [0.2 + gain] * 10},
+        "curve": curve,
+        "adapter_parameters": 41_216,
+        "base_parameters": 1_204_733,
+        "demos": 5,
+    }
+
+
+def film(path: Path, size: int, rng: np.random.Generator) -> None:
+    """A ball on a slope of some colour."""
+    y, x = np.mgrid[:size, :size] / size
+    background = (rng.uniform(40, 200, 3) * (0.6 + 0.4 * y[..., None])).astype(np.uint8)
+    frames = []
+    for t in np.linspace(0, 2 * np.pi, 12):
+        ball = (x - 0.5 - 0.3 * np.cos(t)) ** 2 + (y - 0.5 - 0.3 * np.sin(t)) ** 2 < 0.02
+        frames.append(np.where(ball[..., None], np.uint8(255), background))
+    write_video(path, frames, fps=12)
+
+
+class Page(HTMLParser):
+    """Collects what a browser would see: ids, tags with attributes, texts; checks that tags are closed in order."""
+
+    VOID = frozenset({"meta", "link", "img", "br", "hr", "input", "source"})
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.text: dict[str, str] = {}  # by section
+        self._open: list[str] = []
+        self._section = "header"
+        self.feed(html)
+        self.close()
+        assert not self._open, f"left open: {self._open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self._open.append(tag)
+        if tag == "section":
+            self._section = dict(attrs)["id"]
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        self.text[self._section] = self.text.get(self._section, "") + " "
+        assert self._open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data):
+        self.text[self._section] = self.text.get(self._section, "") + data
+
+    def words(self, section: str) -> str:
+        return re.sub(r"\s+", " ", self.text[section])
+
+    def attributes(self, name: str) -> list[str]:
+        return [attrs[name] for _, attrs in self.tags if name in attrs]
+
+
+def make_page(root: Path) -> tuple[str, Page]:
+    write_report(root, root / "report.html")
+    html = (root / "report.html").read_text()
+    return html, Page(html)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("results")
+    write_inputs(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def page(root) -> tuple[str, Page]:
+    return make_page(root)
+
+
+def test_every_section_is_there_and_linked(page):
+    _, page = page
+    assert [attrs["id"] for tag, attrs in page.tags if tag == "section"] == SECTIONS
+    assert [attrs["href"] for tag, attrs in page.tags if tag == "a"] == [f"#{name}" for name in SECTIONS]
+    assert not any("has not run" in text for text in page.text.values())
+
+
+def test_ids_are_unique_and_references_within_svg_resolve(page):
+    html, page = page
+    outside_defs = [attrs["id"] for tag, attrs in page.tags if "id" in attrs and tag not in ("path", "clippath", "g")]
+    assert len(outside_defs) == len(set(outside_defs))
+    ids = set(page.attributes("id"))
+    for reference in re.findall(r'(?:xlink:href="#|url\(#)([^")]+)', html):
+        assert reference in ids
+
+
+def test_nothing_is_loaded_from_outside(page):
+    html, page = page
+    for name in ("src", "href", "xlink:href", "srcset", "data", "action", "poster"):
+        for value in page.attributes(name):
+            assert value.startswith(("#", "data:")), f"{name}={value[:60]}"
+    assert not {"script", "link", "iframe", "object", "embed"} & {tag for tag, _ in page.tags}
+    assert not re.search(r"url\((?!#)|@import|https?://", html)
+    policy = next(attrs["content"] for tag, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'")
+
+
+def test_videos_are_inside(page, root):
+    _, page = page
+    sources = [attrs["src"] for tag, attrs in page.tags if tag == "video"]
+    assert len(sources) == len(TASKS) + len(HELD_OUT)
+    assert all(source.startswith("data:video/mp4;base64,") for source in sources)
+    for task in TASKS:
+        assert f"{task} · 0.80“Robot, {task}!”" in page.words("videos")
+
+
+def test_the_headline_tells_the_means(page, root):
+    _, page = page
+    scores = json.loads((root / "checkpoints/evaluate/metrics/scores.json").read_text())
+    header = page.words("header")
+    for model, name in (("pretrain", "Pretrained"), ("finetune", "Finetuned")):
+        for mode, how in (("policy", "policy alone"), ("plan", "with planning")):
+            mean = scores["mean"][model][mode]
+            assert f"{name}, {how} {mean['score']:.2f} {mean['low']:.2f}–{mean['high']:.2f}" in header
+    seconds = 95 + 410 + 720 + 130 + 2 * 45 + 3
+    assert f"{seconds // 60} min {seconds % 60:02d} s" in header
+    assert "160 demonstrations" in header
+
+
+def test_every_task_has_its_four_bars_at_the_right_places(page, root):
+    _, page = page
+    scores = json.loads((root / "checkpoints/evaluate/metrics/scores.json").read_text())
+    bars = [attrs["style"] for tag, attrs in page.tags if attrs.get("class", "").startswith("bar ")]
+    assert len(bars) == 4 * (len(TASKS) + 1)
+    expected = scores["models"]["finetune"]["plan"][TASKS[-1]]
+    assert bars[-1] == f"--score:{expected['score']:.4f};--low:{expected['low']:.4f};--high:{expected['high']:.4f}"
+
+
+def test_instruction_tables_have_one_row_per_instruction(page):
+    _, page = page
+    words = page.words("instructions")
+    assert words.count("told “Robot, walker-run!” 0.350.30–0.40 0.840.79–0.89") == 2
+    assert words.count("It follows the instruction:") == 2
+
+
+def test_adaptation_says_what_was_gained_and_what_was_not(page):
+    _, page = page
+    words = page.words("adaptation")
+    assert "0.20 → 0.80" in words
+    assert "The intervals lie apart." in words
+    assert "0.20 → 0.20" in words
+    assert "It is not better than zero-shot." in words
+    assert "41,216 parameters: 3.4 % of the model's" in words
+
+
+def test_demonstrations_costs_parameters_and_origin(page):
+    _, page = page
+    assert "mw-drawer-close held out expert 20 27 0.81 27 s" in page.words("demonstrations")
+    assert "finetune 12 min 00 s 2.5 GiB" in page.words("cost")
+    assert "# <only the instruction> differs" in page.words("parameters")
+    for text in ("Some CPU @ 2 GHz", "0123456789abcdef", "torch 2.13.0", "7.8 GiB"):
+        assert text in page.words("origin")
+
+
+def test_there_is_a_chart_of_each_curve(page):
+    _, page = page
+    labels = [attrs["aria-label"] for tag, attrs in page.tags if tag == "svg"]
+    assert labels.count("Score against time") == 2
+    assert "Score against environment steps" in labels
+    assert {f"{task}: score against environment steps" for task in HELD_OUT} <= set(labels)
+    assert {*TASKS, "consistency", "value"} <= set(labels)
+
+
+def test_the_same_results_give_the_same_page(page, root):
+    assert make_page(root)[0] == page[0]
+
+
+def test_texts_are_escaped(tmp_path):
+    write_inputs(tmp_path)
+    evil = "<script>alert('x')</script>\"&"
+    index = tmp_path / "checkpoints/evaluate/videos/index.json"
+    videos = json.loads(index.read_text())
+    for video in videos:
+        video["instruction"] = evil
+    write_json(index, videos)
+    demos = tmp_path / "datasets/demos.json"
+    demos.write_text(demos.read_text().replace('"expert"', '"<img src=x onerror=alert(1)>"'))
+    curves = tmp_path / "checkpoints/finetune/metrics/plots/metrics/train"
+    (curves / "total.tsv").rename(curves / 'a"<b>$x_$.tsv')
+    (curves / 'a"<b>$x_$.tsv').write_text('step\ta"<b>$x_$\n0\t1\n5\t2\n'.replace('\ta"<b>$x_$', '\t"a""<b>$x_$"'))
+    html, page = make_page(tmp_path)
+    assert "<script" not in html
+    assert "<img" not in html
+    assert evil in page.text["videos"]
+    assert evil in page.text["instructions"]
+    assert 'a"<b>$x_$' in page.attributes("aria-label")
+
+
+def test_a_fresh_clone_gives_a_page_that_names_every_stage(tmp_path):
+    (tmp_path / "params.yaml").write_text(PARAMS.format(train=", ".join(TASKS), held_out=", ".join(HELD_OUT)))
+    results = write_report(tmp_path, tmp_path / "report.html")
+    page = Page((tmp_path / "report.html").read_text())
+    stages = ["demos", "pretrain", "finetune", "evaluate", "publish", *(f"adapt@{task}" for task in HELD_OUT)]
+    assert sorted(results.missing) == sorted(stages)
+    for stage in stages:
+        assert f"The stage {stage} has not run" in page.words("cost")
+    for stage, section in {"demos": "demonstrations", "pretrain": "curves", "evaluate": "scores"}.items():
+        assert f"dvc repro {stage} makes it" in page.words(section)
+
+
+@pytest.mark.parametrize(
+    ("gone", "section", "stage"),
+    [
+        ("checkpoints/finetune/metrics/summary.json", "curves", "finetune"),
+        ("checkpoints/adapt/mw-drawer-close/metrics/summary.json", "adaptation", "adapt@mw-drawer-close"),
+        ("checkpoints/evaluate/metrics/scores.json", "instructions", "evaluate"),
+    ],
+)
+def test_one_missing_stage_is_named_and_the_rest_is_shown(tmp_path, gone, section, stage):
+    write_inputs(tmp_path)
+    (tmp_path / gone).unlink()
+    _, page = make_page(tmp_path)
+    assert f"The stage {stage} has not run: there is no {gone}" in page.words(section)
+    assert "has not run" not in page.words("demonstrations")
+
+
+def test_an_evaluation_without_videos_says_why(tmp_path):
+    write_inputs(tmp_path)
+    (tmp_path / "checkpoints/evaluate/videos/index.json").unlink()
+    _, page = make_page(tmp_path)
+    assert "made no videos" in page.words("videos")
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "message"),
+    [
+        ("evaluate/metrics/scores.json", '{"models": {}, "pairs": []}', r"scores.json: `mean`: Field required"),
+        ("adapt/mw-drawer-close/metrics/summary.json", "{", "not valid JSON .* run `dvc repro adapt@mw-drawer-close`"),
+        ("pretrain/metrics/plots/metrics/eval/score.tsv", "step\tscore\n0\tx\n", "score.tsv: expected columns"),
+    ],
+)
+def test_a_file_of_another_form_is_named_and_no_page_is_left(tmp_path, path, content, message):
+    write_inputs(tmp_path)
+    (tmp_path / "checkpoints" / path).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        write_report(tmp_path, tmp_path / "out/report.html")
+    assert not list(tmp_path.glob("out/*"))
