@@ -1,0 +1,46 @@
+"""The ensemble of Q heads, and which two of them a value is read from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.model.blocks import FirstLayer
+
+
+class QEnsemble(nn.ModuleList):
+    """M independent MLPs. They stay apart: one batched product over all members loses on a CPU."""
+
+    def condition(self, task_emb: Tensor) -> tuple[FirstLayer, ...]:
+        """Apply the first layer of every member to task embeddings (n, E)."""
+        return tuple(member.condition(task_emb) for member in self)
+
+    def forward(
+        self, firsts: tuple[FirstLayer, ...], z: Tensor, a: Tensor, members: Sequence[int] | None = None
+    ) -> Tensor:
+        """Evaluate the named members (None: all) at z (..., n, Z), a (..., n, A): logits (M', ..., n, K)."""
+        return torch.stack([self[m](firsts[m], z, a) for m in (range(len(self)) if members is None else members)])
+
+
+def make_target(online: QEnsemble) -> QEnsemble:
+    """Copy an ensemble, adapters included, into one that no optimiser moves."""
+    return copy.deepcopy(online).requires_grad_(False)
+
+
+@torch.no_grad()
+def polyak_update(target: nn.Module, online: nn.Module, tau: float) -> None:
+    """Move `target`, a copy of `online`, the fraction tau towards it, where the online parameters can change."""
+    pairs = zip(target.parameters(), online.parameters(), strict=True)
+    moving = [(old, new) for old, new in pairs if new.requires_grad]
+    if moving:
+        old, new = zip(*moving, strict=True)
+        torch._foreach_lerp_(old, new, tau)
+
+
+def draw_members(num_q: int, generator: torch.Generator) -> tuple[int, int]:
+    """Draw two members at random without replacement."""
+    first, second = torch.randperm(num_q, generator=generator, device=generator.device)[:2].tolist()
+    return first, second

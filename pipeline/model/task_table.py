@@ -1,0 +1,62 @@
+"""What the model is told about each task: its text's embeddings, its real action dims, its discount."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TaskTable:
+    """One row per task.
+
+    Raises:
+        ValueError: the parts do not fit together, or a task has no action dim.
+    """
+
+    names: tuple[str, ...]
+    embeddings: Tensor  # (n, P, E) float32, P phrasings of each text, the canonical one first
+    action_mask: Tensor  # (n, A) float32, 1 on real action dims
+    discount: Tensor  # (n,) float32 in (0, 1]
+
+    def __post_init__(self) -> None:
+        n = len(self.names)
+        if self.embeddings.ndim != 3 or self.action_mask.ndim != 2 or self.discount.ndim != 1:
+            raise ValueError(
+                "a task table takes embeddings (n, P, E), action_mask (n, A) and discount (n,); they came as "
+                f"{tuple(self.embeddings.shape)}, {tuple(self.action_mask.shape)} and {tuple(self.discount.shape)}"
+            )
+        for part in ("embeddings", "action_mask", "discount"):
+            if len(getattr(self, part)) != n:
+                raise ValueError(f"a task table of {n} names has {len(getattr(self, part))} rows of {part}")
+        if not torch.isfinite(self.embeddings).all():
+            raise ValueError("a task embedding holds values that are not finite: run `dvc repro embed` anew")
+        self._refuse(~self.action_mask.any(1), "no action dim: its action mask is all zero")
+        self._refuse(~((self.discount > 0) & (self.discount <= 1)), "a discount outside (0, 1]")
+
+    def _refuse(self, bad: Tensor, what: str) -> None:
+        if bad.any():
+            raise ValueError(f"{', '.join(self.names[i] for i in bad.nonzero().flatten().tolist())}: {what}")
+
+    @property
+    def num_phrasings(self) -> int:
+        """P."""
+        return self.embeddings.shape[1]
+
+    def to(self, device: torch.device | str) -> TaskTable:
+        """Return the table on a device."""
+        parts = (part.to(device) for part in (self.embeddings, self.action_mask, self.discount))
+        return TaskTable(self.names, *parts)
+
+    def check(self, task: Tensor) -> None:
+        """Refuse rows (B,) that are not in the table.
+
+        Raises:
+            ValueError: naming the rows.
+        """
+        outside = (task < 0) | (task >= len(self.names))
+        if outside.any():
+            rows = sorted(set(task[outside].tolist()))
+            raise ValueError(f"task rows {rows} are outside the table, which has rows 0 to {len(self.names) - 1}")

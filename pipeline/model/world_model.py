@@ -1,0 +1,130 @@
+"""The world model: encode, next, reward, policy, q. Tensors in, tensors out; it saves itself in Hub form."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
+from pipeline import config
+from pipeline.model.blocks import MLP, FirstLayer, SimNorm
+from pipeline.model.policy import Policy, squashed_gaussian
+from pipeline.model.q_ensemble import QEnsemble, make_target
+
+# What `adapt.parts` calls a part, and the module that is it. The linear layers of a part are `<module>.<i>.linear`
+# (`q_heads.<m>.<i>.linear`): these names are in every saved file.
+PARTS = {
+    "encoder": "encoder",
+    "dynamics": "dynamics",
+    "reward": "reward_head",
+    "policy": "policy_head",
+    "q": "q_heads",
+}
+
+
+class TaskContext(NamedTuple):
+    """The first layer of every network, already applied to n tasks. It is stale once the weights change."""
+
+    encoder: FirstLayer
+    dynamics: FirstLayer
+    reward: FirstLayer
+    policy: FirstLayer
+    q: tuple[FirstLayer, ...]
+    target_q: tuple[FirstLayer, ...]
+
+    def take(self, rows: Tensor) -> "TaskContext":
+        """Repeat the tasks as `rows` (B,) says: row i of the result belongs to task rows[i]."""
+        single = (part.take(rows) for part in self[:4])
+        q, target_q = (tuple(part.take(rows) for part in parts) for parts in self[4:])
+        return TaskContext(*single, q, target_q)
+
+
+class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["world-model", "reinforcement-learning"]):
+    """Encoder, latent dynamics, reward, policy prior and Q ensemble, all conditioned on a task embedding.
+
+    Every method takes a `TaskContext` of n rows and inputs whose last two dims are (n, width); further dims in front
+    (time, plan samples) are free.
+
+    Args:
+        config: sizes.
+    """
+
+    def __init__(self, config: config.Model):
+        super().__init__()
+        self.config = config
+        task, a = config.task_dim, config.action_dim
+        latent = config.latent_dim
+        hidden = [config.mlp_dim] * 2
+        enc_hidden = [config.enc_dim] * max(config.num_enc_layers - 1, 1)
+        self.encoder = MLP(config.obs_dim, task, 0, enc_hidden, latent, SimNorm(config.simnorm_dim))
+        self.dynamics = MLP(latent, task, a, hidden, latent, SimNorm(config.simnorm_dim))
+        self.reward_head = MLP(latent, task, a, hidden, config.num_bins)
+        self.policy_head = MLP(latent, task, 0, hidden, 2 * a)
+        self.q_heads = QEnsemble(MLP(latent, task, a, hidden, config.num_bins) for _ in range(config.num_q))
+        for head in (self.reward_head, *self.q_heads):
+            nn.init.zeros_(head[-1].linear.weight)
+        self.target_q_heads = make_target(self.q_heads)
+        bins = torch.linspace(config.bin_min, config.bin_max, config.num_bins)
+        self.register_buffer("bins", bins, persistent=False)
+
+    def context(self, task_emb: Tensor) -> TaskContext:
+        """Apply the first layer of every network to task embeddings (n, E)."""
+        return TaskContext(
+            self.encoder.condition(task_emb),
+            self.dynamics.condition(task_emb),
+            self.reward_head.condition(task_emb),
+            self.policy_head.condition(task_emb),
+            self.q_heads.condition(task_emb),
+            self.target_q_heads.condition(task_emb),
+        )
+
+    def encode(self, obs: Tensor, ctx: TaskContext) -> Tensor:
+        """Map observations (..., n, O) to latents (..., n, Z)."""
+        return self.encoder(ctx.encoder, obs)
+
+    def next(self, z: Tensor, a: Tensor, ctx: TaskContext) -> Tensor:
+        """Predict the latents (..., n, Z) after actions a (..., n, A) at latents z (..., n, Z)."""
+        return self.dynamics(ctx.dynamics, z, a)
+
+    def reward(self, z: Tensor, a: Tensor, ctx: TaskContext) -> Tensor:
+        """Predict the reward of one step as logits (..., n, K); `two_hot.decode` reads them."""
+        return self.reward_head(ctx.reward, z, a)
+
+    def policy(self, z: Tensor, ctx: TaskContext, action_mask: Tensor, noise: Tensor | None = None) -> Policy:
+        """Evaluate the policy prior.
+
+        Args:
+            z: (..., n, Z)
+            ctx: of n rows.
+            action_mask: (n, A) 1 on the real action dims of each row's task.
+            noise: (..., n, A) standard normal draws; None for the mode.
+        """
+        raw = self.policy_head(ctx.policy, z)
+        return squashed_gaussian(raw, action_mask, noise, self.config.log_std_min, self.config.log_std_max)
+
+    def q(
+        self, z: Tensor, a: Tensor, ctx: TaskContext, target: bool = False, members: Sequence[int] | None = None
+    ) -> Tensor:
+        """Evaluate Q members.
+
+        Args:
+            z: (..., n, Z)
+            a: (..., n, A)
+            ctx: of n rows.
+            target: use the slowly following copies.
+            members: which ones; None for all.
+
+        Returns:
+            (M', ..., n, K) logits; `two_hot.decode` reads them.
+        """
+        if target:
+            return self.target_q_heads(ctx.target_q, z, a, members)
+        return self.q_heads(ctx.q, z, a, members)
+
+    def sync_target(self) -> None:
+        """Make the target Q heads a fresh copy of the online ones, adapters included.
+
+        Needed after low-rank adapters were put into `q_heads`: the copies then follow the online adapters.
+        """
+        self.target_q_heads = make_target(self.q_heads)

@@ -1,0 +1,147 @@
+"""What an update minimises: the model's losses on a batch of slices, and the policy's loss on the latents they give."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline.config import Learning
+from pipeline.model import losses
+from pipeline.model.q_ensemble import draw_members
+from pipeline.model.task_table import TaskTable
+from pipeline.model.two_hot import decode
+from pipeline.model.world_model import TaskContext, WorldModel
+from pipeline.shapes import Batch
+
+
+class UpdateDraws(NamedTuple):
+    """Everything random in one update, so that a test can give it."""
+
+    phrasing: Tensor  # (B,) int64 in [0, P), which phrasing of its task's text each slice is told
+    td_noise: Tensor  # (T, B, A) standard normal, of the actions that TD targets evaluate
+    td_members: tuple[int, int]  # target Q members whose minimum is taken
+    policy_noise: Tensor  # (T + 1, B, A) standard normal, of the actions the policy is trained through
+    policy_members: tuple[int, int]  # Q members whose mean the policy climbs
+
+    @classmethod
+    def sample(cls, batch: Batch, num_phrasings: int, num_q: int, generator: torch.Generator) -> UpdateDraws:
+        """Draw for a batch; the tensors end up on its device, wherever the generator lives."""
+        (horizon, size, action_dim), device = batch.action.shape, batch.action.device
+        normal = torch.randn(2 * horizon + 1, size, action_dim, generator=generator, device=generator.device).to(device)
+        phrasing = torch.randint(num_phrasings, (size,), generator=generator, device=generator.device).to(device)
+        td_members, policy_members = draw_members(num_q, generator), draw_members(num_q, generator)
+        return cls(phrasing, normal[:horizon], td_members, normal[horizon:], policy_members)
+
+
+class ModelLosses(NamedTuple):
+    """Losses of the world model on a batch, each before its coefficient, and the latents they were taken at."""
+
+    total: Tensor  # () weighted sum
+    consistency: Tensor  # ()
+    reward: Tensor  # ()
+    value: Tensor  # ()
+    bc: Tensor | None  # (), in pretraining
+    z: Tensor  # (T + 1, B, Z) without gradient
+
+
+class PolicyLosses(NamedTuple):
+    """Loss of the policy at the latents of a batch."""
+
+    total: Tensor  # ()
+    prior: Tensor  # () imitation error before its coefficient
+    entropy: Tensor  # () mean, nats
+    q: Tensor  # (B,) value of the policy's action at the first latent
+
+
+def batch_context(model: WorldModel, table: TaskTable, task: Tensor, phrasing: Tensor) -> TaskContext:
+    """Condition the model on the texts of a batch, each different text once.
+
+    Args:
+        model: its weights must not change while the context is in use.
+        table: tasks.
+        task: (B,) rows of the table.
+        phrasing: (B,) in [0, P).
+
+    Returns:
+        a context of B rows.
+    """
+    texts, rows = torch.unique(task * table.num_phrasings + phrasing, return_inverse=True)
+    return model.context(table.embeddings.flatten(0, 1)[texts]).take(rows)
+
+
+def model_losses(
+    model: WorldModel, table: TaskTable, batch: Batch, draws: UpdateDraws, learning: Learning, pretrain: bool
+) -> ModelLosses:
+    """Compute consistency, reward and value losses, and behaviour cloning in pretraining.
+
+    Args:
+        model: the world model.
+        table: tasks that `batch.task` points into.
+        batch: slices.
+        draws: random numbers.
+        learning: coefficients.
+        pretrain: whether the policy imitates the expert as part of the model's loss.
+    """
+    horizon = len(batch.action)
+    weights = losses.rho_weights(learning.rho, horizon, batch.obs.device)
+    mask = table.action_mask[batch.task]
+    ctx = batch_context(model, table, batch.task, draws.phrasing)
+
+    with torch.no_grad():
+        next_z = model.encode(batch.obs[1:], ctx)
+        next_action = model.policy(next_z, ctx, mask, draws.td_noise).action
+        next_logits = model.q(next_z, next_action, ctx, target=True, members=draws.td_members)
+        next_value = decode(next_logits, model.bins).amin(0)
+        target = losses.td_target(batch.reward, batch.terminated, table.discount[batch.task], next_value)
+
+    zs = [model.encode(batch.obs[0], ctx)]
+    for action in batch.action:
+        zs.append(model.next(zs[-1], action, ctx))
+    z, z_next = torch.stack(zs[:-1]), torch.stack(zs[1:])
+
+    consistency = losses.consistency_loss(z_next, next_z, weights[:-1])
+    reward_logits = model.reward(z, batch.action, ctx)
+    reward = losses.scalar_loss(reward_logits, batch.reward, model.bins, weights[:-1])
+    q_logits = model.q(z, batch.action, ctx)
+    value = losses.scalar_loss(q_logits, target, model.bins, weights[:-1])
+    total = learning.consistency_coef * consistency + learning.reward_coef * reward + learning.value_coef * value
+    bc = None
+    if pretrain:
+        policy = model.policy(z, ctx, mask, draws.policy_noise[:-1])
+        bc = losses.bc_loss(policy, batch.expert_action, mask, weights[:-1], learning.entropy_coef)
+        total = total + learning.bc_coef * bc
+    return ModelLosses(total, consistency, reward, value, bc, torch.stack(zs).detach())
+
+
+def policy_losses(
+    model: WorldModel,
+    table: TaskTable,
+    batch: Batch,
+    z: Tensor,
+    draws: UpdateDraws,
+    learning: Learning,
+    scale: Tensor,
+) -> PolicyLosses:
+    """Compute the online policy loss. Only the policy head is to be moved by it; Q is a judge here.
+
+    Args:
+        model: after the model's own step.
+        table: tasks that `batch.task` points into.
+        batch: slices.
+        z: (T + 1, B, Z) latents from `model_losses`.
+        draws: random numbers.
+        learning: coefficients.
+        scale: (1,) running scale of values.
+    """
+    weights = losses.rho_weights(learning.rho, len(batch.action), z.device)
+    mask = table.action_mask[batch.task]
+    ctx = batch_context(model, table, batch.task, draws.phrasing)
+    policy = model.policy(z, ctx, mask, draws.policy_noise)
+    q_logits = model.q(z, policy.action, ctx, members=draws.policy_members)
+    q_mean = decode(q_logits, model.bins).mean(0)
+    loss = losses.policy_loss(
+        policy, q_mean, batch.expert_action, mask, weights, scale, learning.entropy_coef, learning.prior_coef
+    )
+    return PolicyLosses(loss.total, loss.prior, policy.entropy.detach().mean(), q_mean[0].detach())

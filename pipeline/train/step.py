@@ -1,0 +1,226 @@
+"""One update: losses, gradients (averaged over processes), clipping, Adam, target Q, value scale."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import Learning
+from pipeline.model.q_ensemble import polyak_update
+from pipeline.model.scale import RunningScale
+from pipeline.model.task_table import TaskTable
+from pipeline.model.world_model import WorldModel
+from pipeline.shapes import Batch
+from pipeline.train import schedules
+from pipeline.train.objective import ModelLosses, UpdateDraws, model_losses, policy_losses
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Mode = Literal["pretrain", "online"]
+
+_ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
+
+
+class Learner:
+    """Owns what learning changes: the model, both optimisers, the value scale, the count of updates.
+
+    Parameters with `requires_grad` are trained, all others stay as they are: with low-rank adapters injected and the
+    base frozen, the adapters alone move. Put adapters in (and call `model.sync_target()`) before making a learner.
+
+    Args:
+        model: the world model, on its device.
+        table: the tasks that batches point into, on the same device.
+        learning: coefficients and optimiser settings.
+        warmup_updates: linear warm-up of the learning rates.
+        accelerator: averages gradients and gathers values over processes; None for one process.
+
+    Raises:
+        ValueError: the table does not fit the model, or no parameter is trainable.
+    """
+
+    def __init__(
+        self,
+        model: WorldModel,
+        table: TaskTable,
+        learning: Learning,
+        warmup_updates: int = 0,
+        accelerator: Accelerator | None = None,
+    ):
+        sizes = (table.embeddings.shape[2], table.action_mask.shape[1])
+        if sizes != (model.config.task_dim, model.config.action_dim):
+            raise ValueError(
+                f"the task table is for task_dim {sizes[0]} and action_dim {sizes[1]}, the model for "
+                f"{model.config.task_dim} and {model.config.action_dim}: run `dvc repro embed`, or set model.task_dim "
+                "to the encoder's width and model.action_dim to the widest action"
+            )
+        self.model, self.table, self.learning = model, table, learning
+        self.warmup_updates, self.accelerator = warmup_updates, accelerator
+        self.updates = 0
+        self.scale = RunningScale(learning.tau, model.bins.device)
+
+        heads = (model.dynamics, model.reward_head, model.q_heads)
+        encoder, policy = _trainable(model.encoder), _trainable(model.policy_head)
+        world = [parameter for head in heads for parameter in _trainable(head)]
+        self._trained = {"pretrain": encoder + world + policy, "online": encoder + world}
+        self._policy = policy
+        if not self._trained["pretrain"]:
+            raise ValueError("no parameter of the model has requires_grad: nothing would be learned")
+        # The policy is among the model's parameters because pretraining trains it as part of the model's loss; in
+        # online learning it gets no gradient there, and its own optimiser moves it.
+        groups = [
+            {"params": encoder, "lr_scale": learning.encoder_lr_scale},
+            {"params": world + policy, "lr_scale": 1.0},
+        ]
+        self._model_optimizer = torch.optim.Adam(groups, lr=learning.lr, fused=True)
+        self._policy_optimizer = torch.optim.Adam(
+            [{"params": policy, "lr_scale": 1.0}], lr=learning.lr, eps=1e-5, fused=True
+        )
+
+    def update(self, batch: Batch, mode: Mode, draws: UpdateDraws | torch.Generator) -> dict[str, Tensor]:
+        """Learn from one batch of slices.
+
+        Args:
+            batch: slices, on the model's device; this process's share of the whole batch.
+            mode: "pretrain" imitates the expert within the model's loss; "online" trains the policy on its own.
+            draws: the update's random numbers, or the generator to draw them from.
+
+        Returns:
+            metrics, as detached tensors of one element: turning them into numbers is left to whoever logs.
+
+        Raises:
+            ValueError: `batch.task` points outside the table.
+            FloatingPointError: a loss or gradient is not finite; nothing was changed.
+        """
+        self.table.check(batch.task)
+        if isinstance(draws, torch.Generator):
+            draws = UpdateDraws.sample(batch, self.table.num_phrasings, self.model.config.num_q, draws)
+        found = model_losses(self.model, self.table, batch, draws, self.learning, pretrain=mode == "pretrain")
+        parts = ("total", "consistency", "reward", "value", "bc")
+        metrics = {f"{part}_loss": value.detach() for part in parts if (value := getattr(found, part)) is not None}
+        metrics["grad_norm"] = self._descend(self._model_optimizer, self._trained[mode], found.total, batch, metrics)
+        polyak_update(self.model.target_q_heads, self.model.q_heads, self.learning.tau)
+        if mode == "online" and self._policy:
+            metrics |= self._update_policy(batch, found, draws)
+        self.updates += 1
+        return metrics
+
+    def _update_policy(self, batch: Batch, found: ModelLosses, draws: UpdateDraws) -> dict[str, Tensor]:
+        loss = policy_losses(self.model, self.table, batch, found.z, draws, self.learning, self.scale.value)
+        metrics = {
+            "policy_loss": loss.total.detach(),
+            "policy_prior_loss": loss.prior.detach(),
+            "policy_entropy": loss.entropy,
+            "policy_q": loss.q.mean(),
+        }
+        metrics["policy_grad_norm"] = self._descend(self._policy_optimizer, self._policy, loss.total, batch, metrics)
+        gathered = loss.q if self._alone else self.accelerator.gather(loss.q)
+        self.scale.update(gathered)
+        return metrics | {"value_scale": self.scale.value.clone()}
+
+    def _descend(
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: list[nn.Parameter],
+        loss: Tensor,
+        batch: Batch,
+        metrics: dict[str, Tensor],
+    ) -> Tensor:
+        """Take one step on exactly `parameters` and return the gradient norm before clipping."""
+        optimizer.zero_grad(set_to_none=True)
+        if not parameters:  # e.g. adapters on the policy alone, in online learning
+            return torch.zeros_like(loss.detach())
+        for group in optimizer.param_groups:
+            share = schedules.warmup(self.updates, self.warmup_updates)
+            group["lr"] = self.learning.lr * group["lr_scale"] * share
+        # `inputs` spares the gradients of everything that is not to move, e.g. of Q in the policy's step.
+        loss.backward(inputs=parameters)
+        if not self._alone:
+            self._average_gradients(parameters)
+        norm = nn.utils.clip_grad_norm_(parameters, self.learning.grad_clip_norm, foreach=True)
+        if not torch.isfinite(loss.detach() + norm):
+            raise FloatingPointError(self._describe_non_finite(batch, metrics, norm))
+        optimizer.step()
+        return norm
+
+    @property
+    def _alone(self) -> bool:
+        return self.accelerator is None or self.accelerator.num_processes == 1
+
+    def _average_gradients(self, parameters: list[nn.Parameter]) -> None:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        flat = self.accelerator.reduce(flat, reduction="mean")
+        pieces = flat.split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(gradients, [p.view_as(g) for p, g in zip(pieces, gradients, strict=True)])
+
+    def _describe_non_finite(self, batch: Batch, metrics: dict[str, Tensor], norm: Tensor) -> str:
+        values = {"grad_norm": norm} | metrics
+        listed = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
+        told = f"update {self.updates} is not finite ({listed}); the weights were left as they were."
+        for part in ("obs", "action", "expert_action", "reward", "terminated"):
+            value = getattr(batch, part)
+            bad = ~torch.isfinite(value).reshape(value.shape[0], value.shape[1], -1).all(-1).all(0)
+            if bad.any():
+                return f"{told} The batch holds {part} values that are not finite, of {self._names(batch.task[bad])}."
+        return (
+            f"{told} The batch itself is finite; its tasks are {self._names(batch.task)}. Lower learning.lr, or look "
+            "at the scale of these tasks' rewards."
+        )
+
+    def _names(self, task: Tensor) -> str:
+        return ", ".join(self.table.names[row] for row in task.unique().tolist())
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Return everything needed to continue bit for bit, as tensors that safetensors can hold.
+
+        The tensors are the live ones: save or clone them before the next update.
+        """
+        state = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for prefix, optimizer, name, parameter in self._optimized():
+            for part, value in optimizer.state.get(parameter, {}).items():
+                state[f"{prefix}.{name}.{part}"] = value
+        return state | {"scale": self.scale.value, "updates": torch.tensor([self.updates])}
+
+    def load_state_tensors(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state_tensors` of a learner of the same model returned; the tensors are copied.
+
+        Raises:
+            ValueError: the state is of another model; missing and unknown entries and other shapes are named.
+        """
+        own = self.model.state_dict()
+        saved = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+        odd = sorted(own.keys() ^ saved.keys())
+        odd += [name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape]
+        if odd or "scale" not in state or "updates" not in state:
+            raise ValueError(
+                f"the saved state is of another model: {', '.join(odd[:5]) or 'scale or updates'} "
+                f"{'and others ' if len(odd) > 5 else ''}do not match. Was a size or the set of adapters changed?"
+            )
+        self.model.load_state_dict(saved)
+        for prefix, optimizer, name, parameter in self._optimized():
+            keys = {part: f"{prefix}.{name}.{part}" for part in _ADAM_STATE}
+            if all(key in state for key in keys.values()):
+                optimizer.state[parameter] = {
+                    part: state[key].to(parameter.device, copy=True) for part, key in keys.items()
+                }
+            else:  # this parameter had not been moved yet
+                optimizer.state.pop(parameter, None)
+        with torch.no_grad():
+            self.scale.value.copy_(state["scale"])
+        self.updates = int(state["updates"])
+
+    def _optimized(self) -> list[tuple[str, torch.optim.Optimizer, str, nn.Parameter]]:
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        return [
+            (prefix, optimizer, names[parameter], parameter)
+            for prefix, optimizer in (("model_adam", self._model_optimizer), ("policy_adam", self._policy_optimizer))
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        ]
+
+
+def _trainable(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
