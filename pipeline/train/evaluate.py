@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Any
 
 import numpy as np
+import torch
 
-from pipeline.agent import Agent
+from pipeline import config
+from pipeline.model.actor import Actor
 from pipeline.progress import Progress
+from pipeline.statistics import summarise_tasks
 from pipeline.tasks.registry import make
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv
@@ -32,7 +36,7 @@ class Result:
 
 
 class Evaluator:
-    """Plays the same episodes, from the same seeds, with any number of agents.
+    """Plays the same episodes, from the same seeds, with any number of checkpoints.
 
     Args:
         specs: the tasks.
@@ -63,26 +67,26 @@ class Evaluator:
         for _, envs in self._groups:
             envs.close()
 
-    def run(self, agent: Agent, told: Sequence[str], plan: bool, label: str, seed: int) -> list[Result]:
+    def run(self, actor: Actor, told: Sequence[str], plan: bool, label: str, seed: int) -> list[Result]:
         """Play every task and return its results, in the order of `specs`.
 
         Args:
-            agent: acts without exploring.
-            told: per task, the name of the task whose instruction the agent is given (normally its own).
+            actor: acts without exploring.
+            told: per task, the name of the task whose instruction the actor is given (normally its own).
             plan: with the planner, else with the policy alone.
             label: for the progress bar.
-            seed: of the agent's own random numbers.
+            seed: of the actor's own random numbers.
         """
         results = [Result() for _ in self.specs]
         total = self.episodes * len(self.specs)
         with Progress(label, total, "episodes") as progress:
             for members, envs in self._groups:
-                self._play(agent, members, envs, [told[i] for i in members], plan, seed, results, progress)
+                self._play(actor, members, envs, [told[i] for i in members], plan, seed, results, progress)
         return results
 
     def _play(
         self,
-        agent: Agent,
+        actor: Actor,
         members: list[int],
         envs: VectorEnv,
         told: list[str],
@@ -93,14 +97,14 @@ class Evaluator:
     ) -> None:
         each = self._envs_per_task
         task_of = np.repeat(members, each)
-        rows = agent.rows([name for name in told for _ in range(each)])
+        rows = actor.rows([name for name in told for _ in range(each)])
         wanted = np.tile([math.ceil((self.episodes - j) / each) for j in range(each)], len(members))
         played = np.zeros(len(task_of), dtype=int)
         returns = np.zeros(len(task_of))
         obs = envs.reset()
-        agent.reset(len(task_of), seed=seed)
+        actor.reset(len(task_of), seed=seed)
         while (played < wanted).any():
-            step = envs.step(agent.act_rows(obs, rows, plan=plan, explore=False))
+            step = envs.step(actor.act(torch.from_numpy(obs), rows, plan).numpy())
             obs = step.obs
             returns += step.reward
             done = step.terminated | step.truncated
@@ -113,24 +117,42 @@ class Evaluator:
                     played[i] += 1
                     progress.update(1)
             returns[done] = 0
-            agent.begin_episodes(done)
+            actor.begin_episodes(torch.from_numpy(done))
 
 
-def record(agent: Agent, spec: TaskSpec, told: str, seed: int, plan: bool, size: int) -> tuple[list[np.ndarray], float]:
+def summarise(
+    results: Mapping[str, Result], settings: config.Evaluate, seed: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return each task's score with its interval and episodes, and the mean over tasks with its interval, for JSON."""
+    tasks, mean = summarise_tasks(
+        {name: result.scores for name, result in results.items()}, settings.confidence, settings.bootstrap_samples, seed
+    )
+    return {
+        name: {
+            **estimate._asdict(),
+            "scores": results[name].scores,
+            "episode_return": float(np.mean(results[name].episode_returns)),
+        }
+        for name, estimate in tasks.items()
+    }, mean._asdict()
+
+
+def record(actor: Actor, spec: TaskSpec, told: str, seed: int, plan: bool, size: int) -> tuple[list[np.ndarray], float]:
     """Play one episode and return its frames (size, size, 3) and its score.
 
     Raises:
         RenderingUnavailable: the machine has no EGL; the message names the packages.
     """
-    config = agent.model.config
-    env = make(spec, config.obs_dim, config.action_dim, render_size=size)
+    model = actor.model.config
+    env = make(spec, model.obs_dim, model.action_dim, render_size=size)
     try:
-        rows = agent.rows([told])
+        rows = actor.rows([told])
         obs, _ = env.reset(seed=seed)
-        agent.reset(1, seed=seed)
+        actor.reset(1, seed=seed)
         frames, total, success, done = [env.render()], 0.0, False, False
         while not done:
-            obs, reward, terminated, truncated, info = env.step(agent.act_rows(obs[None], rows, plan, explore=False)[0])
+            action = actor.act(torch.from_numpy(obs[None]), rows, plan)[0].numpy()
+            obs, reward, terminated, truncated, info = env.step(action)
             frames.append(env.render())
             total += float(reward)
             success, done = bool(info["success"]), terminated or truncated

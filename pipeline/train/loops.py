@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pipeline import config
-from pipeline.agent import Agent
 from pipeline.data.replay import ReplayBuffer, sample_mixture
+from pipeline.model.actor import Actor
 from pipeline.progress import Progress
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv
@@ -23,6 +23,7 @@ from pipeline.train.evaluate import Evaluator
 from pipeline.train.interrupt import Interrupt
 from pipeline.train.metrics import MetricsLog
 from pipeline.train.rollout import Collector
+from pipeline.train.schedules import constraint_weight
 from pipeline.train.step import Learner
 
 
@@ -32,13 +33,13 @@ class Loop:
     Args:
         scratch: where the run is saved; a save found there is taken up.
         learner: updated in place.
-        agent: plays the evaluations.
+        actor: plays the evaluations.
         evaluator: plays them.
         seed: of everything drawn.
     """
 
-    def __init__(self, label: str, scratch: Path, learner: Learner, agent: Agent, evaluator: Evaluator, seed: int):
-        self.label, self.scratch, self.learner, self.agent, self.evaluator = label, scratch, learner, agent, evaluator
+    def __init__(self, label: str, scratch: Path, learner: Learner, actor: Actor, evaluator: Evaluator, seed: int):
+        self.label, self.scratch, self.learner, self.actor, self.evaluator = label, scratch, learner, actor, evaluator
         self.seed = seed
         self.generator = torch.Generator().manual_seed(seed)
         self.sums: dict[str, Tensor] = {}
@@ -72,13 +73,13 @@ class Loop:
         averages = {f"train/{name}": float(value) / self.num_summed for name, value in self.sums.items()}
         self.sums, self.num_summed = {}, 0
         self.log.log(self.position, {**averages, "time/seconds": self.seconds, **more})
-        progress.update(0, **{name.split("/")[1]: value for name, value in averages.items() if name.endswith("total")})
+        progress.update(0, **{key: averages[f"train/{key}"] for key in ("total_loss",) if f"train/{key}" in averages})
 
     def evaluate(self, specs: Sequence[TaskSpec], plan: bool, progress: Progress) -> float:
         """Evaluate on all tasks, log scores per task and their mean, and return the mean."""
-        self.agent.refresh()
+        self.actor.refresh()
         results = self.evaluator.run(
-            self.agent, [spec.name for spec in specs], plan, f"{self.label}: evaluating", self.seed + 1
+            self.actor, [spec.name for spec in specs], plan, f"{self.label}: evaluating", self.seed + 1
         )
         scores = {f"eval/{spec.name}": result.score for spec, result in zip(specs, results, strict=True)}
         mean = float(np.mean(list(scores.values())))
@@ -134,7 +135,7 @@ def learn_online(
     replay: ReplayBuffer,
     envs: VectorEnv,
     env_specs: Sequence[TaskSpec],
-    actor: Agent,
+    collecting: Actor,
     specs: Sequence[TaskSpec],
 ) -> None:
     """Learn online, up to `settings.env_steps` over all environments together.
@@ -146,11 +147,11 @@ def learn_online(
         replay: takes the collected episodes.
         envs: the environments.
         env_specs: the task of each environment.
-        actor: collects; an agent of its own, since evaluation must not disturb its plans.
+        collecting: collects; an actor of its own, since evaluation must not disturb its plans.
         specs: the tasks evaluated.
     """
-    rows = actor.rows([spec.name for spec in env_specs])
-    collector = Collector(env_specs, rows, envs, actor, replay, loop.seed + 2)
+    rows = collecting.rows([spec.name for spec in env_specs])
+    collector = Collector(env_specs, rows, envs, collecting, replay, loop.seed + 2)
     updates_owed = 0.0
     if loop.resumed:
         _, tensors, values = loop.resumed
@@ -171,7 +172,8 @@ def learn_online(
             loop.evaluate(specs, plan=False, progress=progress)
         while loop.position < settings.env_steps:
             seeded = bool((collector.episodes >= settings.seeding_episodes).all())
-            for episode in collector.step(plan=seeded, constraint_weight=constraint_weight(settings, loop.position)):
+            weight = constraint_weight(loop.position, settings.constraint_steps, settings.constraint_decay)
+            for episode in collector.step(plan=seeded, constraint_weight=weight):
                 recent[episode.task].append(episode.score)
             before, loop.position = loop.position, loop.position + num_envs
             progress.update(num_envs)
@@ -183,7 +185,7 @@ def learn_online(
                 else:
                     batch = sample_mixture(demos, replay, settings.batch_size, fraction, loop.generator)
                 loop.update(batch, "online")
-                actor.refresh()
+                collecting.refresh()
             last = loop.position >= settings.env_steps
             if _due(before, loop.position, settings.log_every) or last:
                 online = {f"online/{task}": float(np.mean(scores)) for task, scores in recent.items()}
@@ -197,17 +199,6 @@ def learn_online(
                 save()
             if interrupt.requested:
                 interrupt.leave()
-
-
-def constraint_weight(settings: config.Finetune, env_steps: int) -> float:
-    """Return how much a plan starts from the policy's own: 1, then falling linearly to 0.
-
-    Source: arXiv 2511.19584, constrained planning (there 2M steps at 1 and 10M of decay).
-    """
-    over = env_steps - settings.constraint_steps
-    if over <= 0:
-        return 1.0
-    return max(0.0, 1.0 - over / settings.constraint_decay) if settings.constraint_decay else 0.0
 
 
 def _due(before: int, now: int, every: int) -> bool:

@@ -43,6 +43,7 @@ class ModelLosses(NamedTuple):
     reward: Tensor  # ()
     value: Tensor  # ()
     bc: Tensor | None  # (), in pretraining
+    imitation: Tensor | None  # (), in pretraining: mean square error of the policy's actions, part of `bc`
     z: Tensor  # (T + 1, B, Z) without gradient
 
 
@@ -50,7 +51,7 @@ class PolicyLosses(NamedTuple):
     """Loss of the policy at the latents of a batch."""
 
     total: Tensor  # ()
-    prior: Tensor  # () imitation error before its coefficient
+    imitation: Tensor  # () mean square error, weighted over time, before its coefficient
     entropy: Tensor  # () mean, nats
     q: Tensor  # (B,) value of the policy's action at the first latent
 
@@ -107,12 +108,12 @@ def model_losses(
     q_logits = model.q(z, batch.action, ctx)
     value = losses.scalar_loss(q_logits, target, model.bins, weights[:-1])
     total = learning.consistency_coef * consistency + learning.reward_coef * reward + learning.value_coef * value
-    bc = None
+    bc = imitation = None
     if pretrain:
         policy = model.policy(z, ctx, mask, draws.policy_noise[:-1])
-        bc = losses.bc_loss(policy, batch.expert_action, mask, weights[:-1], learning.entropy_coef)
+        bc, imitation = losses.bc_loss(policy, batch.expert_action, mask, weights[:-1], learning.entropy_coef)
         total = total + learning.bc_coef * bc
-    return ModelLosses(total, consistency, reward, value, bc, torch.stack(zs).detach())
+    return ModelLosses(total, consistency, reward, value, bc, imitation, torch.stack(zs).detach())
 
 
 def policy_losses(
@@ -144,4 +145,4 @@ def policy_losses(
     loss = losses.policy_loss(
         policy, q_mean, batch.expert_action, mask, weights, scale, learning.entropy_coef, learning.prior_coef
     )
-    return PolicyLosses(loss.total, loss.prior, policy.entropy.detach().mean(), q_mean[0].detach())
+    return PolicyLosses(loss.total, loss.imitation, policy.entropy.detach().mean(), q_mean[0].detach())

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.agent import Agent
 from pipeline.data.replay import ReplayBuffer
+from pipeline.model.actor import Actor
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv
 
@@ -24,29 +24,30 @@ class Finished(NamedTuple):
 
 
 class Collector:
-    """Steps the environments with an agent and stores every finished episode.
+    """Steps the environments with an actor and stores every finished episode.
 
     Args:
         specs: the task of each environment.
         rows: (N,) row of the task table of each environment.
         envs: the environments, in the order of `specs`.
-        agent: acts, exploring.
+        actor: acts, exploring.
         replay: takes the episodes.
+        seed: of the actor's random numbers.
     """
 
     def __init__(
-        self, specs: Sequence[TaskSpec], rows: Tensor, envs: VectorEnv, agent: Agent, replay: ReplayBuffer, seed: int
+        self, specs: Sequence[TaskSpec], rows: Tensor, envs: VectorEnv, actor: Actor, replay: ReplayBuffer, seed: int
     ):
-        self._specs, self._rows, self._envs, self._agent, self._replay = list(specs), rows, envs, agent, replay
+        self._specs, self._rows, self._envs, self._actor, self._replay = list(specs), rows, envs, actor, replay
         num_envs, longest = len(specs), max(spec.episode_length for spec in specs)
-        model = agent.model.config
+        model = actor.model.config
         # The episodes under way; an environment's row is copied into the replay when its episode ends.
         self._obs = torch.zeros(num_envs, longest + 1, model.obs_dim)
         self._action = torch.zeros(num_envs, longest, model.action_dim)
         self._reward = torch.zeros(num_envs, longest)
         self._length = np.zeros(num_envs, dtype=np.int64)
         self.episodes = np.zeros(num_envs, dtype=np.int64)  # finished episodes per environment
-        self._agent.reset(num_envs, seed=seed)
+        self._actor.reset(num_envs, seed=seed)
         self._start(self._envs.reset())
 
     def step(self, plan: bool, constraint_weight: float) -> list[Finished]:
@@ -57,11 +58,11 @@ class Collector:
             constraint_weight: how much the plan starts from the policy's own, in [0, 1].
         """
         everyone = np.arange(len(self._specs))
-        action = self._agent.act_rows(
+        action = self._actor.act(
             self._obs[everyone, self._length], self._rows, plan, explore=True, constraint_weight=constraint_weight
         )
-        step = self._envs.step(action)
-        self._action[everyone, self._length] = torch.from_numpy(action)
+        step = self._envs.step(action.numpy())
+        self._action[everyone, self._length] = action
         self._reward[everyone, self._length] = torch.from_numpy(step.reward)
         self._length += 1
         self._obs[everyone, self._length] = torch.from_numpy(step.final_obs)
@@ -71,18 +72,18 @@ class Collector:
             self._length[done] = 0
             self.episodes[done] += 1
             self._obs[done, 0] = torch.from_numpy(step.obs[done])
-            self._agent.begin_episodes(done)
+            self._actor.begin_episodes(torch.from_numpy(done))
         return finished
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Return the episodes under way and the agent's state, for a bit-for-bit resume."""
+        """Return the episodes under way and the actor's state, for a bit-for-bit resume."""
         return {
             "obs": self._obs,
             "action": self._action,
             "reward": self._reward,
             "length": torch.from_numpy(self._length),
             "episodes": torch.from_numpy(self.episodes),
-            **{f"agent.{name}": tensor for name, tensor in self._agent.state_tensors().items()},
+            **{f"actor.{name}": tensor for name, tensor in self._actor.state_tensors().items()},
         }
 
     def load_state_tensors(self, state: dict[str, Tensor]) -> None:
@@ -104,10 +105,10 @@ class Collector:
                     "actions were replayed: it is not deterministic under a seed, so this run cannot be resumed. "
                     "`eft check-task` examines the task; delete .resume/ to start anew."
                 )
-        agent_state: dict[str, Any] = {
-            name.removeprefix("agent."): tensor for name, tensor in state.items() if name.startswith("agent.")
+        actor_state: dict[str, Any] = {
+            name.removeprefix("actor."): tensor for name, tensor in state.items() if name.startswith("actor.")
         }
-        self._agent.load_state_tensors(agent_state)
+        self._actor.load_state_tensors(actor_state)
 
     def _start(self, obs: np.ndarray) -> None:
         self._obs[:, 0] = torch.from_numpy(obs)

@@ -86,7 +86,7 @@ def run_stage(main: Callable[[], None]) -> None:
         terminated = str(interrupt) == "SIGTERM"
         print(f"{name}: stopped. What was saved is kept: the same command goes on from there.", file=sys.stderr)
         sys.exit(143 if terminated else 130)
-    except (ValueError, FileNotFoundError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         if os.environ.get("EFT_DEBUG"):
             raise
         print(f"{name}: {error}", file=sys.stderr)

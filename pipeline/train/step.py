@@ -98,8 +98,9 @@ class Learner:
         if isinstance(draws, torch.Generator):
             draws = UpdateDraws.sample(batch, self.table.num_phrasings, self.model.config.num_q, draws)
         found = model_losses(self.model, self.table, batch, draws, self.learning, pretrain=mode == "pretrain")
-        parts = ("total", "consistency", "reward", "value", "bc")
-        metrics = {f"{part}_loss": value.detach() for part in parts if (value := getattr(found, part)) is not None}
+        metrics = {f"{part}_loss": getattr(found, part).detach() for part in ("total", "consistency", "reward", "value")}
+        if found.bc is not None and found.imitation is not None:
+            metrics |= {"bc_loss": found.bc.detach(), "imitation_error": found.imitation.detach()}
         metrics["grad_norm"] = self._descend(self._model_optimizer, self._trained[mode], found.total, batch, metrics)
         polyak_update(self.model.target_q_heads, self.model.q_heads, self.learning.tau)
         if mode == "online" and self._policy:
@@ -111,7 +112,7 @@ class Learner:
         loss = policy_losses(self.model, self.table, batch, found.z, draws, self.learning, self.scale.value)
         metrics = {
             "policy_loss": loss.total.detach(),
-            "policy_prior_loss": loss.prior.detach(),
+            "imitation_error": loss.imitation.detach(),
             "policy_entropy": loss.entropy,
             "policy_q": loss.q.mean(),
         }

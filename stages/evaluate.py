@@ -1,0 +1,142 @@
+"""Scores of both checkpoints, policy alone and with planning, and videos -> checkpoints/evaluate/."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import config
+from pipeline.agent import Agent
+from pipeline.files import atomic_folder, write_json
+from pipeline.model.actor import Actor
+from pipeline.tasks import registry
+from pipeline.tasks.rendering import RenderingUnavailable
+from pipeline.tasks.spec import TaskSpec
+from pipeline.train.evaluate import Evaluator, Result, record, summarise
+from pipeline.train.runtime import Summary, run_stage, start
+from pipeline.train.workspace import CHECKPOINTS
+from pipeline.video import write_video
+
+OUT = CHECKPOINTS / "evaluate"
+MODES = {"policy": False, "plan": True}
+
+
+def main() -> None:
+    tasks, runtime, settings = config.load(config.Tasks), config.load(config.Runtime), config.load(config.Evaluate)
+    seed = config.load_seed()
+    accelerator, summary = start(runtime, seed), Summary("evaluate")
+    specs = registry.get(tasks.train, tasks.folder)
+    actors = {
+        name: Agent.from_pretrained(CHECKPOINTS / name / "model", device=accelerator.device).actor
+        for name in ("pretrain", "finetune")
+    }
+    results = play(actors, specs, settings, runtime, seed)
+    told_other = play_pairs(actors["finetune"], tasks, specs, settings, runtime, seed)
+
+    models: dict[str, Any] = {}
+    means: dict[str, Any] = {}
+    for (name, mode), found in results.items():
+        models.setdefault(name, {})[mode], means.setdefault(name, {})[mode] = summarise(found, settings, seed)
+    pairs = [
+        pair_table(pair, mode, results["finetune", mode], told_other[mode], settings, seed)
+        for pair in tasks.pairs
+        for mode in MODES
+    ]
+    with atomic_folder(OUT / "videos") as folder:
+        film(actors["finetune"], specs, settings, seed, folder)
+    with atomic_folder(OUT / "metrics") as folder:
+        write_json(folder / "scores.json", {"models": models, "mean": means, "pairs": pairs})
+        summary.write(folder, episodes=settings.episodes)
+    for name, modes in means.items():
+        print(
+            f"evaluate: {name}: " + ", ".join(f"{mode} {mean['score']:.3f}" for mode, mean in modes.items()),
+            file=sys.stderr,
+        )
+
+
+def play(
+    actors: dict[str, Actor], specs: Sequence[TaskSpec], settings: config.Evaluate, runtime: config.Runtime, seed: int
+) -> dict[tuple[str, str], dict[str, Result]]:
+    """Play every task with every checkpoint in every mode, from the same starts."""
+    model = actors["finetune"].model.config
+    names = [spec.name for spec in specs]
+    with Evaluator(
+        specs, settings.episodes, model.obs_dim, model.action_dim, seed + 100, runtime.env_workers
+    ) as evaluator:
+        return {
+            (name, mode): dict(
+                zip(names, evaluator.run(actor, names, plan, f"evaluate: {name}, {mode}", seed), strict=True)
+            )
+            for name, actor in actors.items()
+            for mode, plan in MODES.items()
+        }
+
+
+def play_pairs(
+    actor: Actor,
+    tasks: config.Tasks,
+    specs: Sequence[TaskSpec],
+    settings: config.Evaluate,
+    runtime: config.Runtime,
+    seed: int,
+) -> dict[str, dict[str, Result]]:
+    """Play each task of a pair with the other's instruction; the results are keyed by the task that scores."""
+    if not tasks.pairs:
+        return {mode: {} for mode in MODES}
+    other = {name: pair[1 - place] for pair in tasks.pairs for place, name in enumerate(pair)}
+    paired = [spec for spec in specs if spec.name in other]
+    told = [other[spec.name] for spec in paired]
+    model = actor.model.config
+    with Evaluator(
+        paired, settings.episodes, model.obs_dim, model.action_dim, seed + 200, runtime.env_workers
+    ) as evaluator:
+        return {
+            mode: dict(
+                zip(
+                    (spec.name for spec in paired),
+                    evaluator.run(actor, told, plan, f"evaluate: told the other task, {mode}", seed),
+                    strict=True,
+                )
+            )
+            for mode, plan in MODES.items()
+        }
+
+
+def pair_table(
+    pair: tuple[str, str],
+    mode: str,
+    own: dict[str, Result],
+    told_other: dict[str, Result],
+    settings: config.Evaluate,
+    seed: int,
+) -> dict[str, Any]:
+    """Return the two-by-two table of a pair: rows by the instruction given, columns by the task that scores."""
+    a, b = pair
+    cells = [[own[a], told_other[b]], [told_other[a], own[b]]]
+    estimates = [[summarise({"": cell}, settings, seed)[1] for cell in row] for row in cells]
+    table: dict[str, Any] = {"tasks": [a, b], "mode": mode}
+    for output, key in (("scores", "score"), ("low", "low"), ("high", "high")):
+        table[output] = [[estimate[key] for estimate in row] for row in estimates]
+    return table
+
+
+def film(actor: Actor, specs: Sequence[TaskSpec], settings: config.Evaluate, seed: int, folder: Path) -> None:
+    """Record one planned episode of every task as mp4, with an index; without pictures the index is empty."""
+    index = []
+    if settings.video_size:
+        try:
+            for spec in specs:
+                frames, score = record(actor, spec, spec.name, seed + 300, plan=True, size=settings.video_size)
+                write_video(folder / f"{spec.name}.mp4", frames, settings.video_fps)
+                index.append(
+                    {"task": spec.name, "instruction": spec.instructions[0], "score": score, "file": f"{spec.name}.mp4"}
+                )
+        except RenderingUnavailable as error:
+            print(f"evaluate: no videos: {error}", file=sys.stderr)
+    write_json(folder / "index.json", index)
+
+
+if __name__ == "__main__":
+    run_stage(main)
