@@ -131,14 +131,14 @@ def _number(value: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Seconds in the unit a reader would choose: `42 s`, `3 min 20 s`, `2 h 05 min`."""
+    """Seconds in the unit a reader would choose, unbreakable: `42 s`, `3 min 20 s`, `2 h 05 min`."""
     seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    minutes, seconds = divmod(seconds, 60)
-    if minutes < 60:
-        return f"{minutes} min {seconds:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+    minutes, hours = seconds // 60, seconds // 3600
+    if hours:
+        text = f"{hours} h {minutes % 60:02d} min"
+    else:
+        text = f"{minutes} min {seconds % 60:02d} s" if minutes else f"{seconds} s"
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _memory(mebibytes: float) -> str:

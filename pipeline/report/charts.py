@@ -45,6 +45,7 @@ _STYLE: dict[Any, Any] = {
     "ytick.labelsize": 9.5,
     "xtick.major.size": 3,
     "ytick.major.size": 0,
+    "ytick.minor.size": 0,
     "legend.frameon": False,
     "legend.fontsize": 9.5,
 }
