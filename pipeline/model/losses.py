@@ -58,7 +58,16 @@ def imitation_error(action: Tensor, expert_action: Tensor, action_mask: Tensor) 
     return ((action - expert_action).square() * action_mask).sum(-1) / action_mask.sum(-1)
 
 
-def bc_loss(policy: Policy, expert_action: Tensor, action_mask: Tensor, weights: Tensor, entropy_coef: float) -> Tensor:
+class PolicyLoss(NamedTuple):
+    """A loss of the policy and how far it is from what it imitates."""
+
+    total: Tensor  # ()
+    imitation: Tensor  # () mean square error, for the log
+
+
+def bc_loss(
+    policy: Policy, expert_action: Tensor, action_mask: Tensor, weights: Tensor, entropy_coef: float
+) -> PolicyLoss:
     """Behaviour cloning with an entropy bonus, for pretraining; its gradient flows into the latents.
 
     Args:
@@ -69,14 +78,8 @@ def bc_loss(policy: Policy, expert_action: Tensor, action_mask: Tensor, weights:
         entropy_coef: weight of the bonus.
     """
     error = imitation_error(policy.action, expert_action, action_mask)
-    return (weights @ (error - entropy_coef * policy.scaled_entropy)).mean() / len(weights)
-
-
-class PolicyLoss(NamedTuple):
-    """The online policy loss and the part of it that imitates."""
-
-    total: Tensor  # ()
-    prior: Tensor  # () before its coefficient
+    loss = (weights @ (error - entropy_coef * policy.scaled_entropy)).mean() / len(weights)
+    return PolicyLoss(loss, error.mean())
 
 
 def policy_loss(

@@ -93,7 +93,7 @@ def plan(
     z = model.encode(obs, ctx)
     discounts = discount ** torch.arange(planner.horizon + 1, device=obs.device).unsqueeze(1)  # (T + 1, N)
 
-    policy_actions, policy_return, policy_z = _policy_rollouts(model, ctx, z, action_mask, discounts, draws)
+    policy_actions, policy_return, policy_z = policy_rollouts(model, ctx, z, action_mask, discounts, draws.policy_noise)
     mean, std = _start(planner, prev_mean, is_first, policy_actions, constraint_weight)
     for i in range(planner.iterations):
         samples = (mean.unsqueeze(1) + std.unsqueeze(1) * draws.sample_noise[i]).clamp_(-1, 1).mul_(action_mask)
@@ -115,15 +115,18 @@ def plan(
     return Plan(action.clamp(-1, 1), mean, std)
 
 
-def _policy_rollouts(
-    model: WorldModel, ctx: TaskContext, z: Tensor, action_mask: Tensor, discounts: Tensor, draws: PlanDraws
+def policy_rollouts(
+    model: WorldModel, ctx: TaskContext, z: Tensor, action_mask: Tensor, discounts: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Follow the policy from z (N, Z): actions (T, P', N, A), discounted return (P', N), last latents (P', N, Z)."""
-    num_samples = draws.policy_noise.shape[1]
-    z = z.expand(num_samples, *z.shape)
+    """Follow the policy from z (N, Z), once per row of its noise (T, R, N, A).
+
+    Returns:
+        actions (T, R, N, A), their discounted return (R, N) by `discounts` (T + 1, N), and the last latents (R, N, Z).
+    """
+    z = z.expand(noise.shape[1], *z.shape)
     actions, total = [], torch.zeros(z.shape[:-1], device=z.device)
-    for noise, weight in zip(draws.policy_noise, discounts, strict=False):
-        action = model.policy(z, ctx, action_mask, noise).action
+    for step_noise, weight in zip(noise, discounts, strict=False):
+        action = model.policy(z, ctx, action_mask, step_noise).action
         total = total + weight * decode(model.reward(z, action, ctx), model.bins)
         z = model.next(z, action, ctx)
         actions.append(action)

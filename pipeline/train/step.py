@@ -57,7 +57,8 @@ class Learner:
                 "to the encoder's width and model.action_dim to the widest action"
             )
         self.model, self.table, self.learning = model, table, learning
-        self.warmup_updates, self.accelerator = warmup_updates, accelerator
+        self.warmup_updates = warmup_updates
+        self._group = accelerator if accelerator is not None and accelerator.num_processes > 1 else None
         self.updates = 0
         self.scale = RunningScale(learning.tau, model.bins.device)
 
@@ -98,7 +99,9 @@ class Learner:
         if isinstance(draws, torch.Generator):
             draws = UpdateDraws.sample(batch, self.table.num_phrasings, self.model.config.num_q, draws)
         found = model_losses(self.model, self.table, batch, draws, self.learning, pretrain=mode == "pretrain")
-        metrics = {f"{part}_loss": getattr(found, part).detach() for part in ("total", "consistency", "reward", "value")}
+        metrics = {
+            f"{part}_loss": getattr(found, part).detach() for part in ("total", "consistency", "reward", "value")
+        }
         if found.bc is not None and found.imitation is not None:
             metrics |= {"bc_loss": found.bc.detach(), "imitation_error": found.imitation.detach()}
         metrics["grad_norm"] = self._descend(self._model_optimizer, self._trained[mode], found.total, batch, metrics)
@@ -117,8 +120,7 @@ class Learner:
             "policy_q": loss.q.mean(),
         }
         metrics["policy_grad_norm"] = self._descend(self._policy_optimizer, self._policy, loss.total, batch, metrics)
-        gathered = loss.q if self._alone else self.accelerator.gather(loss.q)
-        self.scale.update(gathered)
+        self.scale.update(loss.q if self._group is None else self._group.gather(loss.q))
         return metrics | {"value_scale": self.scale.value.clone()}
 
     def _descend(
@@ -138,24 +140,13 @@ class Learner:
             group["lr"] = self.learning.lr * group["lr_scale"] * share
         # `inputs` spares the gradients of everything that is not to move, e.g. of Q in the policy's step.
         loss.backward(inputs=parameters)
-        if not self._alone:
-            self._average_gradients(parameters)
+        if self._group is not None:
+            _average_gradients(parameters, self._group)
         norm = nn.utils.clip_grad_norm_(parameters, self.learning.grad_clip_norm, foreach=True)
         if not torch.isfinite(loss.detach() + norm):
             raise FloatingPointError(self._describe_non_finite(batch, metrics, norm))
         optimizer.step()
         return norm
-
-    @property
-    def _alone(self) -> bool:
-        return self.accelerator is None or self.accelerator.num_processes == 1
-
-    def _average_gradients(self, parameters: list[nn.Parameter]) -> None:
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        flat = self.accelerator.reduce(flat, reduction="mean")
-        pieces = flat.split([gradient.numel() for gradient in gradients])
-        torch._foreach_copy_(gradients, [p.view_as(g) for p, g in zip(pieces, gradients, strict=True)])
 
     def _describe_non_finite(self, batch: Batch, metrics: dict[str, Tensor], norm: Tensor) -> str:
         values = {"grad_norm": norm} | metrics
@@ -225,3 +216,11 @@ class Learner:
 
 def _trainable(module: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def _average_gradients(parameters: list[nn.Parameter], group: Accelerator) -> None:
+    """Average gradients over processes in one message; all processes must have gradients of the same parameters."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = group.reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="mean")
+    pieces = flat.split([gradient.numel() for gradient in gradients])
+    torch._foreach_copy_(gradients, [p.view_as(g) for p, g in zip(pieces, gradients, strict=True)])
