@@ -19,15 +19,15 @@ class GymnasiumTask:
     Args:
         env_id: a registered id, `Pendulum-v1`, or `module:namespace/Name-v0`, which imports the module first.
         env_kwargs: keyword arguments of `gymnasium.make`.
-        render_size: pixels of a picture's side, None if none will be drawn.
+        render_size: pixels of a picture's side, 0 if none will be drawn.
 
     Raises:
         ValueError: no such environment, or its actions or observations are of a kind that the agent cannot use.
     """
 
-    def __init__(self, env_id: str, env_kwargs: dict[str, Any], render_size: int | None = None) -> None:
+    def __init__(self, env_id: str, env_kwargs: dict[str, Any], render_size: int = 0) -> None:
         drawing: dict[str, Any] = {}
-        if render_size is not None:
+        if render_size:
             os.environ.setdefault("MUJOCO_GL", backend())  # Gymnasium reads it when it first draws
             drawing["render_mode"] = "rgb_array"
         self._render_size = render_size
@@ -66,7 +66,7 @@ class GymnasiumTask:
             frame = self.env.render()
         except Exception as error:
             raise unavailable(error) from error
-        return _resize(np.asarray(frame), self._render_size or 0)
+        return _resize(np.asarray(frame), self._render_size)
 
     def close(self) -> None:
         """Release the environment."""

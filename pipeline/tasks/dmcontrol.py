@@ -28,13 +28,13 @@ class DMControl:
     Args:
         env_id: `domain/task`, e.g. `walker/walk`, or a variant, e.g. `walker/walk_backward`.
         env_kwargs: keyword arguments of the suite's task function.
-        render_size: pixels of a picture's side, None if none will be drawn.
+        render_size: pixels of a picture's side, 0 if none will be drawn.
 
     Raises:
         ValueError: no such task.
     """
 
-    def __init__(self, env_id: str, env_kwargs: dict[str, Any], render_size: int | None = None) -> None:
+    def __init__(self, env_id: str, env_kwargs: dict[str, Any], render_size: int = 0) -> None:
         self.env = _build(env_id, env_kwargs)
         self.physics, self.task = self.env.physics, self.env.task
         self._substeps = round(self.env.control_timestep() / self.physics.timestep())

@@ -12,6 +12,7 @@ from pipeline.config import near
 from pipeline.tasks.rendering import Camera
 
 _SUFFIX = "-goal-observable"
+_CAMERA, _CAMERA_POSITION = "corner2", (0.75, 0.075, 0.7)  # nearer than its own, which shows mostly floor
 
 
 class MetaWorld:
@@ -23,13 +24,13 @@ class MetaWorld:
     Args:
         env_id: Meta-World's name, e.g. `reach-v3`.
         env_kwargs: keyword arguments of the environment's constructor.
-        render_size: pixels of a picture's side, None if none will be drawn.
+        render_size: pixels of a picture's side, 0 if none will be drawn.
 
     Raises:
         ValueError: no such task.
     """
 
-    def __init__(self, env_id: str, env_kwargs: dict[str, Any], render_size: int | None = None) -> None:
+    def __init__(self, env_id: str, env_kwargs: dict[str, Any], render_size: int = 0) -> None:
         make = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE.get(env_id + _SUFFIX)
         if make is None:
             known = [name.removesuffix(_SUFFIX) for name in ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE]
@@ -64,9 +65,10 @@ class MetaWorld:
     def render(self) -> np.ndarray:
         """Draw the scene, (render_size, render_size, 3) uint8, upright."""
         if self._camera is None:
-            self._camera = Camera(self.env.model, self._render_size, "corner2")
-        # corner2 is mounted upside down
-        return self._camera.draw(self.env.data)[::-1, ::-1].copy()
+            self.env.model.camera(_CAMERA).pos = _CAMERA_POSITION
+            mujoco.mj_camlight(self.env.model, self.env.data)
+            self._camera = Camera(self.env.model, self._render_size, _CAMERA)
+        return self._camera.draw(self.env.data)[::-1, ::-1].copy()  # this camera is mounted upside down
 
     def close(self) -> None:
         """Release the drawing context and the simulator."""

@@ -59,14 +59,14 @@ def load_file(path: str | Path) -> TaskSpec:
     return parse_spec(_read(Path(path)), str(path))
 
 
-def make(spec: TaskSpec, obs_dim: int, action_dim: int, render_size: int | None = None) -> TaskEnv:
+def make(spec: TaskSpec, obs_dim: int, action_dim: int, render_size: int = 0) -> TaskEnv:
     """Build the environment of one task.
 
     Args:
         spec: the task.
         obs_dim: width that observations are zero-padded to.
         action_dim: width of actions, of which the first `spec.action_dim` are used.
-        render_size: pixels of a picture's side; None if it will not be drawn.
+        render_size: pixels of a picture's side; 0 if it will not be drawn.
 
     Raises:
         ValueError: the simulator does not know the task, or widths do not fit.
@@ -74,13 +74,13 @@ def make(spec: TaskSpec, obs_dim: int, action_dim: int, render_size: int | None 
     """
     simulator = _simulator(spec, render_size)
     try:
-        return TaskEnv(spec, simulator, obs_dim, action_dim, render=render_size is not None)
+        return TaskEnv(spec, simulator, obs_dim, action_dim, render=render_size > 0)
     except ValueError:
         simulator.close()
         raise
 
 
-def _simulator(spec: TaskSpec, render_size: int | None) -> Simulator:
+def _simulator(spec: TaskSpec, render_size: int) -> Simulator:
     # Imported here, so that a run needs only the simulators of its own tasks.
     if spec.suite == "metaworld":
         from pipeline.tasks.metaworld import MetaWorld as Adapter

@@ -30,6 +30,7 @@ class Camera:
     def __init__(self, model: mujoco.MjModel, size: int, camera: int | str) -> None:
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, size)
         model.vis.global_.offheight = max(model.vis.global_.offheight, size)
+        model.vis.quality.shadowsize = min(model.vis.quality.shadowsize, 1024)  # enough here, and 2.5 times faster
         self._model = model
         self._context = _open_context(size)
         self._context.make_current()

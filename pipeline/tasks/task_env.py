@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import gymnasium
 import numpy as np
@@ -61,7 +61,7 @@ class TaskEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         ValueError: the spec's widths are not the simulator's, or exceed the padded ones.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 25}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 25}
 
     def __init__(self, spec: TaskSpec, simulator: Simulator, obs_dim: int, action_dim: int, render: bool) -> None:
         _check_width(spec, "obs_dim", spec.obs_dim, simulator.obs_dim, obs_dim)
