@@ -1,0 +1,62 @@
+"""Whole episodes of one task, played by an agent that is told what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.tasks.registry import make
+from pipeline.tasks.spec import TaskSpec
+
+if TYPE_CHECKING:
+    from pipeline.agent import Agent
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode as it was played."""
+
+    seed: int
+    score: float  # in [0, 1], by the task's own rule
+    episode_return: float
+    length: int  # agent steps
+    frames: list[np.ndarray]  # length + 1 pictures, (size, size, 3) uint8; empty if not drawn
+
+
+def play(
+    agent: Agent, spec: TaskSpec, instruction: str | None, plan: bool, seeds: Iterable[int], render_size: int = 0
+) -> Iterator[Episode]:
+    """Play one episode per seed, yielding each as soon as it is over.
+
+    Args:
+        agent: acts without exploring.
+        spec: the task whose environment is played and by whose rule episodes are scored.
+        instruction: what the agent is told; None for the task's own instruction.
+        plan: with planning, else with the policy alone.
+        seeds: of the episodes.
+        render_size: pixels of a picture's side; 0 draws nothing.
+
+    Raises:
+        ValueError: the task does not fit into the agent's widths.
+        RuntimeError: this machine cannot draw.
+    """
+    told = {"task": spec.name} if instruction is None else {"instruction": instruction}
+    env = make(spec, agent.model.config.obs_dim, agent.model.config.action_dim, render_size)
+    try:
+        for seed in seeds:
+            obs, _ = env.reset(seed=seed)
+            agent.reset(num_envs=1)
+            frames = [env.render()] if render_size else []
+            total, length, done, success = 0.0, 0, False, False
+            while not done:
+                action = agent.act(obs[None], plan=plan, **told)
+                obs, reward, terminated, truncated, info = env.step(np.asarray(action)[0])
+                total, length, success, done = total + reward, length + 1, info["success"], terminated or truncated
+                if render_size:
+                    frames.append(env.render())
+            yield Episode(seed, spec.evaluate(total, success), total, length, frames)
+    finally:
+        env.close()

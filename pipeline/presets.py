@@ -1,0 +1,139 @@
+"""Presets: small files of overrides that one command writes into params.yaml, where DVC and Git see them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+
+from pipeline import config
+from pipeline.files import atomic_file
+
+PRESETS = Path("presets")
+
+
+class Change(NamedTuple):
+    """One parameter that a preset sets to another value."""
+
+    key: str  # e.g. "model.latent_dim"
+    old: Any
+    new: Any
+
+
+class _Edit(NamedTuple):
+    start: int  # characters of the text that `new` replaces
+    end: int
+    new: str
+
+
+def list_presets(folder: str | Path = PRESETS) -> dict[str, str]:
+    """Return the presets by name, each with the comment in its first line, empty if there is none."""
+    found = {}
+    for path in sorted(Path(folder).glob("*.yaml")):
+        first = path.read_text().split("\n", 1)[0]
+        found[path.stem] = first.lstrip("# ").strip() if first.startswith("#") else ""
+    return found
+
+
+def apply_preset(name: str, folder: str | Path = PRESETS, params: str | Path = config.PARAMS) -> list[Change]:
+    """Write the values of a preset into a parameter file; everything else in it stays as it is, byte for byte.
+
+    Comments stay too, except those between the items of a list that is replaced.
+
+    Args:
+        name: of the preset, `<folder>/<name>.yaml`.
+        folder: where presets are.
+        params: the parameter file.
+
+    Returns:
+        What changed; empty if the file already said all of it, and then it is not written.
+
+    Raises:
+        ValueError: the preset is unknown or not valid YAML, names a parameter that `params` does not have, or the
+            result would not be valid; nothing is written then.
+    """
+    folder, params = Path(folder), Path(params)
+    known = list_presets(folder)
+    if name not in known:
+        raise ValueError(
+            f"there is no preset `{name}` in {folder}.{config.near(name, list(known))} "
+            f"There are: {', '.join(known) or 'none'}."
+        )
+    path = folder / f"{name}.yaml"
+    config.read_params(params)
+    text, preset = params.read_text(), path.read_text()
+    try:
+        old, new = (_yaml().compose(content) for content in (text, preset))
+    except YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(new, MappingNode):
+        raise ValueError(f"{path} must hold named sections of overrides, as params.yaml does.")
+    found = list(_compare(old, new, preset, "", path))
+    for edit, _ in sorted(found, key=lambda pair: pair[0].start, reverse=True):
+        text = text[: edit.start] + edit.new + text[edit.end :]
+    if found:
+        _check(text, f"{params} with preset `{name}`")
+        with atomic_file(params) as partial:
+            partial.write_text(text)
+    return [change for _, change in found]
+
+
+def _yaml() -> YAML:
+    return YAML(typ="safe", pure=True)  # the pure one knows where in the text each value stands
+
+
+def _compare(
+    old: MappingNode, new: MappingNode, preset: str, prefix: str, path: Path
+) -> Iterator[tuple[_Edit, Change]]:
+    """Yield what must be edited so that `old` says what `new` says; `preset` is the text `new` was read from."""
+    values = {key.value: value for key, value in old.value}
+    for key_node, new_value in new.value:
+        key = key_node.value
+        if key not in values:
+            section = f"`{prefix.rstrip('.')}` of the parameters" if prefix else "the parameters"
+            raise ValueError(f"{path}: `{prefix}{key}` is not in {section}.{config.near(key, list(values))}")
+        old_value = values[key]
+        if isinstance(old_value, MappingNode) != isinstance(new_value, MappingNode):
+            raise ValueError(f"{path}: `{prefix}{key}` must be a section where params.yaml has one, and only there.")
+        if isinstance(old_value, MappingNode):
+            yield from _compare(old_value, new_value, preset, f"{prefix}{key}.", path)
+            continue
+        change = Change(prefix + key, _value(old_value), _value(new_value))
+        if change.old != change.new:
+            block = isinstance(old_value, SequenceNode) and not old_value.flow_style
+            indent = old_value.start_mark.column if block else None
+            start, end = old_value.start_mark.index, _end(old_value)
+            space = " " if start == end else ""  # `key:` with nothing behind it
+            yield _Edit(start, end, space + _write(new_value, preset, indent)), change
+
+
+def _value(node: Node) -> Any:
+    return _yaml().constructor.construct_document(node)
+
+
+def _end(node: Node) -> int:
+    """Return where a value ends; YAML lets a block list reach to the next key, past the comments between."""
+    if isinstance(node, SequenceNode) and not node.flow_style:
+        return _end(node.value[-1])
+    return node.end_mark.index
+
+
+def _write(node: Node, source: str, indent: int | None = None) -> str:
+    """Write a value as its source spells it (`3e-4` stays `3e-4`): a list in one line, or one item per line."""
+    if not isinstance(node, SequenceNode):
+        return source[node.start_mark.index : node.end_mark.index] or "null"
+    items = [_write(item, source) for item in node.value]
+    if indent is None or not items:
+        return f"[{', '.join(items)}]"
+    return ("\n" + " " * indent).join(f"- {item}" for item in items)
+
+
+def _check(text: str, where: str) -> None:
+    values = _yaml().load(text)
+    for name, section in config.SECTIONS.items():
+        if name in values:
+            config.parse(section, values[name], f"{where}: {name}")
