@@ -9,6 +9,7 @@ from pipeline import config
 from pipeline.language.embeddings import embed
 from pipeline.language.encoder import load_encoder
 from pipeline.tasks import registry
+from pipeline.train.runtime import run_stage
 
 OUT = Path("datasets/task_embeddings")
 
@@ -27,4 +28,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_stage(main)

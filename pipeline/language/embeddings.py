@@ -65,6 +65,20 @@ class TaskEmbeddings:
         rows = [self.names.index(name) for name in names]
         return TaskEmbeddings(self.vectors[rows], tuple(names), tuple(self.texts[row] for row in rows), self.encoder)
 
+    def join(self, other: TaskEmbeddings) -> TaskEmbeddings:
+        """Return these tasks followed by those of `other`.
+
+        Raises:
+            ValueError: they come from another encoder, or have another number of phrasings.
+        """
+        if other.encoder != self.encoder:
+            raise ValueError(
+                f"tasks {', '.join(other.names)} were embedded by {other.encoder}, the others by {self.encoder}: their "
+                "vectors mean different things. Embed all of them with one encoder."
+            )
+        vectors = np.concatenate([self.vectors, other.vectors])
+        return TaskEmbeddings(vectors, self.names + other.names, self.texts + other.texts, self.encoder)
+
     def check(self, names: Sequence[str], texts: Sequence[Sequence[str]], encoder: str) -> None:
         """Refuse embeddings that belong to another encoder or to other texts.
 
@@ -135,22 +149,9 @@ def embed(encoder: TextEncoder, names: Sequence[str], texts: Sequence[Sequence[s
     Args:
         encoder: the text encoder.
         names: n tasks.
-        texts: for each task, its texts, the canonical one first.
+        texts: for each task, its texts, at least one, the canonical one first.
         phrasings: P.
-
-    Raises:
-        ValueError: two tasks share a text, so no instruction could tell them apart; or a task has no text.
     """
-    owner: dict[str, str] = {}
-    for name, task_texts in zip(names, texts, strict=True):
-        if not task_texts:
-            raise ValueError(f"task {name!r} has no instruction. Give it at least one in its task file.")
-        for text in task_texts:
-            if owner.setdefault(text, name) != name:
-                raise ValueError(
-                    f"tasks {owner[text]!r} and {name!r} share the text {text!r}: nothing would tell them apart. "
-                    "Change one of the instructions."
-                )
     cycled = tuple(_cycle(task_texts, phrasings) for task_texts in texts)
     unique = list(dict.fromkeys(text for task_texts in cycled for text in task_texts))
     vector = dict(zip(unique, encoder.encode(unique), strict=True))

@@ -76,14 +76,11 @@ def test_a_changed_text_is_refused_by_name(table: TaskEmbeddings) -> None:
         table.check(NAMES, (TEXTS[0], ("walker sprint",), TEXTS[2]), "hashed-ngrams-32")
 
 
-def test_a_text_used_twice_is_refused() -> None:
-    with pytest.raises(ValueError, match="tasks 'walk' and 'run' share the text 'walker walk'"):
-        embed(HashedNgrams(32), NAMES, (TEXTS[0], ("walker walk",), TEXTS[2]), 2)
-
-
-def test_a_task_without_text_is_refused() -> None:
-    with pytest.raises(ValueError, match="task 'run' has no instruction"):
-        embed(HashedNgrams(32), NAMES, (TEXTS[0], (), TEXTS[2]), 2)
+def test_tables_of_one_encoder_join(table: TaskEmbeddings) -> None:
+    assert np.array_equal(table.select(NAMES[:1]).join(table.select(NAMES[1:])).vectors, table.vectors)
+    other = embed(HashedNgrams(64), ["jump"], [["walker jump"]], 2)
+    with pytest.raises(ValueError, match=r"jump were embedded by hashed-ngrams-64.*hashed-ngrams-32"):
+        table.join(other)
 
 
 def test_a_text_changed_by_hand_is_refused(table: TaskEmbeddings, tmp_path: Path) -> None:

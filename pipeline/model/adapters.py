@@ -1,0 +1,221 @@
+"""Low-rank adapters (LoRA, by PEFT) on a world model: put in, switch, save, load, merge.
+
+The model stays the object it was: PEFT exchanges its linear layers in place. With every adapter off, it computes
+exactly what it did before.
+
+Source: Hu et al., LoRA (arXiv 2106.09685).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from peft import LoraConfig, LoraModel, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.model.world_model import PARTS, WorldModel
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_TARGET = "target_q_heads."
+_LINEAR_LAYERS = r")\..*linear"
+_MAX_RANK = 4096
+# What a configuration says beside how the adapter acts.
+_DESCRIPTIVE = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"}
+
+
+class Adapters:
+    """The adapters on one world model. At most one acts at a time.
+
+    Args:
+        model: a world model without adapters.
+
+    Raises:
+        ValueError: the model already carries adapters; use the `Adapters` that put them there.
+    """
+
+    def __init__(self, model: WorldModel):
+        if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+            raise ValueError(
+                "this model already carries adapters. Add another to the same `Adapters`, or merge the first, "
+                "or load the model anew."
+            )
+        self.model = model
+        self.active: str | None = None
+        self._peft: PeftModel | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The adapters that were created or loaded."""
+        return tuple(self._peft.peft_config) if self._peft else ()
+
+    def create(self, name: str, parts: Sequence[str], rank: int, alpha: float) -> None:
+        """Put in a new adapter that changes nothing yet, make it act, and make it all that is trained.
+
+        Args:
+            name: what to call it.
+            parts: which networks it may change, keys of `world_model.PARTS`.
+            rank: of the change of each weight matrix.
+            alpha: the change is scaled by alpha / rank.
+
+        Raises:
+            ValueError: the name is taken or unusable, or a part is unknown.
+        """
+        unknown = [part for part in parts if part not in PARTS]
+        if unknown or not parts:
+            raise ValueError(f"adapt.parts is {list(parts)}: expected some of {', '.join(PARTS)}.")
+        modules = _target_modules([PARTS[part] for part in PARTS if part in parts])
+        config = _lora_config(rank, alpha, modules)
+        self._put_in(name, config)
+        self.activate(name, trainable=True)
+
+    def load(self, folder: str | Path, name: str, trainable: bool = False) -> None:
+        """Load an adapter that `save` wrote, and make it act.
+
+        Args:
+            folder: holds adapter_config.json and adapter_model.safetensors.
+            name: what to call it.
+            trainable: go on training it.
+
+        Raises:
+            ValueError: it is no LoRA adapter of this kind, or it does not fit the model.
+        """
+        folder = Path(folder)
+        config = _read_config(folder)
+        tensors = _read_tensors(folder)
+        self._put_in(name, config)
+        mine = self._tensors(name)
+        expected = {key: tuple(tensor.shape) for key, tensor in mine.items()}
+        found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        if expected != found:
+            self._remove(name)
+            wrong = sorted(set(expected.items()) ^ set(found.items()))[0]
+            raise ValueError(
+                f"the adapter in {folder} does not fit this model: {len(found)} tensors came, {len(expected)} were "
+                f"expected, and {wrong[0]} differs. It belongs to a model of other sizes."
+            )
+        for key, tensor in mine.items():
+            tensor.data.copy_(tensors[key])
+        self.activate(name, trainable)
+
+    def save(self, folder: str | Path, name: str) -> None:
+        """Write adapter_config.json and adapter_model.safetensors into an existing folder, in PEFT's own form."""
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in self._tensors(name).items()}
+        self._require(name).peft_config[name].save_pretrained(str(folder), inference_mode=True)
+        save_file(tensors, Path(folder) / WEIGHTS, metadata={"format": "pt"})
+
+    def activate(self, name: str | None, trainable: bool = False) -> None:
+        """Let one adapter act, or none.
+
+        Args:
+            name: the adapter; None turns all of them off.
+            trainable: its weights get gradients; nothing else ever does.
+        """
+        if name is None:
+            if self._peft is not None:
+                self._tuner.disable_adapter_layers()
+                self.model.requires_grad_(False)
+        else:
+            peft = self._require(name)
+            self._tuner.enable_adapter_layers()
+            peft.set_adapter(name, inference_mode=not trainable)
+            if trainable:
+                self.model.sync_target()  # the target Q heads follow the adapted ones
+            self.model.target_q_heads.requires_grad_(False)
+        self.active = name
+
+    def merge(self, name: str) -> None:
+        """Work an adapter into the weights for good, and drop all adapters."""
+        self.activate(name)
+        self._tuner.merge_and_unload(adapter_names=[name])
+        self._peft, self.active = None, None
+
+    def _put_in(self, name: str, config: LoraConfig) -> None:
+        if name in self.names:
+            raise ValueError(f"there is already an adapter called {name!r}. Give this one another name.")
+        if not name or "." in name or "/" in name or name in "lora_":
+            raise ValueError(f"{name!r} cannot name an adapter: use letters, digits and hyphens, e.g. the task's name.")
+        self.model.name_or_path = "eft"  # pyright: ignore[reportArgumentType]  # PEFT asks for it
+        if self._peft is None:
+            self._peft = get_peft_model(self.model, config, adapter_name=name)
+        else:
+            self._peft.add_adapter(name, config)
+
+    def _remove(self, name: str) -> None:
+        peft = self._require(name)
+        if len(self.names) == 1:
+            self._tuner.unload()
+            self._peft, self.active = None, None
+        else:
+            peft.delete_adapter(name)
+            self.activate(self.active)
+
+    @property
+    def _tuner(self) -> LoraModel:
+        return cast(LoraModel, self._peft.base_model if self._peft else None)
+
+    def _require(self, name: str) -> PeftModel:
+        if self._peft is None or name not in self.names:
+            raise ValueError(f"there is no adapter called {name!r}; there are: {', '.join(self.names) or 'none'}.")
+        return self._peft
+
+    def _tensors(self, name: str) -> dict[str, Tensor]:
+        """The adapter's tensors under the names they have in its file."""
+        suffix = f".{name}.weight"
+        return {
+            key.removesuffix(suffix) + ".weight": tensor
+            for key, tensor in self._require(name).named_parameters()
+            if ".lora_" in key and key.endswith(suffix) and _TARGET not in key
+        }
+
+
+def _read_config(folder: Path) -> LoraConfig:
+    """Read rank, alpha and target modules, and refuse whatever else would change how the adapter acts."""
+    path = folder / CONFIG
+    try:
+        values = json.loads(path.read_text())
+        rank, alpha, modules = int(values["r"]), float(values["lora_alpha"]), str(values["target_modules"])
+    except FileNotFoundError:
+        raise ValueError(f"{folder} holds no {CONFIG}, so it is no adapter.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the configuration of an adapter ({error!r}).") from None
+    parts = modules.removeprefix("(").removesuffix(_LINEAR_LAYERS).split("|")
+    if not 1 <= rank <= _MAX_RANK or modules != _target_modules(parts) or not set(parts) <= set(PARTS.values()):
+        raise ValueError(f"{path}: rank {rank} on the modules {modules!r} is nothing that Eft writes.")
+    config = _lora_config(rank, alpha, modules)
+    for key, value in config.to_dict().items():
+        if key not in _DESCRIPTIVE and values.get(key, value) != value:
+            raise ValueError(
+                f"{path} sets {key} to {values[key]!r}; only plain LoRA is supported, with {value!r} there."
+            )
+    return config
+
+
+def _lora_config(rank: int, alpha: float, modules: str) -> LoraConfig:
+    # PEFT types alpha as a whole number, but only divides it by the rank.
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]
+        target_modules=modules,
+        base_model_name_or_path="eft",  # else PEFT writes where the model happened to lie
+    )
+
+
+def _target_modules(modules: Sequence[str]) -> str:
+    """The linear layers of these modules, as the one regular expression PEFT matches (a list would be unordered)."""
+    return f"({'|'.join(modules)}{_LINEAR_LAYERS}"
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no {WEIGHTS}: other formats of weights are not read.")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}). Get the adapter again.") from None
