@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.spaces import Box, flatdim, flatten
 
 from pipeline.config import near
-from pipeline.tasks.rendering import backend, unavailable
+from pipeline.tasks.rendering import RenderingUnavailable, backend
 
 
 class GymnasiumTask:
@@ -30,7 +30,7 @@ class GymnasiumTask:
         if render_size:
             os.environ.setdefault("MUJOCO_GL", backend())  # Gymnasium reads it when it first draws
             drawing["render_mode"] = "rgb_array"
-        self._render_size = render_size
+        self._env_id, self._render_size = env_id, render_size
         self.env = _make(env_id, {"max_episode_steps": -1, **drawing, **env_kwargs})
         self._action_space = _usable_actions(env_id, self.env.action_space)
         self.low, self.high = self._action_space.low.ravel(), self._action_space.high.ravel()
@@ -55,7 +55,7 @@ class GymnasiumTask:
 
     def observe(self, out: np.ndarray) -> None:
         """Write the observation into `out`, (obs_dim,) float32."""
-        flat = flatten(self.env.observation_space, self._obs)
+        flat = np.asarray(flatten(self.env.observation_space, self._obs))
         if flat.shape != out.shape:
             raise ValueError(f"expected {out.size} numbers, as its observation_space says, got shape {flat.shape}")
         out[:] = flat
@@ -65,7 +65,7 @@ class GymnasiumTask:
         try:
             frame = self.env.render()
         except Exception as error:
-            raise unavailable(error) from error
+            raise RenderingUnavailable(f"{self._env_id} cannot draw itself: {error}") from error
         return _resize(np.asarray(frame), self._render_size)
 
     def close(self) -> None:
@@ -88,6 +88,8 @@ def _make(env_id: str, kwargs: dict[str, Any]) -> gymnasium.Env:
             f"{near(name, list(gymnasium.registry))} Environments of your own package are found as "
             "`module:namespace/Name-v0`."
         ) from error
+    except gymnasium.error.Error as error:
+        raise ValueError(f"env_id {env_id!r} cannot be built: {error}") from error
 
 
 def _usable_actions(env_id: str, space: gymnasium.Space) -> Box:

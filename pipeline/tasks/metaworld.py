@@ -1,5 +1,8 @@
 """Meta-World v3 tasks as a `Simulator`: random goals, goal visible in the observation."""
 
+# pyright: reportAttributeAccessIssue=false
+# (MuJoCo's Python module is compiled and has no type stubs.)
+
 from __future__ import annotations
 
 from typing import Any
@@ -31,13 +34,13 @@ class MetaWorld:
     """
 
     def __init__(self, env_id: str, env_kwargs: dict[str, Any], render_size: int = 0) -> None:
-        make = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE.get(env_id + _SUFFIX)
+        make: Any = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE.get(env_id + _SUFFIX)
         if make is None:
             known = [name.removesuffix(_SUFFIX) for name in ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE]
             raise ValueError(
                 f"env_id {env_id!r} is not a Meta-World task; it looks like `reach-v3`.{near(env_id, known)}"
             )
-        self.env = make(seed=0, **env_kwargs)
+        self.env = make(seed=0, **env_kwargs)  # with a seed it leaves numpy's global generator as it was
         self.env._freeze_rand_vec = False  # a new goal every episode ...
         self.env.seeded_rand_vec = True  # ... drawn from the seeded generator; Meta-World has no setters for these
         self.env.max_path_length = 2**31  # episodes are cut by us alone

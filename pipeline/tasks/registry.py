@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ def load_catalogue(folder: str | Path | None = None) -> dict[str, TaskSpec]:
         if spec.name in specs:
             raise ValueError(f"{path}: the task name `{spec.name}` is taken by {files[spec.name]}. Choose another.")
         specs[spec.name], files[spec.name] = spec, path
-    _check_texts(specs.values())
+    if shared := texts_shared(specs.values()):
+        raise ValueError(shared)
     return specs
 
 
@@ -57,6 +59,24 @@ def load_file(path: str | Path) -> TaskSpec:
         ValueError: the file is missing or not valid; every wrong key is named.
     """
     return parse_spec(_read(Path(path)), str(path))
+
+
+def texts_shared(specs: Iterable[TaskSpec]) -> str | None:
+    """Say which text two tasks share, or a task has twice; None if every text is there once.
+
+    Language alone could not tell the tasks apart. Case and punctuation do not count.
+    """
+    owner: dict[str, str] = {}
+    for spec in specs:
+        for phrasing in range(len(spec.instructions)):
+            text = spec.text(phrasing)
+            key = " ".join(re.findall(r"\w+", text.casefold()))
+            if owner.get(key) == spec.name:
+                return f"the task `{spec.name}` has the text {text!r} twice. Change one."
+            if key in owner:
+                return f"the tasks `{owner[key]}` and `{spec.name}` share the text {text!r}. Change one."
+            owner[key] = spec.name
+    return None
 
 
 def make(spec: TaskSpec, obs_dim: int, action_dim: int, render_size: int = 0) -> TaskEnv:
@@ -110,18 +130,6 @@ def _own(folder: str | Path | None) -> list[tuple[TaskSpec, Path]]:
     if not folder.is_dir():
         raise ValueError(f"the folder of your own tasks, {folder}, does not exist. Create it or correct tasks.folder.")
     return [(load_file(path), path) for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])]
-
-
-def _check_texts(specs: Iterable[TaskSpec]) -> None:
-    """Refuse a text used twice: language alone could not tell the tasks apart."""
-    owner: dict[str, str] = {}
-    for spec in specs:
-        for phrasing in range(len(spec.instructions)):
-            text = spec.text(phrasing)
-            key = " ".join(text.casefold().replace(".", " ").replace(",", " ").split())
-            if key in owner:
-                raise ValueError(f"the tasks `{owner[key]}` and `{spec.name}` share the text {text!r}. Change one.")
-            owner[key] = spec.name
 
 
 def _read(path: Path) -> Any:

@@ -1,5 +1,8 @@
 """Drawing a MuJoCo scene without a display. Nothing here is touched before the first picture is asked for."""
 
+# pyright: reportAttributeAccessIssue=false
+# (MuJoCo's Python module is compiled and has no type stubs.)
+
 from __future__ import annotations
 
 import importlib
@@ -65,18 +68,13 @@ def backend() -> str:
     return os.environ.get("MUJOCO_GL") or {"linux": "egl", "darwin": "cgl"}.get(sys.platform, "glfw")
 
 
-def unavailable(reason: Exception) -> RenderingUnavailable:
-    """Return the error that says what to install."""
-    return RenderingUnavailable(
-        f"cannot draw: the OpenGL backend {backend()!r} did not start ({type(reason).__name__}: {reason}). "
-        "On Debian or Ubuntu install libegl1 libegl-mesa0 libgl1-mesa-dri; elsewhere set MUJOCO_GL to egl, osmesa or "
-        "glfw, whichever your machine has. Training and scores need no pictures."
-    )
-
-
 def _open_context(size: int) -> Any:
     # MuJoCo's own Renderer fixes its backend when mujoco is first imported, before anyone asked for a picture.
     try:
         return importlib.import_module(f"mujoco.{backend()}").GLContext(size, size)
     except Exception as error:
-        raise unavailable(error) from error
+        raise RenderingUnavailable(
+            f"cannot draw: the OpenGL backend {backend()!r} did not start ({type(error).__name__}: {error}). "
+            "On Debian or Ubuntu install libegl1 libegl-mesa0 libgl1-mesa-dri; elsewhere set MUJOCO_GL to egl, osmesa "
+            "or glfw, whichever your machine has. Training and scores need no pictures."
+        ) from error

@@ -73,6 +73,7 @@ class TaskEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (action_dim,), np.float32)
         low, high = np.asarray(simulator.low, np.float64).ravel(), np.asarray(simulator.high, np.float64).ravel()
         self._center, self._half = (low + high) / 2, (high - low) / 2
+        self._blank = np.zeros(obs_dim, np.float32)
         self._steps_left = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
@@ -153,7 +154,7 @@ class TaskEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.simulator.close()
 
     def _observe(self, action: np.ndarray | None) -> np.ndarray:
-        obs = np.zeros(self.observation_space.shape, np.float32)
+        obs = self._blank.copy()
         real = obs[: self.task.obs_dim]
         try:
             with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite and is refused below

@@ -147,6 +147,12 @@ class VectorEnv:
             worker.reap()
         self._workers, self._group = [], None
 
+    def __enter__(self) -> VectorEnv:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def _command(self, command: bytes, played: Sequence[np.ndarray] = ()) -> None:
         if not self._workers:
             raise RuntimeError("this VectorEnv is closed.")
