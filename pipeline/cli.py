@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.metadata
 import json
 import os
 import sys
@@ -24,7 +25,7 @@ and adapts it to tasks it has never seen. `dvc repro` runs the whole; these comm
 EXAMPLES = """\
 examples:
   eft tasks                                    every task of the catalogue
-  eft tasks --suite metaworld --split held_out
+  eft tasks --suite dmcontrol --tag locomotion
   eft tasks walker-run                         one task, with all its texts
   eft check-task my_tasks/juggle.yaml --frame juggle.png
   eft act checkpoints/finetune/model --task walker-run --video run.mp4
@@ -59,9 +60,11 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28),
     )
+    version = importlib.metadata.version("eft")
+    parser.add_argument("-V", "--version", action="version", version=f"eft {version}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    tasks = _command(commands, "tasks", list_tasks, "list tasks, or show one", "eft tasks --tag locomotion --json")
+    tasks = _command(commands, "tasks", list_tasks, "list tasks, or show one", "eft tasks --suite metaworld --json")
     tasks.add_argument("name", nargs="?", help="show this task with all its texts")
     tasks.add_argument("--suite", help="only tasks of this simulator, e.g. dmcontrol")
     tasks.add_argument("--split", help="only train, held_out, extra or custom ones")

@@ -90,13 +90,13 @@ def _compare(
     old: MappingNode, new: MappingNode, preset: str, prefix: str, path: Path
 ) -> Iterator[tuple[_Edit, Change]]:
     """Yield what must be edited so that `old` says what `new` says; `preset` is the text `new` was read from."""
-    values = {key.value: value for key, value in old.value}
+    values = {key.value: (key, value) for key, value in old.value}
     for key_node, new_value in new.value:
         key = key_node.value
         if key not in values:
             section = f"`{prefix.rstrip('.')}` of the parameters" if prefix else "the parameters"
             raise ValueError(f"{path}: `{prefix}{key}` is not in {section}.{config.near(key, list(values))}")
-        old_value = values[key]
+        old_key, old_value = values[key]
         if isinstance(old_value, MappingNode) != isinstance(new_value, MappingNode):
             raise ValueError(f"{path}: `{prefix}{key}` must be a section where params.yaml has one, and only there.")
         if isinstance(old_value, MappingNode):
@@ -107,8 +107,11 @@ def _compare(
             block = isinstance(old_value, SequenceNode) and not old_value.flow_style
             indent = old_value.start_mark.column if block else None
             start, end = old_value.start_mark.index, _end(old_value)
-            space = " " if start == end else ""  # `key:` with nothing behind it
-            yield _Edit(start, end, space + _write(new_value, preset, indent)), change
+            written = _write(new_value, preset, indent)
+            if start == end:  # `key:` with nothing behind it
+                start = end = old_key.end_mark.index + 1
+                written = f" {written}"
+            yield _Edit(start, end, written), change
 
 
 def _value(node: Node) -> Any:
