@@ -1,0 +1,137 @@
+"""Wrong parameters are refused by name, with what was meant; right ones arrive as what they are."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline import config
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def params(tmp_path) -> Path:
+    return Path(shutil.copy(ROOT / "tests/tiny.yaml", tmp_path / "params.yaml"))
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize("path", ["params.yaml", "tests/tiny.yaml"])
+def test_every_section_of_ours_is_valid(path):
+    for section in config.SECTIONS.values():
+        loaded = config.load(section, ROOT / path)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(loaded, dataclasses.fields(section)[0].name, None)
+    assert config.load_seed(ROOT / path) >= 0
+    assert set(config.read_params(ROOT / path)) == {*config.SECTIONS, "seed"}
+
+
+def test_no_parameter_has_a_default():
+    for section in config.SECTIONS.values():
+        for field in dataclasses.fields(section):
+            assert field.default is dataclasses.MISSING, f"{section.__name__}.{field.name}"
+            assert field.default_factory is dataclasses.MISSING, f"{section.__name__}.{field.name}"
+
+
+def test_numbers_in_scientific_notation_are_numbers(params):
+    replace(params, "lr: 3e-4", "lr: 3e-5")
+    assert config.load(config.Learning, params).lr == 3e-5
+
+
+@pytest.mark.parametrize(
+    ("section", "old", "new", "messages"),
+    [
+        (config.Learning, "  lr: 3e-4\n", "", ["learning: `lr` is missing"]),
+        (config.Learning, "  lr: 3e-4", "  leraning_rate: 1\n  lr: 3e-4", ["`leraning_rate` is not a parameter"]),
+        (config.Learning, "encoder_lr_scale:", "encoder_lr_scal:", ["Did you mean `encoder_lr_scale`", "is missing"]),
+        (config.Learning, "lr: 3e-4", "lr: fast", ["`lr` is 'fast'", "number"]),
+        (config.Learning, "tau: 0.01", "tau: 1.5", ["`tau` is 1.5", "less than or equal to 1"]),
+        (config.Pretrain, "batch_size: 16", "batch_size: 0", ["`batch_size` is 0", "greater than or equal to 1"]),
+        (config.Pretrain, "batch_size: 16", "batch_size: 16.5", ["`batch_size` is 16.5", "integer"]),
+        (config.Runtime, "device: cpu", "device: tpu", ["`device` is 'tpu'", "'auto', 'cpu' or 'cuda'"]),
+        (config.Adapt, "    warmup_updates: 0\n", "", ["adapt: `pretrain.warmup_updates` is missing"]),
+        (config.Adapt, "    utd:", "    udt:", ["`finetune.udt` is not a parameter. Did you mean `utd`"]),
+        (config.Adapt, "[encoder, dynamics", "[encoder, dynamic", ["`parts.1` is 'dynamic'"]),
+        (config.Model, "latent_dim: 16", "latent_dim: 12", ["latent_dim 12 is not a multiple of model.simnorm_dim 8"]),
+        (config.Planner, "num_elites: 4", "num_elites: 99", ["num_elites exceeds planner.num_samples"]),
+        (config.Tasks, "held_out: [mw-drawer-close]", "held_out: [mw-reach]", ["listed twice", "mw-reach"]),
+        (config.Tasks, "[[mw-reach, mw-pick-place]]", "[[mw-reach, mw-push]]", ["'mw-push'", "not in tasks.train"]),
+    ],
+)
+def test_a_wrong_value_is_named_with_file_and_section(params, section, old, new, messages):
+    # In the section's own text, since keys such as `batch_size` stand in several.
+    text = params.read_text()
+    name = next(key for key, value in config.SECTIONS.items() if value is section)
+    start = text.index(f"\n{name}:")
+    assert old in text[start:]
+    params.write_text(text[:start] + text[start:].replace(old, new, 1))
+    with pytest.raises(ValueError, match="^.*params.yaml: ") as error:
+        config.load(section, params)
+    for message in messages:
+        assert message in str(error.value)
+
+
+def test_every_problem_of_a_section_is_named_at_once(params):
+    replace(params, "num_q: 2", "num_q: 1")
+    replace(params, "num_bins: 21", "num_bin: 21")
+    with pytest.raises(ValueError, match="params.yaml: model: ") as error:
+        config.load(config.Model, params)
+    assert len(str(error.value).splitlines()) == 3
+    assert "`num_q` is 1" in str(error.value)
+
+
+def test_an_unknown_section_names_its_near_match(params):
+    replace(params, "learning:", "lerning:")
+    with pytest.raises(ValueError, match=r"unknown section `lerning`. Did you mean `learning`"):
+        config.load(config.Model, params)
+
+
+def test_a_missing_section_says_what_it_holds(params):
+    text = params.read_text()
+    params.write_text(text[: text.index("publish:")])
+    with pytest.raises(ValueError, match=r"the section `publish` is missing. It holds: repo_id, private, tag"):
+        config.load(config.Publish, params)
+
+
+@pytest.mark.parametrize("content", ["publish: 3\n", "publish:\n", "publish: [a]\n"])
+def test_a_section_without_names_is_refused(params, content):
+    params.write_text(content)
+    with pytest.raises(ValueError, match=r"publish: expected named values \(repo_id, private, tag\)"):
+        config.load(config.Publish, params)
+
+
+@pytest.mark.parametrize("seed", ["-1", "true", "1.5", "one", "null"])
+def test_a_wrong_seed_is_refused(params, seed):
+    replace(params, "seed: 3", f"seed: {seed}")
+    with pytest.raises(ValueError, match="`seed` must be a whole number of at least 0"):
+        config.load_seed(params)
+
+
+@pytest.mark.parametrize("content", [b"a: [1,", b"a: 1\na: 2\n", b"\xff\xfe\x00", b"\ttab: 1\n"])
+def test_bad_yaml_names_the_file(params, content):
+    params.write_bytes(content)
+    with pytest.raises(ValueError, match=r"params\.yaml is not valid YAML"):
+        config.load(config.Model, params)
+
+
+@pytest.mark.parametrize("content", ["", "- a\n", "just text\n"])
+def test_yaml_without_sections_is_refused(params, content):
+    params.write_text(content)
+    with pytest.raises(ValueError, match="must hold named sections: tasks, demos"):
+        config.load(config.Model, params)
+
+
+def test_a_missing_file_says_where_to_run(tmp_path):
+    with pytest.raises(ValueError, match="does not exist. Run from the folder that holds it"):
+        config.load(config.Model, tmp_path / "params.yaml")
+
+
+def test_near_matches():
+    assert config.near("latent", ["latent_dim", "lr"]) == " Did you mean `latent_dim`?"
+    assert config.near("xyz", ["latent_dim", "lr"]) == ""

@@ -1,0 +1,102 @@
+"""The rules of the house that no other tool holds."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from pipeline import config
+
+ROOT = Path(__file__).parent.parent
+CODE = sorted(
+    path for folder in ("pipeline", "stages", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+)
+STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+def relative(paths) -> list[str]:
+    return [str(path.relative_to(ROOT)) for path in paths]
+
+
+def paths_of(stage: str, kind: str) -> dict[str, dict]:
+    """The deps, outs or metrics of a stage, by path with their options; a matrix stands for each of its members."""
+    found = {}
+    for entry in STAGES[stage].get(kind, []):
+        path, options = next(iter(entry.items())) if isinstance(entry, dict) else (entry, {})
+        found[re.sub(r"\$\{item\.\w+\}", "mw-drawer-close", path)] = options
+    return found
+
+
+def test_data_folders_hold_no_code():
+    # `datasets/__init__.py`, or any module there, would shadow the library `datasets`.
+    assert relative([*(ROOT / "datasets").rglob("*.py"), *(ROOT / "checkpoints").rglob("*.py")]) == []
+
+
+def test_nothing_else_is_called_datasets():
+    # With `python -m stages.x` and pytest, folders of these may stand first in the import path.
+    for folder in ("pipeline", "stages", "tests", "benchmarks"):
+        assert relative(path for path in (ROOT / folder).rglob("*") if path.stem == "datasets") == []
+
+
+def test_no_file_is_named_after_nothing():
+    assert relative(path for path in CODE if re.search(r"util|common|helper|misc", path.stem)) == []
+
+
+@pytest.mark.parametrize("path", relative(CODE))
+def test_a_file_can_be_read_in_one_sitting(path):
+    lines = len((ROOT / path).read_text().splitlines())
+    assert lines <= 500, f"{path} has {lines} lines, the limit is 500: split it by what its parts are about"
+
+
+def test_every_stage_has_its_file_and_every_file_its_stage():
+    assert sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__") == sorted(STAGES)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_runs_its_own_file_and_depends_on_it(stage):
+    # The command is part of the stage's hash: no number of devices, no host in it.
+    assert re.fullmatch(rf"python -m stages\.{stage}( \$\{{item\.task\}})?", STAGES[stage]["cmd"])
+    assert f"stages/{stage}.py" in paths_of(stage, "deps")
+    assert STAGES[stage]["desc"].endswith(".")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_what_is_there_or_made(stage):
+    made = {path for other in STAGES for kind in ("outs", "metrics") for path in paths_of(other, kind)}
+    for path in paths_of(stage, "deps"):
+        written = any(path == out or out.startswith(f"{path}/") or path.startswith(f"{out}/") for out in made)
+        assert written or (ROOT / path).exists(), f"{stage} depends on {path}, which is neither there nor made"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_names_parameters_that_exist(stage):
+    params = config.read_params(ROOT / "params.yaml")
+    for key in STAGES[stage].get("params", []):
+        section, _, name = key.partition(".")
+        assert section in params, f"{stage}: {key}"
+        assert not name or name in params[section], f"{stage}: {key}"
+
+
+def test_the_sections_of_params_are_those_of_config_in_order():
+    assert list(config.read_params(ROOT / "params.yaml")) == ["seed", *config.SECTIONS]
+
+
+def test_git_ignores_what_dvc_keeps_and_nothing_that_git_keeps():
+    # Else DVC writes ignore files of its own when it runs.
+    cached, kept = [], []
+    for stage in STAGES:
+        for kind in ("outs", "metrics"):
+            for path, options in paths_of(stage, kind).items():
+                (kept if options.get("cache") is False else cached).append(f"{path}/x" if kind == "outs" else path)
+    assert ignored(cached) == cached
+    assert ignored(kept) == []
+
+
+def ignored(paths: list[str]) -> list[str]:
+    command = ["git", "check-ignore", "--no-index", "--stdin"]
+    result = subprocess.run(command, input="\n".join(paths), capture_output=True, text=True, cwd=ROOT)
+    if result.returncode > 1:
+        pytest.skip(f"not a Git checkout: {result.stderr.strip()}")
+    return result.stdout.splitlines()
