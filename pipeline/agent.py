@@ -1,0 +1,332 @@
+"""What a user holds: a world model that acts on instructions.
+
+agent = Agent.from_pretrained("owner/name")
+agent.reset()
+action = agent.act(obs, task="walker-walk")
+"""
+
+from __future__ import annotations
+
+import copy
+import secrets
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline import config, store
+from pipeline.config import near
+from pipeline.language.embeddings import TaskEmbeddings, embed
+from pipeline.language.encoder import TextEncoder, load_encoder
+from pipeline.model.actor import Actor
+from pipeline.model.adapters import Adapters
+from pipeline.model.task_table import TaskTable
+from pipeline.model.world_model import WorldModel
+from pipeline.tasks.spec import TaskSpec
+
+
+class Agent:
+    """A world model, the tasks it knows, and the state of acting in N environments.
+
+    Args:
+        model: the world model; shared, not copied.
+        specs: the n tasks it knows.
+        embeddings: of the same tasks, in the same order.
+        table: the same tasks as tensors.
+        planner: how to plan.
+
+    Attributes:
+        tasks: name -> TaskSpec of every known task.
+        actor: acts in many environments at once, by rows of the task table.
+        base: SHA-256 of the weights file the model was loaded from, None for one that was not.
+        encoder: the text encoder for instructions that are new; None until one is needed.
+    """
+
+    def __init__(
+        self,
+        model: WorldModel,
+        specs: Sequence[TaskSpec],
+        embeddings: TaskEmbeddings,
+        table: TaskTable,
+        planner: config.Planner,
+    ):
+        names = tuple(spec.name for spec in specs)
+        if names != embeddings.names or names != table.names:
+            raise ValueError(
+                f"an agent takes specs, embeddings and table of the same tasks in the same order; they came as "
+                f"{names}, {embeddings.names} and {table.names}."
+            )
+        self.model, self.embeddings, self.planner = model, embeddings, planner
+        self.tasks = {spec.name: spec for spec in specs}
+        self.device = next(model.parameters()).device
+        self.actor = Actor(model, table.to(self.device), planner)
+        self.base: str | None = None
+        self.encoder: TextEncoder | None = None
+        self._adapters = Adapters(model)
+        self.reset()
+
+    @property
+    def table(self) -> TaskTable:
+        """The known tasks as tensors. Rows beyond `tasks` are instructions that were given."""
+        return self.actor.table
+
+    # --- loading and saving ---------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, revision: str | None = None, device: torch.device | str = "cpu"
+    ) -> Agent:
+        """Load an agent from a folder or from the Hub.
+
+        Args:
+            source: a checkpoint's folder, or `owner/name` on the Hub.
+            revision: commit, tag or branch on the Hub; None for the newest.
+            device: where to compute.
+
+        Raises:
+            OSError: it is not there, or the Hub could not be reached.
+            ValueError: a file of it is damaged or does not fit the others.
+        """
+        found = store.read_checkpoint(store.fetch(source, revision, store.CHECKPOINT_FILES))
+        mask = torch.zeros(len(found.specs), found.model.config.action_dim)
+        for row, spec in zip(mask, found.specs, strict=True):
+            row[: spec.action_dim] = 1
+        vectors, discount = torch.from_numpy(found.embeddings.vectors), torch.tensor(found.discounts)
+        table = TaskTable(found.embeddings.names, vectors, mask, discount)
+        model = found.model.to(device)
+        agent = cls(model, found.specs, found.embeddings, table, found.planner)
+        agent.base = found.base
+        return agent
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the agent as a checkpoint folder, whole or not at all.
+
+        Raises:
+            ValueError: adapters are in; they are saved by `save_adapter`, beside the base they belong to.
+        """
+        if self._adapters.names:
+            raise ValueError(
+                f"the adapters {', '.join(self._adapters.names)} are in this agent. Save each with `save_adapter`; "
+                "the base it belongs to is the checkpoint it was made from."
+            )
+        names, specs = list(self.tasks), list(self.tasks.values())
+        discounts = self.table.discount.cpu()[self.actor.rows(names)].tolist()
+        content = store.Checkpoint(self.model, specs, discounts, self.embeddings.select(names), self.planner, base="")
+        self.base = store.write_checkpoint(folder, content)
+
+    def with_planner(self, planner: config.Planner) -> Agent:
+        """Return this agent with other planner settings; the model is shared."""
+        agent = copy.copy(self)
+        agent.tasks, agent.planner = dict(self.tasks), planner
+        agent.actor = Actor(self.model, self.table, planner)
+        agent.reset()
+        return agent
+
+    # --- acting ---------------------------------------------------------------------------------------------------
+
+    def reset(self, num_envs: int = 1, seed: int | None = None) -> None:
+        """Begin an episode in each of `num_envs` environments; a seed makes what follows reproducible."""
+        self.num_envs = num_envs
+        self.actor.reset(num_envs, secrets.randbits(32) if seed is None else seed)
+
+    def act(
+        self,
+        obs: np.ndarray,
+        task: str | None = None,
+        instruction: str | None = None,
+        action_dim: int | None = None,
+        plan: bool = True,
+        explore: bool = False,
+    ) -> np.ndarray:
+        """Choose an action.
+
+        Args:
+            obs: (o,) or, for N environments, (N, o): as the task's environment gives it, or zero-padded to O.
+            task: name of a known task; or
+            instruction: what to do. Best said as the training texts are: `<body> <what to do>`.
+            action_dim: width of the action, for an instruction that belongs to no known task.
+            plan: with the planner, else with the policy alone.
+            explore: with noise, as in training.
+
+        Returns:
+            (a,) or (N, a) float32 in [-1, 1], without padding.
+
+        Raises:
+            ValueError: the task is unknown, the widths do not fit, or `reset` was for another number of environments.
+        """
+        row = self._row(task, instruction, action_dim)
+        obs = np.asarray(obs, dtype=np.float32)
+        batch = np.atleast_2d(obs)
+        self._check_obs(obs, batch, self.tasks.get(self.table.names[row]))
+        padded = np.zeros((len(batch), self.model.config.obs_dim), dtype=np.float32)
+        padded[:, : batch.shape[1]] = batch
+        rows = torch.full((len(batch),), row)
+        action = self.actor.act(torch.from_numpy(padded), rows, plan, explore).numpy()
+        action = action[:, : int(self.table.action_mask[row].sum())]
+        return action[0] if obs.ndim == 1 else action
+
+    # --- tasks and adapters ---------------------------------------------------------------------------------------
+
+    def add_task(self, spec: TaskSpec, embeddings: TaskEmbeddings, discount: float) -> None:
+        """Make a further task known, so that it can be acted on by name.
+
+        Args:
+            spec: the task.
+            embeddings: holds this task, by the same encoder.
+            discount: in (0, 1].
+
+        Raises:
+            ValueError: the name is taken, or the task does not fit the model.
+        """
+        if spec.name in self.table.names:
+            raise ValueError(f"the task {spec.name!r} is known already.")
+        if spec.obs_dim > self.model.config.obs_dim:
+            raise ValueError(f"{spec.name} has {spec.obs_dim} observation dims, the model {self.model.config.obs_dim}.")
+        self._append(embeddings.select([spec.name]), spec.action_dim, discount)
+        self.tasks[spec.name] = spec
+
+    def create_adapter(self, task: str, parts: Sequence[str], rank: int, alpha: float) -> None:
+        """Put in a new low-rank adapter for a known task, named after it. It is then all that is trained.
+
+        Args:
+            task: name of the task.
+            parts: networks it may change, keys of `world_model.PARTS`.
+            rank: of the change of each weight matrix.
+            alpha: the change is scaled by alpha / rank.
+        """
+        self._row_of(task)
+        self._adapters.create(task, parts, rank, alpha)
+        self.actor.refresh()
+
+    def save_adapter(self, folder: str | Path, task: str) -> None:
+        """Write an adapter and what is to be known of its task as one folder, whole or not at all."""
+        if self.base is None:
+            raise ValueError("an adapter belongs to a saved base: load the agent from a checkpoint before adapting it.")
+        discount = float(self.table.discount[self._row_of(task)])
+        about = store.AdapterTask(self.tasks[task], discount, self.embeddings.select([task]), self.base)
+        store.write_adapter(folder, self._adapters, task, about)
+
+    def add_adapter(
+        self,
+        source: str | Path,
+        revision: str | None = None,
+        subfolder: str = "",
+        trainable: bool = False,
+    ) -> str:
+        """Load an adapter, make its task known and let it act.
+
+        Args:
+            source: an adapter's folder, or `owner/name` on the Hub.
+            revision: commit, tag or branch on the Hub.
+            subfolder: where in the folder or repo the adapter lies, e.g. `adapters/walker-run`.
+            trainable: go on training it.
+
+        Returns:
+            the task it is for, which is also the adapter's name.
+
+        Raises:
+            OSError: it is not there, or the Hub could not be reached.
+            ValueError: it was trained on another base or another text encoder, or it is damaged.
+        """
+        folder = store.fetch(source, revision, store.ADAPTER_FILES, subfolder)
+        about = store.read_adapter_task(folder)
+        name = about.spec.name
+        if about.base != self.base:
+            raise ValueError(
+                f"the adapter in {source} was trained on the base weights {about.base[:16]}, this agent has "
+                f"{(self.base or 'unsaved ones')[:16]}: it would not act as it was trained to. Load the agent it "
+                "belongs to, or adapt anew."
+            )
+        if name not in self.tasks:
+            self.add_task(about.spec, about.embeddings, about.discount)
+        self._adapters.load(folder, name, trainable)
+        self.actor.refresh()
+        return name
+
+    def set_adapter(self, name: str | None) -> None:
+        """Let one of the adapters that were added act, or none. It ends the training of the others."""
+        self._adapters.activate(name)
+        self.actor.refresh()
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _row_of(self, name: str) -> int:
+        if name not in self.tasks:
+            raise ValueError(
+                f"this agent does not know the task {name!r}.{near(name, list(self.tasks))} It knows "
+                f"{', '.join(self.tasks)}. For another one, give `instruction` and `action_dim`."
+            )
+        return self.table.names.index(name)
+
+    def _row(self, task: str | None, instruction: str | None, action_dim: int | None) -> int:
+        """Return the row of the task table for what `act` was told; a new instruction gets a new row."""
+        if (task is None) == (instruction is None):
+            raise ValueError(
+                "say what to do with `task` (a known name) or with `instruction` (a text): one of the two."
+            )
+        if task is not None:
+            row = self._row_of(task)
+            if action_dim not in (None, self.tasks[task].action_dim):
+                raise ValueError(f"{task} has {self.tasks[task].action_dim} action dims, not action_dim={action_dim}.")
+            return row
+        assert instruction is not None
+        for name, spec in self.tasks.items():
+            row = self.table.names.index(name)
+            if instruction in self.embeddings.texts[row] and action_dim in (None, spec.action_dim):
+                return row
+        if action_dim is None:
+            raise ValueError(
+                f"the instruction {instruction!r} is the text of no known task, so `action_dim` is needed beside it. "
+                f"The texts of known tasks read like {self.embeddings.texts[0][0]!r}."
+            )
+        name = f"{instruction} ({action_dim} action dims)"
+        if name not in self.table.names:
+            vectors = embed(self._load_encoder(), [name], [[instruction]], self.table.num_phrasings)
+            self._append(vectors, action_dim, statistics.median(self.table.discount.tolist()))
+        return self.table.names.index(name)
+
+    def _load_encoder(self) -> TextEncoder:
+        expected = self.embeddings.encoder
+        if self.encoder is None:
+            self.encoder = load_encoder(expected.partition("@")[0])
+        if self.encoder.id != expected:
+            raise ValueError(
+                f"this agent was trained with the text encoder {expected}, but {self.encoder.id} was loaded: its "
+                "vectors would mean something else. Set `agent.encoder = load_encoder(...)` to the right one."
+            )
+        return self.encoder
+
+    def _append(self, embeddings: TaskEmbeddings, action_dim: int, discount: float) -> None:
+        """Put one more row into the task table."""
+        if not 1 <= action_dim <= self.model.config.action_dim:
+            raise ValueError(
+                f"{embeddings.names[0]!r} has {action_dim} action dims, the model takes 1 to "
+                f"{self.model.config.action_dim}."
+            )
+        self.embeddings = self.embeddings.join(embeddings)
+        mask = torch.zeros_like(self.table.action_mask[:1])
+        mask[0, :action_dim] = 1
+        self.actor.table = TaskTable(
+            self.embeddings.names,
+            torch.from_numpy(self.embeddings.vectors).to(self.device),
+            torch.cat([self.table.action_mask, mask]),
+            torch.cat([self.table.discount, torch.tensor([discount], device=self.device)]),
+        )
+
+    def _check_obs(self, obs: np.ndarray, batch: np.ndarray, spec: TaskSpec | None) -> None:
+        widest = self.model.config.obs_dim
+        wanted = {spec.obs_dim, widest} if spec else set(range(1, widest + 1))
+        if obs.ndim not in (1, 2) or batch.shape[1] not in wanted:
+            what = f"{spec.obs_dim} (or {widest}, zero-padded)" if spec else f"1 to {widest}"
+            raise ValueError(
+                f"`obs` has the shape {obs.shape}; expected {what} values, for one environment or (N, ...)."
+            )
+        if len(batch) != self.num_envs:
+            raise ValueError(
+                f"`obs` is of {len(batch)} environments, but the agent was reset for {self.num_envs}: call "
+                f"`agent.reset(num_envs={len(batch)})` when their episodes begin."
+            )
+        if not np.isfinite(batch).all():
+            raise ValueError("`obs` holds values that are not finite (NaN or infinity).")

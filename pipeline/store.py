@@ -1,0 +1,216 @@
+"""How an agent lies on disk, and how it gets there from the Hub.
+
+A checkpoint is a folder in Hub form:
+    config.json          sizes of the world model
+    model.safetensors    its weights
+    tasks.json           planner settings; for each task its catalogue entry and discount
+    task_embeddings/     the vectors of the tasks' texts, the texts, the encoder's id
+An adapter is a folder in PEFT's form (adapter_config.json, adapter_model.safetensors) with, for its task, a task.json
+and task_embeddings/ alike. Nothing is pickled, and no code is read from either.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from pipeline import config
+from pipeline.files import atomic_folder, read_json, write_json
+from pipeline.language.embeddings import TaskEmbeddings
+from pipeline.model.adapters import Adapters
+from pipeline.model.world_model import WorldModel
+from pipeline.tasks.spec import TaskSpec, parse_spec
+
+FORMAT = 1  # of tasks.json and task.json
+CHECKPOINT_FILES = ["config.json", "model.safetensors", "tasks.json", "task_embeddings/*"]
+ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors", "task.json", "task_embeddings/*"]
+REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+
+
+class Checkpoint(NamedTuple):
+    """What a checkpoint folder holds."""
+
+    model: WorldModel
+    specs: list[TaskSpec]
+    discounts: list[float]
+    embeddings: TaskEmbeddings
+    planner: config.Planner
+    base: str  # SHA-256 of model.safetensors
+
+
+class AdapterTask(NamedTuple):
+    """What an adapter folder says about its task."""
+
+    spec: TaskSpec
+    discount: float
+    embeddings: TaskEmbeddings  # of this one task
+    base: str  # SHA-256 of the model.safetensors it was trained on
+
+
+def fetch(source: str | Path, revision: str | None, files: list[str], subfolder: str = "") -> Path:
+    """Return the local folder of a checkpoint or adapter, downloading it from the Hub if `source` is a repo id.
+
+    Args:
+        source: a folder, or `owner/name` on the Hub.
+        revision: commit, tag or branch on the Hub; None for the newest.
+        files: patterns of the files to download, within `subfolder`.
+        subfolder: where in the folder or repo to look.
+
+    Raises:
+        ValueError: `source` is neither a folder nor a repo id.
+        OSError: the Hub could not be reached, or does not have it.
+    """
+    import huggingface_hub
+
+    if Path(source).is_dir():
+        if revision is not None:
+            raise ValueError(f"{source} is a folder, which has no revisions: leave out revision={revision!r}.")
+        return Path(source) / subfolder
+    if not REPO_ID.fullmatch(str(source)):
+        raise ValueError(f"{source} is neither a folder that exists nor a repo id of the form owner/name.")
+    patterns = [f"{subfolder}/{name}" if subfolder else name for name in files]
+    try:
+        local = Path(huggingface_hub.snapshot_download(str(source), revision=revision, allow_patterns=patterns))
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"{source} is no folder here and could not be had from the Hub"
+            f"{f' at revision {revision}' if revision else ''}: {str(error).strip().splitlines()[0]} "
+            "Check the name; a private repo needs `hf auth login` first."
+        ) from None
+    return local / subfolder
+
+
+def write_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> str:
+    """Write a checkpoint as one folder, whole or not at all; returns the SHA-256 of its weights."""
+    tasks = [
+        {"discount": discount, "task": dataclasses.asdict(spec)}
+        for spec, discount in zip(checkpoint.specs, checkpoint.discounts, strict=True)
+    ]
+    with atomic_folder(folder) as partial:
+        checkpoint.model.save_pretrained(partial)
+        (partial / "README.md").unlink()  # the Hub mixin's card; ours is written by the publish stage
+        checkpoint.embeddings.save(partial / "task_embeddings")
+        write_json(
+            partial / "tasks.json",
+            {
+                "format": FORMAT,
+                "encoder": checkpoint.embeddings.encoder,
+                "planner": dataclasses.asdict(checkpoint.planner),
+                "tasks": tasks,
+            },
+        )
+        return sha256(partial / "model.safetensors")
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read what `write_checkpoint` wrote.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged, or the files do not belong together; names which and why.
+    """
+    path = folder / "tasks.json"
+    content = _read(path)
+    entries = _entry(content, "tasks", list, path)
+    specs = [parse_spec(entry.get("task"), f"{path}: task {row}") for row, entry in enumerate(entries)]
+    discounts = [_discount(entry, f"{path}: {spec.name}") for spec, entry in zip(specs, entries, strict=True)]
+    planner = config.parse(config.Planner, content.get("planner"), f"{path}: planner")
+    embeddings = _read_embeddings(folder, [spec.name for spec in specs])
+    model = _read_model(folder, embeddings.dim)
+    return Checkpoint(model, specs, discounts, embeddings, planner, sha256(folder / "model.safetensors"))
+
+
+def write_adapter(folder: str | Path, adapters: Adapters, name: str, task: AdapterTask) -> None:
+    """Write one adapter and its task as one folder, whole or not at all."""
+    with atomic_folder(folder) as partial:
+        adapters.save(partial, name)
+        task.embeddings.save(partial / "task_embeddings")
+        entry = {"format": FORMAT, "base": task.base, "discount": task.discount, "task": dataclasses.asdict(task.spec)}
+        write_json(partial / "task.json", entry)
+
+
+def read_adapter_task(folder: Path) -> AdapterTask:
+    """Read what an adapter folder says about its task.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged.
+    """
+    path = folder / "task.json"
+    content = _read(path)
+    spec = parse_spec(content.get("task"), str(path))
+    base = _entry(content, "base", str, path)
+    return AdapterTask(spec, _discount(content, str(path)), _read_embeddings(folder, [spec.name]), base)
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_model(folder: Path, task_dim: int) -> WorldModel:
+    """Read config.json and weights; sizes are compared with the weights' own before any memory is taken for them."""
+    path, weights = folder / "config.json", folder / "model.safetensors"
+    sizes = config.parse(config.Model, read_json(path, "the stage that made this checkpoint"), str(path))
+    if not weights.is_file():
+        raise FileNotFoundError(f"{folder} holds no model.safetensors, so it is no checkpoint.")
+    try:
+        with safe_open(weights, framework="pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        if sizes.num_q > len(found) or sizes.num_enc_layers > len(found):
+            raise ValueError("more layers are said to be there than there are tensors")
+        with torch.device("meta"):
+            expected = {name: tuple(tensor.shape) for name, tensor in WorldModel(sizes).state_dict().items()}
+        if found != expected:
+            odd = sorted(set(found.items()) ^ set(expected.items()))[0][0]
+            raise ValueError(f"{odd} is {found.get(odd, 'missing')}, expected {expected.get(odd, 'nothing')}")
+        state = load_file(weights)
+    except (SafetensorError, RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{weights} does not hold the weights that {path.name} describes: {reason}.") from None
+    if sizes.task_dim != task_dim:
+        raise ValueError(f"{folder}: the task embeddings are {task_dim} wide, the model expects {sizes.task_dim}.")
+    model = WorldModel(sizes)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def _read_embeddings(folder: Path, names: list[str]) -> TaskEmbeddings:
+    embeddings = TaskEmbeddings.load(folder / "task_embeddings")
+    if list(embeddings.names) != names:
+        raise ValueError(
+            f"{folder}: task_embeddings/ is about {', '.join(embeddings.names)}, the tasks beside it are "
+            f"{', '.join(names)}: the files were mixed up."
+        )
+    return embeddings
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content = read_json(path, "the stage that made this folder")
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else content
+        raise ValueError(f"{path} has the format {found!r}; this version of Eft reads format {FORMAT}.")
+    return content
+
+
+def _entry(content: dict[str, Any], key: str, kind: Any, path: Path) -> Any:
+    if not isinstance(content.get(key), kind):
+        raise ValueError(f"{path}: `{key}` is {content.get(key)!r}, which is not what belongs there.")
+    return content[key]
+
+
+def _discount(entry: Any, where: str) -> float:
+    try:
+        value = TypeAdapter(config.Fraction).validate_python(entry["discount"])
+    except (ValidationError, KeyError, TypeError):
+        raise ValueError(f"{where}: `discount` must be a number in [0, 1].") from None
+    return float(value)

@@ -1,0 +1,361 @@
+"""The agent a user holds: loading, acting, unknown tasks, adapters, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import config
+from pipeline.agent import Agent
+from pipeline.language.embeddings import embed
+from pipeline.language.encoder import HashedNgrams
+from pipeline.model.task_table import TaskTable
+from pipeline.model.world_model import WorldModel
+from pipeline.tasks.spec import TaskSpec
+
+SIZES = config.Model(
+    obs_dim=6, action_dim=3, task_dim=16, latent_dim=16, enc_dim=12, num_enc_layers=2, mlp_dim=16, num_q=2,
+    num_bins=11, bin_min=-5.0, bin_max=5.0, simnorm_dim=8, log_std_min=-10.0, log_std_max=2.0,
+)  # fmt: skip
+PLANNER = config.Planner(
+    horizon=3, iterations=2, num_samples=16, num_policy_samples=4, num_elites=4, min_std=0.05, max_std=2.0,
+    temperature=0.5,
+)  # fmt: skip
+ENCODER = HashedNgrams(16)
+
+
+def make_spec(name: str, instruction: str, obs_dim: int, action_dim: int) -> TaskSpec:
+    return TaskSpec(
+        name=name, suite="gymnasium", env_id="tests:tests/None-v0", embodiment="A small body.",
+        instructions=(f"{instruction}.", f"{instruction} quickly."), obs_dim=obs_dim, action_dim=action_dim,
+        action_repeat=1, episode_length=50, score="return/1000", env_kwargs={"friction": 0.5},
+    )  # fmt: skip
+
+
+SPECS = [make_spec("walk", "walk", 4, 2), make_spec("reach", "reach the goal", 6, 3), make_spec("push", "push", 5, 1)]
+NEW = make_spec("pull", "pull", 5, 2)
+
+
+def embeddings_of(specs: list[TaskSpec]):
+    return embed(ENCODER, [spec.name for spec in specs], [[spec.text(0), spec.text(1)] for spec in specs], 2)
+
+
+def make_agent(seed: int = 0) -> Agent:
+    torch.manual_seed(seed)
+    model = WorldModel(SIZES)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    mask = torch.zeros(3, 3)
+    for row, spec in zip(mask, SPECS, strict=True):
+        row[: spec.action_dim] = 1
+    embeddings = embeddings_of(SPECS)
+    discount = torch.tensor([0.9, 0.95, 0.99])
+    table = TaskTable(embeddings.names, torch.from_numpy(embeddings.vectors), mask, discount)
+    return Agent(model, SPECS, embeddings, table, PLANNER)
+
+
+@pytest.fixture
+def agent() -> Agent:
+    return make_agent()
+
+
+@pytest.fixture
+def checkpoint(agent: Agent, tmp_path: Path) -> Path:
+    agent.save_pretrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def obs_for(spec: TaskSpec, num_envs: int | None = None, seed: int = 0) -> np.ndarray:
+    shape = (spec.obs_dim,) if num_envs is None else (num_envs, spec.obs_dim)
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+# --- saving and loading -----------------------------------------------------------------------------------------------
+
+
+def test_saved_and_loaded_acts_the_same(agent: Agent, checkpoint: Path) -> None:
+    loaded = Agent.from_pretrained(checkpoint)
+    assert sorted(path.name for path in checkpoint.iterdir()) == [
+        "config.json", "model.safetensors", "task_embeddings", "tasks.json",
+    ]  # fmt: skip
+    assert loaded.tasks == agent.tasks
+    assert loaded.planner == PLANNER
+    assert torch.equal(loaded.table.discount, agent.table.discount)
+    for spec in SPECS:
+        agent.reset(seed=1)
+        loaded.reset(seed=1)
+        for step in range(3):
+            obs = obs_for(spec, seed=step)
+            assert np.array_equal(loaded.act(obs, task=spec.name), agent.act(obs, task=spec.name))
+
+
+def test_the_weights_also_load_as_a_plain_hub_model(agent: Agent, checkpoint: Path) -> None:
+    model = WorldModel.from_pretrained(checkpoint)
+    assert model.config == SIZES
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), agent.model.parameters(), strict=True))
+
+
+def test_a_checkpoint_holds_no_path_of_this_machine(checkpoint: Path) -> None:
+    for path in checkpoint.rglob("*.json"):
+        assert str(checkpoint.parent) not in path.read_text()
+
+
+def _cut_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _change(name: str, **values) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "tasks.json").unlink(), r"tasks\.json does not exist"),
+        (lambda folder: (folder / "model.safetensors").unlink(), r"no model\.safetensors"),
+        (lambda folder: (folder / "config.json").write_text("{"), r"config\.json is not valid JSON"),
+        (_cut_weights, r"model\.safetensors does not hold"),
+        (_change("config.json", mlp_dim=32), r"does not hold the weights that config\.json describes"),
+        (_change("config.json", mlp_dim=10**12), r"does not hold the weights that config\.json describes"),
+        (_change("config.json", latent_dim=8 * 10**30), r"does not hold the weights|valid integer"),
+        (_change("config.json", num_q=10**9), "more layers"),
+        (_change("config.json", surprise=1), "`surprise` is not a parameter"),
+        (_change("tasks.json", format=2), "format 2"),
+        (_change("tasks.json", tasks=[]), "mixed up"),
+        (_change("tasks.json", tasks=[{"task": {"name": "walk"}, "discount": 0.9}]), "task 0: `suite` is missing"),
+        (_change("tasks.json", planner={"horizon": 3}), "planner: `iterations` is missing"),
+        (_change("tasks.json", tasks=None), "`tasks` is None"),
+    ],
+)
+def test_damaged_checkpoints_say_what_is_wrong(checkpoint: Path, damage, message: str) -> None:
+    damage(checkpoint)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        Agent.from_pretrained(checkpoint)
+
+
+def test_sources_that_do_not_exist(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="neither a folder that exists nor a repo id"):
+        Agent.from_pretrained("/no/such/folder")
+    with pytest.raises(ValueError, match="has no revisions"):
+        Agent.from_pretrained(checkpoint, revision="main")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match="could not be had from the Hub"):
+        Agent.from_pretrained("nobody/nothing")
+
+
+# --- acting -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plan", [True, False])
+@pytest.mark.parametrize("explore", [True, False])
+@pytest.mark.parametrize("num_envs", [None, 1, 4])
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_actions_have_the_task_s_own_width(
+    agent: Agent, spec: TaskSpec, num_envs: int | None, plan: bool, explore: bool
+) -> None:
+    agent.reset(num_envs or 1, seed=0)
+    action = agent.act(obs_for(spec, num_envs), task=spec.name, plan=plan, explore=explore)
+    assert action.shape == ((spec.action_dim,) if num_envs is None else (num_envs, spec.action_dim))
+    assert action.dtype == np.float32
+    assert np.abs(action).max() <= 1
+    assert np.abs(action).max() > 0
+
+
+def test_padded_and_unpadded_observations_are_the_same(agent: Agent) -> None:
+    obs = obs_for(SPECS[0])
+    agent.reset(seed=3)
+    first = agent.act(obs, task="walk")
+    agent.reset(seed=3)
+    assert np.array_equal(agent.act(np.pad(obs, (0, 2)), task="walk"), first)
+
+
+def test_a_seed_makes_planning_reproducible_and_steps_differ(agent: Agent) -> None:
+    obs = obs_for(SPECS[1])
+
+    def play(seed: int | None) -> np.ndarray:
+        agent.reset(seed=seed)
+        return np.stack([agent.act(obs, task="reach") for _ in range(3)])
+
+    assert np.array_equal(play(5), play(5))
+    assert not np.array_equal(play(5), play(6))
+    assert not np.array_equal(play(None), play(None))
+
+
+def test_another_planner_changes_the_plan_s_length(agent: Agent) -> None:
+    longer = agent.with_planner(config.Planner(**{**vars(PLANNER), "horizon": 5}))
+    assert longer.actor.state_tensors()["prev_mean"].shape[0] == 5
+    assert agent.actor.state_tensors()["prev_mean"].shape[0] == 3
+    assert longer.model is agent.model
+    longer.act(obs_for(SPECS[0]), task="walk")
+
+
+# --- instructions -----------------------------------------------------------------------------------------------------
+
+
+def test_a_known_text_is_the_known_task(agent: Agent) -> None:
+    obs = obs_for(SPECS[1])
+    agent.reset(seed=0)
+    by_name = agent.act(obs, task="reach")
+    agent.reset(seed=0)
+    assert np.array_equal(agent.act(obs, instruction="A small body. reach the goal quickly."), by_name)
+
+
+def test_a_new_instruction_acts_with_its_own_vector(agent: Agent, checkpoint: Path) -> None:
+    obs = np.ones(4, dtype=np.float32)
+    agent.reset(seed=0)
+    walk = agent.act(obs, task="walk", plan=False)
+    jump = agent.act(obs, instruction="A small body. jump.", action_dim=2, plan=False)
+    spin = agent.act(obs, instruction="A small body. spin around.", action_dim=2, plan=False)
+    assert jump.shape == (2,)
+    assert not np.array_equal(jump, walk)
+    assert not np.array_equal(jump, spin)
+    assert agent.act(obs, instruction="A small body. jump.", action_dim=3).shape == (3,)
+    rows = len(agent.table.names)
+    agent.act(obs, instruction="A small body. jump.", action_dim=2)
+    assert len(agent.table.names) == rows
+    agent.save_pretrained(checkpoint)
+    assert list(Agent.from_pretrained(checkpoint).tasks) == ["walk", "reach", "push"]
+
+
+def test_another_encoder_is_refused(agent: Agent) -> None:
+    agent.encoder = HashedNgrams(32)
+    with pytest.raises(ValueError, match=r"trained with the text encoder hashed-ngrams-16, but hashed-ngrams-32"):
+        agent.act(np.ones(4), instruction="A small body. jump.", action_dim=2)
+
+
+@pytest.mark.parametrize(
+    ("obs", "told", "message"),
+    [
+        (np.ones(4), {"task": "wlak"}, "Did you mean `walk`"),
+        (np.ones(4), {}, "one of the two"),
+        (np.ones(4), {"task": "walk", "instruction": "walk"}, "one of the two"),
+        (np.ones(4), {"task": "walk", "action_dim": 3}, "2 action dims, not action_dim=3"),
+        (np.ones(4), {"instruction": "A small body. jump."}, "`action_dim` is needed"),
+        (np.ones(4), {"instruction": "jump", "action_dim": 9}, "9 action dims, the model takes 1 to 3"),
+        (np.ones(4), {"instruction": "jump", "action_dim": 0}, "0 action dims"),
+        (np.ones(5), {"task": "walk"}, r"shape \(5,\); expected 4 \(or 6, zero-padded\)"),
+        (np.ones(7), {"instruction": "A small body. jump.", "action_dim": 1}, "expected 1 to 6"),
+        (np.ones((1, 1, 4)), {"task": "walk"}, r"shape \(1, 1, 4\)"),
+        (np.ones((3, 4)), {"task": "walk"}, r"agent\.reset\(num_envs=3\)"),
+        (np.full(4, np.nan), {"task": "walk"}, "not finite"),
+    ],
+)
+def test_what_cannot_be_done_is_said(agent: Agent, obs: np.ndarray, told: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        agent.act(obs, **told)
+
+
+def test_parts_of_different_tasks_are_refused(agent: Agent) -> None:
+    with pytest.raises(ValueError, match="same tasks in the same order"):
+        Agent(WorldModel(SIZES), SPECS[::-1], agent.embeddings, agent.table, PLANNER)
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------------
+
+
+def adapted(checkpoint: Path, folder: Path) -> Agent:
+    """An agent whose adapter for the task `pull` was trained (here: moved at random) and saved."""
+    agent = Agent.from_pretrained(checkpoint)
+    agent.add_task(NEW, embeddings_of([NEW]), 0.97)
+    agent.create_adapter("pull", ["encoder", "policy", "q"], rank=2, alpha=4.0)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in agent.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+    agent.actor.refresh()
+    agent.save_adapter(folder, "pull")
+    return agent
+
+
+def test_an_adapter_brings_its_task_and_switches_off(checkpoint: Path, tmp_path: Path) -> None:
+    trained = adapted(checkpoint, tmp_path / "adapter")
+    agent = Agent.from_pretrained(checkpoint)
+    obs = obs_for(SPECS[0])
+    agent.reset(seed=0)
+    base = agent.act(obs, task="walk")
+    assert agent.add_adapter(tmp_path / "adapter") == "pull"
+    assert agent.tasks["pull"] == NEW
+    assert agent.table.discount[-1] == pytest.approx(0.97)
+    agent.reset(seed=0)
+    trained.reset(seed=0)
+    assert np.array_equal(agent.act(obs_for(NEW), task="pull"), trained.act(obs_for(NEW), task="pull"))
+    agent.reset(seed=0)
+    assert not np.array_equal(agent.act(obs, task="walk"), base)
+    agent.set_adapter(None)
+    agent.reset(seed=0)
+    assert np.array_equal(agent.act(obs, task="walk"), base)
+
+
+def test_adapters_lie_in_subfolders_too(checkpoint: Path, tmp_path: Path) -> None:
+    adapted(checkpoint, checkpoint / "adapters" / "pull")
+    agent = Agent.from_pretrained(checkpoint)
+    assert agent.add_adapter(checkpoint, subfolder="adapters/pull") == "pull"
+
+
+def test_an_adapter_goes_on_training(checkpoint: Path, tmp_path: Path) -> None:
+    adapted(checkpoint, tmp_path / "adapter")
+    agent = Agent.from_pretrained(checkpoint)
+    agent.add_adapter(tmp_path / "adapter", trainable=True)
+    assert any(parameter.requires_grad for parameter in agent.model.parameters())
+    agent.set_adapter(None)
+    assert not any(parameter.requires_grad for parameter in agent.model.parameters())
+
+
+def test_an_adapter_of_another_base_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    adapted(checkpoint, tmp_path / "adapter")
+    make_agent(seed=1).save_pretrained(tmp_path / "other")
+    agent = Agent.from_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="was trained on the base weights"):
+        agent.add_adapter(tmp_path / "adapter")
+    assert "pull" not in agent.tasks
+
+
+def test_an_adapter_of_another_encoder_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    adapted(checkpoint, tmp_path / "adapter")
+    path = tmp_path / "adapter" / "task_embeddings" / "texts.json"
+    path.write_text(path.read_text().replace("hashed-ngrams-16", "hashed-ngrams-32"))
+    with pytest.raises(ValueError, match=r"hashed-ngrams-32.*hashed-ngrams-16"):
+        Agent.from_pretrained(checkpoint).add_adapter(tmp_path / "adapter")
+
+
+def test_a_folder_without_adapter_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    agent = Agent.from_pretrained(checkpoint)
+    with pytest.raises(FileNotFoundError, match=r"task\.json"):
+        agent.add_adapter(tmp_path)
+    adapted(checkpoint, tmp_path / "adapter")
+    shutil.rmtree(tmp_path / "adapter" / "task_embeddings")
+    with pytest.raises(FileNotFoundError, match=r"texts\.json"):
+        agent.add_adapter(tmp_path / "adapter")
+
+
+def test_an_adapted_agent_is_not_saved_as_a_base(checkpoint: Path, tmp_path: Path) -> None:
+    agent = adapted(checkpoint, tmp_path / "adapter")
+    with pytest.raises(ValueError, match="Save each with `save_adapter`"):
+        agent.save_pretrained(tmp_path / "out")
+
+
+def test_an_adapter_needs_a_saved_base(agent: Agent, tmp_path: Path) -> None:
+    agent.create_adapter("walk", ["policy"], rank=2, alpha=4.0)
+    with pytest.raises(ValueError, match="load the agent from a checkpoint"):
+        agent.save_adapter(tmp_path / "adapter", "walk")
+
+
+def test_tasks_that_do_not_fit_are_refused(agent: Agent) -> None:
+    with pytest.raises(ValueError, match="known already"):
+        agent.add_task(SPECS[0], embeddings_of([SPECS[0]]), 0.9)
+    for spec, message in [(make_spec("wide", "w", 7, 2), "7 observation"), (make_spec("wide", "w", 2, 4), "4 action")]:
+        with pytest.raises(ValueError, match=message):
+            agent.add_task(spec, embeddings_of([spec]), 0.9)
+    assert list(agent.tasks) == ["walk", "reach", "push"]
