@@ -43,10 +43,9 @@ class CupSpin(ball_in_cup.BallInCup):
         """Return the reward of the current state, in [0, 1]."""
         data = physics.named.data
         x, z = data.site_xpos["ball", ["x", "z"]] - data.site_xpos["cup", ["x", "z"]]
-        velocity_x = data.qvel["ball_x"].item() - data.qvel["cup_x"].item()
-        velocity_z = data.qvel["ball_z"].item() - data.qvel["cup_z"].item()
+        cup_x, cup_z, ball_x, ball_z = physics.velocity()
         distance = np.hypot(x, z)
-        spin = (x * velocity_z - z * velocity_x) / max(distance**2, 1e-6)
+        spin = (x * (ball_z - cup_z) - z * (ball_x - cup_x)) / max(distance**2, 1e-6)
         out = rewards.tolerance(
             distance, (_BALL_RADIUS, float("inf")), margin=_BALL_RADIUS / 2, value_at_margin=0, sigmoid="linear"
         )

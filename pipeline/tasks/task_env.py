@@ -117,6 +117,7 @@ class TaskEnv(gymnasium.Env[np.ndarray, np.ndarray]):
                 f"task {self.task.name}: expected a finite action of shape {self.action_space.shape}, "
                 f"got shape {action.shape}: {action}."
             )
+        self._steps_left -= 1
         used = action[: self.task.action_dim].astype(np.float64)
         np.minimum(np.maximum(used, -1.0, out=used), 1.0, out=used)
         used *= self._half
@@ -130,7 +131,6 @@ class TaskEnv(gymnasium.Env[np.ndarray, np.ndarray]):
                     break
         except (ArithmeticError, ValueError, RuntimeError) as error:
             raise self._error(action, f"{type(error).__name__}: {error}") from error
-        self._steps_left -= 1
         if not math.isfinite(total):
             raise self._error(action, f"the reward is {total}")
         obs = self._observe(action)
