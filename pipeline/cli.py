@@ -9,11 +9,14 @@ import json
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from pipeline.tasks.spec import TaskSpec
 
 # Torch and the simulators are imported inside the commands that need them, so that `eft --help` answers at once.
@@ -38,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 2 an error to act on, 130 Ctrl-C."""
     options = build_parser().parse_args(arguments)
     try:
-        return options.run(options) or 0
+        code = options.run(options) or 0
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -88,7 +93,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     act.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder, or user/name on the Hugging Face Hub")
     act.add_argument("--task", required=True, help="the task whose environment it acts in and is scored by")
-    act.add_argument("--instruction", help="what it is told, in your words (default: the task's own instruction)")
+    act.add_argument(
+        "--instruction",
+        metavar="TEXT",
+        help="what it is told to do, in your words (default: the task's own instruction)",
+    )
     act.add_argument("--adapter", metavar="FOLDER", help="an adapter to put on, e.g. checkpoints/adapt/NAME/adapter")
     act.add_argument("--episodes", type=_count, default=1, metavar="N", help="episodes to play (default: 1)")
     act.add_argument("--video", type=Path, metavar="MP4", help="film the episodes")
@@ -123,12 +132,19 @@ def list_tasks(options: argparse.Namespace) -> None:
 
 
 def check_task(options: argparse.Namespace) -> int:
-    """Examine one task and say what was found; 2 if something is wrong with it."""
+    """Examine one task and print what was found; 2 if something is wrong with it."""
+    from pipeline import config
     from pipeline.tasks import check, registry
 
     is_file = options.task.endswith((".yaml", ".yml"))
-    spec = registry.load_file(options.task) if is_file else registry.get([options.task], _own_folder(options))[0]
-    return check.check_task(spec, options.frame)
+    folder = _own_folder(options)
+    spec = registry.load_file(options.task) if is_file else registry.get([options.task], folder)[0]
+    model = config.load(config.Model) if config.PARAMS.exists() else None
+    widths = (model.obs_dim, model.action_dim) if model else (None, None)
+    findings = check.check_task(spec, options.frame, folder, *widths)
+    for finding in findings:
+        print(f"{'ok  ' if finding.passed else 'FAIL'}  {finding.check}: {finding.detail}")
+    return 0 if all(finding.passed for finding in findings) else 2
 
 
 def act_in_task(options: argparse.Namespace) -> None:
@@ -142,27 +158,34 @@ def act_in_task(options: argparse.Namespace) -> None:
     agent = Agent.from_pretrained(options.checkpoint)
     if options.adapter:
         agent.add_adapter(options.adapter)
-    episodes = play(
-        agent,
-        spec,
-        options.instruction,
-        plan=not options.policy_only,
-        seeds=range(options.seed, options.seed + options.episodes),
-        render_size=224 if options.video else 0,
-    )
-    frames, scores = [], []
-    for episode in episodes:
-        scores.append(episode.score)
-        frames += episode.frames
-        print(
-            f"episode with seed {episode.seed}: score {episode.score:.3f}, "
-            f"return {episode.episode_return:.1f}, {episode.length} steps",
-            flush=True,
+    if options.instruction is None and spec.name not in agent.tasks:
+        print(f"{options.checkpoint} was not trained on {spec.name}: it is told what the task says, {spec.text()!r}")
+    scores: list[float] = []
+
+    def frames() -> Iterator[np.ndarray]:
+        episodes = play(
+            agent,
+            spec,
+            options.instruction,
+            plan=not options.policy_only,
+            seeds=range(options.seed, options.seed + options.episodes),
+            render_size=224 if options.video else 0,
         )
-    print(f"mean score {sum(scores) / len(scores):.3f} over {len(scores)} episodes of {spec.name}")
+        for episode in episodes:
+            scores.append(episode.score)
+            print(
+                f"episode with seed {episode.seed}: score {episode.score:.3f}, "
+                f"return {episode.episode_return:.1f}, {episode.length} steps",
+                flush=True,
+            )
+            yield from episode.frames
+
     if options.video:
-        write_video(options.video, frames, fps=25)
+        write_video(options.video, frames(), fps=25)
         print(f"filmed in {options.video}")
+    else:
+        deque(frames(), maxlen=0)
+    print(f"mean score {sum(scores) / len(scores):.3f} over {len(scores)} episodes of {spec.name}")
 
 
 def write_preset(options: argparse.Namespace) -> None:

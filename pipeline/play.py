@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,26 +34,30 @@ def play(
     Args:
         agent: acts without exploring.
         spec: the task whose environment is played and by whose rule episodes are scored.
-        instruction: what the agent is told; None for the task's own instruction.
+        instruction: what the agent is told to do with the task's body; None for the task's own instruction.
         plan: with planning, else with the policy alone.
         seeds: of the episodes.
         render_size: pixels of a picture's side; 0 draws nothing.
 
     Raises:
         ValueError: the task does not fit into the agent's widths.
-        RuntimeError: this machine cannot draw.
+        RenderingUnavailable: this machine cannot draw.
     """
-    told = {"task": spec.name} if instruction is None else {"instruction": instruction}
-    env = make(spec, agent.model.config.obs_dim, agent.model.config.action_dim, render_size)
+    if instruction is None and spec.name in agent.tasks:
+        told: dict[str, Any] = {"task": spec.name}
+    else:
+        # Texts read in training begin with the body; a task that the agent does not know is told in its own words.
+        text = spec.text() if instruction is None else f"{spec.embodiment} {instruction}"
+        told = {"instruction": text, "action_dim": spec.action_dim}
+    env = make(spec, spec.obs_dim, spec.action_dim, render_size)
     try:
         for seed in seeds:
             obs, _ = env.reset(seed=seed)
-            agent.reset(num_envs=1)
+            agent.reset(seed=seed)
             frames = [env.render()] if render_size else []
             total, length, done, success = 0.0, 0, False, False
             while not done:
-                action = agent.act(obs[None], plan=plan, **told)
-                obs, reward, terminated, truncated, info = env.step(np.asarray(action)[0])
+                obs, reward, terminated, truncated, info = env.step(agent.act(obs, plan=plan, **told))
                 total, length, success, done = total + reward, length + 1, info["success"], terminated or truncated
                 if render_size:
                     frames.append(env.render())

@@ -1,0 +1,282 @@
+"""The command `eft`: what it prints, how it fails, and that it starts fast."""
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import pytest
+import torch
+
+from pipeline import config
+from pipeline.agent import Agent
+from pipeline.cli import EXAMPLES, build_parser, main
+from pipeline.language.embeddings import embed
+from pipeline.language.encoder import HashedNgrams
+from pipeline.model.task_table import TaskTable
+from pipeline.model.world_model import WorldModel
+from pipeline.tasks import registry
+from pipeline.tasks.rendering import RenderingUnavailable
+
+ROOT = Path(__file__).parent.parent
+EFT = (sys.executable, "-m", "pipeline.cli")
+SWING = """\
+name: {name}
+suite: dmcontrol
+env_id: pendulum/swingup
+embodiment: A pole on a hinge.
+instructions: ["{instruction}"]
+obs_dim: 3
+action_dim: 1
+action_repeat: 2
+episode_length: 5
+score: return/1000
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A working folder without params.yaml, with two tasks of five steps in `mine/`."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/swing.yaml").write_text(SWING.format(name="swing", instruction="Swing, but only for a moment."))
+    (tmp_path / "mine/rest.yaml").write_text(SWING.format(name="rest", instruction="Rest, but only for a moment."))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def checkpoint(folder) -> Path:
+    """A small untrained agent that knows `swing` and not `rest`."""
+    torch.manual_seed(0)
+    specs = registry.get(["swing"], folder / "mine")
+    sizes = config.load(config.Model, ROOT / "tests/tiny.yaml")
+    encoder = HashedNgrams(sizes.task_dim)
+    embeddings = embed(encoder, ["swing"], [[specs[0].text()]], 1)
+    mask = torch.zeros(1, sizes.action_dim)
+    mask[0, 0] = 1
+    table = TaskTable(embeddings.names, torch.from_numpy(embeddings.vectors), mask, torch.tensor([0.95]))
+    agent = Agent(WorldModel(sizes), specs, embeddings, table, config.load(config.Planner, ROOT / "tests/tiny.yaml"))
+    agent.save_pretrained(folder / "checkpoint")
+    return folder / "checkpoint"
+
+
+def run(*arguments: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run([*EFT, *arguments], capture_output=True, text=True, timeout=60, **options)
+
+
+def lines(capsys) -> list[str]:
+    return capsys.readouterr().out.splitlines()
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+def test_help_and_the_list_of_tasks_load_nothing_heavy():
+    code = """if True:
+        import sys
+        from pipeline.cli import main
+        try:
+            main(["--help"])
+        except SystemExit:
+            pass
+        assert not {"torch", "numpy", "gymnasium", "pydantic"} & set(sys.modules), "eft --help"
+        main(["tasks"])
+        assert not {"torch", "dm_control", "metaworld", "transformers"} & set(sys.modules), "eft tasks"
+    """
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+
+
+def test_the_examples_in_the_help_are_commands():
+    helps = [EXAMPLES] + [
+        parser.format_help() for parser in build_parser()._subparsers._group_actions[0].choices.values()
+    ]
+    examples = re.findall(r"\beft [^&\n]*?(?=&&|\n|  )", "\n".join(text.split("example", 1)[1] for text in helps))
+    assert len(examples) >= 10
+    for example in examples:
+        build_parser().parse_args(shlex.split(example)[1:])
+
+
+# --- eft tasks --------------------------------------------------------------------------------------------------------
+
+
+def test_json_lists_every_task_with_what_others_read(capsys):
+    assert main(["tasks", "--json"]) == 0
+    tasks = json.loads(capsys.readouterr().out)
+    assert {task["name"] for task in tasks} == set(registry.load_catalogue(ROOT / "my_tasks"))
+    for task in tasks:
+        assert {"name", "domain", "split", "action_dim", "episode_length"} <= set(task)
+    walker = next(task for task in tasks if task["name"] == "walker-walk")
+    assert (walker["domain"], walker["split"], walker["action_dim"], walker["episode_length"]) == (
+        "dmcontrol", "train", 6, 500,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "key"),
+    [("--suite", "metaworld", "suite"), ("--split", "train", "split"), ("--tag", "balancing", "tags")],
+)
+def test_filters_keep_what_they_name(capsys, option, value, key):
+    main(["tasks", "--json", option, value])
+    chosen = json.loads(capsys.readouterr().out)
+    wanted = [spec.name for spec in registry.load_catalogue().values() if value in (getattr(spec, key), *spec.tags)]
+    assert [task["name"] for task in chosen] == wanted
+    assert wanted
+
+
+def test_the_table_has_a_line_per_task(capsys):
+    main(["tasks", "--tag", "balancing"])
+    header, *rows, total = lines(capsys)
+    assert header.split() == ["name", "suite", "split", "actions", "length", "instruction"]
+    assert total.startswith(f"{len(rows)} tasks.")
+    assert any(row.startswith("pendulum-swingup ") for row in rows)
+
+
+def test_one_task_is_shown_with_all_its_texts(capsys):
+    main(["tasks", "walker-walk"])
+    out = capsys.readouterr().out
+    (spec,) = registry.get(["walker-walk"])
+    assert all(text in out for text in (*spec.instructions, spec.embodiment, "walker/walk", "from episode_length"))
+
+
+def test_own_tasks_come_from_the_folder_of_params(folder, capsys):
+    (folder / "params.yaml").write_text((ROOT / "tests/tiny.yaml").read_text().replace("my_tasks", "mine"))
+    main(["tasks", "swing"])
+    assert "Swing, but only for a moment." in capsys.readouterr().out
+    (folder / "params.yaml").unlink()
+    assert main(["tasks", "swing"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tasks", "walker-wlak"], "task `walker-wlak` is not known. Did you mean `walker-walk`"),
+        (["tasks", "--suite", "dm_control"], "the suite `dm_control`. Did you mean `dmcontrol`"),
+        (["tasks", "--split", "test"], "the split `test`. There are: train"),
+        (["tasks", "--folder", "nowhere"], "nowhere, does not exist"),
+        (["check-task", "nothing.yaml"], "nothing.yaml does not exist"),
+        (["check-task", "walker-wlak"], "Did you mean `walker-walk`"),
+        (["preset", "mt500"], "there is no preset `mt500`"),
+    ],
+)
+def test_errors_are_one_message_without_traceback(folder, capsys, arguments, message):
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"eft {arguments[0]}: ")
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+def test_debug_shows_where_an_error_comes_from(folder):
+    with pytest.raises(ValueError, match="walker-wlak"):
+        main(["tasks", "walker-wlak", "--debug"])
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = f"{shlex.join(EFT)} tasks --json | head -1; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "[\n", "")
+
+
+# --- eft check-task ---------------------------------------------------------------------------------------------------
+
+
+def test_check_task_prints_what_it_found(folder, capsys):
+    assert main(["check-task", "mine/swing.yaml", "--folder", "mine"]) == 0
+    found = lines(capsys)
+    assert len(found) >= 5
+    assert all(line.startswith("ok    ") for line in found)
+
+
+def test_check_task_fails_where_something_is_wrong(folder, capsys):
+    task = folder / "mine/swing.yaml"
+    task.write_text(task.read_text().replace("obs_dim: 3", "obs_dim: 4"))
+    assert main(["check-task", "mine/swing.yaml"]) == 2
+    assert any(line.startswith("FAIL  build: ") and "Write 3" in line for line in lines(capsys))
+
+
+def test_check_task_knows_the_widths_of_params(folder, capsys):
+    (folder / "params.yaml").write_text((ROOT / "tests/tiny.yaml").read_text().replace("my_tasks", "mine"))
+    assert main(["check-task", "quadruped-walk"]) == 2
+    assert any("wider than model." in line for line in lines(capsys))
+
+
+# --- eft act ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", [[], ["--policy-only"], ["--instruction", "Do nothing."]])
+def test_act_plays_and_scores_episodes(checkpoint, capsys, how):
+    arguments = ["act", str(checkpoint), "--task", "swing", "--folder", "mine", "--episodes", "2", "--seed", "7", *how]
+    assert main(arguments) == 0
+    first, second, mean = lines(capsys)
+    assert re.fullmatch(r"episode with seed 7: score \d\.\d{3}, return -?\d+\.\d, 5 steps", first)
+    assert second.startswith("episode with seed 8: ")
+    assert mean.endswith("over 2 episodes of swing")
+    main(arguments)
+    assert lines(capsys)[0] == first
+
+
+def test_act_in_a_task_the_checkpoint_does_not_know_says_so(checkpoint, capsys):
+    assert main(["act", str(checkpoint), "--task", "rest", "--folder", "mine"]) == 0
+    note, episode, _ = lines(capsys)
+    assert "was not trained on rest: it is told what the task says, 'A pole on a hinge. Rest, but" in note
+    assert episode.startswith("episode with seed 0: ")
+
+
+def test_act_films(checkpoint, folder):
+    try:
+        env = registry.make(*registry.get(["swing"], "mine"), 3, 1, render_size=32)
+        env.reset(seed=0)
+        env.render()
+    except RenderingUnavailable as error:
+        pytest.skip(str(error))
+    env.close()
+    assert (
+        main(["act", str(checkpoint), "--task", "swing", "--folder", "mine", "--episodes", "2", "--video", "a.mp4"])
+        == 0
+    )
+    stream = av.open("a.mp4").streams.video[0]
+    assert (stream.width, stream.height, stream.frames) == (224, 224, 2 * (5 + 1))
+
+
+def test_act_names_a_checkpoint_that_is_not_there(folder, capsys):
+    assert main(["act", "checkpoints/none", "--task", "swing", "--folder", "mine"]) == 2
+    assert "checkpoints/none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "two", "1.5"])
+def test_act_wants_a_count_of_episodes(capsys, count):
+    with pytest.raises(SystemExit) as error:
+        main(["act", "x", "--task", "y", f"--episodes={count}"])
+    assert error.value.code == 2
+    assert "expected a whole number of at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_quietly(checkpoint, folder):
+    command = [*EFT, "act", str(checkpoint), "--task", "swing", "--folder", "mine", "--episodes", "1000000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder)
+    assert process.stdout.readline().startswith("episode with seed 0")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, "")
+
+
+# --- eft preset -------------------------------------------------------------------------------------------------------
+
+
+def test_preset_writes_params_and_says_what_changed(folder, capsys):
+    (folder / "params.yaml").write_text((ROOT / "tests/tiny.yaml").read_text())
+    (folder / "presets").mkdir()
+    (folder / "presets/slow.yaml").write_text("# A smaller step.\nlearning: {lr: 1e-5}\n")
+    assert main(["preset"]) == 0
+    assert lines(capsys) == ["slow         A smaller step."]
+    assert main(["preset", "slow"]) == 0
+    assert lines(capsys)[0] == "learning.lr: 0.0003 -> 1e-05"
+    assert config.load(config.Learning).lr == 1e-5
+    assert main(["preset", "slow"]) == 0
+    assert lines(capsys) == ["params.yaml already holds preset `slow`: nothing changed."]
