@@ -52,7 +52,14 @@ class PlanDraws(NamedTuple):
 
     def to(self, device: torch.device | str) -> PlanDraws:
         """Return the draws on a device."""
-        return PlanDraws(*(part.to(device) if isinstance(part, Tensor) else part for part in self))
+        return PlanDraws(
+            self.policy_noise.to(device),
+            self.sample_noise.to(device),
+            self.value_noise.to(device),
+            self.members,
+            self.elite_exponential.to(device),
+            self.explore_noise.to(device),
+        )
 
 
 @torch.no_grad()
@@ -137,8 +144,7 @@ def _rollouts(
     model: WorldModel, ctx: TaskContext, z: Tensor, actions: Tensor, discounts: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Follow actions (T, S, N, A) from z (N, Z): discounted return (S, N) and last latents (S, N, Z)."""
-    z = z.expand(actions.shape[1], *z.shape)
-    total = torch.zeros(z.shape[:-1], device=z.device)
+    total = torch.zeros(actions.shape[1:3], device=z.device)
     for action, weight in zip(actions, discounts, strict=False):
         total = total + weight * decode(model.reward(z, action, ctx), model.bins)
         z = model.next(z, action, ctx)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from pipeline.model.blocks import FirstLayer
+from pipeline.model.blocks import MLP, FirstLayer
 
 
 class QEnsemble(nn.ModuleList):
@@ -16,13 +18,20 @@ class QEnsemble(nn.ModuleList):
 
     def condition(self, task_emb: Tensor) -> tuple[FirstLayer, ...]:
         """Apply the first layer of every member to task embeddings (n, E)."""
-        return tuple(member.condition(task_emb) for member in self)
+        return tuple(member.condition(task_emb) for member in self.members)
 
     def forward(
         self, firsts: tuple[FirstLayer, ...], z: Tensor, a: Tensor, members: Sequence[int] | None = None
     ) -> Tensor:
         """Evaluate the named members (None: all) at z (..., n, Z), a (..., n, A): logits (M', ..., n, K)."""
-        return torch.stack([self[m](firsts[m], z, a) for m in (range(len(self)) if members is None else members)])
+        chosen = range(len(self)) if members is None else members
+        heads = self.members
+        return torch.stack([heads[m](firsts[m], z, a) for m in chosen])
+
+    @property
+    def members(self) -> list[MLP]:
+        """The M heads."""
+        return cast("list[MLP]", list(self))
 
 
 def make_target(online: QEnsemble) -> QEnsemble:
@@ -37,7 +46,7 @@ def polyak_update(target: nn.Module, online: nn.Module, tau: float) -> None:
     moving = [(old, new) for old, new in pairs if new.requires_grad]
     if moving:
         old, new = zip(*moving, strict=True)
-        torch._foreach_lerp_(old, new, tau)
+        get_ema_multi_avg_fn(1 - tau)(list(old), list(new), 0)
 
 
 def draw_members(num_q: int, generator: torch.Generator) -> tuple[int, int]:

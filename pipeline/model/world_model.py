@@ -35,9 +35,14 @@ class TaskContext(NamedTuple):
 
     def take(self, rows: Tensor) -> "TaskContext":
         """Repeat the tasks as `rows` (B,) says: row i of the result belongs to task rows[i]."""
-        single = (part.take(rows) for part in self[:4])
-        q, target_q = (tuple(part.take(rows) for part in parts) for parts in self[4:])
-        return TaskContext(*single, q, target_q)
+        return TaskContext(
+            self.encoder.take(rows),
+            self.dynamics.take(rows),
+            self.reward.take(rows),
+            self.policy.take(rows),
+            tuple(member.take(rows) for member in self.q),
+            tuple(member.take(rows) for member in self.target_q),
+        )
 
 
 class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["world-model", "reinforcement-learning"]):
@@ -49,6 +54,8 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
     Args:
         config: sizes.
     """
+
+    bins: Tensor  # (K,) centres of the two-hot bins, symlog units
 
     def __init__(self, config: config.Model):
         super().__init__()
@@ -62,8 +69,8 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
         self.reward_head = MLP(latent, task, a, hidden, config.num_bins)
         self.policy_head = MLP(latent, task, 0, hidden, 2 * a)
         self.q_heads = QEnsemble(MLP(latent, task, a, hidden, config.num_bins) for _ in range(config.num_q))
-        for head in (self.reward_head, *self.q_heads):
-            nn.init.zeros_(head[-1].linear.weight)
+        for head in (self.reward_head, *self.q_heads.members):
+            nn.init.zeros_(head.blocks[-1].linear.weight)
         self.target_q_heads = make_target(self.q_heads)
         bins = torch.linspace(config.bin_min, config.bin_max, config.num_bins)
         self.register_buffer("bins", bins, persistent=False)

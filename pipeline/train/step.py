@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +120,7 @@ class Learner:
             "policy_q": loss.q.mean(),
         }
         metrics["policy_grad_norm"] = self._descend(self._policy_optimizer, self._policy, loss.total, batch, metrics)
-        self.scale.update(loss.q if self._group is None else self._group.gather(loss.q))
+        self.scale.update(loss.q if self._group is None else cast(Tensor, self._group.gather(loss.q)))
         return metrics | {"value_scale": self.scale.value.clone()}
 
     def _descend(
@@ -221,6 +221,7 @@ def _trainable(module: nn.Module) -> list[nn.Parameter]:
 def _average_gradients(parameters: list[nn.Parameter], group: Accelerator) -> None:
     """Average gradients over processes in one message; all processes must have gradients of the same parameters."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = group.reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="mean")
+    flat = cast(Tensor, group.reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="mean"))
     pieces = flat.split([gradient.numel() for gradient in gradients])
-    torch._foreach_copy_(gradients, [p.view_as(g) for p, g in zip(pieces, gradients, strict=True)])
+    for gradient, piece in zip(gradients, pieces, strict=True):
+        gradient.copy_(piece.view_as(gradient))
