@@ -76,7 +76,10 @@ def _look(looks: list[tuple[str, Callable[[], str]]]) -> Iterator[Finding]:
 
 
 def _texts(spec: TaskSpec, folder: str | Path | None) -> Finding:
-    others = [other for other in load_catalogue(folder).values() if other.name != spec.name]
+    try:
+        others = [other for other in load_catalogue(folder).values() if other.name != spec.name]
+    except ValueError as error:
+        return Finding("texts", False, str(error))
     shared = texts_shared([*others, spec])
     if shared:
         return Finding("texts", False, shared)

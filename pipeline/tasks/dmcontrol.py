@@ -23,7 +23,7 @@ _CAMERA = {"quadruped": 2}  # the others look best through camera 0; this one's 
 class DMControl:
     """One task of the suite.
 
-    The observation is the suite's dictionary, flattened in its own order. Episodes never terminate.
+    The observation is the suite's dictionary, flattened in its own order.
 
     Args:
         env_id: `domain/task`, e.g. `walker/walk`, or a variant, e.g. `walker/walk_backward`.
@@ -58,7 +58,8 @@ class DMControl:
         except PhysicsError as error:
             raise FloatingPointError(f"the physics diverged: {error}") from None
         self.task.after_step(self.physics)
-        return float(self.task.get_reward(self.physics)), False, False, False
+        discount = self.task.get_termination(self.physics)  # None while the episode goes on, as in almost every task
+        return float(self.task.get_reward(self.physics)), discount == 0, discount is not None and discount != 0, False
 
     def observe(self, out: np.ndarray) -> None:
         """Write the observation into `out`, (obs_dim,) float32."""

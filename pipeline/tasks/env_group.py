@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,8 +58,11 @@ class EnvGroup:
         obs_dim, action_dim = arrays.obs.shape[1], arrays.action.shape[1]
         self._envs = []
         for index, spec in specs:
-            with _naming(spec):
+            try:
                 self._envs.append((index, make(spec, obs_dim, action_dim)))
+            except Exception as error:
+                error.add_note(f"This happened when building task {spec.name} ({spec.suite}: {spec.env_id}).")
+                raise
         self._episodes = dict.fromkeys((index for index, _ in specs), 0)
 
     def reset(self) -> None:
@@ -72,8 +74,7 @@ class EnvGroup:
         """Take one agent step in each environment; where an episode ends, start the next."""
         _, obs, reward, terminated, truncated, final_obs, success = self._arrays
         for index, env in self._envs:
-            with _naming(env.task):
-                last, reward[index], terminated[index], truncated[index], info = env.step(self._arrays.action[index])
+            last, reward[index], terminated[index], truncated[index], info = env.step(self._arrays.action[index])
             final_obs[index] = obs[index] = last
             success[index] = info["success"]
             if terminated[index] or truncated[index]:
@@ -88,8 +89,7 @@ class EnvGroup:
         for (index, env), episode, played in zip(self._envs, episodes, actions, strict=True):
             self._begin(index, env, episode)
             for step, action in enumerate(played):
-                with _naming(env.task):
-                    self._arrays.obs[index], _, terminated, truncated, _ = env.step(action)
+                self._arrays.obs[index], _, terminated, truncated, _ = env.step(action)
                 if terminated or truncated:
                     raise ValueError(
                         f"task {env.task.name}: cannot restore episode {episode} of environment {index}: it ended "
@@ -104,22 +104,12 @@ class EnvGroup:
 
     def _begin(self, index: int, env: Any, episode: int) -> None:
         self._episodes[index] = episode
-        with _naming(env.task):
-            self._arrays.obs[index], _ = env.reset(seed=episode_seed(self._seed, index, episode))
+        self._arrays.obs[index], _ = env.reset(seed=episode_seed(self._seed, index, episode))
 
 
 def episode_seed(seed: int, index: int, episode: int) -> int:
     """Return the seed of one episode of one environment, below 2**32; it depends on nothing else."""
     return int(np.random.SeedSequence((seed, index, episode)).generate_state(1)[0])
-
-
-@contextmanager
-def _naming(spec: TaskSpec) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        error.add_note(f"This happened in task {spec.name} ({spec.suite}: {spec.env_id}).")
-        raise
 
 
 def _padded(shape: tuple[int, ...], kind: type) -> int:

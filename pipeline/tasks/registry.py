@@ -92,7 +92,12 @@ def make(spec: TaskSpec, obs_dim: int, action_dim: int, render_size: int = 0) ->
         ValueError: the simulator does not know the task, or widths do not fit.
         ImportError: the simulator's package is not installed.
     """
-    simulator = _simulator(spec, render_size)
+    try:
+        simulator = _simulator(spec, render_size)
+    except TypeError as error:
+        if not spec.env_kwargs:
+            raise
+        raise ValueError(f"task {spec.name}: the simulator refuses env_kwargs {spec.env_kwargs}: {error}") from error
     try:
         return TaskEnv(spec, simulator, obs_dim, action_dim, render=render_size > 0)
     except ValueError:

@@ -90,8 +90,10 @@ class TaskEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._seed = int(self.np_random.integers(2**32)) if seed is None else seed
         try:
             self.simulator.reset(self._seed)
-        except (ArithmeticError, ValueError, RuntimeError) as error:
-            raise SimulationError(f"task {self.task.name}: reset with seed {self._seed} failed: {error}") from error
+        except Exception as error:
+            raise SimulationError(
+                f"task {self.task.name}: reset with seed {self._seed}: {type(error).__name__}: {error}."
+            ) from error
         self._steps_left = self.task.episode_length
         return self._observe(None), {"success": False}
 
@@ -129,7 +131,7 @@ class TaskEnv(gymnasium.Env[np.ndarray, np.ndarray]):
                 total += reward
                 if terminated or truncated:
                     break
-        except (ArithmeticError, ValueError, RuntimeError) as error:
+        except Exception as error:
             raise self._error(action, f"{type(error).__name__}: {error}") from error
         if not math.isfinite(total):
             raise self._error(action, f"the reward is {total}")

@@ -67,6 +67,7 @@ def test_an_environment_that_ignores_its_seed_is_found():
     [
         ({"obs_dim": 4}, "the simulator has 3"),
         ({"env_id": "CartPole-v1"}, "Discrete actions are not supported"),
+        ({"env_kwargs": {"gravity": 1}}, "refuses env_kwargs {'gravity': 1}"),
         ({"env_id": "Pendulums-v1"}, "Did you mean `Pendulum-v1`"),
     ],
 )
@@ -82,6 +83,13 @@ def test_a_text_of_another_task_is_found():
     walk, run = registry.get(["walker-walk", "walker-run"])
     copied = dataclasses.replace(run, name="mine", instructions=(walk.instructions[0],))
     assert "`walker-walk` and `mine` share the text" in failures(check_task(copied))["texts"]
+
+
+def test_a_broken_neighbour_is_a_finding_not_an_exception(tmp_path):
+    (tmp_path / "other.yaml").write_text("name: other")
+    assert (
+        "other.yaml: `suite` is missing" in failures(check_task(parse_spec(VALUES, "test"), folder=tmp_path))["texts"]
+    )
 
 
 def test_a_frame_is_saved(tmp_path):

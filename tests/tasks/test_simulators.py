@@ -1,5 +1,7 @@
 """Every task of the catalogue against what its spec promises, on the real simulators."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -161,3 +163,13 @@ def test_backward_rewards_mirror_the_speed(forward, backward):
             ahead.simulator.task.get_reward(ahead.simulator.physics),
         )
         assert (reward > mirrored) == (speed < 0)
+
+
+def test_a_suite_task_that_ends_by_itself_terminates():
+    lqr = dataclasses.replace(CATALOGUE["cup-spin"], env_id="lqr/lqr_2_1", obs_dim=4, action_dim=1)
+    env = registry.make(lqr, 4, 1)
+    env.reset(seed=0)
+    physics = env.simulator.physics
+    with physics.reset_context():
+        physics.data.qpos[:] = physics.data.qvel[:] = 0  # at rest, where it has nothing left to do
+    assert env.step(np.zeros(1, np.float32))[2]

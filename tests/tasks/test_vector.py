@@ -69,8 +69,7 @@ def trouble(tmp_path, monkeypatch):
             "test",
         )
 
-    yield make
-    sys.modules.pop("eft_trouble", None)
+    return make
 
 
 def play(specs, num_workers, num_steps, seed=7):
@@ -175,7 +174,7 @@ def test_an_error_in_a_worker_arrives_with_task_and_traceback_and_ends_all_worke
     envs.step(np.zeros((2, 1), np.float32))
     with pytest.raises(WorkerError, match="KeyError: 'lost the ball'") as caught:
         envs.step(np.zeros((2, 1), np.float32))
-    assert "This happened in task sick" in str(caught.value)
+    assert "task sick: step 2" in str(caught.value)
     assert 'raise KeyError("lost the ball")' in str(caught.value)
     assert not any(process.is_running() for process in processes)
     with pytest.raises(RuntimeError, match="closed"):
@@ -192,7 +191,7 @@ def test_a_worker_that_dies_is_reported_with_its_tasks(trouble):
 
 def test_a_task_that_cannot_be_built_in_a_worker_is_named(trouble):
     bad = trouble("bad", nonsense=1)
-    with pytest.raises(WorkerError, match="This happened in task bad"):
+    with pytest.raises(WorkerError, match="This happened when building task bad"):
         VectorEnv([trouble(), bad], 2, 1, 0, num_workers=1)
 
 
