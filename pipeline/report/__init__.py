@@ -87,7 +87,9 @@ def _training_charts(curves: Mapping[str, Curve], unit: str, colour: str) -> dic
         lines = [replace(line, x=np.interp(line.x, clock.steps, minutes)) for line in lines]
         charts["scores"]["Score against time"] = line_chart("Score against time", "minutes", lines)
     for task, curve in tasks.items():
-        charts["tasks"][task] = line_chart(task, unit, [Line(curve.steps, curve.values, colour)], small=True)
+        played = curves.get(f"online/{task}", Curve([], []))
+        lines = [Line(played.steps, played.values, MUTED, faint=True), Line(curve.steps, curve.values, colour)]
+        charts["tasks"][task] = line_chart(task, unit, lines, small=True)
     for name, curve in curves.items():
         if name.startswith("train/"):
             label = name.removeprefix("train/")
