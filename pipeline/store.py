@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]  # httpx's or httpx2's
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -68,8 +70,6 @@ def fetch(source: str | Path, revision: str | None, files: list[str], subfolder:
         ValueError: `source` is neither a folder nor a repo id.
         OSError: the Hub could not be reached, or does not have it.
     """
-    import huggingface_hub
-
     if Path(source).is_dir():
         if revision is not None:
             raise ValueError(f"{source} is a folder, which has no revisions: leave out revision={revision!r}.")
@@ -78,8 +78,8 @@ def fetch(source: str | Path, revision: str | None, files: list[str], subfolder:
         raise ValueError(f"{source} is neither a folder that exists nor a repo id of the form owner/name.")
     patterns = [f"{subfolder}/{name}" if subfolder else name for name in files]
     try:
-        local = Path(huggingface_hub.snapshot_download(str(source), revision=revision, allow_patterns=patterns))
-    except (OSError, ValueError) as error:
+        local = Path(snapshot_download(str(source), revision=revision, allow_patterns=patterns))
+    except (OSError, ValueError, HTTPError) as error:
         raise OSError(
             f"{source} is no folder here and could not be had from the Hub"
             f"{f' at revision {revision}' if revision else ''}: {str(error).strip().splitlines()[0]} "

@@ -173,15 +173,16 @@ def _find_in_wheel(distribution: str) -> Path | None:
 
 
 def _download(model: str, revision: str, tried: list[str]) -> Path:
-    import huggingface_hub
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]  # httpx's or httpx2's
 
     try:
-        folder = Path(huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=FILES))
+        folder = Path(snapshot_download(model, revision=revision, allow_patterns=FILES))
         missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
         if not missing:
             return folder
         problem = f"{' and '.join(missing)} not there"
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
     tried.append(f"the Hugging Face Hub and its cache, commit {revision[:12]}: {problem}")
     ways = ["set HF_HOME to a cache that holds the model", "set language.encoder to hashed-ngrams-384 (for tests only)"]
