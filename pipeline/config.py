@@ -42,6 +42,9 @@ class Tasks:
             for name in pair:
                 if name not in self.train:
                     raise ValueError(f"tasks.pairs names {name!r}, which is not in tasks.train")
+        paired = [name for pair in self.pairs for name in pair]
+        if len(set(paired)) < len(paired):
+            raise ValueError("a task is named twice in tasks.pairs; each may belong to one pair")
 
 
 @dataclass(frozen=True, config=_strict)
@@ -59,7 +62,7 @@ class Demos:
 class Language:
     """The frozen text encoder."""
 
-    encoder: str  # a Hub id, or `hashed-ngrams` (no download, for tests)
+    encoder: str  # a Hub id, a folder, or `hashed-ngrams-<width>` (no download, for tests)
     phrasings: Count  # phrasings of each instruction used in training, the first being the canonical one
 
 

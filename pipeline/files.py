@@ -51,12 +51,17 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
                     os.fsync(handle.fileno())
         if path.exists():
             path.rename(old)
-        partial.rename(path)
+        try:
+            partial.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
     except OSError as error:
         raise _explain(error, path) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path: str | Path, content: Any) -> None:

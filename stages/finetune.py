@@ -27,7 +27,7 @@ def main() -> None:
     evaluated = Agent.from_pretrained(PRETRAINED, device=accelerator.device).with_planner(planner)
     world_model, model = evaluated.model, evaluated.model.config
     table = task_table(specs, evaluated.embeddings, model, learning).to(accelerator.device)
-    demos = load_demo_buffer(specs, model, planner.horizon)
+    demos = load_demo_buffer(specs, range(len(specs)), model, planner.horizon)
     env_specs = [spec for spec in specs for _ in range(settings.envs_per_task)]
 
     shaping = [tasks.train, planner, learning, settings]

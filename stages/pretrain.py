@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline import config
+from pipeline.agent import Agent
 from pipeline.model.actor import Actor
 from pipeline.model.world_model import WorldModel
 from pipeline.tasks import registry
@@ -33,7 +34,7 @@ def main() -> None:
     specs = registry.get(tasks.train, tasks.folder)
     embeddings = load_embeddings(specs)
     table = task_table(specs, embeddings, model, learning).to(accelerator.device)
-    demos = load_demo_buffer(specs, model, planner.horizon)
+    demos = load_demo_buffer(specs, range(len(specs)), model, planner.horizon)
 
     shaping = [tasks.train, model, planner, learning, settings]
     with scratch_folder("pretrain", shaping, [DEMOS, EMBEDDINGS], seed) as scratch:
@@ -45,6 +46,7 @@ def main() -> None:
         ) as evaluator:
             loop = Loop("pretrain", scratch, learner, actor, evaluator, seed)
             learn_offline(loop, settings, demos.sample, specs)
+        agent = Agent(world_model, specs, embeddings, table, planner)
         agent.save_pretrained(CHECKPOINTS / "pretrain" / "model")
         loop.log.publish(CHECKPOINTS / "pretrain" / "metrics")
         Summary("pretrain", loop.seconds).write(

@@ -36,11 +36,21 @@ class Loop:
         actor: plays the evaluations.
         evaluator: plays them.
         seed: of everything drawn.
+        plan: evaluate with planning, else the policy alone.
     """
 
-    def __init__(self, label: str, scratch: Path, learner: Learner, actor: Actor, evaluator: Evaluator, seed: int):
+    def __init__(
+        self,
+        label: str,
+        scratch: Path,
+        learner: Learner,
+        actor: Actor,
+        evaluator: Evaluator,
+        seed: int,
+        plan: bool = False,
+    ):
         self.label, self.scratch, self.learner, self.actor, self.evaluator = label, scratch, learner, actor, evaluator
-        self.seed = seed
+        self.seed, self.plan = seed, plan
         self.generator = torch.Generator().manual_seed(seed)
         self.sums: dict[str, Tensor] = {}
         self.num_summed = 0
@@ -75,15 +85,24 @@ class Loop:
         self.log.log(self.position, {**averages, "time/seconds": self.seconds, **more})
         progress.update(0, **{key: averages[f"train/{key}"] for key in ("total_loss",) if f"train/{key}" in averages})
 
-    def evaluate(self, specs: Sequence[TaskSpec], plan: bool, progress: Progress) -> float:
+    def evaluate(self, specs: Sequence[TaskSpec], progress: Progress) -> float:
         """Evaluate on all tasks, log scores per task and their mean, and return the mean."""
         self.actor.refresh()
         results = self.evaluator.run(
-            self.actor, [spec.name for spec in specs], plan, f"{self.label}: evaluating", self.seed + 1
+            self.actor, [spec.name for spec in specs], self.plan, f"{self.label}: evaluating", self.seed + 1
         )
         scores = {f"eval/{spec.name}": result.score for spec, result in zip(specs, results, strict=True)}
         mean = float(np.mean(list(scores.values())))
-        self.log.log(self.position, {**scores, "eval/score": mean, "time/seconds": self.seconds})
+        self.log.log(
+            self.position,
+            {
+                **scores,
+                "eval/score": mean,
+                "time/seconds": self.seconds,
+                "clock/seconds": self.seconds,
+                "clock/updates": self.learner.updates,
+            },
+        )
         progress.write(f"{self.label}: score {mean:.3f} after {self.position} {progress.unit}")
         return mean
 
@@ -121,7 +140,7 @@ def learn_offline(
             if loop.position % settings.log_every == 0 or last:
                 loop.log_averages(progress)
             if loop.position % settings.eval_every == 0 or last:
-                loop.evaluate(specs, plan=False, progress=progress)
+                loop.evaluate(specs, progress)
             if loop.position % settings.save_every == 0 or last or interrupt.requested:
                 loop.save()
             if interrupt.requested:
@@ -169,7 +188,7 @@ def learn_online(
 
     with Interrupt() as interrupt, Progress(loop.label, settings.env_steps, "env_steps", loop.position) as progress:
         if loop.position == 0:
-            loop.evaluate(specs, plan=False, progress=progress)
+            loop.evaluate(specs, progress)
         while loop.position < settings.env_steps:
             seeded = bool((collector.episodes >= settings.seeding_episodes).all())
             weight = constraint_weight(loop.position, settings.constraint_steps, settings.constraint_decay)
@@ -194,7 +213,7 @@ def learn_online(
                     online["online/score"] = float(np.mean(list(online.values())))
                 loop.log_averages(progress, **online)
             if _due(before, loop.position, settings.eval_every) or last:
-                loop.evaluate(specs, plan=False, progress=progress)
+                loop.evaluate(specs, progress)
             if _due(before, loop.position, settings.save_every) or last or interrupt.requested:
                 save()
             if interrupt.requested:

@@ -45,6 +45,12 @@ class MetricsLog:
             self._live.log_metric(name, float(value), timestamp=False)
         self._live.make_summary()
 
+    def history(self, name: str) -> list[tuple[int, float]]:
+        """Return what was logged of one metric so far, as (position, value)."""
+        with (self.folder / "plots" / "metrics" / f"{name}.tsv").open(newline="") as file:
+            rows = csv.DictReader(file, delimiter="\t")
+            return [(int(row["step"]), float(row[name.rsplit("/", 1)[-1]])) for row in rows]
+
     def publish(self, target: str | Path) -> None:
         """End the log and put its files where DVC expects them, whole."""
         self._live.end()

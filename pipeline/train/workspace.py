@@ -59,12 +59,7 @@ def task_table(
                 f"{model.obs_dim} and model.action_dim {model.action_dim}: raise them or leave the task out"
             )
         mask[row, : spec.action_dim] = 1
-    discounts = [
-        discount(spec.episode_length, learning.discount_min, learning.discount_max)
-        if spec.discount is None
-        else spec.discount
-        for spec in specs
-    ]
+    discounts = [task_discount(spec, learning) for spec in specs]
     return TaskTable(
         tuple(spec.name for spec in specs),
         torch.from_numpy(embeddings.select([spec.name for spec in specs]).vectors),
@@ -73,11 +68,18 @@ def task_table(
     )
 
 
-def load_demo_buffer(specs: Sequence[TaskSpec], model: config.Model, horizon: int) -> ReplayBuffer:
-    """Load the demonstrations of these tasks into one buffer; a task's row is its place in `specs`."""
+def task_discount(spec: TaskSpec, learning: config.Learning) -> float:
+    """Return a task's discount: its own, or the one its episode length gives."""
+    if spec.discount is not None:
+        return spec.discount
+    return discount(spec.episode_length, learning.discount_min, learning.discount_max)
+
+
+def load_demo_buffer(specs: Sequence[TaskSpec], rows: Sequence[int], model: config.Model, horizon: int) -> ReplayBuffer:
+    """Load the demonstrations of these tasks into one buffer; `rows` are their rows in the task table."""
     episodes = []
     with Progress("loading demonstrations", len(specs), "tasks") as progress:
-        for row, spec in enumerate(specs):
+        for row, spec in zip(rows, specs, strict=True):
             episodes += [(row, episode) for episode in load_demos(DEMOS, spec.name)]
             progress.update(1)
     return from_demos(episodes, model.obs_dim, model.action_dim, horizon)
