@@ -257,7 +257,7 @@ def compare(fixture: Fixture) -> dict[str, float]:
     missing = sorted(computed.keys() - fixture.keys.keys())
     unknown = sorted(fixture.keys.keys() - computed.keys() - set(_INPUT_KEYS))
     if missing or unknown:
-        print(f"LACKS {missing} and holds {unknown}, which we do not compute")
+        raise ValueError(f"the golden fixture lacks {missing} and holds {unknown}, which we do not compute")
     return {key: error(value, fixture[key]) for key, value in sorted(computed.items())}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -48,7 +49,7 @@ def load_newt_checkpoint(path: str | Path) -> NewtCheckpoint:
         log_std_min, log_std_dif = float(weights.pop("log_std_min")), float(weights.pop("log_std_dif"))
         state_dict = {our_name(name): value for name, value in weights.items()}
         model = _infer_sizes(state_dict, mask.shape[1], embeddings.shape[1], log_std_min, log_std_min + log_std_dif)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, RuntimeError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} is not a Newt checkpoint: {error!r} while reading it") from error
     return NewtCheckpoint(model, state_dict, embeddings, mask, scale.reshape(1))
 

@@ -20,5 +20,5 @@ class RunningScale:
     @torch.no_grad()
     def update(self, values: Tensor) -> None:
         """Move the estimate the fraction tau towards the range of `values` (any shape)."""
-        low, high = torch.quantile(values.float().flatten(), self._percentiles)
+        low, high = torch.quantile(values.to(self.value.dtype).flatten(), self._percentiles)
         self.value.lerp_((high - low).clamp(min=1).reshape(1), self.tau)

@@ -1,0 +1,130 @@
+"""Our fast formulas against the plain ones, on random sizes: losses, gradients, whole updates, plans.
+
+In double precision, so that what differs is a formula and not the rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks import plain
+from benchmarks.problem import LEARNING, TINY, TINY_PLANNER, make_batch, make_model, make_table
+from pipeline import config
+from pipeline.model.planner import PlanDraws, plan
+from pipeline.model.world_model import WorldModel
+from pipeline.train.objective import UpdateDraws, model_losses, policy_losses
+from pipeline.train.step import Learner
+
+sizes = st.builds(
+    lambda **values: replace(TINY, **values),
+    obs_dim=st.integers(1, 12),
+    action_dim=st.integers(1, 6),
+    task_dim=st.integers(1, 9),
+    latent_dim=st.sampled_from([8, 24]),
+    num_enc_layers=st.integers(1, 3),
+    num_q=st.integers(2, 4),
+)
+slices = st.fixed_dictionaries({"batch_size": st.integers(1, 7), "horizon": st.integers(1, 4)})
+seeds = st.integers(0, 1000)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _in_double_precision() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    assert ours.dtype == theirs.dtype == torch.float64
+    return torch.allclose(ours, theirs, rtol=1e-8, atol=1e-9)
+
+
+def gradients(model: WorldModel) -> dict[str, torch.Tensor]:
+    return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+
+
+@given(sizes, slices, seeds, st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_losses_and_gradients(sizes: config.Model, shape: dict[str, int], seed: int, pretrain: bool) -> None:
+    table = make_table(sizes, seed=seed)
+    batch = make_batch(table, sizes, **shape, seed=seed)
+    draws = UpdateDraws.sample(batch, table.num_phrasings, sizes.num_q, torch.Generator().manual_seed(seed))
+    ours, theirs = make_model(sizes, seed), make_model(sizes, seed)
+    found = model_losses(ours, table, batch, draws, LEARNING, pretrain)
+    expected = plain.model_losses(theirs, table, batch, draws, LEARNING, pretrain)
+    found.total.backward()
+    expected.total.backward()
+    for part in ("total", "consistency", "reward", "value", "z"):
+        assert close(getattr(found, part), getattr(expected, part)), part
+    assert (found.bc is not None) == pretrain
+    ours_grad, theirs_grad = gradients(ours), gradients(theirs)
+    assert ours_grad.keys() == theirs_grad.keys()
+    for name, gradient in theirs_grad.items():
+        assert close(ours_grad[name], gradient), name
+
+
+@given(sizes, slices, seeds)
+@settings(max_examples=15, deadline=None)
+def test_policy_loss_and_gradients(sizes: config.Model, shape: dict[str, int], seed: int) -> None:
+    table = make_table(sizes, seed=seed)
+    batch = make_batch(table, sizes, **shape, seed=seed)
+    draws = UpdateDraws.sample(batch, table.num_phrasings, sizes.num_q, torch.Generator().manual_seed(seed))
+    draw = torch.Generator().manual_seed(seed)
+    z = torch.randn(shape["horizon"] + 1, shape["batch_size"], sizes.latent_dim, generator=draw).softmax(-1)
+    ours, theirs = make_model(sizes, seed), make_model(sizes, seed)
+    scale = torch.tensor([2.5])
+    learning = replace(LEARNING, prior_coef=0.7, entropy_coef=1e-2)
+    found = policy_losses(ours, table, batch, z, draws, learning, scale)
+    expected, q = plain.policy_loss(theirs, table, batch, z, draws, learning, scale)
+    found.total.backward()
+    expected.backward()
+    assert close(found.total, expected)
+    assert close(found.q, q)
+    for name, gradient in gradients(theirs).items():
+        if name.startswith("policy_head"):
+            assert close(gradients(ours)[name], gradient), name
+
+
+@pytest.mark.parametrize("mode", ["pretrain", "online"])
+def test_five_whole_updates(mode: str) -> None:
+    table = make_table()
+    ours, theirs = make_model(), make_model()
+    # A gradient norm beyond the bound, so that clipping is part of what is compared.
+    learning = replace(LEARNING, grad_clip_norm=0.5)
+    learner, reference = Learner(ours, table, learning), plain.PlainLearner(theirs, table, learning)
+    generator = torch.Generator().manual_seed(5)
+    for step in range(5):
+        batch = make_batch(table, seed=step)
+        draws = UpdateDraws.sample(batch, table.num_phrasings, TINY.num_q, generator)
+        metrics = learner.update(batch, "pretrain" if mode == "pretrain" else "online", draws)
+        reference.update(batch, mode == "pretrain", draws)
+        assert metrics["grad_norm"] > learning.grad_clip_norm
+    expected = theirs.state_dict()
+    for name, value in ours.state_dict().items():
+        assert close(value, expected[name]), name
+    assert close(learner.scale.value, reference.scale)
+
+
+@given(sizes, seeds, st.integers(1, 4), st.sampled_from([0.0, 0.3, 1.0]), st.booleans())
+@settings(max_examples=20, deadline=None)
+def test_plans(sizes: config.Model, seed: int, num_envs: int, weight: float, explore: bool) -> None:
+    table = make_table(sizes, num_tasks=num_envs, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    model = make_model(sizes, seed)
+    obs = torch.randn(num_envs, sizes.obs_dim, generator=generator)
+    prev_mean = torch.rand(TINY_PLANNER.horizon, num_envs, sizes.action_dim, generator=generator) * table.action_mask
+    is_first = torch.rand(num_envs, generator=generator) < 0.5
+    draws = PlanDraws.sample(TINY_PLANNER, num_envs, sizes.action_dim, sizes.num_q, generator)
+    rest = (obs, TINY_PLANNER, prev_mean, is_first, table.discount, table.action_mask, draws, weight, explore)
+    with torch.no_grad():
+        found = plan(model, model.context(table.embeddings[:, 0]), *rest)
+    expected = plain.plan(model, table.embeddings[:, 0], *rest)
+    for part in ("action", "mean", "std"):
+        assert close(getattr(found, part), getattr(expected, part)), part
