@@ -95,7 +95,7 @@ class Fixture:
 
     def _learning(self) -> config.Learning:
         # The published file's prior_coef of 10 acts nowhere; the discount's bounds are fixed in the original's code.
-        not_listed = {"prior_coef": 1.0, "discount_min": 0.95, "discount_max": 0.995}
+        not_listed = {"prior_coef": 1.0, "normalize_obs": False, "discount_min": 0.95, "discount_max": 0.995}
         names = [field.name for field in dataclasses.fields(config.Learning)]
         return config.Learning(**not_listed, **{name: self.meta[name] for name in names if name not in not_listed})
 

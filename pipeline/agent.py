@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipeline import config, store
 from pipeline.config import near
@@ -94,7 +95,7 @@ class Agent:
         for row, spec in zip(mask, found.specs, strict=True):
             row[: spec.action_dim] = 1
         vectors, discount = torch.from_numpy(found.embeddings.vectors), torch.tensor(found.discounts)
-        table = TaskTable(found.embeddings.names, vectors, mask, discount)
+        table = TaskTable(found.embeddings.names, vectors, mask, discount, found.obs_mean, found.obs_std)
         model = found.model.to(device)
         agent = cls(model, found.specs, found.embeddings, table, found.planner)
         agent.base = found.base
@@ -112,8 +113,10 @@ class Agent:
                 "the base it belongs to is the checkpoint it was made from."
             )
         names, specs = list(self.tasks), list(self.tasks.values())
-        discounts = self.table.discount.cpu()[self.actor.rows(names)].tolist()
-        content = store.Checkpoint(self.model, specs, discounts, self.embeddings.select(names), self.planner, base="")
+        rows, table = self.actor.rows(names), self.table.to("cpu")
+        discounts, embeddings = table.discount[rows].tolist(), self.embeddings.select(names)
+        statistics = [part if part is None else part[rows] for part in (table.obs_mean, table.obs_std)]
+        content = store.Checkpoint(self.model, specs, discounts, embeddings, self.planner, "", *statistics)
         self.base = store.write_checkpoint(folder, content)
 
     def with_planner(self, planner: config.Planner) -> Agent:
@@ -169,13 +172,21 @@ class Agent:
 
     # --- tasks and adapters ---------------------------------------------------------------------------------------
 
-    def add_task(self, spec: TaskSpec, embeddings: TaskEmbeddings, discount: float) -> None:
+    def add_task(
+        self,
+        spec: TaskSpec,
+        embeddings: TaskEmbeddings,
+        discount: float,
+        statistics: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         """Make a further task known, so that it can be acted on by name.
 
         Args:
             spec: the task.
             embeddings: holds this task, by the same encoder.
             discount: in (0, 1].
+            statistics: mean and std (1, O) of its observations, used if this agent normalises them and knows no task
+                with the same embodiment, whose statistics it then shares.
 
         Raises:
             ValueError: the name is taken, or the task does not fit the model.
@@ -184,7 +195,7 @@ class Agent:
             raise ValueError(f"the task {spec.name!r} is known already.")
         if spec.obs_dim > self.model.config.obs_dim:
             raise ValueError(f"{spec.name} has {spec.obs_dim} observation dims, the model {self.model.config.obs_dim}.")
-        self._append(embeddings.select([spec.name]), spec.action_dim, discount)
+        self._append(embeddings.select([spec.name]), spec.action_dim, discount, statistics)
         self.tasks[spec.name] = spec
 
     def create_adapter(self, task: str, parts: Sequence[str], rank: int, alpha: float) -> None:
@@ -205,7 +216,9 @@ class Agent:
         if self.base is None:
             raise ValueError("an adapter belongs to a saved base: load the agent from a checkpoint before adapting it.")
         discount = float(self.table.discount[self._row_of(task)])
-        about = store.AdapterTask(self.tasks[task], discount, self.embeddings.select([task]), self.base)
+        row, table = self._row_of(task), self.table.to("cpu")
+        statistics = [part if part is None else part[row : row + 1] for part in (table.obs_mean, table.obs_std)]
+        about = store.AdapterTask(self.tasks[task], discount, self.embeddings.select([task]), self.base, *statistics)
         store.write_adapter(folder, self._adapters, task, about)
 
     def add_adapter(
@@ -240,7 +253,9 @@ class Agent:
                 "belongs to, or adapt anew."
             )
         if name not in self.tasks:
-            self.add_task(about.spec, about.embeddings, about.discount)
+            known = about.obs_mean is not None and about.obs_std is not None
+            statistics = (about.obs_mean, about.obs_std) if known else None
+            self.add_task(about.spec, about.embeddings, about.discount, statistics)
         self._adapters.load(folder, name, trainable)
         self.actor.refresh()
         return name
@@ -298,7 +313,13 @@ class Agent:
             )
         return self.encoder
 
-    def _append(self, embeddings: TaskEmbeddings, action_dim: int, discount: float) -> None:
+    def _append(
+        self,
+        embeddings: TaskEmbeddings,
+        action_dim: int,
+        discount: float,
+        statistics: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         """Put one more row into the task table."""
         if not 1 <= action_dim <= self.model.config.action_dim:
             raise ValueError(
@@ -308,12 +329,32 @@ class Agent:
         self.embeddings = self.embeddings.join(embeddings)
         mask = torch.zeros_like(self.table.action_mask[:1])
         mask[0, :action_dim] = 1
+        mean, std = self._statistics(embeddings.texts[0][0], statistics)
         self.actor.table = TaskTable(
             self.embeddings.names,
             torch.from_numpy(self.embeddings.vectors).to(self.device),
             torch.cat([self.table.action_mask, mask]),
             torch.cat([self.table.discount, torch.tensor([discount], device=self.device)]),
+            mean,
+            std,
         )
+
+    def _statistics(self, text: str, given: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | None]:
+        """Return the table's observation statistics with one more row, for a task whose text is `text`.
+
+        They are those of a known task with the same body, whose sentence begins the text; else the given ones; else
+        observations of this task are taken as they come.
+        """
+        mean, std = self.table.obs_mean, self.table.obs_std
+        if mean is None or std is None:
+            return None, None
+        bodies = (name for name, spec in self.tasks.items() if text.startswith(spec.embodiment))
+        if (known := next(bodies, None)) is not None:
+            row = self.table.names.index(known)
+            given = mean[row : row + 1], std[row : row + 1]
+        elif given is None:
+            given = torch.zeros_like(mean[:1]), torch.ones_like(std[:1])
+        return torch.cat([mean, given[0].to(self.device)]), torch.cat([std, given[1].to(self.device)])
 
     def _check_obs(self, obs: np.ndarray, batch: np.ndarray, spec: TaskSpec | None) -> None:
         widest = self.model.config.obs_dim

@@ -131,6 +131,7 @@ class Learning:
     bc_coef: NotNegative  # behaviour cloning in pretraining
     prior_coef: NotNegative  # behaviour cloning in the online policy loss
     entropy_coef: NotNegative
+    normalize_obs: bool  # centre and scale observations by each body's mean and std over the demonstrations
     discount_min: Fraction  # bounds of the discount derived from the episode length
     discount_max: Fraction
 

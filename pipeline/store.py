@@ -23,6 +23,7 @@ from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImp
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from torch import Tensor
 
 from pipeline import config
 from pipeline.files import atomic_folder, read_json, write_json
@@ -46,6 +47,8 @@ class Checkpoint(NamedTuple):
     embeddings: TaskEmbeddings
     planner: config.Planner
     base: str  # SHA-256 of model.safetensors
+    obs_mean: Tensor | None  # (n, O) statistics that observations are normalised by; None where they are not
+    obs_std: Tensor | None
 
 
 class AdapterTask(NamedTuple):
@@ -55,6 +58,8 @@ class AdapterTask(NamedTuple):
     discount: float
     embeddings: TaskEmbeddings  # of this one task
     base: str  # SHA-256 of the model.safetensors it was trained on
+    obs_mean: Tensor | None  # (1, O) statistics that its observations are normalised by; None where they are not
+    obs_std: Tensor | None
 
 
 def fetch(source: str | Path, revision: str | None, files: list[str], subfolder: str = "") -> Path:
@@ -91,8 +96,13 @@ def fetch(source: str | Path, revision: str | None, files: list[str], subfolder:
 def write_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> str:
     """Write a checkpoint as one folder, whole or not at all; returns the SHA-256 of its weights."""
     tasks = [
-        {"discount": discount, "task": dataclasses.asdict(spec)}
-        for spec, discount in zip(checkpoint.specs, checkpoint.discounts, strict=True)
+        {
+            "discount": discount,
+            "obs_mean": _row(checkpoint.obs_mean, row),
+            "obs_std": _row(checkpoint.obs_std, row),
+            "task": dataclasses.asdict(spec),
+        }
+        for row, (spec, discount) in enumerate(zip(checkpoint.specs, checkpoint.discounts, strict=True))
     ]
     with atomic_folder(folder) as partial:
         checkpoint.model.save_pretrained(partial)
@@ -125,7 +135,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     planner = config.parse(config.Planner, content.get("planner"), f"{path}: planner")
     embeddings = _read_embeddings(folder, [spec.name for spec in specs])
     model = _read_model(folder, embeddings.dim)
-    return Checkpoint(model, specs, discounts, embeddings, planner, sha256(folder / "model.safetensors"))
+    statistics = _statistics(entries, model.config.obs_dim, path)
+    return Checkpoint(model, specs, discounts, embeddings, planner, sha256(folder / "model.safetensors"), *statistics)
 
 
 def write_adapter(folder: str | Path, adapters: Adapters, name: str, task: AdapterTask) -> None:
@@ -133,7 +144,14 @@ def write_adapter(folder: str | Path, adapters: Adapters, name: str, task: Adapt
     with atomic_folder(folder) as partial:
         adapters.save(partial, name)
         task.embeddings.save(partial / "task_embeddings")
-        entry = {"format": FORMAT, "base": task.base, "discount": task.discount, "task": dataclasses.asdict(task.spec)}
+        entry = {
+            "format": FORMAT,
+            "base": task.base,
+            "discount": task.discount,
+            "obs_mean": _row(task.obs_mean, 0),
+            "obs_std": _row(task.obs_std, 0),
+            "task": dataclasses.asdict(task.spec),
+        }
         write_json(partial / "task.json", entry)
 
 
@@ -148,7 +166,9 @@ def read_adapter_task(folder: Path) -> AdapterTask:
     content = _read(path)
     spec = parse_spec(content.get("task"), str(path))
     base = _entry(content, "base", str, path)
-    return AdapterTask(spec, _discount(content, str(path)), _read_embeddings(folder, [spec.name]), base)
+    widths = len(content.get("obs_mean") or [])
+    statistics = _statistics([content], widths, path)
+    return AdapterTask(spec, _discount(content, str(path)), _read_embeddings(folder, [spec.name]), base, *statistics)
 
 
 def sha256(path: Path) -> str:
@@ -206,6 +226,24 @@ def _entry(content: dict[str, Any], key: str, kind: Any, path: Path) -> Any:
     if not isinstance(content.get(key), kind):
         raise ValueError(f"{path}: `{key}` is {content.get(key)!r}, which is not what belongs there.")
     return content[key]
+
+
+def _row(values: Tensor | None, row: int) -> list[float] | None:
+    return None if values is None else values[row].tolist()
+
+
+def _statistics(entries: list[Any], obs_dim: int, path: Path) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Read the observation statistics of all entries: finite, positive stds, `obs_dim` wide; or none at all."""
+    if all(entry.get("obs_mean") is None and entry.get("obs_std") is None for entry in entries):
+        return None, None
+    try:
+        mean, std = (torch.tensor([entry[key] for entry in entries]) for key in ("obs_mean", "obs_std"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: `obs_mean` and `obs_std` are not lists of numbers of one length.") from error
+    sound = mean.shape == std.shape == (len(entries), obs_dim) and mean.isfinite().all() and (std > 0).all()
+    if not (sound and std.isfinite().all()):
+        raise ValueError(f"{path}: `obs_mean` and `obs_std` must be {obs_dim} finite numbers, each std above 0.")
+    return mean, std
 
 
 def _discount(entry: Any, where: str) -> float:

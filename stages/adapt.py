@@ -21,7 +21,16 @@ from pipeline.train.loops import Loop, learn_offline, learn_online
 from pipeline.train.runtime import Summary, run_stage, start
 from pipeline.train.scratch import scratch_folder
 from pipeline.train.step import Learner
-from pipeline.train.workspace import CHECKPOINTS, DEMOS, EMBEDDINGS, load_demo_buffer, load_embeddings, task_discount
+from pipeline.train.workspace import (
+    CHECKPOINTS,
+    DEMOS,
+    EMBEDDINGS,
+    demo_buffer,
+    load_demonstrations,
+    load_embeddings,
+    observation_statistics,
+    task_discount,
+)
 from pipeline.video import write_video
 
 BASE = CHECKPOINTS / "finetune" / "model"
@@ -38,10 +47,11 @@ def main() -> None:
     accelerator = start(runtime, seed)
     (spec,) = registry.get([name], tasks.folder)
     agent = Agent.from_pretrained(BASE, device=accelerator.device)
-    agent.add_task(spec, load_embeddings([spec]), task_discount(spec, learning))
+    demonstrations = load_demonstrations([spec]) if demos_settings.held_out_episodes else {}
+    statistics = observation_statistics([spec], demonstrations, agent.model.config.obs_dim) if demonstrations else None
+    agent.add_task(spec, load_embeddings([spec]), task_discount(spec, learning), statistics)
     model, out = agent.model.config, CHECKPOINTS / "adapt" / name
-    row = agent.table.names.index(name)
-    demos = load_demo_buffer([spec], [row], model, agent.planner.horizon) if demos_settings.held_out_episodes else None
+    demos = demo_buffer(demonstrations, agent.table.names, model, agent.planner.horizon) if demonstrations else None
 
     inputs = [DEMOS / name] if demos else []
     with scratch_folder(f"adapt-{name}", [settings, learning], [*inputs, EMBEDDINGS, BASE], seed) as scratch:

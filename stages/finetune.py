@@ -13,7 +13,7 @@ from pipeline.train.loops import Loop, learn_online
 from pipeline.train.runtime import Summary, run_stage, start
 from pipeline.train.scratch import scratch_folder
 from pipeline.train.step import Learner
-from pipeline.train.workspace import CHECKPOINTS, DEMOS, load_demo_buffer, task_table
+from pipeline.train.workspace import CHECKPOINTS, DEMOS, demo_buffer, load_demonstrations
 
 PRETRAINED = CHECKPOINTS / "pretrain" / "model"
 OUT = CHECKPOINTS / "finetune"
@@ -26,8 +26,8 @@ def main() -> None:
     specs = registry.get(tasks.train, tasks.folder)
     evaluated = Agent.from_pretrained(PRETRAINED, device=accelerator.device).with_planner(planner)
     world_model, model = evaluated.model, evaluated.model.config
-    table = task_table(specs, evaluated.embeddings, model, learning).to(accelerator.device)
-    demos = load_demo_buffer(specs, range(len(specs)), model, planner.horizon)
+    table = evaluated.table
+    demos = demo_buffer(load_demonstrations(specs), table.names, model, planner.horizon)
     env_specs = [spec for spec in specs for _ in range(settings.envs_per_task)]
 
     shaping = [tasks.train, planner, learning, settings]

@@ -16,7 +16,8 @@ from pipeline.train.workspace import (
     CHECKPOINTS,
     DEMOS,
     EMBEDDINGS,
-    load_demo_buffer,
+    demo_buffer,
+    load_demonstrations,
     load_embeddings,
     task_table,
 )
@@ -33,8 +34,9 @@ def main() -> None:
     accelerator = start(runtime, seed)
     specs = registry.get(tasks.train, tasks.folder)
     embeddings = load_embeddings(specs)
-    table = task_table(specs, embeddings, model, learning).to(accelerator.device)
-    demos = load_demo_buffer(specs, range(len(specs)), model, planner.horizon)
+    demonstrations = load_demonstrations(specs)
+    table = task_table(specs, embeddings, demonstrations, model, learning).to(accelerator.device)
+    demos = demo_buffer(demonstrations, table.names, model, planner.horizon)
 
     shaping = [tasks.train, model, planner, learning, settings]
     with scratch_folder("pretrain", shaping, [DEMOS, EMBEDDINGS], seed) as scratch:

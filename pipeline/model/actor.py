@@ -89,9 +89,9 @@ class Actor:
                 "call `reset` with their number first"
             )
         device = self.table.discount.device
-        obs = obs.to(device)
         ctx = self._task_context(rows)
         tasks = rows.to(device)
+        obs = self.table.normalize(obs.to(device), tasks)
         mask = self.table.action_mask[tasks]
         if plan:
             made = make_plan(

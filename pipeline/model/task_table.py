@@ -20,6 +20,8 @@ class TaskTable:
     embeddings: Tensor  # (n, P, E) float32, P phrasings of each text, the canonical one first
     action_mask: Tensor  # (n, A) float32, 1 on real action dims
     discount: Tensor  # (n,) float32 in (0, 1]
+    obs_mean: Tensor | None = None  # (n, O) float32 of what each task's body observes; None to take it as it comes
+    obs_std: Tensor | None = None  # (n, O) float32, positive
 
     def __post_init__(self) -> None:
         n = len(self.names)
@@ -31,6 +33,12 @@ class TaskTable:
         for part in ("embeddings", "action_mask", "discount"):
             if len(getattr(self, part)) != n:
                 raise ValueError(f"a task table of {n} names has {len(getattr(self, part))} rows of {part}")
+        if (self.obs_mean is None) != (self.obs_std is None):
+            raise ValueError("observation statistics are a mean and a std: one of them is missing")
+        if self.obs_mean is not None and self.obs_std is not None:
+            if len(self.obs_mean) != n or self.obs_mean.shape != self.obs_std.shape:
+                raise ValueError(f"observation statistics of {n} tasks need (n, O) values, mean and std alike")
+            self._refuse(~(self.obs_std > 0).all(1), "an observation std that is not above 0")
         if not torch.isfinite(self.embeddings).all():
             raise ValueError("a task embedding holds values that are not finite: run `dvc repro embed` anew")
         self._refuse(~self.action_mask.any(1), "no action dim: its action mask is all zero")
@@ -47,8 +55,17 @@ class TaskTable:
 
     def to(self, device: torch.device | str) -> TaskTable:
         """Return the table on a device."""
-        parts = (part.to(device) for part in (self.embeddings, self.action_mask, self.discount))
-        return TaskTable(self.names, *parts)
+        parts = (self.embeddings, self.action_mask, self.discount, self.obs_mean, self.obs_std)
+        return TaskTable(self.names, *(part if part is None else part.to(device) for part in parts))
+
+    def normalize(self, obs: Tensor, task: Tensor) -> Tensor:
+        """Centre and scale observations (..., B, O) of tasks (B,), to at most 10 std; as they came without statistics.
+
+        What a body observes often varies by centimetres around a metre: centred, a small network tells it apart.
+        """
+        if self.obs_mean is None or self.obs_std is None:
+            return obs
+        return ((obs - self.obs_mean[task]) / self.obs_std[task]).clamp(-10, 10)
 
     def check(self, task: Tensor) -> None:
         """Refuse rows (B,) that are not in the table.

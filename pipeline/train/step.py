@@ -96,6 +96,7 @@ class Learner:
             FloatingPointError: a loss or gradient is not finite; nothing was changed.
         """
         self.table.check(batch.task)
+        batch = batch._replace(obs=self.table.normalize(batch.obs, batch.task))
         if isinstance(draws, torch.Generator):
             draws = UpdateDraws.sample(batch, self.table.num_phrasings, self.model.config.num_q, draws)
         found = model_losses(self.model, self.table, batch, draws, self.learning, pretrain=mode == "pretrain")

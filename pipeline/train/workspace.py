@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from pipeline import config
 from pipeline.data.demos import load_demos
+from pipeline.data.episode import Episode
 from pipeline.data.replay import ReplayBuffer, from_demos
 from pipeline.language.embeddings import TaskEmbeddings
 from pipeline.model.task_table import TaskTable
@@ -19,6 +21,7 @@ from pipeline.train.schedules import discount
 DEMOS = Path("datasets/demos")
 EMBEDDINGS = Path("datasets/task_embeddings")
 CHECKPOINTS = Path("checkpoints")
+_SMALLEST_STD = 1e-3  # of an observation dim that is scaled
 
 
 def load_embeddings(specs: Sequence[TaskSpec]) -> TaskEmbeddings:
@@ -39,9 +42,13 @@ def texts(spec: TaskSpec) -> list[str]:
 
 
 def task_table(
-    specs: Sequence[TaskSpec], embeddings: TaskEmbeddings, model: config.Model, learning: config.Learning
+    specs: Sequence[TaskSpec],
+    embeddings: TaskEmbeddings,
+    demos: dict[str, list[Episode]],
+    model: config.Model,
+    learning: config.Learning,
 ) -> TaskTable:
-    """Build the table of embeddings, action masks and discounts that training reads, one row per task.
+    """Build the table of all that training reads of the tasks, one row each.
 
     Raises:
         ValueError: a task is wider than the model, or the embeddings have another width than model.task_dim.
@@ -65,6 +72,7 @@ def task_table(
         torch.from_numpy(embeddings.select([spec.name for spec in specs]).vectors),
         mask,
         torch.tensor(discounts, dtype=torch.float32),
+        *(observation_statistics(specs, demos, model.obs_dim) if learning.normalize_obs else (None, None)),
     )
 
 
@@ -75,11 +83,37 @@ def task_discount(spec: TaskSpec, learning: config.Learning) -> float:
     return discount(spec.episode_length, learning.discount_min, learning.discount_max)
 
 
-def load_demo_buffer(specs: Sequence[TaskSpec], rows: Sequence[int], model: config.Model, horizon: int) -> ReplayBuffer:
-    """Load the demonstrations of these tasks into one buffer; `rows` are their rows in the task table."""
-    episodes = []
+def load_demonstrations(specs: Sequence[TaskSpec]) -> dict[str, list[Episode]]:
+    """Load the demonstrations of these tasks, by name."""
+    demos = {}
     with Progress("loading demonstrations", len(specs), "tasks") as progress:
-        for row, spec in zip(rows, specs, strict=True):
-            episodes += [(row, episode) for episode in load_demos(DEMOS, spec.name)]
+        for spec in specs:
+            demos[spec.name] = load_demos(DEMOS, spec.name)
             progress.update(1)
-    return from_demos(episodes, model.obs_dim, model.action_dim, horizon)
+    return demos
+
+
+def demo_buffer(
+    demos: dict[str, list[Episode]], names: Sequence[str], model: config.Model, horizon: int
+) -> ReplayBuffer:
+    """Put demonstrations into one buffer; `names` are those of the task table, in its order."""
+    rows = [(names.index(task), episode) for task, episodes in demos.items() for episode in episodes]
+    return from_demos(rows, model.obs_dim, model.action_dim, horizon)
+
+
+def observation_statistics(
+    specs: Sequence[TaskSpec], demos: dict[str, list[Episode]], obs_dim: int
+) -> tuple[Tensor, Tensor]:
+    """Return mean and std (n, O) of what each task's body observes in the demonstrations.
+
+    Tasks with the same embodiment share them: nothing in an observation tells which of the two it came from.
+    Dims that hardly move keep their scale, so that noise is not blown up; padding stays 0.
+    """
+    mean, std = torch.zeros(len(specs), obs_dim), torch.ones(len(specs), obs_dim)
+    for body in {spec.embodiment for spec in specs}:
+        rows = [row for row, spec in enumerate(specs) if spec.embodiment == body]
+        obs = torch.cat([torch.from_numpy(e.obs) for row in rows for e in demos[specs[row].name]])
+        body_std, body_mean = torch.std_mean(obs, dim=0)
+        mean[rows, : obs.shape[1]] = body_mean
+        std[rows, : obs.shape[1]] = torch.where(body_std < _SMALLEST_STD, 1.0, body_std)
+    return mean, std
