@@ -63,11 +63,11 @@ def read_episodes(path: str | Path, made_by: str) -> list[Episode]:
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read as parquet, it may be cut short: {error}. Delete it. {again}") from None
-    widths = [_width(table.schema, name) for name in ("obs", "action")]
-    if None in widths or table.schema.remove_metadata() != _schema(*widths):
+        raise ValueError(f"{path} is not readable parquet, it may be cut short: {error}. Delete it. {again}") from None
+    expected = _schema(_width(table.schema, "obs"), _width(table.schema, "action"))
+    if table.schema.remove_metadata() != expected:
         raise ValueError(
-            f"{path}: its columns are not those of a demonstration: expected\n{_schema(*(w or 1 for w in widths))}\n"
+            f"{path}: its columns are not those of a demonstration: expected\n{expected}\n"
             f"found\n{table.schema.remove_metadata()}\n{again}"
         )
     if not table.num_rows:
@@ -128,11 +128,12 @@ def _column(episodes: Sequence[Episode], field: pa.Field) -> list | pa.Array:
     return pa.ListArray.from_arrays(pa.array(ends), flat, type=field.type)
 
 
-def _width(schema: pa.Schema, name: str) -> int | None:
+def _width(schema: pa.Schema, name: str) -> int:
+    """Return the width of a column of vectors, 1 where it is no such column."""
     index = schema.get_field_index(name)
     kind = schema.field(index).type if index >= 0 else None
     if kind is None or not pa.types.is_list(kind) or not pa.types.is_fixed_size_list(kind.value_type):
-        return None
+        return 1
     return kind.value_type.list_size
 
 

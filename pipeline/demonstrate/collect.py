@@ -1,0 +1,207 @@
+"""Collect demonstrations of many tasks on all cores, so that an interrupted collection goes on where it stopped.
+
+Attempt k of a task depends on the run's seed, the task and k alone, and the first good ones are kept: the result does
+not depend on the number of workers. Every finished attempt is on disk as `<task>/<k>.json`, with the episode beside it
+if it was good; a restart skips these.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline import config
+from pipeline.data.demos import FILE, read_episodes, write_episodes
+from pipeline.data.episode import Episode
+from pipeline.demonstrate.play import expert_method, least_score
+from pipeline.demonstrate.workers import Workers, available_cores
+from pipeline.files import atomic_folder, read_json
+from pipeline.progress import Progress
+from pipeline.tasks.spec import TaskSpec
+
+
+@dataclass
+class TaskState:
+    """How far one task is."""
+
+    spec: TaskSpec
+    wanted: int
+    most_attempts: int
+    folder: Path
+    notes: dict[int, dict[str, Any]] = field(default_factory=dict)  # outcome of each finished attempt
+    in_flight: set[int] = field(default_factory=set)
+
+    @property
+    def kept(self) -> list[int]:
+        """Numbers of the good attempts, in order."""
+        return sorted(attempt for attempt, note in self.notes.items() if note["kept"])
+
+    def next_attempt(self) -> int | None:
+        """Return the next attempt to play, None while enough may be under way.
+
+        No attempt starts that a lucky outcome of the earlier ones would make needless: so exactly the shortest
+        sufficient run of attempts is played, however many play at once.
+
+        Raises:
+            RuntimeError: too many attempts were not good enough.
+        """
+        if len(self.kept) + len(self.in_flight) >= self.wanted:
+            return None
+        attempt = next(k for k in range(self.most_attempts + 1) if k not in self.notes and k not in self.in_flight)
+        if attempt < self.most_attempts:
+            return attempt
+        if self.in_flight:
+            return None
+        best = max(note["score"] for note in self.notes.values())
+        raise RuntimeError(
+            f"{self.spec.name}: {len(self.kept)} of {self.wanted} demonstrations after {len(self.notes)} attempts; "
+            f"the best scored {best:.3f}, kept is what scores {least_score(self.spec):g} or more. Lower "
+            "demos.action_noise, raise demos.max_attempts, or leave the task out."
+        )
+
+
+def collect(
+    wanted: Sequence[tuple[TaskSpec, int]],
+    demos: config.Demos,
+    seed: int,
+    folder: str | Path,
+    scratch: str | Path,
+    own: str | Path,
+) -> dict[str, Any]:
+    """Write demonstrations of every task to `folder/<task>/`, and what the `datasets` library needs beside them.
+
+    Args:
+        wanted: tasks and how many demonstrations of each; tasks with 0 are left out.
+        demos: how to collect.
+        seed: the run's seed.
+        folder: where the demonstrations go; replaced whole, when all are there.
+        scratch: where finished attempts wait; the caller removes it on success.
+        own: folder of the user's own demonstrations; a task found there is taken from there, not played.
+
+    Returns:
+        `tasks`: for each `kept`, `attempts`, `score` (mean), `seconds` (of one core), `method`, `steps`.
+
+    Raises:
+        ValueError: a task has no expert, or the user's own demonstrations of it are not valid.
+        RuntimeError: a task's expert fails too often, or a worker died or failed.
+    """
+    wanted = [(spec, count) for spec, count in wanted if count]
+    brought = {spec.name: read_own(spec, Path(own)) for spec, _ in wanted if (Path(own) / spec.name).exists()}
+    played = [(spec, count) for spec, count in wanted if spec.name not in brought]
+    # Planners first: with the long episodes at the end one worker would play while the others wait.
+    played.sort(key=lambda one: expert_method(one[0]) != "planner")
+    states = [TaskState(spec, count, count * demos.max_attempts, Path(scratch) / spec.name) for spec, count in played]
+    for state in states:
+        read_notes(state)
+    play_all(states, demos, seed)
+
+    episodes = {state.spec.name: [read_attempt(state, k) for k in state.kept[: state.wanted]] for state in states}
+    episodes |= brought
+    report = {}
+    with atomic_folder(folder) as partial:
+        for spec, _ in wanted:
+            write_episodes(partial / spec.name / FILE, episodes[spec.name])
+            notes = next((state.notes for state in states if state.spec is spec), {})
+            report[spec.name] = describe(episodes[spec.name], notes)
+        (partial / "README.md").write_text(card(list(report)))
+    return {"tasks": report}
+
+
+def play_all(states: list[TaskState], demos: config.Demos, seed: int) -> None:
+    """Play attempts until every task has its demonstrations."""
+    total, done = sum(state.wanted for state in states), sum(min(len(s.kept), s.wanted) for s in states)
+    if done == total:
+        return
+    by_name = {state.spec.name: state for state in states}
+    orders = _orders(states, demos, seed)
+    with (
+        Workers(min(demos.workers or available_cores(), total - done)) as workers,
+        Progress("demos", total, "episodes", done) as progress,
+    ):
+        while True:
+            while workers.idle and (order := next(orders)) is not None:
+                by_name[order["spec"]["name"]].in_flight.add(order["attempt"])
+                workers.give(order)
+            if not workers.busy:
+                return
+            for note in workers.wait():
+                state = by_name[note["task"]]
+                state.in_flight.discard(note["attempt"])
+                state.notes[note["attempt"]] = note
+                progress.update(int(note["kept"]), task=note["task"], score=float(note["score"]))
+
+
+def _orders(states: list[TaskState], demos: config.Demos, seed: int) -> Iterator[dict[str, Any] | None]:
+    """Yield the next attempt to play, or None when all that may be needed is under way; never ends."""
+    while True:
+        found = next(((state, k) for state in states if (k := state.next_attempt()) is not None), None)
+        if found is None:
+            yield None
+            continue
+        state, attempt = found
+        yield {
+            "spec": dataclasses.asdict(state.spec),
+            "attempt": attempt,
+            "seed": seed,
+            "action_noise": demos.action_noise,
+            "folder": str(state.folder),
+        }
+
+
+def read_notes(state: TaskState) -> None:
+    """Read the outcomes of the attempts finished before, and drop what an earlier crash left unfinished."""
+    state.folder.mkdir(parents=True, exist_ok=True)
+    for path in state.folder.glob(".*.partial"):
+        path.unlink()
+    for path in sorted(state.folder.glob("*.json")):
+        note = read_json(path, "`dvc repro demos`")
+        if not note["kept"] or path.with_suffix(".parquet").exists():
+            state.notes[note["attempt"]] = note
+
+
+def read_attempt(state: TaskState, attempt: int) -> Episode:
+    """Read the stored episode of a good attempt."""
+    return read_episodes(state.folder / f"{attempt:06d}.parquet", "`dvc repro demos`")[0]
+
+
+def read_own(spec: TaskSpec, folder: Path) -> list[Episode]:
+    """Read the user's own demonstrations of a task.
+
+    Raises:
+        ValueError: they are not valid, or of another task or other widths than the task's file says.
+    """
+    path = folder / spec.name / FILE
+    episodes = read_episodes(path, "whatever wrote it (datasets/README.md shows how)")
+    for number, episode in enumerate(episodes):
+        found = episode.task, episode.obs.shape[1], episode.action.shape[1]
+        if found != (spec.name, spec.obs_dim, spec.action_dim):
+            raise ValueError(
+                f"{path}: episode {number} has task, obs_dim and action_dim {found}, expected "
+                f"{(spec.name, spec.obs_dim, spec.action_dim)}."
+            )
+    return episodes
+
+
+def describe(episodes: list[Episode], notes: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """Summarise one task for datasets/demos.json."""
+    return {
+        "kept": len(episodes),
+        "attempts": len(notes) or len(episodes),
+        "score": round(sum(episode.score for episode in episodes) / len(episodes), 4),
+        "seconds": round(sum(note["seconds"] for note in notes.values()), 2),
+        "method": episodes[0].method,
+        "steps": sum(len(episode.action) for episode in episodes),
+    }
+
+
+def card(tasks: list[str]) -> str:
+    """Return the README.md by which the `datasets` library finds one configuration per task."""
+    configs = "".join(f"- config_name: {task}\n  data_files: {task}/{FILE}\n" for task in tasks)
+    return (
+        f"---\nconfigs:\n{configs}---\n\n# Demonstrations\n\nOne configuration per task, one row per episode: "
+        f'`datasets.load_dataset("datasets/demos", "{tasks[0]}")`.\nThe columns are described in `datasets/README.md` '
+        "of the project.\n"
+    )

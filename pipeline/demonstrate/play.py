@@ -1,0 +1,135 @@
+"""One attempt at a demonstration: an expert plays an episode, whose actions are partly disturbed."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+
+from pipeline.data.episode import Episode
+from pipeline.demonstrate.planner import Planner, load_recipes
+from pipeline.demonstrate.rewards import REWARDS, SHAPING
+from pipeline.demonstrate.scripted import Script, has_script
+from pipeline.demonstrate.simulator import PlanningSimulator, States, suite_reward
+from pipeline.tasks.registry import make
+from pipeline.tasks.spec import TaskSpec
+from pipeline.tasks.task_env import TaskEnv
+
+Act = Callable[[np.ndarray, bool], np.ndarray]  # observation and success -> action (a,) in [-1, 1]
+
+# Every second attempt is disturbed, so that a clone sees what to do after its own mistakes and the world model sees
+# what other actions do. Held for some steps the noise leads further away than white noise of the same size; the last
+# fifth is left alone, because it decides whether the attempt is kept.
+_HELD_STEPS = 5
+_DISTURBED_FRACTION = 0.5
+_QUIET_END = 0.2
+
+
+def expert_method(spec: TaskSpec) -> str:
+    """Return `scripted` or `planner`: who demonstrates this task.
+
+    Raises:
+        ValueError: nobody does; the message says how to bring demonstrations.
+    """
+    if spec.suite == "metaworld" and has_script(spec.env_id):
+        return "scripted"
+    if spec.suite.startswith("dmcontrol") and spec.name in load_recipes():
+        return "planner"
+    raise ValueError(
+        f"{spec.name} has no expert: Meta-World tasks have scripted ones, DeepMind Control tasks need a recipe in "
+        "pipeline/demonstrate/recipes.yaml. Either bring demonstrations of it (datasets/README.md says how), or list "
+        "it under tasks.held_out with demos.held_out_episodes: 0, to adapt to it from interaction alone."
+    )
+
+
+def least_score(spec: TaskSpec) -> float:
+    """Return the score from which on a demonstration is good enough to be kept."""
+    return 1.0 if expert_method(spec) == "scripted" else load_recipes()[spec.name].min_score
+
+
+def attempt_seed(seed: int, task: str, attempt: int) -> int:
+    """Return the episode seed of an attempt, below 2**32; it depends on nothing else, so neither does the episode."""
+    return int(np.random.SeedSequence([seed, zlib.crc32(task.encode()), attempt]).generate_state(1)[0])
+
+
+def play(spec: TaskSpec, seed: int, attempt: int, action_noise: float) -> Episode:
+    """Play one attempt.
+
+    Args:
+        spec: the task.
+        seed: the run's seed.
+        attempt: number of the attempt, from 0; odd ones are disturbed.
+        action_noise: std of the disturbance; actions span [-1, 1].
+
+    Raises:
+        ValueError: the task has no expert.
+        SimulationError: the simulator failed.
+    """
+    method = expert_method(spec)
+    episode_seed = attempt_seed(seed, spec.name, attempt)
+    rng = np.random.default_rng([episode_seed, 1])
+    env = make(spec, spec.obs_dim, spec.action_dim)
+    try:
+        obs, info = env.reset(seed=episode_seed)
+        act = Script(spec.env_id).act if method == "scripted" else planned(spec, env, rng)
+        noise = disturbance(spec, action_noise if attempt % 2 else 0.0, rng)
+        observations, actions, intended, rewards = [obs], [], [], []
+        success, over, terminated = bool(info["success"]), False, False
+        while not over:
+            wanted = np.clip(act(obs, success), -1, 1).astype(np.float32)
+            action = np.clip(wanted + noise[len(actions)], -1, 1).astype(np.float32)
+            obs, reward, terminated, truncated, info = env.step(action)
+            success, over = bool(info["success"]), terminated or truncated
+            observations.append(obs)
+            actions.append(action)
+            intended.append(wanted)
+            rewards.append(reward)
+    finally:
+        env.close()
+    total = float(np.sum(rewards))
+    return Episode(
+        task=spec.name,
+        obs=np.stack(observations),
+        action=np.stack(actions),
+        expert_action=np.stack(intended),
+        reward=np.asarray(rewards, np.float32),
+        terminated=terminated,
+        success=success,
+        score=spec.evaluate(total, success),
+        episode_return=total,
+        seed=episode_seed,
+        method=method,
+    )
+
+
+def planned(spec: TaskSpec, env: TaskEnv, rng: np.random.Generator) -> Act:
+    """Return the planner of an episode that has just been reset."""
+    recipe = load_recipes()[spec.name]
+    inner = env.simulator.env  # type: ignore[attr-defined]  # dm_control's environment
+    substeps = round(inner.control_timestep() / inner.physics.timestep())
+    simulator = PlanningSimulator(inner.physics, substeps * spec.action_repeat, recipe.coarseness)
+    base, shaping = REWARDS.get(spec.name) or suite_reward(inner.task, inner.physics), SHAPING.get(spec.name)
+
+    def reward(states: States) -> np.ndarray:
+        return base(states) if shaping is None else base(states) + shaping(states)
+
+    planner = Planner(recipe, simulator, reward, rng)
+    ready: list[np.ndarray] = []
+
+    def act(obs: np.ndarray, success: bool) -> np.ndarray:
+        if not ready:
+            ready.extend(planner.plan())
+        return ready.pop(0)
+
+    return act
+
+
+def disturbance(spec: TaskSpec, std: float, rng: np.random.Generator) -> np.ndarray:
+    """Return what is added to the actions of an episode, (L, a) float32: held for some steps, on half of the time."""
+    length = spec.episode_length
+    bouts = -(-length // _HELD_STEPS)
+    values = rng.normal(0, 1, (bouts, spec.action_dim)) * std * (rng.random((bouts, 1)) < _DISTURBED_FRACTION)
+    noise = np.repeat(values, _HELD_STEPS, axis=0)[:length].astype(np.float32)
+    noise[round(length * (1 - _QUIET_END)) :] = 0
+    return noise

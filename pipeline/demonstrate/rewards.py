@@ -1,0 +1,119 @@
+"""Rewards of dm_control tasks on whole arrays of states: 2 to 7 times faster planning than the suite's own functions.
+
+Each is the suite's reward, or our variant's, written on generalised coordinates; a test holds them equal to 1e-6.
+`SHAPING` adds what a planner of short sight needs where the reward is flat. A task without an entry is planned with
+the suite's own reward (`simulator.suite_reward`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+from dm_control.utils.rewards import tolerance
+
+from pipeline.demonstrate.simulator import Reward, States
+
+_INF = float("inf")
+
+
+def cartpole(states: States) -> np.ndarray:
+    """Pole up, cart in the middle, little control, slow pole."""
+    upright = (np.cos(states.qpos[..., 1]) + 1) / 2
+    centered = (1 + tolerance(states.qpos[..., 0], margin=2)) / 2
+    small_control = (4 + tolerance(states.ctrl[..., 0], margin=1, value_at_margin=0, sigmoid="quadratic")) / 5
+    small_velocity = (1 + tolerance(states.qvel[..., 1], margin=5)) / 2
+    return upright * small_control * small_velocity * centered
+
+
+def pendulum_swingup(states: States) -> np.ndarray:
+    """1 while the pole is within 8 degrees of upright."""
+    return tolerance(np.cos(states.qpos[..., 0]), (np.cos(np.deg2rad(8)), 1))
+
+
+def pendulum_spin(states: States) -> np.ndarray:
+    """Speed of the pole, full at 8 rad/s."""
+    return np.minimum(np.abs(states.qvel[..., 0]) / 8, 1)
+
+
+def cup_catch(states: States) -> np.ndarray:
+    """1 while the ball is in the cup."""
+    offset = np.abs(_ball_to_target(states))
+    room = states.model.site("target").size[[0, 2]] - states.model.geom("ball").size[0]
+    return (offset < room).all(axis=-1).astype(float)
+
+
+def walker(states: States, speed: float, direction: int = 1) -> np.ndarray:
+    """Stand tall and upright; with a `speed` (m/s), move at least that fast into `direction`."""
+    height = states.qpos[..., 0] + 1.3  # the root's z is measured from the torso's initial height
+    standing = tolerance(height, (1.2, _INF), margin=0.6)
+    stand = (3 * standing + (1 + np.cos(states.qpos[..., 2])) / 2) / 4
+    if speed == 0:
+        return stand
+    velocity = direction * states.sensor("torso_subtreelinvel")[..., 0]
+    move = tolerance(velocity, (speed, _INF), margin=speed / 2, value_at_margin=0.5, sigmoid="linear")
+    return stand * (5 * move + 1) / 6
+
+
+def cheetah(states: States, speed: float, direction: int = 1) -> np.ndarray:
+    """Speed into `direction`, full at `speed` m/s."""
+    return (direction * states.sensor("torso_subtreelinvel")[..., 0] / speed).clip(0, 1)
+
+
+def finger_spin(states: States) -> np.ndarray:
+    """1 while the free body turns at 15 rad/s or more, the right way round."""
+    return (states.qvel[..., 2] <= -15).astype(float)
+
+
+def toward_upright_energy(states: States) -> np.ndarray:
+    """Draw the pole to the energy of standing still upright, and a little upwards.
+
+    With it a planner that looks half a second ahead pumps the same way in the same state, which a clone can learn;
+    from the bare reward it would have to see the whole swing-up.
+    """
+    angle, velocity = states.qpos[..., 0], states.qvel[..., 0]
+    length, radius = states.model.geom("mass").pos[2], states.model.geom("mass").size[0]
+    frequency_squared = 9.81 * length / (length**2 + 0.4 * radius**2)  # of small swings: gravity over inertia
+    energy = velocity**2 / (2 * frequency_squared) + np.cos(angle) - 1
+    return tolerance(np.cos(angle), (np.cos(np.deg2rad(8)), 1), margin=1) - 0.5 * np.abs(energy) + 0.1 * np.cos(angle)
+
+
+def toward_cup(states: States) -> np.ndarray:
+    """Draw the ball to the cup."""
+    return -0.3 * np.linalg.norm(_ball_to_target(states), axis=-1)
+
+
+def toward_spin(states: States) -> np.ndarray:
+    """Draw the free body into turning the right way round."""
+    return -0.01 * states.qvel[..., 2].clip(-30, 15)
+
+
+def _ball_to_target(states: States) -> np.ndarray:
+    """Return (P, T, 2): x and z from the cup's target to the ball."""
+    cup, ball = states.qpos[..., :2], states.qpos[..., 2:4]
+    model = states.model
+    rest = model.body("ball").pos - model.body("cup").pos - model.site("target").pos
+    return ball - cup + rest[[0, 2]]
+
+
+REWARDS: dict[str, Reward] = {
+    "cartpole-balance": cartpole,
+    "cartpole-swingup": cartpole,
+    "pendulum-swingup": pendulum_swingup,
+    "pendulum-spin": pendulum_spin,
+    "cup-catch": cup_catch,
+    "walker-stand": partial(walker, speed=0),
+    "walker-walk": partial(walker, speed=1),
+    "walker-run": partial(walker, speed=8),
+    "walker-walk-backward": partial(walker, speed=1, direction=-1),
+    "walker-run-backward": partial(walker, speed=8, direction=-1),
+    "cheetah-run": partial(cheetah, speed=10),
+    "cheetah-run-backward": partial(cheetah, speed=8, direction=-1),
+    "finger-spin": finger_spin,
+}
+SHAPING: dict[str, Callable[[States], np.ndarray]] = {
+    "pendulum-swingup": toward_upright_energy,
+    "cup-catch": toward_cup,
+    "finger-spin": toward_spin,
+}

@@ -1,0 +1,106 @@
+"""A planning copy of a dm_control physics: many action sequences rolled out natively from the present state."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import mujoco
+import numpy as np
+from mujoco import rollout
+
+_FULL = mujoco.mjtState.mjSTATE_FULLPHYSICS
+
+
+class States(NamedTuple):
+    """P x T simulated states, one after each agent step."""
+
+    qpos: np.ndarray  # (P, T, nq)
+    qvel: np.ndarray  # (P, T, nv)
+    ctrl: np.ndarray  # (P, T, nu) in the simulator's own units
+    sensordata: np.ndarray  # (P, T, nsensordata)
+    full: np.ndarray  # (P, T, n) MuJoCo's full-physics state
+    model: mujoco.MjModel
+
+    def sensor(self, name: str) -> np.ndarray:
+        """Return the readings (P, T, width) of a sensor of the model."""
+        sensor = self.model.sensor(name)
+        start = int(sensor.adr[0])
+        return self.sensordata[..., start : start + int(sensor.dim[0])]
+
+
+Reward = Callable[[States], np.ndarray]  # (P, T) reward of one control step in each state
+
+
+class PlanningSimulator:
+    """Rolls out action sequences from wherever the episode's own physics stands.
+
+    Args:
+        physics: dm_control physics, just reset: what the reset drew into the model (targets, damping) is copied.
+        steps: physics steps per agent step.
+        coarseness: the copy takes `steps / coarseness` longer physics steps instead: cheaper and hardly worse.
+
+    Raises:
+        ValueError: `coarseness` does not divide `steps`.
+    """
+
+    def __init__(self, physics: Any, steps: int, coarseness: int):
+        if steps % coarseness:
+            raise ValueError(f"coarseness {coarseness} does not divide the {steps} physics steps of an agent step")
+        self.physics, self.steps = physics, steps // coarseness
+        self.model = copy.deepcopy(physics.model.ptr)
+        self.model.opt.timestep *= coarseness
+        self.action_dim = self.model.nu
+        self._low, self._high = physics.model.actuator_ctrlrange.T
+        self._data = mujoco.MjData(self.model)
+        self._rollout = rollout.Rollout(nthread=0)  # in this thread: whole episodes are what runs in parallel
+        self._size = mujoco.mj_stateSize(self.model, _FULL)
+        self._buffers: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+
+    def __call__(self, actions: np.ndarray) -> States:
+        """Roll out actions (P, T, nu) in [-1, 1]. The states are views that the next call overwrites."""
+        num = len(actions)
+        ctrl = self._low + (actions + 1) / 2 * (self._high - self._low)
+        # One physics step more: MuJoCo's sensor readings at a step belong to the state before it.
+        held = np.concatenate([np.repeat(ctrl, self.steps, axis=1), ctrl[:, -1:]], axis=1)
+        shape = held.shape[:2]
+        if shape not in self._buffers:
+            self._buffers[shape] = np.empty((*shape, self._size)), np.empty((*shape, self.model.nsensordata))
+        states, sensors = self._buffers[shape]
+        now = np.empty(self._size)
+        mujoco.mj_getState(self.physics.model.ptr, self.physics.data.ptr, now, _FULL)
+        self._rollout.rollout(
+            self.model,
+            self._data,
+            np.tile(now, (num, 1)),
+            held,
+            state=states,
+            sensordata=sensors,
+            initial_warmstart=np.tile(self.physics.data.qacc_warmstart, (num, 1)),
+        )
+        full = states[:, self.steps - 1 : -1 : self.steps]
+        qpos, qvel = full[..., 1 : 1 + self.model.nq], full[..., 1 + self.model.nq :][..., : self.model.nv]
+        return States(qpos, qvel, ctrl, sensors[:, self.steps :: self.steps], full, self.model)
+
+
+def suite_reward(task: Any, physics: Any) -> Reward:
+    """Evaluate a dm_control task's own reward on rolled-out states: works for every task, slower than arrays.
+
+    Args:
+        task: the dm_control task; its `get_reward` must depend on the physics alone.
+        physics: the episode's physics; a copy of its data is used.
+    """
+    scratch = physics.copy(share_model=True)
+
+    def reward(states: States) -> np.ndarray:
+        model, data = scratch.model.ptr, scratch.data.ptr
+        values = np.empty(states.full.shape[:2])
+        for index in np.ndindex(*values.shape):
+            mujoco.mj_setState(model, data, states.full[index], _FULL)
+            data.ctrl[:] = states.ctrl[index]
+            mujoco.mj_forward(model, data)
+            values[index] = task.get_reward(scratch)
+        return values
+
+    return reward
