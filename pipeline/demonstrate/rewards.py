@@ -29,7 +29,7 @@ def cartpole(states: States) -> np.ndarray:
 
 def pendulum_swingup(states: States) -> np.ndarray:
     """1 while the pole is within 8 degrees of upright."""
-    return tolerance(np.cos(states.qpos[..., 0]), (np.cos(np.deg2rad(8)), 1))
+    return (np.cos(states.qpos[..., 0]) >= np.cos(np.deg2rad(8))).astype(float)
 
 
 def pendulum_spin(states: States) -> np.ndarray:
@@ -42,6 +42,16 @@ def cup_catch(states: States) -> np.ndarray:
     offset = np.abs(_ball_to_target(states))
     room = states.model.site("target").size[[0, 2]] - states.model.geom("ball").size[0]
     return (offset < room).all(axis=-1).astype(float)
+
+
+def cup_spin(states: States) -> np.ndarray:
+    """The ball's angular speed around the string's end, full at 8 rad/s, times how far out it is."""
+    x, z = np.moveaxis(_ball_to_target(states) + [0, 0.058], -1, 0)  # the string ends below the target
+    velocity = states.qvel[..., 2:4] - states.qvel[..., :2]
+    distance = np.hypot(x, z)
+    spin = (x * velocity[..., 1] - z * velocity[..., 0]) / np.maximum(distance**2, 1e-6)
+    out = tolerance(distance, (0.2, _INF), margin=0.1, value_at_margin=0, sigmoid="linear")
+    return out * np.minimum(np.abs(spin) / 8, 1)
 
 
 def walker(states: States, speed: float, direction: int = 1) -> np.ndarray:
@@ -103,6 +113,7 @@ REWARDS: dict[str, Reward] = {
     "pendulum-swingup": pendulum_swingup,
     "pendulum-spin": pendulum_spin,
     "cup-catch": cup_catch,
+    "cup-spin": cup_spin,
     "walker-stand": partial(walker, speed=0),
     "walker-walk": partial(walker, speed=1),
     "walker-run": partial(walker, speed=8),
