@@ -46,7 +46,7 @@ def cup_catch(states: States) -> np.ndarray:
 
 def cup_spin(states: States) -> np.ndarray:
     """The ball's angular speed around the string's end, full at 8 rad/s, times how far out it is."""
-    x, z = np.moveaxis(_ball_to_target(states) + [0, 0.058], -1, 0)  # the string ends below the target
+    x, z = np.moveaxis(_ball_to_target(states) + np.array([0, 0.058]), -1, 0)  # the string ends below the target
     velocity = states.qvel[..., 2:4] - states.qvel[..., :2]
     distance = np.hypot(x, z)
     spin = (x * velocity[..., 1] - z * velocity[..., 0]) / np.maximum(distance**2, 1e-6)
