@@ -35,7 +35,7 @@ unit: $(BIN)/.installed  ## Run the fast tests only
 check: $(BIN)/.installed  ## Lint, types and import borders
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
 fix: $(BIN)/.installed  ## Repair what the linter can repair

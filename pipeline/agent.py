@@ -253,8 +253,8 @@ class Agent:
                 "belongs to, or adapt anew."
             )
         if name not in self.tasks:
-            known = about.obs_mean is not None and about.obs_std is not None
-            statistics = (about.obs_mean, about.obs_std) if known else None
+            mean, std = about.obs_mean, about.obs_std
+            statistics = None if mean is None or std is None else (mean, std)
             self.add_task(about.spec, about.embeddings, about.discount, statistics)
         self._adapters.load(folder, name, trainable)
         self.actor.refresh()

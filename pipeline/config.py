@@ -185,7 +185,8 @@ class Evaluate:
     confidence: Annotated[float, Field(gt=0, lt=1)]  # of the bootstrap intervals
     bootstrap_samples: Count
     video_size: CountOrZero  # pixels of a video's side; 0 = no videos
-    video_fps: Count
+    video_every: Count  # agent steps per frame
+    video_fps: Count  # frames per second of the mp4
 
 
 @dataclass(frozen=True, config=_strict)

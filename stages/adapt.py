@@ -150,7 +150,7 @@ def film(agent: Agent, spec: TaskSpec, measured: config.Evaluate, seed: int, fol
     """Record one planned episode with the adapter."""
     if measured.video_size:
         try:
-            frames, _ = record(agent.actor, spec, spec.name, seed + 300, plan=True, size=measured.video_size)
+            frames, _ = record(agent.actor, spec, seed + 300, measured)
             write_video(folder / "adapted.mp4", frames, measured.video_fps)
         except RenderingUnavailable as error:
             print(f"adapt: no video: {error}", file=sys.stderr)

@@ -128,7 +128,7 @@ def film(actor: Actor, specs: Sequence[TaskSpec], settings: config.Evaluate, see
     if settings.video_size:
         try:
             for spec in specs:
-                frames, score = record(actor, spec, spec.name, seed + 300, plan=True, size=settings.video_size)
+                frames, score = record(actor, spec, seed + 300, settings)
                 write_video(folder / f"{spec.name}.mp4", frames, settings.video_fps)
                 index.append(
                     {"task": spec.name, "instruction": spec.instructions[0], "score": score, "file": f"{spec.name}.mp4"}

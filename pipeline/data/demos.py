@@ -99,6 +99,17 @@ def load_demos(folder: str | Path, task: str) -> list[Episode]:
     return episodes
 
 
+def write_card(folder: str | Path, tasks: Sequence[str]) -> None:
+    """Write the README.md by which the `datasets` library finds one configuration per task in `folder`."""
+    configs = "".join(f"- config_name: {task}\n  data_files: {task}/{FILE}\n" for task in tasks)
+    with atomic_file(Path(folder) / "README.md") as partial:
+        partial.write_text(
+            f"---\nconfigs:\n{configs}---\n\n# Demonstrations\n\nOne configuration per task, one row per episode; the "
+            "columns are described in the project's `datasets/README.md`.\n\n```python\n"
+            f'datasets.load_dataset("datasets/demos", "{tasks[0]}", split="train")\n```\n'
+        )
+
+
 def _schema(obs_dim: int, action_dim: int) -> pa.Schema:
     obs, action = (pa.list_(pa.list_(pa.float32(), width)) for width in (obs_dim, action_dim))
     fields = {

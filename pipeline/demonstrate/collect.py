@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import config
-from pipeline.data.demos import FILE, read_episodes, write_episodes
+from pipeline.data.demos import FILE, read_episodes, write_card, write_episodes
 from pipeline.data.episode import Episode
 from pipeline.demonstrate.play import expert_method, least_score
 from pipeline.demonstrate.workers import Workers, available_cores
@@ -106,7 +106,7 @@ def collect(
             write_episodes(partial / spec.name / FILE, episodes[spec.name])
             notes = next((state.notes for state in states if state.spec is spec), {})
             report[spec.name] = describe(episodes[spec.name], notes)
-        (partial / "README.md").write_text(card(list(report)))
+        write_card(partial, list(report))
     return {"tasks": report}
 
 
@@ -195,13 +195,3 @@ def describe(episodes: list[Episode], notes: dict[int, dict[str, Any]]) -> dict[
         "method": episodes[0].method,
         "steps": sum(len(episode.action) for episode in episodes),
     }
-
-
-def card(tasks: list[str]) -> str:
-    """Return the README.md by which the `datasets` library finds one configuration per task."""
-    configs = "".join(f"- config_name: {task}\n  data_files: {task}/{FILE}\n" for task in tasks)
-    return (
-        f"---\nconfigs:\n{configs}---\n\n# Demonstrations\n\nOne configuration per task, one row per episode: "
-        f'`datasets.load_dataset("datasets/demos", "{tasks[0]}")`.\nThe columns are described in `datasets/README.md` '
-        "of the project.\n"
-    )

@@ -55,8 +55,9 @@ class TaskTable:
 
     def to(self, device: torch.device | str) -> TaskTable:
         """Return the table on a device."""
-        parts = (self.embeddings, self.action_mask, self.discount, self.obs_mean, self.obs_std)
-        return TaskTable(self.names, *(part if part is None else part.to(device) for part in parts))
+        parts = (part.to(device) for part in (self.embeddings, self.action_mask, self.discount))
+        statistics = (part if part is None else part.to(device) for part in (self.obs_mean, self.obs_std))
+        return TaskTable(self.names, *parts, *statistics)
 
     def normalize(self, obs: Tensor, task: Tensor) -> Tensor:
         """Centre and scale observations (..., B, O) of tasks (B,), to at most 10 std; as they came without statistics.

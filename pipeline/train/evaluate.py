@@ -137,25 +137,27 @@ def summarise(
     }, mean._asdict()
 
 
-def record(actor: Actor, spec: TaskSpec, told: str, seed: int, plan: bool, size: int) -> tuple[list[np.ndarray], float]:
-    """Play one episode and return its frames (size, size, 3) and its score.
+def record(actor: Actor, spec: TaskSpec, seed: int, settings: config.Evaluate) -> tuple[list[np.ndarray], float]:
+    """Play one planned episode and return its frames (size, size, 3) uint8 and its score.
 
     Raises:
         RenderingUnavailable: the machine has no EGL; the message names the packages.
     """
     model = actor.model.config
-    env = make(spec, model.obs_dim, model.action_dim, render_size=size)
+    env = make(spec, model.obs_dim, model.action_dim, render_size=settings.video_size)
     try:
-        rows = actor.rows([told])
+        rows = actor.rows([spec.name])
         obs, _ = env.reset(seed=seed)
         actor.reset(1, seed=seed)
-        frames, total, success, done = [env.render()], 0.0, False, False
+        frames, total, success = [env.render()], 0.0, False
+        done, number = False, 0
         while not done:
-            action = actor.act(torch.from_numpy(obs[None]), rows, plan)[0].numpy()
+            action = actor.act(torch.from_numpy(obs[None]), rows, plan=True)[0].numpy()
             obs, reward, terminated, truncated, info = env.step(action)
-            frames.append(env.render())
-            total += float(reward)
+            total, number = total + float(reward), number + 1
             success, done = bool(info["success"]), terminated or truncated
+            if done or number % settings.video_every == 0:
+                frames.append(env.render())
     finally:
         env.close()
     return frames, spec.evaluate(total, success)

@@ -16,6 +16,7 @@ from pipeline import config
 from pipeline.data.replay import ReplayBuffer, sample_mixture
 from pipeline.model.actor import Actor
 from pipeline.progress import Progress
+from pipeline.shapes import Batch
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv
 from pipeline.train import checkpoint
@@ -24,7 +25,7 @@ from pipeline.train.interrupt import Interrupt
 from pipeline.train.metrics import MetricsLog
 from pipeline.train.rollout import Collector
 from pipeline.train.schedules import constraint_weight
-from pipeline.train.step import Learner
+from pipeline.train.step import Learner, Mode
 
 
 class Loop:
@@ -71,7 +72,7 @@ class Loop:
         """Seconds worked on this loop, over all its resumed runs."""
         return self.seconds_before + time.monotonic() - self.started
 
-    def update(self, batch: Any, mode: str) -> None:
+    def update(self, batch: Batch, mode: Mode) -> None:
         """Update the learner on one batch and add its metrics to the averages."""
         metrics = self.learner.update(batch, mode, self.generator)
         for name, value in metrics.items():
@@ -121,7 +122,7 @@ class Loop:
 
 
 def learn_offline(
-    loop: Loop, settings: config.Pretrain, sample: Callable[[int, torch.Generator], Any], specs: Sequence[TaskSpec]
+    loop: Loop, settings: config.Pretrain, sample: Callable[[int, torch.Generator], Batch], specs: Sequence[TaskSpec]
 ) -> None:
     """Learn from demonstrations alone, up to `settings.updates`.
 

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from dvclive import Live
+from dvclive.live import Live
 
 from pipeline.files import atomic_file, atomic_folder
 

@@ -71,7 +71,7 @@ class Collector:
         if finished:
             self._length[done] = 0
             self.episodes[done] += 1
-            self._obs[done, 0] = torch.from_numpy(step.obs[done])
+            self._obs[torch.from_numpy(done), 0] = torch.from_numpy(step.obs[done])
             self._actor.begin_episodes(torch.from_numpy(done))
         return finished
 
