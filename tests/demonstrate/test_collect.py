@@ -1,0 +1,191 @@
+"""Collection: the same demonstrations whoever plays them, stopped and resumed, and clear about what went wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from pipeline import config
+from pipeline.data.demos import FILE, load_demos, write_episodes
+from pipeline.demonstrate.collect import TaskState, collect
+from pipeline.demonstrate.play import play
+from pipeline.demonstrate.workers import Workers
+from pipeline.tasks.registry import get
+
+ROOT = Path(__file__).parents[2]
+
+
+def settings(**changes) -> config.Demos:
+    values = {"episodes": 3, "held_out_episodes": 1, "max_attempts": 5, "action_noise": 0.5, "workers": 1}
+    return config.Demos(**values | changes)
+
+
+def gather(folder: Path, names=("mw-drawer-open", "mw-faucet-open"), count=3, seed=1, **changes):
+    wanted = [(spec, count) for spec in get(names)]
+    return collect(wanted, settings(**changes), seed, folder / "demos", folder / "scratch", folder / "own")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_number_of_workers_changes_nothing(tmp_path):
+    reports = [gather(tmp_path / str(workers), workers=workers) for workers in (1, 2)]
+    assert contents(tmp_path / "1/demos") == contents(tmp_path / "2/demos")
+    for report in reports:
+        for task in report["tasks"].values():
+            task.pop("seconds")
+    assert reports[0] == reports[1]
+    assert reports[0]["tasks"]["mw-drawer-open"]["kept"] == 3
+    assert [one.task for one in load_demos(tmp_path / "1/demos", "mw-faucet-open")] == ["mw-faucet-open"] * 3
+
+
+def test_what_is_finished_is_not_played_again_and_what_is_half_written_is(tmp_path):
+    gather(tmp_path)
+    whole = contents(tmp_path / "demos")
+    notes = sorted((tmp_path / "scratch/mw-drawer-open").glob("*.json"))
+    before = {path: path.stat().st_mtime_ns for path in notes}
+    notes[1].unlink()  # as if killed before the note
+    notes[2].with_suffix(".parquet").unlink()  # as if the file was lost
+    (notes[0].parent / ".000001.json.abc.partial").write_text("{")
+    gather(tmp_path)
+    assert contents(tmp_path / "demos") == whole
+    assert [path.stat().st_mtime_ns == before[path] for path in notes] == [True, False, False]
+    assert not list((tmp_path / "scratch").rglob("*.partial"))
+
+
+def test_more_demonstrations_go_on_from_fewer(tmp_path):
+    gather(tmp_path, count=1)
+    kept = load_demos(tmp_path / "demos", "mw-drawer-open")
+    gather(tmp_path, count=2)
+    more = load_demos(tmp_path / "demos", "mw-drawer-open")
+    assert more[0].seed == kept[0].seed
+    assert np.array_equal(more[0].obs, kept[0].obs)
+
+
+def test_only_as_many_attempts_start_as_may_be_needed():
+    (spec,) = get(["mw-reach"])
+    state = TaskState(spec, wanted=2, most_attempts=4, folder=Path())
+    state.in_flight = {0, 1}
+    assert state.next_attempt() is None
+    state.in_flight, state.notes = {1}, {0: {"kept": False, "score": 0.0}}
+    assert state.next_attempt() == 2
+    state.in_flight, state.notes = {3}, {k: {"kept": k == 1, "score": 0.25 * k} for k in range(3)}
+    assert state.next_attempt() is None
+    state.in_flight, state.notes[3] = set(), {"kept": False, "score": 0.0}
+    with pytest.raises(RuntimeError, match=r"mw-reach: 1 of 2 demonstrations after 4 attempts; the best scored 0\.500"):
+        state.next_attempt()
+
+
+def test_a_dead_worker_is_an_error_that_names_what_it_did(tmp_path):
+    (spec,) = get(["pendulum-swingup"])
+    with Workers(1) as workers:
+        (process,) = workers.idle
+        workers.give(
+            {"spec": dataclasses.asdict(spec), "attempt": 7, "seed": 1, "action_noise": 0.0, "folder": str(tmp_path)}
+        )
+        process.kill()
+        with pytest.raises(RuntimeError, match=r"died \(exit code -9\) while playing pendulum-swingup, attempt 7"):
+            workers.wait()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_in_a_worker_arrives(tmp_path):
+    file = tmp_path / "scratch"
+    file.write_text("not a folder")
+    (spec,) = get(["mw-drawer-open"])
+    with Workers(1) as workers:
+        workers.give(
+            {"spec": dataclasses.asdict(spec), "attempt": 0, "seed": 1, "action_noise": 0.0, "folder": str(file)}
+        )
+        with pytest.raises(RuntimeError, match="mw-drawer-open, attempt 0: (NotADirectory|FileExists)Error"):
+            workers.wait()
+
+
+def test_workers_leave_when_their_input_closes():
+    workers = Workers(2)
+    for process in list(workers.idle):
+        process.stdin.close()
+        assert process.wait(timeout=20) == 0
+        process.stdout.close()
+
+
+def test_own_demonstrations_are_taken_instead_of_an_expert(tmp_path):
+    (spec,) = get(["mw-drawer-open"])
+    own = [play(spec, seed=9, attempt=0, action_noise=0.0)]
+    write_episodes(tmp_path / "own/mw-drawer-open" / FILE, own)
+    report = gather(tmp_path, names=["mw-drawer-open"])
+    assert report["tasks"]["mw-drawer-open"]["kept"] == 1
+    assert load_demos(tmp_path / "demos", "mw-drawer-open")[0].seed == own[0].seed
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_own_demonstrations_of_another_task_are_refused(tmp_path):
+    (spec,) = get(["mw-drawer-open"])
+    write_episodes(tmp_path / "own/mw-reach" / FILE, [play(spec, seed=9, attempt=0, action_noise=0.0)])
+    with pytest.raises(ValueError, match=r"episode 0 has task.*mw-drawer-open.*expected.*mw-reach"):
+        gather(tmp_path, names=["mw-reach"])
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    shutil.copy(ROOT / "tests/tiny.yaml", tmp_path / "params.yaml")
+    (tmp_path / "my_tasks").mkdir()
+    return tmp_path
+
+
+def stage(folder: Path, **options) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "stages.demos"],
+        cwd=folder,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_stage_leaves_nobody_behind_and_goes_on(project, number):
+    params = project / "params.yaml"
+    params.write_text(params.read_text().replace("episodes: 2", "episodes: 30", 1))
+    process = stage(project)
+    deadline = time.monotonic() + 60
+    while len(list(project.glob(".resume/demos-*/*/*.json"))) < 3:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert workers
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number]
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive
+    assert not (project / "datasets/demos").exists()
+    finished = {path: path.stat().st_mtime_ns for path in project.glob(".resume/demos-*/mw-reach/*.json")}
+    params.write_text(params.read_text().replace("episodes: 30", "episodes: 4", 1))
+    again = stage(project)
+    _, errors = again.communicate(timeout=120)
+    assert again.returncode == 0, errors
+    assert finished
+    assert len(load_demos(project / "datasets/demos", "mw-reach")) == 4
+    report = json.loads((project / "datasets/demos.json").read_text())
+    assert report["seconds"] > 0
+    assert report["tasks"]["mw-reach"] | {"seconds": 0, "attempts": 0} == {
+        "kept": 4, "attempts": 0, "score": 1.0, "seconds": 0, "method": "scripted", "steps": 400,
+    }  # fmt: skip
+    assert not list(project.glob(".resume/demos-*"))
