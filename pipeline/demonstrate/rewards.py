@@ -27,6 +27,23 @@ def cartpole(states: States) -> np.ndarray:
     return upright * small_control * small_velocity * centered
 
 
+def cartpole_sparse(states: States) -> np.ndarray:
+    """1 while the pole stands and the cart is near the middle."""
+    near = np.abs(states.qpos[..., 0]) <= 0.25
+    return (near & (np.cos(states.qpos[..., 1]) >= 0.995)).astype(float)
+
+
+def acrobot(states: States) -> np.ndarray:
+    """The tip at the target above."""
+    return tolerance(_tip_to_target(states), (0, states.model.site("target").size[0]), margin=1)
+
+
+def reacher(states: States) -> np.ndarray:
+    """1 while the finger touches the target."""
+    touching = states.model.geom("target").size[0] + states.model.geom("finger").size[0]
+    return (_finger_to_target(states) <= touching).astype(float)
+
+
 def pendulum_swingup(states: States) -> np.ndarray:
     """1 while the pole is within 8 degrees of upright."""
     return (np.cos(states.qpos[..., 0]) >= np.cos(np.deg2rad(8))).astype(float)
@@ -89,6 +106,11 @@ def toward_upright_energy(states: States) -> np.ndarray:
     return tolerance(np.cos(angle), (np.cos(np.deg2rad(8)), 1), margin=1) - 0.5 * np.abs(energy) + 0.1 * np.cos(angle)
 
 
+def toward_middle(states: States) -> np.ndarray:
+    """The dense reward, and the cart drawn to the middle more strongly: the sparse one leaves it little room."""
+    return cartpole(states) - 0.5 * np.abs(states.qpos[..., 0])
+
+
 def toward_cup(states: States) -> np.ndarray:
     """Draw the ball to the cup."""
     return -0.3 * np.linalg.norm(_ball_to_target(states), axis=-1)
@@ -97,6 +119,36 @@ def toward_cup(states: States) -> np.ndarray:
 def toward_spin(states: States) -> np.ndarray:
     """Draw the free body into turning the right way round."""
     return -0.01 * states.qvel[..., 2].clip(-30, 15)
+
+
+def toward_target(states: States) -> np.ndarray:
+    """Draw the finger to the target, and let it come to rest there."""
+    return -_finger_to_target(states) - 0.001 * np.square(states.qvel).sum(axis=-1)
+
+
+def toward_food(states: States) -> np.ndarray:
+    """Draw the fish's body to the target."""
+    return -np.linalg.norm(states.qpos[..., :3] - states.model.geom("target").pos, axis=-1)
+
+
+def toward_standing(states: States) -> np.ndarray:
+    """Lift the hopper's torso and keep it level."""
+    return np.minimum(states.qpos[..., 1], 0) - 0.1 * np.abs(states.qpos[..., 2])
+
+
+def _tip_to_target(states: States) -> np.ndarray:
+    """Return (P, T), metres. Both links of the acrobot are 1 m long and the target is where they stand on end."""
+    first, second = states.qpos[..., 0], states.qpos[..., 0] + states.qpos[..., 1]
+    return np.hypot(np.sin(first) + np.sin(second), 2 - np.cos(first) - np.cos(second))
+
+
+def _finger_to_target(states: States) -> np.ndarray:
+    """Return (P, T), metres."""
+    first, second = states.qpos[..., 0], states.qpos[..., 0] + states.qpos[..., 1]
+    upper, lower = states.model.body("hand").pos[0], states.model.body("finger").pos[0]
+    target = states.model.geom("target").pos
+    x, y = upper * np.cos(first) + lower * np.cos(second), upper * np.sin(first) + lower * np.sin(second)
+    return np.hypot(target[0] - x, target[1] - y)
 
 
 def _ball_to_target(states: States) -> np.ndarray:
@@ -110,6 +162,11 @@ def _ball_to_target(states: States) -> np.ndarray:
 REWARDS: dict[str, Reward] = {
     "cartpole-balance": cartpole,
     "cartpole-swingup": cartpole,
+    "cartpole-balance-sparse": cartpole_sparse,
+    "cartpole-swingup-sparse": cartpole_sparse,
+    "acrobot-swingup": acrobot,
+    "reacher-easy": reacher,
+    "reacher-hard": reacher,
     "pendulum-swingup": pendulum_swingup,
     "pendulum-spin": pendulum_spin,
     "cup-catch": cup_catch,
@@ -125,6 +182,13 @@ REWARDS: dict[str, Reward] = {
 }
 SHAPING: dict[str, Callable[[States], np.ndarray]] = {
     "pendulum-swingup": toward_upright_energy,
+    "cartpole-balance-sparse": toward_middle,
+    "cartpole-swingup-sparse": toward_middle,
+    "reacher-easy": toward_target,
+    "reacher-hard": toward_target,
     "cup-catch": toward_cup,
     "finger-spin": toward_spin,
+    "fish-swim": toward_food,
+    "hopper-stand": toward_standing,
+    "hopper-hop": toward_standing,
 }

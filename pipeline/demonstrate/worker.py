@@ -7,6 +7,7 @@ its input closes, so none outlives the run that started it.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import queue
 import signal
@@ -27,6 +28,7 @@ def main() -> None:
     """Play what is ordered until the input closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     answers = os.fdopen(os.dup(1), "w")
+    logging.getLogger("absl").setLevel(logging.ERROR)  # dm_control warns of every planned sequence that diverges
     os.dup2(2, 1)  # whatever a simulator prints must not pass for an answer
     orders: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(orders,), daemon=True).start()

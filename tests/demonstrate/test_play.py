@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.demonstrate.planner import Planner, Recipe, load_recipes, spline
 from pipeline.demonstrate.play import attempt_seed, disturbance, expert_method, least_score, play
-from pipeline.demonstrate.scripted import OVERSHOOTING, Script, has_script
+from pipeline.demonstrate.scripted import OVERSHOOTING, PRESSING, Script, has_script
 from pipeline.tasks.registry import get, load_catalogue
 
 
@@ -48,19 +48,29 @@ def test_disturbances_are_held_and_of_the_size_asked_for():
     assert 0.4 < used.std() < 0.6
 
 
-def test_an_expert_that_overshoots_holds_still_while_successful():
+def test_an_expert_that_overshoots_stops_while_successful():
     obs = np.full(39, 0.1, np.float32)
     assert "faucet-open-v3" in OVERSHOOTING
-    moving, holding = (Script("faucet-open-v3").act(obs, success) for success in (False, True))
+    moving, still = (Script("faucet-open-v3").act(obs, success) for success in (False, True))
     assert np.abs(moving[:3]).max() > 0
-    assert np.array_equal(holding[:3], np.zeros(3))
-    assert holding[3] == moving[3]
+    assert np.array_equal(still[:3], np.zeros(3))
+    assert still[3] == moving[3]
+    obs[18] -= 0.005  # the hand came from there half a centimetre ago
+    assert Script("faucet-open-v3").act(obs, True)[:3] == pytest.approx([-0.5, 0, 0], abs=1e-4)
     reach = Script("reach-v3")
     assert np.array_equal(reach.act(obs, True), reach.act(obs, False))
 
 
+def test_a_pressed_handle_is_led_back_to_its_goal():
+    obs = np.full(39, 0.1, np.float32)
+    for height, action in ((0.2, None), (0.11, -0.25), (0.08, 0.5)):
+        obs[6] = height
+        vertical = Script("handle-press-v3").act(obs, False)[2]
+        assert abs(vertical) == 1 if action is None else vertical == pytest.approx(action, abs=1e-4)
+
+
 def test_overshooting_tasks_exist():
-    assert all(has_script(name) for name in OVERSHOOTING)
+    assert all(has_script(name) for name in OVERSHOOTING | PRESSING)
 
 
 def test_who_demonstrates():

@@ -12,10 +12,14 @@ from pipeline.tasks.registry import get, make
 
 # Where rewards are decided: tops of swings, balls near the cup, fast spinners, standing walkers.
 CENTERS = {
+    "cartpole-balance-sparse": ([0, 0], 0.2),
+    "cartpole-swingup-sparse": ([0, 0], 0.2),
     "cup-catch": ([0, 0, 0, 0.35], 0.05),
     "cup-spin": ([0, 0, 0, 0.2], 0.3),
     "finger-spin": ([0, 0, 0], 1.0),
     "pendulum-swingup": ([0], 0.3),
+    "reacher-easy": ([0, 0], 2.0),
+    "reacher-hard": ([0, 0], 2.0),
 }
 VELOCITY = {"finger-spin": 15.0}
 
@@ -30,8 +34,8 @@ def build(name: str, seed: int = 3):
 
 
 def random_states(name: str, model: mujoco.MjModel, rng: np.random.Generator) -> States:
-    """60 states with the readings that MuJoCo gives in them."""
-    data, shape = mujoco.MjData(model), (6, 10)
+    """800 states with the readings that MuJoCo gives in them."""
+    data, shape = mujoco.MjData(model), (20, 40)
     center, spread = CENTERS.get(name, (np.zeros(model.nq), 0.5))
     qpos = np.asarray(center) + rng.normal(0, spread, (*shape, model.nq))
     qvel = rng.normal(0, VELOCITY.get(name, 4.0), (*shape, model.nv))
