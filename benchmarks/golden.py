@@ -79,7 +79,15 @@ class Fixture:
         )
         reward = self["in.reward"].squeeze(-1)
         action = self["in.action"]
-        self.batch = Batch(self["in.obs"], action, action, reward, torch.zeros_like(reward), self["in.task"])
+        self.batch = Batch(
+            self["in.obs"],
+            action,
+            action,
+            reward,
+            torch.zeros_like(reward),
+            self["in.task"],
+            torch.ones_like(reward[0]),
+        )
         noise = torch.zeros_like(self["in.obs"][..., :1]).expand(-1, -1, action.shape[-1])
         self.draws = UpdateDraws(torch.zeros_like(self.batch.task), noise[1:], MEMBERS, noise, MEMBERS)
         self.learning = self._learning()

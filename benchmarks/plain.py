@@ -152,7 +152,7 @@ def policy_loss(
         step = -learning.entropy_coef * entropy - values[-1] / scale
         if t < horizon:
             error = ((action - batch.expert_action[t]) ** 2 * mask).sum(-1) / mask.sum(-1)
-            step = step + learning.prior_coef * error
+            step = step + learning.prior_coef * batch.imitation * error
         loss = loss + rho[t] * step.mean()
     return loss, values[0].detach()
 

@@ -63,4 +63,5 @@ def make_batch(
         3 * torch.randn(horizon, batch_size, generator=draw),
         (torch.rand(horizon, batch_size, generator=draw) < 0.2).float(),
         task,
+        torch.rand(batch_size, generator=draw),
     )

@@ -166,6 +166,7 @@ class Finetune:
     utd: Positive  # updates per environment step over all tasks together
     batch_size: Count  # slices per update, over all processes
     demo_fraction: Fraction  # part of each batch drawn from demonstrations
+    imitate: Literal["all", "score"]  # the policy imitates every own episode alike (published), or by its score
     envs_per_task: Count  # environments of each task stepping together
     seeding_episodes: Count  # episodes per environment played by the policy alone before anything is trained
     constraint_steps: CountOrZero  # env_steps during which the plan starts fully from the policy ...

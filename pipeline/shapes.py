@@ -27,6 +27,7 @@ class Batch(NamedTuple):
     reward: Tensor  # (T, B) float32
     terminated: Tensor  # (T, B) float32, 1 where the episode ended for good after this step
     task: Tensor  # (B,) int64, row of the task table
+    imitation: Tensor  # (B,) float32 in [0, 1], weight of the online imitation term: 1 for demonstrations
 
 
 class Plan(NamedTuple):

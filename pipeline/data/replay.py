@@ -44,8 +44,10 @@ class ReplayBuffer:
         self._starts: list[int] = []
         self._lengths: list[int] = []
         self._tasks: list[int] = []
+        self._imitation: list[float] = []
         self._next_row = 0
         self._table = torch.empty(3, 0, dtype=torch.int64)  # starts, possible slice starts, tasks: what sampling reads
+        self._imitation_table = torch.empty(0)
         self._offsets = torch.arange(horizon + 1).unsqueeze(1)
 
     @property
@@ -66,6 +68,7 @@ class ReplayBuffer:
         terminated: bool,
         task: int,
         expert_action: Tensor | None = None,
+        imitation: float = 1.0,
     ) -> bool:
         """Store one whole episode of L transitions.
 
@@ -76,6 +79,7 @@ class ReplayBuffer:
             terminated: whether the episode ended for good, so that its last step has no future value.
             task: row of the task table.
             expert_action: (L, a), for a buffer that keeps expert actions.
+            imitation: in [0, 1], how much the online policy loss imitates this episode.
 
         Returns:
             False if the episode is shorter than a slice and was left out.
@@ -111,6 +115,7 @@ class ReplayBuffer:
         self._starts.append(start)
         self._lengths.append(length)
         self._tasks.append(task)
+        self._imitation.append(imitation)
         self._refresh_table()
         return True
 
@@ -136,6 +141,7 @@ class ReplayBuffer:
             reward=self.reward[steps],
             terminated=self.terminated[steps],
             task=tasks[episode],
+            imitation=self._imitation_table[episode],
         )
 
     def state_tensors(self) -> dict[str, Tensor]:
@@ -145,6 +151,7 @@ class ReplayBuffer:
         if self.expert_action is not self.action:
             state["expert_action"] = self.expert_action[:used].contiguous()
         state["episodes"] = torch.tensor([self._starts, self._lengths, self._tasks], dtype=torch.int64).reshape(3, -1)
+        state["imitation"] = self._imitation_table.clone()
         state["next_row"] = torch.tensor([self._next_row])
         return state
 
@@ -165,6 +172,7 @@ class ReplayBuffer:
         if self.expert_action is not self.action:
             self.expert_action[:used] = state["expert_action"]
         self._starts, self._lengths, self._tasks = state["episodes"].tolist()
+        self._imitation = state["imitation"].tolist()
         self._next_row = int(state["next_row"])
         self._refresh_table()
 
@@ -182,13 +190,14 @@ class ReplayBuffer:
         return start
 
     def _drop_oldest(self) -> None:
-        for column in (self._starts, self._lengths, self._tasks):
+        for column in (self._starts, self._lengths, self._tasks, self._imitation):
             column.pop(0)
 
     def _refresh_table(self) -> None:
         starts = torch.tensor(self._starts)
         num_slices = torch.tensor(self._lengths) - self.horizon + 1
         self._table = torch.stack([starts, num_slices, torch.tensor(self._tasks)])
+        self._imitation_table = torch.tensor(self._imitation)
 
 
 def from_demos(episodes: list[tuple[int, Episode]], obs_dim: int, action_dim: int, horizon: int) -> ReplayBuffer:

@@ -91,6 +91,7 @@ def policy_loss(
     scale: Tensor,
     entropy_coef: float,
     prior_coef: float,
+    imitation: Tensor,
 ) -> PolicyLoss:
     """Online policy loss: high value and entropy, near the actions that were taken.
 
@@ -103,8 +104,9 @@ def policy_loss(
         scale: (1,) running scale of values.
         entropy_coef: weight of the entropy.
         prior_coef: weight of the imitation.
+        imitation: (B,) weight of each slice in it; 1 everywhere is the published loss.
     """
-    error = imitation_error(policy.action[:-1], expert_action, action_mask)
+    error = imitation * imitation_error(policy.action[:-1], expert_action, action_mask)
     prior = (weights[:-1] @ error).mean()
     value = (weights @ (-entropy_coef * policy.scaled_entropy - q_mean / scale)).mean()
     return PolicyLoss(prior_coef * prior + value, prior)

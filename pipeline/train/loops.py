@@ -171,7 +171,7 @@ def learn_online(
         specs: the tasks evaluated.
     """
     rows = collecting.rows([spec.name for spec in env_specs])
-    collector = Collector(env_specs, rows, envs, collecting, replay, loop.seed + 2)
+    collector = Collector(env_specs, rows, envs, collecting, replay, settings.imitate, loop.seed + 2)
     updates_owed = 0.0
     if loop.resumed:
         _, tensors, values = loop.resumed

@@ -143,6 +143,14 @@ def policy_losses(
     q_logits = model.q(z, policy.action, ctx, members=draws.policy_members)
     q_mean = decode(q_logits, model.bins).mean(0)
     loss = losses.policy_loss(
-        policy, q_mean, batch.expert_action, mask, weights, scale, learning.entropy_coef, learning.prior_coef
+        policy,
+        q_mean,
+        batch.expert_action,
+        mask,
+        weights,
+        scale,
+        learning.entropy_coef,
+        learning.prior_coef,
+        batch.imitation,
     )
     return PolicyLosses(loss.total, loss.imitation, policy.entropy.detach().mean(), q_mean[0].detach())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -32,12 +32,21 @@ class Collector:
         envs: the environments, in the order of `specs`.
         actor: acts, exploring.
         replay: takes the episodes.
+        imitate: how much the policy imitates these episodes: all alike, or each by its score.
         seed: of the actor's random numbers.
     """
 
     def __init__(
-        self, specs: Sequence[TaskSpec], rows: Tensor, envs: VectorEnv, actor: Actor, replay: ReplayBuffer, seed: int
+        self,
+        specs: Sequence[TaskSpec],
+        rows: Tensor,
+        envs: VectorEnv,
+        actor: Actor,
+        replay: ReplayBuffer,
+        imitate: Literal["all", "score"],
+        seed: int,
     ):
+        self._imitate = imitate
         self._specs, self._rows, self._envs, self._actor, self._replay = list(specs), rows, envs, actor, replay
         num_envs, longest = len(specs), max(spec.episode_length for spec in specs)
         model = actor.model.config
@@ -115,12 +124,14 @@ class Collector:
 
     def _finish(self, i: int, terminated: bool, success: bool) -> Finished:
         length, spec = int(self._length[i]), self._specs[i]
+        episode_return = float(self._reward[i, :length].sum())
+        score = spec.evaluate(episode_return, success)
         self._replay.add(
             self._obs[i, : length + 1],
             self._action[i, :length],
             self._reward[i, :length],
             terminated,
             int(self._rows[i]),
+            imitation=score if self._imitate == "score" else 1.0,
         )
-        episode_return = float(self._reward[i, :length].sum())
-        return Finished(spec.name, episode_return, spec.evaluate(episode_return, success))
+        return Finished(spec.name, episode_return, score)

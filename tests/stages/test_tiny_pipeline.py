@@ -127,8 +127,15 @@ def test_a_changed_text_runs_from_embed_on(project: Path):
         run(project, "dvc", "repro", "pretrain")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+@pytest.mark.parametrize(
+    ("stage", "number"),
+    [
+        ("pretrain", signal.SIGKILL),
+        ("pretrain", signal.SIGINT),
+        ("finetune", signal.SIGKILL),
+        ("finetune", signal.SIGTERM),
+    ],
+)
 def test_a_stopped_stage_goes_on_to_the_same_result(project: Path, stage: str, number: signal.Signals):
     undisturbed = weights(project, stage)
     shutil.rmtree(project / "checkpoints" / stage)
