@@ -103,7 +103,13 @@ class Fixture:
 
     def _learning(self) -> config.Learning:
         # The published file's prior_coef of 10 acts nowhere; the discount's bounds are fixed in the original's code.
-        not_listed = {"prior_coef": 1.0, "normalize_obs": False, "discount_min": 0.95, "discount_max": 0.995}
+        not_listed = {
+            "prior_coef": 1.0,
+            "normalize_obs": False,
+            "online_bc_coef": 0.0,
+            "discount_min": 0.95,
+            "discount_max": 0.995,
+        }
         names = [field.name for field in dataclasses.fields(config.Learning)]
         return config.Learning(**not_listed, **{name: self.meta[name] for name in names if name not in not_listed})
 
@@ -166,7 +172,12 @@ def _single_calls(fixture: Fixture) -> Iterator[tuple[str, Tensor]]:
 def _losses_and_gradients(fixture: Fixture, phase: str, grads: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
     model = fixture.model()
     found = model_losses(
-        model, fixture.table, fixture.batch, fixture.draws, fixture.learning, pretrain=phase == "pretrain"
+        model,
+        fixture.table,
+        fixture.batch,
+        fixture.draws,
+        fixture.learning,
+        bc_coef=fixture.learning.bc_coef if phase == "pretrain" else 0.0,
     )
     found.total.backward()
     for part in ("consistency", "reward", "value", "total"):

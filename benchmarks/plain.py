@@ -99,7 +99,7 @@ class PlainLosses(NamedTuple):
 
 
 def model_losses(
-    model: WorldModel, table: TaskTable, batch: Batch, draws: UpdateDraws, learning: config.Learning, pretrain: bool
+    model: WorldModel, table: TaskTable, batch: Batch, draws: UpdateDraws, learning: config.Learning, bc_coef: float
 ) -> PlainLosses:
     """Compute the model's losses on a batch, one step of the slice after the other."""
     plain = PlainModel(model)
@@ -121,12 +121,12 @@ def model_losses(
         reward = reward + rho[t] * plain.cross_entropy(plain.reward(z, action, emb), batch.reward[t]).mean()
         for logits in plain.q(z, action, emb):
             value = value + rho[t] * plain.cross_entropy(logits, target).mean() / model.config.num_q
-        if pretrain:
+        if bc_coef:
             imitated, entropy = plain.policy(z, emb, mask, draws.policy_noise[t])
             error = ((imitated - batch.expert_action[t]) ** 2 * mask).sum(-1) / mask.sum(-1)
-            bc = bc + rho[t] * (error - learning.entropy_coef * entropy).mean() / horizon
+            bc = bc + rho[t] * (batch.imitation * error - learning.entropy_coef * entropy).mean() / horizon
     total = learning.consistency_coef * consistency + learning.reward_coef * reward + learning.value_coef * value
-    total = total + learning.bc_coef * bc
+    total = total + bc_coef * bc
     return PlainLosses(total, consistency, reward, value, bc, torch.stack(zs).detach())
 
 
@@ -172,9 +172,12 @@ class PlainLearner:
 
     def update(self, batch: Batch, pretrain: bool, draws: UpdateDraws) -> None:
         """Learn from one batch."""
-        found = model_losses(self.model, self.table, batch, draws, self.learning, pretrain)
+        bc_coef = self.learning.bc_coef if pretrain else self.learning.online_bc_coef
+        found = model_losses(self.model, self.table, batch, draws, self.learning, bc_coef)
         self.model_optimizer.zero_grad()
         found.total.backward()
+        if not pretrain:
+            self.model.policy_head.zero_grad()  # its own optimiser moves it below
         nn.utils.clip_grad_norm_([*self.model.encoder.parameters(), *self.world], self.learning.grad_clip_norm)
         self.model_optimizer.step()
         with torch.no_grad():

@@ -19,7 +19,7 @@ TINY_PLANNER = config.Planner(
 )  # fmt: skip
 LEARNING = config.Learning(
     lr=3e-4, encoder_lr_scale=0.3, grad_clip_norm=20.0, tau=0.01, rho=0.5, consistency_coef=20.0, reward_coef=0.1,
-    value_coef=0.1, bc_coef=1.0, prior_coef=1.0, entropy_coef=1e-4, normalize_obs=False,
+    value_coef=0.1, bc_coef=1.0, online_bc_coef=0.5, prior_coef=1.0, entropy_coef=1e-4, normalize_obs=False,
     discount_min=0.95, discount_max=0.995,
 )  # fmt: skip
 

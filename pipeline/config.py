@@ -128,7 +128,8 @@ class Learning:
     consistency_coef: NotNegative
     reward_coef: NotNegative
     value_coef: NotNegative
-    bc_coef: NotNegative  # behaviour cloning in pretraining
+    bc_coef: NotNegative  # behaviour cloning in the model's loss, in pretraining
+    online_bc_coef: NotNegative  # the same online, where it keeps the latents fit for the policy; published: 0
     prior_coef: NotNegative  # behaviour cloning in the online policy loss
     entropy_coef: NotNegative
     normalize_obs: bool  # centre and scale observations by each body's mean and std over the demonstrations
@@ -168,6 +169,7 @@ class Finetune:
     demo_fraction: Fraction  # part of each batch drawn from demonstrations
     imitate: Literal["all", "score"]  # the policy imitates every own episode alike (published), or by its score
     envs_per_task: Count  # environments of each task stepping together
+    warmup_updates: CountOrZero  # linear warm-up of the learning rates, whose optimisers start anew
     seeding_episodes: Count  # episodes per environment played by the policy alone before anything is trained
     constraint_steps: CountOrZero  # env_steps during which the plan starts fully from the policy ...
     constraint_decay: CountOrZero  # ... and env_steps over which that weight then falls to 0

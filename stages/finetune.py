@@ -32,7 +32,7 @@ def main() -> None:
 
     shaping = [tasks.train, planner, learning, settings]
     with scratch_folder("finetune", shaping, [DEMOS, PRETRAINED], seed) as scratch:
-        learner = Learner(world_model, table, learning, accelerator=accelerator)
+        learner = Learner(world_model, table, learning, settings.warmup_updates, accelerator)
         replay = ReplayBuffer(settings.replay_capacity, model.obs_dim, model.action_dim, planner.horizon)
         with (
             Evaluator(

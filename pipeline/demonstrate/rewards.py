@@ -108,7 +108,7 @@ def toward_upright_energy(states: States) -> np.ndarray:
 
 def toward_middle(states: States) -> np.ndarray:
     """The dense reward, and the cart drawn to the middle more strongly: the sparse one leaves it little room."""
-    return cartpole(states) - 0.5 * np.abs(states.qpos[..., 0])
+    return cartpole(states) - 0.1 * np.abs(states.qpos[..., 0])
 
 
 def toward_cup(states: States) -> np.ndarray:
@@ -124,16 +124,6 @@ def toward_spin(states: States) -> np.ndarray:
 def toward_target(states: States) -> np.ndarray:
     """Draw the finger to the target, and let it come to rest there."""
     return -_finger_to_target(states) - 0.001 * np.square(states.qvel).sum(axis=-1)
-
-
-def toward_food(states: States) -> np.ndarray:
-    """Draw the fish's body to the target."""
-    return -np.linalg.norm(states.qpos[..., :3] - states.model.geom("target").pos, axis=-1)
-
-
-def toward_standing(states: States) -> np.ndarray:
-    """Lift the hopper's torso and keep it level."""
-    return np.minimum(states.qpos[..., 1], 0) - 0.1 * np.abs(states.qpos[..., 2])
 
 
 def _tip_to_target(states: States) -> np.ndarray:
@@ -188,7 +178,4 @@ SHAPING: dict[str, Callable[[States], np.ndarray]] = {
     "reacher-hard": toward_target,
     "cup-catch": toward_cup,
     "finger-spin": toward_spin,
-    "fish-swim": toward_food,
-    "hopper-stand": toward_standing,
-    "hopper-hop": toward_standing,
 }

@@ -66,9 +66,14 @@ class PolicyLoss(NamedTuple):
 
 
 def bc_loss(
-    policy: Policy, expert_action: Tensor, action_mask: Tensor, weights: Tensor, entropy_coef: float
+    policy: Policy,
+    expert_action: Tensor,
+    action_mask: Tensor,
+    weights: Tensor,
+    entropy_coef: float,
+    imitation: Tensor,
 ) -> PolicyLoss:
-    """Behaviour cloning with an entropy bonus, for pretraining; its gradient flows into the latents.
+    """Behaviour cloning with an entropy bonus; its gradient flows into the latents.
 
     Args:
         policy: at latents 0 to T - 1, (T, B, ...).
@@ -76,8 +81,9 @@ def bc_loss(
         action_mask: (B, A)
         weights: (T,)
         entropy_coef: weight of the bonus.
+        imitation: (B,) weight of each slice; 1 everywhere is the published loss.
     """
-    error = imitation_error(policy.action, expert_action, action_mask)
+    error = imitation * imitation_error(policy.action, expert_action, action_mask)
     loss = (weights @ (error - entropy_coef * policy.scaled_entropy)).mean() / len(weights)
     return PolicyLoss(loss, error.mean())
 

@@ -42,8 +42,8 @@ class ModelLosses(NamedTuple):
     consistency: Tensor  # ()
     reward: Tensor  # ()
     value: Tensor  # ()
-    bc: Tensor | None  # (), in pretraining
-    imitation: Tensor | None  # (), in pretraining: mean square error of the policy's actions, part of `bc`
+    bc: Tensor | None  # (), where it is part of the total
+    imitation: Tensor | None  # (), likewise: mean square error of the policy's actions, part of `bc`
     z: Tensor  # (T + 1, B, Z) without gradient
 
 
@@ -73,17 +73,17 @@ def batch_context(model: WorldModel, table: TaskTable, task: Tensor, phrasing: T
 
 
 def model_losses(
-    model: WorldModel, table: TaskTable, batch: Batch, draws: UpdateDraws, learning: Learning, pretrain: bool
+    model: WorldModel, table: TaskTable, batch: Batch, draws: UpdateDraws, learning: Learning, bc_coef: float
 ) -> ModelLosses:
-    """Compute consistency, reward and value losses, and behaviour cloning in pretraining.
+    """Compute consistency, reward and value losses, and behaviour cloning.
 
     Args:
         model: the world model.
         table: tasks that `batch.task` points into.
         batch: slices.
         draws: random numbers.
-        learning: coefficients.
-        pretrain: whether the policy imitates the expert as part of the model's loss.
+        learning: the other coefficients.
+        bc_coef: weight of behaviour cloning in the total; 0 leaves it out.
     """
     horizon = len(batch.action)
     weights = losses.rho_weights(learning.rho, horizon, batch.obs.device)
@@ -109,10 +109,12 @@ def model_losses(
     value = losses.scalar_loss(q_logits, target, model.bins, weights[:-1])
     total = learning.consistency_coef * consistency + learning.reward_coef * reward + learning.value_coef * value
     bc = imitation = None
-    if pretrain:
+    if bc_coef:
         policy = model.policy(z, ctx, mask, draws.policy_noise[:-1])
-        bc, imitation = losses.bc_loss(policy, batch.expert_action, mask, weights[:-1], learning.entropy_coef)
-        total = total + learning.bc_coef * bc
+        bc, imitation = losses.bc_loss(
+            policy, batch.expert_action, mask, weights[:-1], learning.entropy_coef, batch.imitation
+        )
+        total = total + bc_coef * bc
     return ModelLosses(total, consistency, reward, value, bc, imitation, torch.stack(zs).detach())
 
 

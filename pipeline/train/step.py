@@ -99,7 +99,8 @@ class Learner:
         batch = batch._replace(obs=self.table.normalize(batch.obs, batch.task))
         if isinstance(draws, torch.Generator):
             draws = UpdateDraws.sample(batch, self.table.num_phrasings, self.model.config.num_q, draws)
-        found = model_losses(self.model, self.table, batch, draws, self.learning, pretrain=mode == "pretrain")
+        bc_coef = self.learning.bc_coef if mode == "pretrain" else self.learning.online_bc_coef
+        found = model_losses(self.model, self.table, batch, draws, self.learning, bc_coef)
         metrics = {
             f"{part}_loss": getattr(found, part).detach() for part in ("total", "consistency", "reward", "value")
         }

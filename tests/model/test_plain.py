@@ -57,8 +57,8 @@ def test_losses_and_gradients(sizes: config.Model, shape: dict[str, int], seed: 
     batch = make_batch(table, sizes, **shape, seed=seed)
     draws = UpdateDraws.sample(batch, table.num_phrasings, sizes.num_q, torch.Generator().manual_seed(seed))
     ours, theirs = make_model(sizes, seed), make_model(sizes, seed)
-    found = model_losses(ours, table, batch, draws, LEARNING, pretrain)
-    expected = plain.model_losses(theirs, table, batch, draws, LEARNING, pretrain)
+    found = model_losses(ours, table, batch, draws, LEARNING, LEARNING.bc_coef if pretrain else 0.0)
+    expected = plain.model_losses(theirs, table, batch, draws, LEARNING, LEARNING.bc_coef if pretrain else 0.0)
     found.total.backward()
     expected.total.backward()
     for part in ("total", "consistency", "reward", "value", "z"):
