@@ -35,7 +35,7 @@ def cartpole_sparse(states: States) -> np.ndarray:
 
 def acrobot(states: States) -> np.ndarray:
     """The tip at the target above."""
-    return tolerance(_tip_to_target(states), (0, states.model.site("target").size[0]), margin=1)
+    return np.asarray(tolerance(_tip_to_target(states), (0, states.model.site("target").size[0]), margin=1))
 
 
 def reacher(states: States) -> np.ndarray:

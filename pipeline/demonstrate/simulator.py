@@ -1,5 +1,7 @@
 """A planning copy of a dm_control physics: many action sequences rolled out natively from the present state."""
 
+# pyright: reportAttributeAccessIssue=false  (beside the import of a submodule it cannot see MuJoCo's native names)
+
 from __future__ import annotations
 
 import copy
@@ -8,7 +10,7 @@ from typing import Any, NamedTuple
 
 import mujoco
 import numpy as np
-from mujoco import rollout
+from mujoco.rollout import Rollout
 
 _FULL = mujoco.mjtState.mjSTATE_FULLPHYSICS
 
@@ -54,7 +56,7 @@ class PlanningSimulator:
         self.action_dim = self.model.nu
         self._low, self._high = physics.model.actuator_ctrlrange.T
         self._data = mujoco.MjData(self.model)
-        self._rollout = rollout.Rollout(nthread=0)  # in this thread: whole episodes are what runs in parallel
+        self._rollout = Rollout(nthread=0)  # in this thread: whole episodes are what runs in parallel
         self._size = mujoco.mj_stateSize(self.model, _FULL)
         self._buffers: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
 
