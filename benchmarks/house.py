@@ -120,7 +120,7 @@ def main() -> None:
         seconds: dict[str, float | None] = {}
         if not here:
             subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
-            seconds["install"], _ = timed(["make", ".venv/.installed"], folder)
+            seconds["install"], _ = timed(["make", ".venv/bin/.installed"], folder)
             seconds["repro"], peak = timed(["make", "repro"], folder)
             claims["repro_minutes"] = claim(minutes(seconds["repro"]), 25, "below")
             claims["repro_peak_memory_gb"] = claim(round(peak, 2), 6, "below")
