@@ -1,6 +1,7 @@
 """A planning copy of a dm_control physics: many action sequences rolled out natively from the present state."""
 
-# pyright: reportAttributeAccessIssue=false  (beside the import of a submodule it cannot see MuJoCo's native names)
+# Beside the import of a submodule pyright does not see MuJoCo's native names.
+# pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
