@@ -1,0 +1,141 @@
+"""Playing and collecting on real simulators: whole episodes, exact resumes, the same starts for every checkpoint."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import config
+from pipeline.data.episode import Episode
+from pipeline.data.replay import ReplayBuffer
+from pipeline.model.actor import Actor
+from pipeline.model.task_table import TaskTable
+from pipeline.model.world_model import WorldModel
+from pipeline.tasks import registry
+from pipeline.tasks.registry import make
+from pipeline.tasks.vector import VectorEnv
+from pipeline.train.evaluate import Evaluator
+from pipeline.train.rollout import Collector
+from pipeline.train.workspace import observation_statistics
+
+TINY = "tests/tiny.yaml"
+MODEL, PLANNER = config.load(config.Model, TINY), config.load(config.Planner, TINY)
+SPECS = registry.get(["mw-reach", "mw-drawer-open"])
+
+
+def make_actor() -> Actor:
+    torch.manual_seed(0)
+    n = len(SPECS)
+    table = TaskTable(
+        tuple(spec.name for spec in SPECS),
+        torch.randn(n, 1, MODEL.task_dim),
+        torch.ones(n, MODEL.action_dim),
+        torch.full((n,), 0.95),
+    )
+    return Actor(WorldModel(MODEL), table, PLANNER)
+
+
+def make_collector(replay: ReplayBuffer, imitate: str = "score") -> tuple[Collector, VectorEnv]:
+    actor = make_actor()
+    envs = VectorEnv(SPECS, MODEL.obs_dim, MODEL.action_dim, seed=5, num_workers=0)
+    return Collector(SPECS, actor.rows([s.name for s in SPECS]), envs, actor, replay, imitate, seed=7), envs
+
+
+def make_replay() -> ReplayBuffer:
+    return ReplayBuffer(1000, MODEL.obs_dim, MODEL.action_dim, horizon=3)
+
+
+def test_a_collected_episode_is_what_the_simulator_did():
+    replay = make_replay()
+    collector, envs = make_collector(replay)
+    with envs:
+        finished = [episode for _ in range(100) for episode in collector.step(plan=False, constraint_weight=1.0)]
+    assert [episode.task for episode in finished] == [spec.name for spec in SPECS]
+    assert replay.num_episodes == 2
+    assert replay.num_transitions == 200
+    for row, spec in enumerate(SPECS):
+        start = row * 101
+        obs, action, reward = (part[start : start + 101].numpy() for part in (replay.obs, replay.action, replay.reward))
+        # Any environment whose first observation is this one plays the actions to the same end.
+        with VectorEnv(SPECS, MODEL.obs_dim, MODEL.action_dim, seed=5, num_workers=0) as again:
+            assert np.array_equal(again.reset()[row], obs[0])
+            other = np.zeros((len(SPECS), MODEL.action_dim), np.float32)
+            for step in range(100):
+                other[row] = action[step]
+                result = again.step(other)
+                assert np.array_equal(result.final_obs[row], obs[step + 1])
+                assert result.reward[row] == reward[step]
+        assert finished[row].episode_return == pytest.approx(float(reward.sum()), rel=1e-5), spec.name
+
+
+def test_a_collection_resumed_in_the_middle_of_episodes_goes_on_bit_for_bit():
+    runs = []
+    for interrupted in (False, True):
+        replay = make_replay()
+        collector, envs = make_collector(replay)
+        with envs:
+            for _ in range(60):
+                collector.step(plan=True, constraint_weight=0.5)
+            if interrupted:
+                state = {name: tensor.clone() for name, tensor in collector.state_tensors().items()}
+                collector, envs = make_collector(replay)
+                collector.load_state_tensors(state)
+            for _ in range(60):
+                collector.step(plan=True, constraint_weight=0.5)
+        envs.close()
+        runs.append(replay)
+    assert runs[0].num_episodes == runs[1].num_episodes == 2
+    for name in ("obs", "action", "reward"):
+        assert torch.equal(getattr(runs[0], name), getattr(runs[1], name)), name
+
+
+def test_a_simulator_that_does_not_come_back_is_named():
+    collector, envs = make_collector(make_replay())
+    with envs:
+        for _ in range(5):
+            collector.step(plan=False, constraint_weight=1.0)
+        state = {name: tensor.clone() for name, tensor in collector.state_tensors().items()}
+        state["obs"][1, 5, 0] += 1
+        with pytest.raises(ValueError, match=r"mw-drawer-open did not return to its saved state"):
+            collector.load_state_tensors(state)
+
+
+@pytest.mark.parametrize(("imitate", "weights"), [("score", {0.0}), ("all", {1.0})])
+def test_own_episodes_are_imitated_as_asked(imitate, weights):
+    replay = make_replay()
+    collector, envs = make_collector(replay, imitate)
+    with envs:
+        scores = {e.score for _ in range(100) for e in collector.step(plan=False, constraint_weight=1.0)}
+    assert scores == {0.0}, "an untrained policy is not expected to succeed"
+    assert set(replay.sample(16, torch.Generator().manual_seed(0)).imitation.tolist()) == weights
+
+
+def test_evaluation_plays_the_asked_episodes_from_the_same_starts():
+    names = [spec.name for spec in SPECS]
+    with Evaluator(SPECS, 6, MODEL.obs_dim, MODEL.action_dim, seed=1, num_workers=0) as evaluator:
+        first, second = (evaluator.run(make_actor(), names, plan=False, label="test", seed=3) for _ in range(2))
+        other = evaluator.run(make_actor(), names[::-1], plan=False, label="test", seed=3)
+    for task, (ours, theirs) in enumerate(zip(first, second, strict=True)):
+        assert len(ours.scores) == 6
+        assert ours == theirs
+        assert ours.episode_returns != other[task].episode_returns, "the instruction made no difference"
+
+
+def test_statistics_are_shared_by_a_body_and_leave_still_dims_alone():
+    env = make(SPECS[0], SPECS[0].obs_dim, SPECS[0].action_dim)
+    obs = np.stack([env.reset(seed=seed)[0] for seed in range(8)])
+    env.close()
+    episode = Episode(
+        "x", obs, np.zeros((7, 4), np.float32), np.zeros((7, 4), np.float32), np.zeros(7, np.float32),
+        False, False, 0.0, 0.0, 0, "test",
+    )  # fmt: skip
+    demos = {SPECS[0].name: [episode], SPECS[1].name: []}
+    mean, std = observation_statistics(SPECS, demos, obs_dim=50)
+    assert SPECS[0].embodiment == SPECS[1].embodiment
+    assert torch.equal(mean[0], mean[1])
+    assert (mean[:, 39:] == 0).all()
+    assert (std[:, 39:] == 1).all()
+    assert torch.allclose(mean[0, :39], torch.from_numpy(obs.mean(0)), atol=1e-5)
+    still = torch.from_numpy(obs.std(0)) < 1e-4
+    assert (std[0, :39][still] == 1).all()
