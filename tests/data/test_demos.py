@@ -2,12 +2,12 @@
 
 import dataclasses
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import datasets
 from pipeline.data.demos import FILE, load_demos, write_card, write_episodes
 from pipeline.data.episode import Episode
 
