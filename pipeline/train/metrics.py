@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dvclive.live import Live
+from scmrepo.exceptions import SCMError
 
 from pipeline.files import atomic_file, atomic_folder
 
@@ -28,9 +29,12 @@ class MetricsLog:
         resumed = position > 0 and (folder / "metrics.json").exists()
         if not resumed:
             shutil.rmtree(folder, ignore_errors=True)
-        self._live = Live(
-            dir=str(folder), resume=resumed, report=None, save_dvc_exp=False, dvcyaml=None, monitor_system=False
-        )
+        try:
+            self._live = Live(
+                dir=str(folder), resume=resumed, report=None, save_dvc_exp=False, dvcyaml=None, monitor_system=False
+            )
+        except SCMError as error:
+            raise ValueError(f"DVCLive cannot work in this Git repository ({error}). Commit something first.") from None
 
     def log(self, position: int, values: Mapping[str, float]) -> None:
         """Add one row per metric at `position` updates or env_steps. Names are `group/name`.
