@@ -22,6 +22,7 @@ CountOrZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Imitate = Literal["all", "score", "none"]  # every own episode (published), each by its score, or none
 _strict = ConfigDict(extra="forbid")
 
 
@@ -167,7 +168,8 @@ class Finetune:
     utd: Positive  # updates per environment step over all tasks together
     batch_size: Count  # slices per update, over all processes
     demo_fraction: Fraction  # part of each batch drawn from demonstrations
-    imitate: Literal["all", "score"]  # the policy imitates every own episode alike (published), or by its score
+    imitate: Imitate  # which own episodes the policy imitates beside the demonstrations
+    lr_scale: Positive  # the learning rates are those of `learning` x this
     envs_per_task: Count  # environments of each task stepping together
     warmup_updates: CountOrZero  # linear warm-up of the learning rates, whose optimisers start anew
     seeding_episodes: Count  # episodes per environment played by the policy alone before anything is trained

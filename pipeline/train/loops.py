@@ -170,6 +170,7 @@ def learn_online(
         collecting: collects; an actor of its own, since evaluation must not disturb its plans.
         specs: the tasks evaluated.
     """
+    loop.learner.lr_scale = settings.lr_scale
     rows = collecting.rows([spec.name for spec in env_specs])
     collector = Collector(env_specs, rows, envs, collecting, replay, settings.imitate, loop.seed + 2)
     updates_owed = 0.0

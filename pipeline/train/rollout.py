@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline import config
 from pipeline.data.replay import ReplayBuffer
 from pipeline.model.actor import Actor
 from pipeline.tasks.spec import TaskSpec
@@ -32,7 +33,7 @@ class Collector:
         envs: the environments, in the order of `specs`.
         actor: acts, exploring.
         replay: takes the episodes.
-        imitate: how much the policy imitates these episodes: all alike, or each by its score.
+        imitate: how much the policy imitates these episodes.
         seed: of the actor's random numbers.
     """
 
@@ -43,7 +44,7 @@ class Collector:
         envs: VectorEnv,
         actor: Actor,
         replay: ReplayBuffer,
-        imitate: Literal["all", "score"],
+        imitate: config.Imitate,
         seed: int,
     ):
         self._imitate = imitate
@@ -132,6 +133,6 @@ class Collector:
             self._reward[i, :length],
             terminated,
             int(self._rows[i]),
-            imitation=score if self._imitate == "score" else 1.0,
+            imitation={"all": 1.0, "score": score, "none": 0.0}[self._imitate],
         )
         return Finished(spec.name, episode_return, score)

@@ -60,6 +60,7 @@ class Learner:
         self.warmup_updates = warmup_updates
         self._group = accelerator if accelerator is not None and accelerator.num_processes > 1 else None
         self.updates = 0
+        self.lr_scale = 1.0  # of both optimisers, for a phase that learns more slowly
         self.scale = RunningScale(learning.tau, model.bins.device)
 
         heads = (model.dynamics, model.reward_head, model.q_heads)
@@ -139,7 +140,7 @@ class Learner:
             return torch.zeros_like(loss.detach())
         for group in optimizer.param_groups:
             share = schedules.warmup(self.updates, self.warmup_updates)
-            group["lr"] = self.learning.lr * group["lr_scale"] * share
+            group["lr"] = self.learning.lr * self.lr_scale * group["lr_scale"] * share
         # `inputs` spares the gradients of everything that is not to move, e.g. of Q in the policy's step.
         loss.backward(inputs=parameters)
         if self._group is not None:

@@ -101,7 +101,7 @@ def test_a_simulator_that_does_not_come_back_is_named():
             collector.load_state_tensors(state)
 
 
-@pytest.mark.parametrize(("imitate", "weights"), [("score", {0.0}), ("all", {1.0})])
+@pytest.mark.parametrize(("imitate", "weights"), [("score", {0.0}), ("all", {1.0}), ("none", {0.0})])
 def test_own_episodes_are_imitated_as_asked(imitate, weights):
     replay = make_replay()
     collector, envs = make_collector(replay, imitate)
