@@ -85,7 +85,7 @@ def main() -> None:
             zero_shot=zero_shot["plan"],
             adapted=adapted["plan"],
             policy={"zero_shot": zero_shot["policy"], "adapted": adapted["policy"]},
-            curve=curve(*loops),
+            curve=[{"env_steps": 0, "updates": 0, "seconds": 0.0, "score": zero_shot["plan"]["score"]}, *curve(*loops)],
             adapter_parameters=trained,
             base_parameters=base_parameters,
             demos=demos.num_episodes if demos else 0,
