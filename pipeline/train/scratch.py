@@ -60,9 +60,7 @@ def fingerprint(params: Sequence[Any], inputs: Sequence[str | Path], seed: int) 
     """
     digest = hashlib.sha256()
     for section in params:
-        if isinstance(section, type):
-            raise TypeError(f"a parameter section was expected, not the class {section.__name__}")
-        values = dataclasses.asdict(section) if dataclasses.is_dataclass(section) else section
+        values = section if isinstance(section, dict | tuple | list | str) else dataclasses.asdict(section)
         values = _without_lengths(values)
         digest.update(json.dumps([type(section).__name__, values], sort_keys=True, default=list).encode())
     digest.update(str(seed).encode())
