@@ -205,6 +205,12 @@ class Adapt:
     pretrain: Pretrain  # learning from the task's demonstrations; updates 0 leaves it out
     finetune: Finetune  # then learning online; env_steps 0 leaves it out
 
+    def __post_init__(self) -> None:
+        if self.pretrain.updates and self.finetune.warmup_updates:
+            raise ValueError(
+                "adapt.finetune.warmup_updates must be 0 while adapt.pretrain.updates is not: the optimisers go on"
+            )
+
 
 @dataclass(frozen=True, config=_strict)
 class Publish:

@@ -68,7 +68,8 @@ def main() -> None:
             zero_shot = score("zero-shot")
             base_parameters = sum(p.numel() for p in agent.model.parameters() if p.requires_grad)
             agent.create_adapter(name, settings.parts, settings.rank, settings.alpha)
-            learner = Learner(agent.model, agent.table, learning, settings.pretrain.warmup_updates, accelerator)
+            first = settings.pretrain if settings.pretrain.updates else settings.finetune
+            learner = Learner(agent.model, agent.table, learning, first.warmup_updates, accelerator)
             loops = learn(agent, spec, learner, demos, settings, scratch, seed, runtime)
             agent.actor.refresh()
             adapted = score("adapted")

@@ -58,6 +58,12 @@ def test_numbers_in_scientific_notation_are_numbers(params):
         (config.Adapt, "    warmup_updates: 0\n", "", ["adapt: `pretrain.warmup_updates` is missing"]),
         (config.Adapt, "    utd:", "    udt:", ["`finetune.udt` is not a parameter. Did you mean `utd`"]),
         (config.Adapt, "[encoder, dynamics", "[encoder, dynamic", ["`parts.1` is 'dynamic'"]),
+        (
+            config.Adapt,
+            "warmup_updates: 0\n    seeding",
+            "warmup_updates: 3\n    seeding",
+            ["must be 0 while adapt.pretrain"],
+        ),
         (config.Model, "latent_dim: 16", "latent_dim: 12", ["latent_dim 12 is not a multiple of model.simnorm_dim 8"]),
         (config.Planner, "num_elites: 4", "num_elites: 99", ["num_elites exceeds planner.num_samples"]),
         (config.Tasks, "held_out: [mw-drawer-close]", "held_out: [mw-reach]", ["listed twice", "mw-reach"]),

@@ -210,7 +210,7 @@ def test_the_card_says_what_was_measured(root: Path) -> None:
 def test_the_card_s_data_are_valid_for_the_hub(root: Path) -> None:
     data = ModelCard.load(release("me/eft-test") / "README.md").data
     assert data.license == "mit"
-    assert data.library_name == "eft"
+    assert data.to_dict()["library_name"] == "eft"
     assert data.eval_results is not None
     assert {(result.dataset_name, result.metric_value) for result in data.eval_results} == {
         ("walk", 0.6123),

@@ -22,6 +22,7 @@ import torch
 from accelerate import Accelerator
 
 from pipeline import config
+from pipeline.demonstrate.workers import available_cores
 from pipeline.files import write_json
 
 _PACKAGES = (
@@ -65,11 +66,6 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-def available_cores() -> int:
-    """Return the CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_stage(main: Callable[[], None]) -> None:
@@ -132,7 +128,7 @@ class Summary:
 
 
 def peak_memory_mb() -> float:
-    """Peak resident memory of this process and its finished children's largest, in MiB (an upper bound of neither)."""
+    """Return the peak resident memory of this process plus that of its largest finished child, in MiB."""
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return (own + children) / 1024
