@@ -50,11 +50,14 @@ class EnvGroup:
     Args:
         specs: index in the vector and task of each environment.
         arrays: where to read actions and write results; rows are indices in the vector.
-        seed: seed of the vector.
+        seed: seed of the run.
+        numbers: number in the run of each environment of the vector.
     """
 
-    def __init__(self, specs: Sequence[tuple[int, TaskSpec]], arrays: Arrays, seed: int) -> None:
-        self._arrays, self._seed = arrays, seed
+    def __init__(
+        self, specs: Sequence[tuple[int, TaskSpec]], arrays: Arrays, seed: int, numbers: Sequence[int]
+    ) -> None:
+        self._arrays, self._seed, self._numbers = arrays, seed, numbers
         obs_dim, action_dim = arrays.obs.shape[1], arrays.action.shape[1]
         self._envs = []
         for index, spec in specs:
@@ -104,12 +107,12 @@ class EnvGroup:
 
     def _begin(self, index: int, env: Any, episode: int) -> None:
         self._episodes[index] = episode
-        self._arrays.obs[index], _ = env.reset(seed=episode_seed(self._seed, index, episode))
+        self._arrays.obs[index], _ = env.reset(seed=episode_seed(self._seed, self._numbers[index], episode))
 
 
-def episode_seed(seed: int, index: int, episode: int) -> int:
+def episode_seed(seed: int, number: int, episode: int) -> int:
     """Return the seed of one episode of one environment, below 2**32; it depends on nothing else."""
-    return int(np.random.SeedSequence((seed, index, episode)).generate_state(1)[0])
+    return int(np.random.SeedSequence((seed, number, episode)).generate_state(1)[0])
 
 
 def _padded(shape: tuple[int, ...], kind: type) -> int:

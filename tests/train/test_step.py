@@ -16,6 +16,7 @@ from pipeline.model.adapters import Adapters
 from pipeline.model.world_model import PARTS, WorldModel
 from pipeline.shapes import Batch
 from pipeline.train.objective import UpdateDraws, batch_context
+from pipeline.train.ranks import Ranks
 from pipeline.train.step import Learner, Mode
 
 
@@ -176,7 +177,7 @@ def learn_as_one_of_two(folder: str, mode: Mode) -> None:
 def learn_share(folder: str, mode: Mode, accelerator: Accelerator | None) -> None:
     """Learn from this process's share of each batch, and write down what became of the weights."""
     rank, count = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    learner = Learner(make_model(), make_table(), LEARNING, accelerator=accelerator)
+    learner = Learner(make_model(), make_table(), LEARNING, ranks=Ranks(accelerator))
     for step in range(3):
         batch = make_batch(learner.table, batch_size=8, seed=step)
         draws = UpdateDraws.sample(batch, 2, TINY.num_q, torch.Generator().manual_seed(step))
