@@ -15,6 +15,7 @@ from pipeline.tasks import registry
 from pipeline.tasks.rendering import RenderingUnavailable
 from pipeline.tasks.spec import TaskSpec
 from pipeline.train.evaluate import Evaluator, Result, record, summarise
+from pipeline.train.ranks import Ranks
 from pipeline.train.runtime import Summary, run_stage, start
 from pipeline.train.workspace import CHECKPOINTS
 from pipeline.video import write_video
@@ -26,14 +27,16 @@ MODES = {"policy": False, "plan": True}
 def main() -> None:
     tasks, runtime, settings = config.load(config.Tasks), config.load(config.Runtime), config.load(config.Evaluate)
     seed = config.load_seed()
-    accelerator, summary = start(runtime, seed), Summary("evaluate")
+    ranks, summary = start(runtime, seed), Summary("evaluate")
     specs = registry.get(tasks.train, tasks.folder)
     actors = {
-        name: Agent.from_pretrained(CHECKPOINTS / name / "model", device=accelerator.device).actor
+        name: Agent.from_pretrained(CHECKPOINTS / name / "model", device=ranks.device).actor
         for name in ("pretrain", "finetune")
     }
-    results = play(actors, specs, settings, runtime, seed)
-    told_other = play_pairs(actors["finetune"], tasks, specs, settings, runtime, seed)
+    results = play(actors, specs, settings, runtime, seed, ranks)
+    told_other = play_pairs(actors["finetune"], tasks, specs, settings, runtime, seed, ranks)
+    if not ranks.is_main:
+        return
 
     models: dict[str, Any] = {}
     means: dict[str, Any] = {}
@@ -57,13 +60,18 @@ def main() -> None:
 
 
 def play(
-    actors: dict[str, Actor], specs: Sequence[TaskSpec], settings: config.Evaluate, runtime: config.Runtime, seed: int
+    actors: dict[str, Actor],
+    specs: Sequence[TaskSpec],
+    settings: config.Evaluate,
+    runtime: config.Runtime,
+    seed: int,
+    ranks: Ranks,
 ) -> dict[tuple[str, str], dict[str, Result]]:
     """Play every task with every checkpoint in every mode, from the same starts."""
     model = actors["finetune"].model.config
     names = [spec.name for spec in specs]
     with Evaluator(
-        specs, settings.episodes, model.obs_dim, model.action_dim, seed + 100, runtime.env_workers
+        specs, settings.episodes, model.obs_dim, model.action_dim, seed + 100, runtime.env_workers, ranks
     ) as evaluator:
         return {
             (name, mode): dict(
@@ -81,6 +89,7 @@ def play_pairs(
     settings: config.Evaluate,
     runtime: config.Runtime,
     seed: int,
+    ranks: Ranks,
 ) -> dict[str, dict[str, Result]]:
     """Play each task of a pair with the other's instruction; the results are keyed by the task that scores."""
     if not tasks.pairs:
@@ -90,7 +99,7 @@ def play_pairs(
     told = [other[spec.name] for spec in paired]
     model = actor.model.config
     with Evaluator(
-        paired, settings.episodes, model.obs_dim, model.action_dim, seed + 200, runtime.env_workers
+        paired, settings.episodes, model.obs_dim, model.action_dim, seed + 200, runtime.env_workers, ranks
     ) as evaluator:
         return {
             mode: dict(
@@ -139,4 +148,4 @@ def film(actor: Actor, specs: Sequence[TaskSpec], settings: config.Evaluate, see
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, several=True)

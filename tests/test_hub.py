@@ -38,7 +38,7 @@ PLANNER = config.Planner(
 )  # fmt: skip
 PARAMS = """\
 seed: 1
-tasks: {train: [walk, reach], held_out: [push], pairs: [], folder: my_tasks}
+tasks: {train: [walk, reach], held_out: [push], pairs: [], weights: {}, folder: my_tasks}
 evaluate: {episodes: 10, confidence: 0.95, bootstrap_samples: 100, video_size: 0, video_every: 1, video_fps: 20}
 publish: {repo_id: REPO, private: true, tag: v1}
 """

@@ -170,7 +170,8 @@ class Saves:
             problems.append(f"the save {path} is damaged: {problem}")
         if problems:
             raise ValueError(
-                "; ".join(problems) + f". No save is whole. Put back what is missing, or delete {self.folder} to start anew"
+                "; ".join(problems)
+                + f". No save is whole. Put back what is missing, or delete {self.folder} to start anew"
             )
         return None
 

@@ -26,7 +26,7 @@ from pipeline.train.objective import UpdateDraws
 from pipeline.train.ranks import Ranks
 from pipeline.train.step import Learner, Mode
 
-_RANK_SEEDS = 1_000_003  # apart, so that no rank draws what another one, or another use of the seed, draws
+RANK_SEEDS = 1_000_003  # apart, so that no rank draws what another one, or another use of the seed, draws
 _MEMBER_SEED = 17
 
 
@@ -59,7 +59,7 @@ class Loop:
     ):
         self.label, self.scratch, self.learner, self.actor, self.evaluator = label, scratch, learner, actor, evaluator
         self.seed, self.plan, self.runtime, self.ranks = seed, plan, runtime, ranks or Ranks()
-        self.generator = torch.Generator().manual_seed(seed + _RANK_SEEDS * self.ranks.rank)
+        self.generator = torch.Generator().manual_seed(seed + RANK_SEEDS * self.ranks.rank)
         # All ranks take the same Q members for their shares of a batch.
         self.members = self.generator if self.ranks.count == 1 else torch.Generator().manual_seed(seed + _MEMBER_SEED)
         self.sums: dict[str, Tensor] = {}
@@ -95,6 +95,7 @@ class Loop:
     def update(self, batch: Batch, mode: Mode) -> None:
         """Update the learner on this rank's share of a batch and add its metrics to the averages."""
         with self.clock.phase("update"):
+            batch = batch.to(self.learner.scale.value.device)
             table, num_q = self.learner.table, self.learner.model.config.num_q
             draws = UpdateDraws.sample(batch, table.num_phrasings, num_q, self.generator, self.members)
             metrics = self.learner.update(batch, mode, draws)
@@ -231,6 +232,10 @@ class Loop:
         if self.log is not None:
             self.log.publish(target)
 
+    def history(self, name: str) -> list[tuple[int, float]]:
+        """Return what was logged of one metric so far, as (position, value)."""
+        return self.log.history(name) if self.log is not None else []
+
     def _take_up(self) -> None:
         saved = self.resumed
         assert saved is not None
@@ -242,14 +247,12 @@ class Loop:
             tensors, counts = saved.of_rank(self.ranks.rank)
             self.generator.set_state(tensors["generator"])
             self.members.set_state(tensors["members"])
-            self.sums = {
-                name.removeprefix("sum."): value for name, value in tensors.items() if name.startswith("sum.")
-            }
+            self.sums = {name.removeprefix("sum."): value for name, value in tensors.items() if name.startswith("sum.")}
             self.num_summed, self.batch_size = counts["num_summed"], counts["batch_size"]
             self.recent = {task: [tuple(one) for one in episodes] for task, episodes in counts["recent"].items()}
             return
         # Not the draws of the beginning again: what they gave has been learned from.
-        self.generator.manual_seed(self.seed + _RANK_SEEDS * self.ranks.rank + self.position)
+        self.generator.manual_seed(self.seed + RANK_SEEDS * self.ranks.rank + self.position)
         self.members.manual_seed(self.seed + _MEMBER_SEED + self.position)
         if self.ranks.is_main:
             print(

@@ -14,8 +14,9 @@ from pipeline.shapes import Batch
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv
 from pipeline.train.interrupt import Interrupt
-from pipeline.train.loop import Loop
-from pipeline.train.rollout import Collector, deal_state
+from pipeline.train.loop import RANK_SEEDS, Loop
+from pipeline.train.ranks import Ranks
+from pipeline.train.rollout import Collector, deal_episodes, deal_state
 from pipeline.train.schedules import constraint_weight
 
 
@@ -48,6 +49,20 @@ def learn_offline(
             loop.settle(loop.position - 1, total, settings, specs, progress, interrupt, loop.save, stop=stop)
 
 
+def own_environments(ranks: Ranks, env_specs: Sequence[TaskSpec]) -> list[int]:
+    """Return the numbers of the environments of this rank.
+
+    Raises:
+        ValueError: there are more ranks than environments.
+    """
+    if len(env_specs) < ranks.count:
+        raise ValueError(
+            f"{ranks.count} processes cannot share {len(env_specs)} environments: start fewer, or raise "
+            "finetune.envs_per_task"
+        )
+    return ranks.deal(range(len(env_specs)))
+
+
 def learn_online(
     loop: Loop,
     settings: config.Finetune,
@@ -77,8 +92,11 @@ def learn_online(
     ranks, num_envs, total = loop.ranks, len(env_specs), settings.env_steps
     own_specs = ranks.deal(env_specs)
     rows = collecting.rows([spec.name for spec in own_specs])
-    collector = Collector(own_specs, rows, envs, collecting, replay, settings.imitate, loop.seed + 2 + 1009 * ranks.rank)
-    num_demos, num_own = _shares(loop, settings, num_envs, demos is not None)
+    collector = Collector(
+        own_specs, rows, envs, collecting, replay, settings.imitate, loop.seed + 2 + 1009 * ranks.rank
+    )
+    drawn = ranks.collect(replay.weight_of(rows))
+    num_demos, num_own = _shares(loop, settings, num_envs, demos is not None, drawn)
     updates_owed = 0.0
     if loop.resumed:
         _take_up(loop, collector, replay, rows)
@@ -123,19 +141,22 @@ def learn_online(
             loop.settle(before, total, settings, specs, progress, interrupt, save, measure)
 
 
-def _shares(loop: Loop, settings: config.Finetune, num_envs: int, has_demos: bool) -> tuple[int, int]:
+def _shares(
+    loop: Loop, settings: config.Finetune, num_envs: int, has_demos: bool, drawn: Sequence[float]
+) -> tuple[int, int]:
     """Return how many slices of each batch this rank draws from demonstrations and from its own episodes.
 
-    In proportion to its environments, so that every environment of the run counts alike in a batch.
+    In proportion to its environments, so that every environment of the run counts alike in a batch; `drawn` says how
+    often the tasks of each rank are to be drawn.
 
     Raises:
         ValueError: a rank is left without an environment or without a slice.
     """
     ranks = loop.ranks
-    weights = [len(range(rank, num_envs, ranks.count)) for rank in range(ranks.count)]
+    envs = [len(range(rank, num_envs, ranks.count)) for rank in range(ranks.count)]
     total_demos = round(settings.batch_size * settings.demo_fraction) if has_demos else 0
-    demos, own = ranks.shares(total_demos, weights), ranks.shares(settings.batch_size - total_demos, weights)
-    if not all(weights) or not all(first + second for first, second in zip(demos, own, strict=True)):
+    demos, own = ranks.shares(total_demos, envs), ranks.shares(settings.batch_size - total_demos, drawn)
+    if not all(envs) or not all(first + second for first, second in zip(demos, own, strict=True)):
         raise ValueError(
             f"{ranks.count} processes share {num_envs} environments and batches of {settings.batch_size} slices, which "
             "leaves one of them without any. Start fewer processes, or raise finetune.envs_per_task or batch_size."
@@ -165,7 +186,7 @@ def _take_up(loop: Loop, collector: Collector, replay: ReplayBuffer, rows: torch
     owners = ranks.collect(set(rows.tolist()))
     for rank in range(saved.num_ranks):
         for part in saved.replay_parts(rank):
-            replay.add_dealt(part, _mine(owners, ranks.rank))
+            deal_episodes(part, replay, _mine(owners, ranks.rank))
     loop.saves.forget_replay()
 
 

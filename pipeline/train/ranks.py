@@ -37,7 +37,7 @@ class Ranks:
         self.rank = accelerator.process_index if accelerator else 0
         self.count = accelerator.num_processes if accelerator else 1
         self.device = accelerator.device if accelerator else torch.device("cpu")
-        self._group = None
+        self._group: Any = None
         if self.count > 1:
             self._group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
 
@@ -55,7 +55,7 @@ class Ranks:
         """Return this rank's part of a list: every `count`-th item, so that neighbours go to different ranks."""
         return list(items[self.rank :: self.count])
 
-    def shares(self, total: int, weights: Sequence[int]) -> list[int]:
+    def shares(self, total: int, weights: Sequence[float]) -> list[int]:
         """Split `total` among all ranks in proportion to `weights`, whole numbers that add up to `total`."""
         exact = total * np.asarray(weights, dtype=np.float64) / sum(weights)
         parts = np.floor(exact).astype(int)
@@ -155,12 +155,6 @@ class Ranks:
                 if tensor.numel():
                     dist.recv(_raw(tensor), src=rank, group=self._group)
         return tensors
-
-    def leave(self, failed: bool) -> None:
-        """Take leave of the other processes; after a failure at once, which is what tells them."""
-        if self.count > 1 and dist.is_initialized() and not failed:
-            self.wait()
-            dist.destroy_process_group()
 
 
 def launched_processes() -> int:

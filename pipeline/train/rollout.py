@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -169,3 +169,22 @@ def deal_state(states: Sequence[dict[str, Tensor]], rank: int, num_ranks: int) -
         dealt[name] = torch.stack([state[name][i] for state, i in places])
     dealt["actor.prev_mean"] = torch.stack([state["actor.prev_mean"][:, i] for state, i in places], dim=1)
     return dealt
+
+
+def deal_episodes(part: dict[str, Tensor], replay: ReplayBuffer, takes: Callable[[int, int], bool]) -> None:
+    """Add episodes of a saved replay to another one.
+
+    Args:
+        part: what `ReplayBuffer.state_tensors` returned.
+        replay: takes them.
+        takes: says by its row of the task table and its number whether an episode is taken.
+    """
+    columns = part["episodes"]
+    first = int(part["counters"][1]) - columns.shape[1]
+    lengths = (columns[1] + 1).tolist()
+    rows = zip(*(part[name].split(lengths) for name in ("obs", "action", "reward")), strict=True)
+    for i, (obs, action, reward) in enumerate(rows):
+        _, length, task, terminated = columns[:, i].tolist()
+        if takes(task, first + i):
+            imitation = float(part["imitation"][i])
+            replay.add(obs, action[:length], reward[:length], bool(terminated), task, imitation=imitation)

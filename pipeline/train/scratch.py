@@ -131,13 +131,13 @@ def _tell_of_others(stage: str, folder: Path, shaping: dict[str, Any]) -> None:
         except (OSError, json.JSONDecodeError):
             continue
         changed = [key for key in sorted(before.keys() | shaping.keys()) if before.get(key) != shaping.get(key)]
-        listed = [
-            f"{key} ({_short(before, key)} -> {_short(shaping, key)})" for key in changed[:5]
-        ] + [f"{len(changed) - 5} more"] * (len(changed) > 5)
+        listed = [f"{key} ({_short(before, key)} -> {_short(shaping, key)})" for key in changed[:5]] + [
+            f"{len(changed) - 5} more"
+        ] * (len(changed) > 5)
         size = sum(file.stat().st_size for file in other.rglob("*") if file.is_file()) / 2**20
         print(
-            f"{stage}: starts anew. An unfinished run lies in {other} ({size:.0f} MiB), with other parameters or inputs: "
-            f"{', '.join(listed)}. Put them back to go on with it, or delete the folder.",
+            f"{stage}: starts anew. An unfinished run lies in {other} ({size:.0f} MiB), with other "
+            f"parameters or inputs: {', '.join(listed)}. Put them back to go on with it, or delete the folder.",
             file=sys.stderr,
         )
 

@@ -222,7 +222,9 @@ class Learner:
                 value = getattr(batch, part)
                 bad = ~torch.isfinite(value).reshape(value.shape[0], value.shape[1], -1).all(-1).all(0)
                 if bad.any():
-                    return f"{told} The batch holds {part} values that are not finite, of {self._names(batch.task[bad])}."
+                    return (
+                        f"{told} The batch holds {part} values that are not finite, of {self._names(batch.task[bad])}."
+                    )
         tasks = torch.cat([batch.task for batch in batches])
         return (
             f"{told} The batch itself is finite; its tasks are {self._names(tasks)}. Lower learning.lr, or look "

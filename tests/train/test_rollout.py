@@ -16,7 +16,7 @@ from pipeline.tasks import registry
 from pipeline.tasks.registry import make
 from pipeline.tasks.vector import VectorEnv
 from pipeline.train.evaluate import Evaluator
-from pipeline.train.rollout import Collector, Finished, deal_state
+from pipeline.train.rollout import Collector, Finished
 from pipeline.train.workspace import observation_statistics
 
 TINY = "tests/tiny.yaml"
