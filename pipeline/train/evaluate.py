@@ -133,7 +133,7 @@ class Evaluator:
         progress: Progress,
         stopped: Callable[[], bool],
     ) -> list[_Played] | None:
-        rows = actor.rows([told[task] for task in group.tasks])
+        rows = actor.rows([told[int(task)] for task in group.tasks])
         count = np.zeros(len(rows), dtype=int)
         returns = np.zeros(len(rows))
         played = []

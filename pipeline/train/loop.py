@@ -168,7 +168,9 @@ class Loop:
             f"speed/{progress.unit}_per_second": (self.position - position) / total,
             "speed/updates_per_second": (self.learner.updates - updates) / total,
         }
-        phases = {f"time/{name}_share": np.mean([one["phases"].get(name, 0.0) for one in everyone]) for name in phases}
+        phases = {
+            f"time/{name}_share": float(np.mean([one["phases"].get(name, 0.0) for one in everyone])) for name in phases
+        }
         memory = {"memory/sum_mb": sum(one["memory"] for one in everyone)}
         episodes = _episodes([one["recent"] for one in everyone])
         self.log.log(

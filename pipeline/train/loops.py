@@ -92,9 +92,8 @@ def learn_online(
     ranks, num_envs, total = loop.ranks, len(env_specs), settings.env_steps
     own_specs = ranks.deal(env_specs)
     rows = collecting.rows([spec.name for spec in own_specs])
-    collector = Collector(
-        own_specs, rows, envs, collecting, replay, settings.imitate, loop.seed + 2 + 1009 * ranks.rank
-    )
+    seed = loop.seed + 2 + RANK_SEEDS * ranks.rank
+    collector = Collector(own_specs, rows, envs, collecting, replay, settings.imitate, seed)
     drawn = ranks.collect(replay.weight_of(rows))
     num_demos, num_own = _shares(loop, settings, num_envs, demos is not None, drawn)
     updates_owed = 0.0

@@ -23,8 +23,6 @@ import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.commands.config import default_config_file, load_config_from_file
-from accelerate.commands.launch import launch_command_parser
 
 from pipeline import config
 from pipeline.demonstrate.workers import available_cores
@@ -80,6 +78,10 @@ def _asked_of_accelerate() -> int:
         rest = words[names.index("accelerate-launch") + 1 :]
     else:
         return 1
+    # Only here, because it takes a second to import.
+    from accelerate.commands.config import default_config_file, load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
     given, _ = launch_command_parser().parse_known_args(rest)
     if given.num_processes is None and (given.config_file or Path(default_config_file).is_file()):
         return getattr(load_config_from_file(given.config_file), "num_processes", None) or 1
