@@ -102,7 +102,7 @@ def main(options: dict) -> None:
                     "tasks": sorted(set(replay.state_tensors()["episodes"][2].tolist())),
                     "updates": learner.updates,
                     "value_scale": float(learner.scale.value),
-                    "demos_mapped": any("demos/obs.f32" in line for line in Path("/proc/self/maps").open()),
+                    "demos_mapped": "demos/obs.f32" in Path("/proc/self/maps").read_text(),
                 }
             )
         )

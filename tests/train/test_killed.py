@@ -14,7 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import SCRIPT, Server, environment, kill, positions, result, said
+
+from tests.train.runs import SCRIPT, Server, environment, kill, positions, result, said
 
 pytestmark = pytest.mark.slow
 KILLS = 20
@@ -107,7 +108,8 @@ def test_a_full_disk_stops_the_run_and_the_last_save_stays(undisturbed, tmp_path
     if probe.returncode:
         pytest.skip("no file system of a given size can be mounted here")
     script = (
-        f"mount -t tmpfs -o size=2m tmpfs {tmp_path}; cd {tmp_path}; dd if=/dev/zero of=fill bs=1k count=$1 2> /dev/null;"
+        f"mount -t tmpfs -o size=2m tmpfs {tmp_path}; cd {tmp_path}; "
+        "dd if=/dev/zero of=fill bs=1k count=$1 2> /dev/null;"
         f" {sys.executable} {SCRIPT} '{{}}'; echo CODE $?; ls .resume/*; rm fill; {sys.executable} {SCRIPT} '{{}}';"
         " cat result-0.json"
     )

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runs import SCRIPT, Server, environment, positions, result, said
 
 from pipeline.train.ranks import Ranks
+from tests.train.runs import SCRIPT, Server, environment, positions, result, said
 
 
 def some_rank(rank: int, count: int) -> Ranks:
