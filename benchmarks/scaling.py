@@ -1,7 +1,7 @@
 """A simulation on paper: how fast a run would be on 1 to 8 GPUs and 16 to 256 cores, from measured unit costs.
 
     python -m benchmarks.scaling measure     measures the unit costs of this machine -> results/unit_costs.json
-    python -m benchmarks.scaling             prints the tables of docs/scaling.md from them, and writes results/scaling.json
+    python -m benchmarks.scaling             prints the table of docs/scaling.md -> results/scaling.json
 
 Costs of a CPU are processor seconds of one thread, so that other work on the machine does not count.
 """

@@ -93,6 +93,8 @@ def learn_online(
     own_specs = ranks.deal(env_specs)
     rows = collecting.rows([spec.name for spec in own_specs])
     seed = loop.seed + 2 + RANK_SEEDS * ranks.rank
+    if loop.resumed and not loop.same_ranks:
+        seed += loop.position
     collector = Collector(own_specs, rows, envs, collecting, replay, settings.imitate, seed)
     drawn = ranks.collect(replay.weight_of(rows))
     num_demos, num_own = _shares(loop, settings, num_envs, demos is not None, drawn)

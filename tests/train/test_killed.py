@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -46,26 +45,22 @@ def stopped(server: Server, tmp_path: Path) -> Path:
 
 def test_killed_at_random_moments_it_ends_as_if_undisturbed(server, undisturbed, tmp_path):
     expected, seconds = undisturbed
-    draw, kills, finished = random.Random(7), 0, 0
-    while kills < KILLS or not finished:
-        if kills >= KILLS:
-            assert server.run(tmp_path) == [0], said(tmp_path)
-        elif kills % 2:  # in the middle of a save
+    draw, kills = random.Random(7), 0
+    while kills < KILLS:
+        if kills % 2:  # in the middle of a save
             server.start(tmp_path, kill_at_write=draw.randrange(1, 7))
         else:
             (pid,) = server.start(tmp_path)
             time.sleep(draw.uniform(0, 0.5 * seconds))
             kill(pid, signal.SIGKILL)
-        if kills < KILLS:
-            (code,) = server.wait()
-            assert code in (0, -signal.SIGKILL), said(tmp_path)
-            kills += code == -signal.SIGKILL
-            if code == -signal.SIGKILL:
-                continue
-        assert result(tmp_path) == expected
-        finished += 1
-        shutil.rmtree(tmp_path / "metrics")
-    assert not list(tmp_path.glob(".resume/short-*/save-*"))
+        (code,) = server.wait()
+        assert code in (0, -signal.SIGKILL), said(tmp_path)
+        kills += code == -signal.SIGKILL
+        if code == 0:  # it came to its end before it was killed; the next one begins anew
+            assert result(tmp_path) == expected
+    assert server.run(tmp_path) == [0], said(tmp_path)
+    assert result(tmp_path) == expected
+    assert not list(tmp_path.glob(".resume/*"))
 
 
 @pytest.mark.parametrize("damage", ["flip", "missing", "missing replay part"])
@@ -81,7 +76,7 @@ def test_a_damaged_save_is_passed_over(server, undisturbed, stopped, damage):
         case "missing":
             (scratch / f"save-{last:012d}/rank-0000.safetensors").unlink()
         case "missing replay part":
-            sorted((scratch / "replay").glob("*"))[-1].unlink()
+            (scratch / f"replay/{last:012d}-0000.safetensors").unlink()
     assert server.run(stopped) == [0], said(stopped)
     assert "is damaged" in said(stopped)
     assert f"save-{first:012d}" in said(stopped)
@@ -103,22 +98,19 @@ def test_a_changed_parameter_starts_anew_and_says_what_changed(server, stopped):
 
 
 def test_a_full_disk_stops_the_run_and_the_last_save_stays(undisturbed, tmp_path):
-    """On a file system of 400 KiB, mounted where the process alone sees it."""
+    """On a file system of 20 MiB, mounted where these processes alone see it, and filled once something is saved."""
     probe = subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True)
     if probe.returncode:
         pytest.skip("no file system of a given size can be mounted here")
     script = (
-        f"mount -t tmpfs -o size=2m tmpfs {tmp_path}; cd {tmp_path}; "
-        "dd if=/dev/zero of=fill bs=1k count=$1 2> /dev/null;"
-        f" {sys.executable} {SCRIPT} '{{}}'; echo CODE $?; ls .resume/*; rm fill; {sys.executable} {SCRIPT} '{{}}';"
-        " cat result-0.json"
+        f"mount -t tmpfs -o size=20m tmpfs {tmp_path}; cd {tmp_path}\n"
+        "(until ls .resume/*/save-* > /dev/null 2>&1; do sleep 0.05; done; cat /dev/zero > fill 2> /dev/null) &\n"
+        f"{sys.executable} {SCRIPT} '{{\"slow_save\": 0.5}}'; echo CODE $?; wait; ls -A .resume/*; rm fill\n"
+        f"{sys.executable} {SCRIPT} '{{}}'; cat result-0.json"
     )
-    # So much is left that the first saves fit and a later one does not.
-    done = subprocess.run(
-        ["unshare", "-rm", "bash", "-c", script, "bash", "1650"], env=environment(), capture_output=True, text=True
-    )
+    done = subprocess.run(["unshare", "-rm", "bash", "-c", script], env=environment(), capture_output=True, text=True)
     assert "CODE 2" in done.stdout, done.stderr[-2000:]
-    assert "no space left while writing" in done.stderr
+    assert "no space left" in done.stderr.lower()
     assert "save-" in done.stdout
     assert ".partial" not in done.stdout
     assert undisturbed[0]["learner"] in done.stdout, done.stderr[-2000:]

@@ -72,10 +72,9 @@ def test_a_save_of_two_processes_is_taken_up_by_one_and_by_three(server, tmp_pat
     for count in (1, 3):
         folder = tmp_path / str(count)
         assert server.run(folder, ranks=2, fail_at=[0, 8])[0] == 2
-        before = positions(folder)[-1]
+        assert positions(folder)
         assert server.run(folder, ranks=count) == [0] * count, said(folder)
         assert f"goes on with {count} processes from a save of 2" in said(folder)
-        assert "env_steps" not in said(folder).split("goes on with")[0] or before > 0
         learners = {result(folder, rank)["learner"] for rank in range(count)}
         assert len(learners) == 1
         assert sum(len(result(folder, rank)["tasks"]) for rank in range(count)) >= 3
