@@ -1,7 +1,7 @@
 """A simulation on paper: how fast a run would be on 1 to 8 GPUs and 16 to 256 cores, from measured unit costs.
 
     python -m benchmarks.scaling measure     measures the unit costs of this machine -> results/unit_costs.json
-    python -m benchmarks.scaling             prints the table of docs/scaling.md -> results/scaling.json
+    python -m benchmarks.scaling             writes the table of docs/scaling.md and results/scaling.json
 
 Costs of a CPU are processor seconds of one thread, so that other work on the machine does not count.
 """
@@ -24,7 +24,7 @@ import torch
 from benchmarks.problem import LEARNING, make_batch, make_model, make_table
 from benchmarks.results import RESULTS, claim, write
 from pipeline import config
-from pipeline.files import read_json, write_json
+from pipeline.files import atomic_file, read_json, write_json
 from pipeline.model.actor import Actor
 from pipeline.tasks import registry
 from pipeline.tasks.vector import VectorEnv
@@ -34,6 +34,8 @@ from pipeline.train.runtime import commit, machine
 from pipeline.train.step import Learner
 
 COSTS = RESULTS / "unit_costs.json"
+PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
+BEGIN, END = "<!-- table -->\n", "<!-- end of table -->"
 # One task of each domain stands for all of it.
 DOMAINS = {"metaworld": "mw-reach", "dmcontrol": "walker-walk", "classic": "pendulum-swingup"}
 GPUS, CORES, ENV_STEPS = (1, 2, 4, 8), (16, 64, 256), 100_000_000
@@ -228,6 +230,11 @@ def main() -> None:
     shares = dict.fromkeys(DOMAINS, 1 / len(DOMAINS))
     run = Run(options.envs, shares, settings.batch_size, settings.utd, settings.save_every * options.envs)
     rows = tables(costs, run)
+    where = f"{measured['machine']['gpu'] or measured['machine']['cpu']}, commit {measured['commit'][:7]}"
+    told = f"{run.num_envs} environments, batches of {run.batch_size}, {run.utd} updates per step; measured on {where}:"
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    with atomic_file(PAGE) as partial:
+        partial.write_text(f"{before}{BEGIN}{told}\n\n{show(rows)}\n{END}{rest.partition(END)[2]}")
     print(show(rows))
     fastest = max(float(row["env_steps_per_second"]) for row in rows)
     claims = {"env_steps_per_second_predicted_at_best": claim(round(fastest, 1), 1000, "above")}
