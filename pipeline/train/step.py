@@ -63,7 +63,8 @@ class Learner:
         self.lr_scale = 1.0  # of both optimisers, for a phase that learns more slowly
         self.scale = RunningScale(learning.tau, model.bins.device)
 
-        heads = (model.dynamics, model.reward_head, model.q_heads)
+        heads = [model.dynamics, model.reward_head, model.q_heads]
+        heads += [] if model.termination_head is None else [model.termination_head]
         encoder, policy = _trainable(model.encoder), _trainable(model.policy_head)
         world = [parameter for head in heads for parameter in _trainable(head)]
         self._trained = {"pretrain": encoder + world + policy, "online": encoder + world}
@@ -105,6 +106,8 @@ class Learner:
         metrics = {
             f"{part}_loss": getattr(found, part).detach() for part in ("total", "consistency", "reward", "value")
         }
+        if found.termination is not None:
+            metrics["termination_loss"] = found.termination.detach()
         if found.bc is not None and found.imitation is not None:
             metrics |= {"bc_loss": found.bc.detach(), "imitation_error": found.imitation.detach()}
         metrics["grad_norm"] = self._descend(self._model_optimizer, self._trained[mode], found.total, batch, metrics)
