@@ -76,9 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     tasks.add_argument("--split", help="only train, held_out, extra or custom ones")
     tasks.add_argument("--tag", help="only tasks with this tag, e.g. locomotion")
     tasks.add_argument("--json", action="store_true", help="print a JSON list of objects")
-    tasks.add_argument(
-        "--check", action="store_true", help="start one task of each domain: which work here?"
-    )
+    tasks.add_argument("--check", action="store_true", help="start one task of each domain: which work here?")
     _add_folder(tasks)
 
     check = _command(
