@@ -24,6 +24,7 @@ examples:
   eft tasks                                    every task of the catalogue
   eft tasks --suite dmcontrol --tag locomotion
   eft tasks walker-run                         one task, with all its texts
+  eft tasks --check                            which domains work on this machine
   eft check-task my_tasks/juggle.yaml --frame juggle.png
   eft act checkpoints/finetune/model --task walker-run --video run.mp4
   eft act checkpoints/finetune/model --task walker-run --instruction "Stand still."
