@@ -29,6 +29,7 @@ examples:
   eft act checkpoints/finetune/model --task walker-run --video run.mp4
   eft act checkpoints/finetune/model --task walker-run --instruction "Stand still."
   eft preset mt50 && dvc repro                 a larger set-up, written into params.yaml
+  eft preset newt size-b                       the published numbers with a smaller model
 """
 
 
