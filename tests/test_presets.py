@@ -163,11 +163,8 @@ def test_the_presets_of_the_project_fit_its_parameters_and_tasks(tmp_path):
     presets = list_presets(PRESETS)
     assert {"newt", "newt-cpu", "quickstart", "mt50", "dmc", *SIZES} <= set(presets)
     for name, description in presets.items():
-        for names in [[name], *([name, size] for size in SIZES)]:
-            params = Path(shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml"))
-            apply_presets(names, PRESETS, params)
-            for section in config.SECTIONS.values():
-                config.load(section, params)
+        params = Path(shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml"))
+        apply_presets([name], PRESETS, params)  # which reads every section anew
         assert description, f"presets/{name}.yaml should begin with a comment that says what it is"
         tasks, model = config.load(config.Tasks, params), config.load(config.Model, params)
         for spec in registry.get(tasks.train + tasks.held_out):
@@ -183,7 +180,7 @@ def test_quickstart_brings_the_default_parameters_back(tmp_path):
     assert config.read_params(params) == default
 
 
-@pytest.mark.parametrize(("size", "millions"), zip(SIZES, (2.14, 7.26, 20.4, 81.6), strict=True))
+@pytest.mark.parametrize(("size", "millions"), list(zip(SIZES, (2.14, 7.26, 20.4, 81.6), strict=True)))
 def test_sizes_have_the_published_numbers_of_parameters(tmp_path, size, millions):
     params = Path(shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml"))
     apply_presets(["newt", size], PRESETS, params)
