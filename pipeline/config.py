@@ -93,6 +93,7 @@ class Model:
     simnorm_dim: Count  # group width of SimNorm
     log_std_min: float  # of the policy
     log_std_max: float  # of the policy
+    termination: bool  # predict whether a step ends the episode for good, so that plans value nothing beyond it
 
     def __post_init__(self) -> None:
         if self.latent_dim % self.simnorm_dim:
@@ -141,6 +142,7 @@ class Learning:
     online_bc_coef: NotNegative  # the same online, where it keeps the latents fit for the policy; published: 0
     prior_coef: NotNegative  # behaviour cloning in the online policy loss
     entropy_coef: NotNegative
+    termination_coef: NotNegative  # of the cross-entropy of terminations, where model.termination is on
     normalize_obs: bool  # centre and scale observations by each body's mean and std over the demonstrations
     discount_min: Fraction  # bounds of the discount derived from the episode length
     discount_max: Fraction

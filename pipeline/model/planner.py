@@ -100,14 +100,18 @@ def plan(
     z = model.encode(obs, ctx)
     discounts = discount ** torch.arange(planner.horizon + 1, device=obs.device).unsqueeze(1)  # (T + 1, N)
 
-    policy_actions, policy_return, policy_z = policy_rollouts(model, ctx, z, action_mask, discounts, draws.policy_noise)
+    policy_actions, policy_return, policy_z, policy_alive = policy_rollouts(
+        model, ctx, z, action_mask, discounts, draws.policy_noise
+    )
     mean, std = _start(planner, prev_mean, is_first, policy_actions, constraint_weight)
     for i in range(planner.iterations):
         samples = (mean.unsqueeze(1) + std.unsqueeze(1) * draws.sample_noise[i]).clamp_(-1, 1).mul_(action_mask)
-        sample_return, sample_z = _rollouts(model, ctx, z, samples, discounts)
+        sample_return, sample_z, sample_alive = _rollouts(model, ctx, z, samples, discounts)
         last_z = torch.cat([policy_z, sample_z])
         last_action = model.policy(last_z, ctx, action_mask, draws.value_noise[i]).action
         last_value = decode(model.q(last_z, last_action, ctx, members=draws.members[i]), model.bins).mean(0)
+        if policy_alive is not None and sample_alive is not None:
+            last_value = torch.cat([policy_alive, sample_alive]) * last_value
         value = torch.cat([policy_return, sample_return]) + discounts[-1] * last_value  # (P, N)
         elites, weights = _elites(torch.cat([policy_actions, samples], dim=1), value, planner)
         mean = (weights * elites).sum(1) * action_mask
@@ -124,31 +128,49 @@ def plan(
 
 def policy_rollouts(
     model: WorldModel, ctx: TaskContext, z: Tensor, action_mask: Tensor, discounts: Tensor, noise: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Follow the policy from z (N, Z), once per row of its noise (T, R, N, A).
 
     Returns:
-        actions (T, R, N, A), their discounted return (R, N) by `discounts` (T + 1, N), and the last latents (R, N, Z).
+        actions (T, R, N, A), their discounted return (R, N) by `discounts` (T + 1, N), the last latents (R, N, Z), and
+        who is still `alive` there.
     """
-    z = z.expand(noise.shape[1], *z.shape)
+    z, alive = z.expand(noise.shape[1], *z.shape), None
     actions, total = [], torch.zeros(z.shape[:-1], device=z.device)
     for step_noise, weight in zip(noise, discounts, strict=False):
         action = model.policy(z, ctx, action_mask, step_noise).action
-        total = total + weight * decode(model.reward(z, action, ctx), model.bins)
+        reward = decode(model.reward(z, action, ctx), model.bins)
+        total = total + weight * (reward if alive is None else alive * reward)
         z = model.next(z, action, ctx)
+        alive = _still_alive(model, ctx, z, alive)
         actions.append(action)
-    return torch.stack(actions), total, z
+    return torch.stack(actions), total, z, alive
 
 
 def _rollouts(
     model: WorldModel, ctx: TaskContext, z: Tensor, actions: Tensor, discounts: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Follow actions (T, S, N, A) from z (N, Z): discounted return (S, N) and last latents (S, N, Z)."""
-    total = torch.zeros(actions.shape[1:3], device=z.device)
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Follow actions (T, S, N, A) from z (N, Z): discounted return (S, N), last latents (S, N, Z), who is `alive`."""
+    total, alive = torch.zeros(actions.shape[1:3], device=z.device), None
     for action, weight in zip(actions, discounts, strict=False):
-        total = total + weight * decode(model.reward(z, action, ctx), model.bins)
+        reward = decode(model.reward(z, action, ctx), model.bins)
+        total = total + weight * (reward if alive is None else alive * reward)
         z = model.next(z, action, ctx)
-    return total, z
+        alive = _still_alive(model, ctx, z, alive)
+    return total, z, alive
+
+
+def _still_alive(model: WorldModel, ctx: TaskContext, z: Tensor, alive: Tensor | None) -> Tensor | None:
+    """Return 1 where the episode goes on at latents z (..., N, Z) and did before, else 0; None: it always does.
+
+    What is more likely than not to have ended counts as ended.
+
+    Source: TD-MPC2 (arXiv 2310.16828), the option `episodic` of its later release.
+    """
+    if model.termination_head is None:
+        return None
+    goes_on = (model.termination(z, ctx) <= 0).to(z.dtype)
+    return goes_on if alive is None else alive * goes_on
 
 
 def _start(

@@ -32,6 +32,7 @@ class TaskContext(NamedTuple):
     policy: FirstLayer
     q: tuple[FirstLayer, ...]
     target_q: tuple[FirstLayer, ...]
+    termination: FirstLayer | None = None
 
     def take(self, rows: Tensor) -> "TaskContext":
         """Repeat the tasks as `rows` (B,) says: row i of the result belongs to task rows[i]."""
@@ -42,6 +43,7 @@ class TaskContext(NamedTuple):
             self.policy.take(rows),
             tuple(member.take(rows) for member in self.q),
             tuple(member.take(rows) for member in self.target_q),
+            None if self.termination is None else self.termination.take(rows),
         )
 
 
@@ -72,6 +74,10 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
         for head in (self.reward_head, *self.q_heads.members):
             nn.init.zeros_(head.blocks[-1].linear.weight)
         self.target_q_heads = make_target(self.q_heads)
+        self.termination_head = None
+        if config.termination:
+            self.termination_head = MLP(latent, task, 0, hidden, 1)
+            nn.init.zeros_(self.termination_head.blocks[-1].linear.weight)
         bins = torch.linspace(config.bin_min, config.bin_max, config.num_bins)
         self.register_buffer("bins", bins, persistent=False)
 
@@ -84,6 +90,7 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
             self.policy_head.condition(task_emb),
             self.q_heads.condition(task_emb),
             self.target_q_heads.condition(task_emb),
+            None if self.termination_head is None else self.termination_head.condition(task_emb),
         )
 
     def encode(self, obs: Tensor, ctx: TaskContext) -> Tensor:
@@ -128,6 +135,17 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
         if target:
             return self.target_q_heads(ctx.target_q, z, a, members)
         return self.q_heads(ctx.q, z, a, members)
+
+    def termination(self, z: Tensor, ctx: TaskContext) -> Tensor:
+        """Predict whether the episode has ended for good at latents z (..., n, Z), as logits (...).
+
+        Only for a model with `config.termination`. The prediction looks at the latent that a step leads to.
+
+        Source: TD-MPC2 (arXiv 2310.16828), the option `episodic` of its later release.
+        """
+        assert self.termination_head is not None
+        assert ctx.termination is not None
+        return self.termination_head(ctx.termination, z).squeeze(-1)
 
     def sync_target(self) -> None:
         """Make the target Q heads a fresh copy of the online ones, adapters included.

@@ -66,6 +66,7 @@ class ModelLosses(NamedTuple):
     bc: Tensor | None  # (), where it is part of the total
     imitation: Tensor | None  # (), likewise: mean square error of the policy's actions, part of `bc`
     z: Tensor  # (T + 1, B, Z) without gradient
+    termination: Tensor | None = None  # (), where the model predicts terminations
 
 
 class PolicyLosses(NamedTuple):
@@ -96,7 +97,7 @@ def batch_context(model: WorldModel, table: TaskTable, task: Tensor, phrasing: T
 def model_losses(
     model: WorldModel, table: TaskTable, batch: Batch, draws: UpdateDraws, learning: Learning, bc_coef: float
 ) -> ModelLosses:
-    """Compute consistency, reward and value losses, and behaviour cloning.
+    """Compute consistency, reward and value losses, and, where there are any, terminations and behaviour cloning.
 
     Args:
         model: the world model.
@@ -129,14 +130,17 @@ def model_losses(
     q_logits = model.q(z, batch.action, ctx)
     value = losses.scalar_loss(q_logits, target, model.bins, weights[:-1])
     total = learning.consistency_coef * consistency + learning.reward_coef * reward + learning.value_coef * value
-    bc = imitation = None
+    bc = imitation = termination = None
+    if model.termination_head is not None:
+        termination = losses.termination_loss(model.termination(z_next, ctx), batch.terminated)
+        total = total + learning.termination_coef * termination
     if bc_coef:
         policy = model.policy(z, ctx, mask, draws.policy_noise[:-1])
         bc, imitation = losses.bc_loss(
             policy, batch.expert_action, mask, weights[:-1], learning.entropy_coef, batch.imitation
         )
         total = total + bc_coef * bc
-    return ModelLosses(total, consistency, reward, value, bc, imitation, torch.stack(zs).detach())
+    return ModelLosses(total, consistency, reward, value, bc, imitation, torch.stack(zs).detach(), termination)
 
 
 def policy_losses(

@@ -16,7 +16,7 @@ from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.shapes import Batch
 from pipeline.train import schedules
-from pipeline.train.objective import ModelLosses, UpdateDraws, model_losses, policy_losses
+from pipeline.train.objective import UpdateDraws, model_losses, policy_losses
 from pipeline.train.ranks import Ranks
 
 Mode = Literal["pretrain", "online"]
@@ -66,7 +66,8 @@ class Learner:
         self.lr_scale = 1.0  # of both optimisers, for a phase that learns more slowly
         self.scale = RunningScale(learning.tau, model.bins.device)
 
-        heads = (model.dynamics, model.reward_head, model.q_heads)
+        heads = [model.dynamics, model.reward_head, model.q_heads]
+        heads += [] if model.termination_head is None else [model.termination_head]
         encoder, policy = _trainable(model.encoder), _trainable(model.policy_head)
         world = [parameter for head in heads for parameter in _trainable(head)]
         self._trained = {"pretrain": encoder + world + policy, "online": encoder + world}
@@ -105,22 +106,24 @@ class Learner:
             draws = UpdateDraws.sample(batch, self.table.num_phrasings, self.model.config.num_q, draws)
         bc_coef = self.learning.bc_coef if mode == "pretrain" else self.learning.online_bc_coef
         pieces = _split(batch, draws, self._accumulate)
-        found: list[ModelLosses] = []
+        zs: list[Tensor] = []
 
         def model_loss(piece: int) -> tuple[Tensor, dict[str, Tensor]]:
-            found.append(model_losses(self.model, self.table, *pieces[piece], self.learning, bc_coef))
-            one, shown = found[-1], ("total", "consistency", "reward", "value")
-            metrics = {f"{part}_loss": getattr(one, part).detach() for part in shown}
-            if one.bc is not None and one.imitation is not None:
-                metrics |= {"bc_loss": one.bc.detach(), "imitation_error": one.imitation.detach()}
-            found[-1] = one._replace(total=one.total.detach())  # nothing here needs the graph any more
-            return one.total, metrics
+            found = model_losses(self.model, self.table, *pieces[piece], self.learning, bc_coef)
+            zs.append(found.z)
+            shown = ("total", "consistency", "reward", "value")
+            metrics = {f"{part}_loss": getattr(found, part).detach() for part in shown}
+            if found.termination is not None:
+                metrics["termination_loss"] = found.termination.detach()
+            if found.bc is not None and found.imitation is not None:
+                metrics |= {"bc_loss": found.bc.detach(), "imitation_error": found.imitation.detach()}
+            return found.total, metrics
 
         metrics, norm = self._descend(self._model_optimizer, self._trained[mode], model_loss, pieces)
         metrics["grad_norm"] = norm
         polyak_update(self.model.target_q_heads, self.model.q_heads, self.learning.tau)
         if mode == "online" and self._policy:
-            metrics |= self._update_policy(pieces, [losses.z for losses in found])
+            metrics |= self._update_policy(pieces, zs)
         self.updates += 1
         return metrics
 
