@@ -78,9 +78,6 @@ class Collector:
         Args:
             plan: with the planner, else with the policy alone.
             constraint_weight: how much the plan starts from the policy's own, in [0, 1].
-
-        Raises:
-            ValueError: an observation or reward is not finite; the task is named.
         """
         everyone = np.arange(len(self._specs))
         action = self._actor.act(
@@ -90,7 +87,11 @@ class Collector:
         self._envs.begin_step(action.numpy())
 
     def end_step(self) -> list[Finished]:
-        """Wait for the environments and return the episodes that ended with this step."""
+        """Wait for the environments and return the episodes that ended with this step.
+
+        Raises:
+            ValueError: an observation or reward is not finite; the task is named.
+        """
         step = self._envs.end_step()
         everyone = np.arange(len(self._specs))
         self._reward[everyone, self._length] = torch.from_numpy(step.reward)

@@ -197,7 +197,7 @@ def _fork(options: dict, folder: str, rank: int, count: int, port: int) -> int:
         return child
     os.chdir(folder)
     for number, name in ((0, os.devnull), (1, os.devnull), (2, f"rank-{rank}.err")):
-        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644), number)
     if count > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
         os.environ |= {"LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

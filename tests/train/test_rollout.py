@@ -109,18 +109,18 @@ def test_a_simulator_that_does_not_come_back_is_named():
 @pytest.mark.parametrize(("part", "name"), [("reward", "reward"), ("final_obs", "observation")])
 def test_a_value_that_is_not_finite_is_named_with_its_task(part, name, monkeypatch):
     collector, envs = make_collector(make_replay())
-    played = envs.step
+    played = envs.end_step
 
-    def step(action):
-        result = played(action)
+    def end_step():
+        result = played()
         getattr(result, part)[1] = np.nan
         return result
 
     with envs:
-        collector.step(plan=False, constraint_weight=1.0)
-        monkeypatch.setattr(envs, "step", step)
+        step_once(collector)
+        monkeypatch.setattr(envs, "end_step", end_step)
         with pytest.raises(ValueError, match=f"mw-drawer-open gave a {name} that is not finite at step 1"):
-            collector.step(plan=False, constraint_weight=1.0)
+            step_once(collector)
 
 
 def test_episodes_shorter_than_a_slice_are_refused_before_anything_is_played():
