@@ -117,6 +117,8 @@ class FirstLayer(NamedTuple):
 
 def _add_product(base: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """Return base + x W^T for x (..., X), W (H, X) and a base that broadcasts to (..., H)."""
+    if torch.is_autocast_enabled(x.device.type):  # which leaves in-place products alone
+        return base + nn.functional.linear(x, weight)
     shape = (*x.shape[:-1], len(weight))
     out = base.expand(shape).clone(memory_format=torch.contiguous_format)
     # The product is accumulated in place: one pass over the result less than adding it.
