@@ -16,9 +16,11 @@ import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
 
-from pipeline import config, hub
+from pipeline import config
 from pipeline.agent import Agent
 from pipeline.files import write_json
+from pipeline.hub.push import Pushed, check_repo_id, hashes, push
+from pipeline.hub.release import write_release
 from pipeline.language.embeddings import embed
 from pipeline.language.encoder import HashedNgrams
 from pipeline.model.task_table import TaskTable
@@ -40,14 +42,14 @@ PARAMS = """\
 seed: 1
 tasks: {train: [walk, reach], held_out: [push], pairs: [], folder: my_tasks}
 evaluate: {episodes: 10, confidence: 0.95, bootstrap_samples: 100, video_size: 0, video_every: 1, video_fps: 20}
-publish: {repo_id: REPO, private: true, tag: v1}
+publish: {repo_id: REPO, demos_repo_id: DEMOS, private: true, tag: v1}
 """
 
 
 def make_spec(name: str, instruction: str) -> TaskSpec:
     return TaskSpec(
         name=name, suite="gymnasium", env_id="tests:tests/None-v0", embodiment="A body.", instructions=(instruction,),
-        obs_dim=4, action_dim=2, action_repeat=1, episode_length=50, score="return/1000",
+        obs_dim=4, action_dim=2, action_repeat=1, episode_length=50, score="return/1000", split="train",
     )  # fmt: skip
 
 
@@ -71,11 +73,12 @@ def write_run(root: Path) -> None:
     agent.add_task(PUSH, embeddings_of([PUSH]), 0.97)
     agent.create_adapter("push", ["policy"], rank=2, alpha=4.0)
     agent.save_adapter(checkpoints / "adapt/push/adapter", "push")
-    (root / "params.yaml").write_text(PARAMS.replace("REPO", "null"))
-    write_metrics(checkpoints)
+    (root / "params.yaml").write_text(PARAMS.replace("REPO", "null").replace("DEMOS", "null"))
+    assert agent.base is not None
+    write_metrics(checkpoints, agent.base)
 
 
-def write_metrics(checkpoints: Path) -> None:
+def write_metrics(checkpoints: Path, base: str) -> None:
     run = {"seconds": 9.0, "peak_memory_mb": 500.0, "commit": "0123456", "versions": {"torch": "2.13.0"}}
     run["machine"] = {"cpu": "Some CPU", "cores": 2, "gpu": None}
     for stage in ("pretrain", "finetune", "evaluate"):
@@ -85,6 +88,7 @@ def write_metrics(checkpoints: Path) -> None:
     mean = {mode: {"score": 0.75, "low": 0.6, "high": 0.8} for mode in ("policy", "plan")}
     models = ("pretrain", "finetune")
     scores = {"models": dict.fromkeys(models, modes), "mean": dict.fromkeys(models, mean), "pairs": []}
+    scores["weights"] = {"finetune": base}
     write_json(checkpoints / "evaluate/metrics/scores.json", scores)
     curve = [{"env_steps": 700, "updates": 10, "seconds": 3.0, "score": 0.8}]
     adapted = {"task": "push", "zero_shot": score, "adapted": score | {"score": 0.8}, "curve": curve, "demos": 5}
@@ -107,7 +111,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def release(repo_id: str | None = None, folder: str = "release") -> Path:
-    hub.write_release(".", read_results("."), folder, repo_id)
+    write_release(".", read_results("."), folder, repo_id)
     return Path(folder)
 
 
@@ -115,7 +119,9 @@ def release(repo_id: str | None = None, folder: str = "release") -> Path:
 
 
 def test_a_release_holds_what_is_needed_and_nothing_else(root: Path) -> None:
-    assert list(hub.hashes(release())) == [
+    assert list(hashes(release())) == [
+        ".eval_results/planning.yaml",
+        ".eval_results/policy_alone.yaml",
         "README.md",
         "adapters/push/adapter_config.json",
         "adapters/push/adapter_model.safetensors",
@@ -146,7 +152,7 @@ def test_a_release_loads_and_acts_as_the_checkpoint(root: Path) -> None:
 
 
 def test_the_same_run_gives_the_same_bytes(root: Path) -> None:
-    assert hub.hashes(release()) == hub.hashes(release())
+    assert hashes(release()) == hashes(release())
 
 
 @pytest.mark.parametrize("stage", ["finetune", "evaluate", "adapt/push"])
@@ -233,12 +239,12 @@ def test_texts_cannot_break_the_card(root: Path) -> None:
 )
 def test_names_that_cannot_be_repos_are_refused(repo_id: str) -> None:
     with pytest.raises(ValueError, match=r"publish\.repo_id"):
-        hub.check_repo_id(repo_id)
+        check_repo_id(repo_id)
 
 
 def test_names_that_can_be_repos_are_accepted() -> None:
     for repo_id in ("me/eft", "some-one/Eft_1.0-mt50"):
-        hub.check_repo_id(repo_id)
+        check_repo_id(repo_id)
 
 
 @pytest.fixture
@@ -254,34 +260,38 @@ def api(server, monkeypatch: pytest.MonkeyPatch) -> HfApi:
     return HfApi(endpoint=server.url, token=SERVER["TOKEN"])
 
 
-SETTINGS = config.Publish(repo_id="me/eft-test", private=True, tag="v1")
+REPO = "me/eft-test"
+
+
+def push_as(folder: Path, api: HfApi, tag: str = "v1") -> Pushed:
+    return push(folder, REPO, private=True, tag=tag, api=api)
 
 
 def test_a_push_makes_the_repo_equal_to_the_folder(root: Path, server, api: HfApi) -> None:
-    folder = release(SETTINGS.repo_id)
-    pushed = hub.push(folder, SETTINGS, api)
+    folder = release(REPO)
+    pushed = push_as(folder, api)
     repo = server.repos["me/eft-test"]
     assert repo.private
     assert pushed == ("me/eft-test", repo.commits[-1].hash, True)
     assert repo.tags == {"v1": pushed.commit}
     there = {name: file.content for name, file in repo.commits[-1].files.items() if name != ".gitattributes"}
-    assert there == {name: (folder / name).read_bytes() for name in hub.hashes(folder)}
+    assert there == {name: (folder / name).read_bytes() for name in hashes(folder)}
 
 
 def test_nothing_new_makes_no_commit(root: Path, server, api: HfApi) -> None:
-    folder = release(SETTINGS.repo_id)
-    first = hub.push(folder, SETTINGS, api)
-    again = hub.push(folder, SETTINGS, api)
+    folder = release(REPO)
+    first = push_as(folder, api)
+    again = push_as(folder, api)
     assert again == (first.repo, first.commit, False)
     assert len(server.repos["me/eft-test"].commits) == 2
 
 
 def test_a_changed_release_replaces_the_old_one(root: Path, server, api: HfApi) -> None:
-    folder = release(SETTINGS.repo_id)
-    first = hub.push(folder, SETTINGS, api)
+    folder = release(REPO)
+    first = push_as(folder, api)
     (folder / "replay.mp4").unlink()
     (folder / "metrics.json").write_text("{}")
-    second = hub.push(folder, config.Publish(repo_id="me/eft-test", private=True, tag="v2"), api)
+    second = push_as(folder, api, "v2")
     repo = server.repos["me/eft-test"]
     assert second.new
     assert "replay.mp4" not in repo.commits[-1].files
@@ -290,11 +300,11 @@ def test_a_changed_release_replaces_the_old_one(root: Path, server, api: HfApi) 
 
 
 def test_a_version_s_tag_does_not_move(root: Path, server, api: HfApi) -> None:
-    folder = release(SETTINGS.repo_id)
-    first = hub.push(folder, SETTINGS, api)
+    folder = release(REPO)
+    first = push_as(folder, api)
     (folder / "metrics.json").write_text("{}")
     with pytest.raises(ValueError, match=r"publish\.tag 'v1' is on another commit"):
-        hub.push(folder, SETTINGS, api)
+        push_as(folder, api)
     assert server.repos["me/eft-test"].tags == {"v1": first.commit}
 
 
@@ -302,7 +312,7 @@ def test_a_repo_with_something_else_in_it_is_left_alone(root: Path, server, api:
     api.create_repo("me/eft-test")
     api.upload_file(path_or_fileobj=b"mine", path_in_repo="thesis.txt", repo_id="me/eft-test")
     with pytest.raises(ValueError, match=r"already holds other files \(thesis\.txt\)"):
-        hub.push(release(SETTINGS.repo_id), SETTINGS, api)
+        push_as(release(REPO), api)
     assert "thesis.txt" in server.repos["me/eft-test"].commits[-1].files
 
 
@@ -319,13 +329,13 @@ def test_a_repo_with_something_else_in_it_is_left_alone(root: Path, server, api:
 def test_a_refused_push_says_what_to_do_and_can_be_repeated(
     root: Path, server, api: HfApi, part: str, status: int, advice: str
 ) -> None:
-    folder = release(SETTINGS.repo_id)
+    folder = release(REPO)
     server.failures.append((part, status))
     with pytest.raises(OSError, match=advice) as error:
-        hub.push(folder, SETTINGS, api)
+        push_as(folder, api)
     assert SERVER["TOKEN"] not in str(error.value)
     sent = len([request for request in server.requests if request[0] == "PUT"])
-    pushed = hub.push(folder, SETTINGS, api)
+    pushed = push_as(folder, api)
     assert pushed.new
     assert server.repos["me/eft-test"].tags == {"v1": pushed.commit}
     if part == "/commit/":
@@ -336,14 +346,14 @@ def test_a_wrong_token_does_not_show(root: Path, server, monkeypatch: pytest.Mon
     wrong = "hf_" + "w" * 34
     monkeypatch.setenv("HF_TOKEN", wrong)
     with pytest.raises(OSError, match="hf auth login") as error:
-        hub.push(release(SETTINGS.repo_id), SETTINGS, HfApi(endpoint=server.url))
+        push_as(release(REPO), HfApi(endpoint=server.url))
     assert "hf_w" not in str(error.value)
 
 
 def test_a_server_that_is_not_there(root: Path, api: HfApi) -> None:
     nowhere = HfApi(endpoint="http://127.0.0.1:9", token=SERVER["TOKEN"])
     with pytest.raises(OSError, match="Check the network, then run `dvc repro publish` again"):
-        hub.push(release(SETTINGS.repo_id), SETTINGS, nowhere)
+        push_as(release(REPO), nowhere)
 
 
 @pytest.mark.slow
@@ -360,7 +370,7 @@ def test_the_stage_pushes_and_the_agent_comes_back(root: Path, server) -> None:
     receipt = json.loads((root / "checkpoints/publish/metrics/receipt.json").read_text())
     repo = server.repos["me/eft-test"]
     assert (receipt["repo"], receipt["commit"], receipt["tag"]) == ("me/eft-test", repo.commits[-1].hash, "v1")
-    assert receipt["files"] == hub.hashes(root / "checkpoints/publish/release")
+    assert receipt["files"] == hashes(root / "checkpoints/publish/release")
     code = """
 import numpy as np
 from pipeline.agent import Agent
