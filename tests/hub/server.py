@@ -77,6 +77,7 @@ class Hub:
         self.cuts: list[tuple[str, int]] = []  # (part of a path, bytes): each cuts one answer after so many bytes
         self.seconds_per_answer = 0.0
         self.url = ""
+        self.token = TOKEN
 
 
 class Refused(Exception):
