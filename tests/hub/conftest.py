@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -117,10 +118,19 @@ def write_metrics(checkpoints: Path, base: str) -> None:
     write_json(checkpoints / "evaluate/videos/index.json", videos)
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project folder with a finished run, which tests only copy, and the release made of it in `ready/`."""
+    folder = tmp_path_factory.mktemp("run")
+    write_run(folder)
+    write_release(folder, read_results(folder), folder / "ready", "me/eft-test")
+    return folder
+
+
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project folder with a finished run, and the working directory in it."""
-    write_run(tmp_path)
+def root(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the finished run, which is the working folder."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -88,6 +88,7 @@ class Refused(Exception):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # header and body in one packet: else each answer waits for the client's delayed acknowledgement
     hub: Hub
 
     def do_GET(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,10 +32,8 @@ def push_as(folder: Path, api: HfApi, tag: str = "v1") -> Pushed:
     return push(folder, REPO, private=True, tag=tag, api=api)
 
 
-def test_a_push_makes_the_repo_equal_to_the_folder(
-    root: Path, server, api: HfApi, release: Callable[..., Path]
-) -> None:
-    folder = release(REPO)
+def test_a_push_makes_the_repo_equal_to_the_folder(root: Path, server, api: HfApi) -> None:
+    folder = Path("ready")
     pushed = push_as(folder, api)
     repo = server.repos["me/eft-test"]
     assert repo.private
@@ -46,16 +43,16 @@ def test_a_push_makes_the_repo_equal_to_the_folder(
     assert there == {name: (folder / name).read_bytes() for name in hashes(folder)}
 
 
-def test_nothing_new_makes_no_commit(root: Path, server, api: HfApi, release: Callable[..., Path]) -> None:
-    folder = release(REPO)
+def test_nothing_new_makes_no_commit(root: Path, server, api: HfApi) -> None:
+    folder = Path("ready")
     first = push_as(folder, api)
     again = push_as(folder, api)
     assert again == (first.repo, first.commit, False)
     assert len(server.repos["me/eft-test"].commits) == 2
 
 
-def test_a_changed_release_replaces_the_old_one(root: Path, server, api: HfApi, release: Callable[..., Path]) -> None:
-    folder = release(REPO)
+def test_a_changed_release_replaces_the_old_one(root: Path, server, api: HfApi) -> None:
+    folder = Path("ready")
     first = push_as(folder, api)
     (folder / "replay.mp4").unlink()
     (folder / "metrics.json").write_text("{}")
@@ -67,8 +64,8 @@ def test_a_changed_release_replaces_the_old_one(root: Path, server, api: HfApi, 
     assert repo.tags == {"v1": first.commit, "v2": second.commit}
 
 
-def test_a_version_s_tag_does_not_move(root: Path, server, api: HfApi, release: Callable[..., Path]) -> None:
-    folder = release(REPO)
+def test_a_version_s_tag_does_not_move(root: Path, server, api: HfApi) -> None:
+    folder = Path("ready")
     first = push_as(folder, api)
     (folder / "metrics.json").write_text("{}")
     with pytest.raises(ValueError, match=r"publish\.tag 'v1' is on another commit"):
@@ -76,13 +73,11 @@ def test_a_version_s_tag_does_not_move(root: Path, server, api: HfApi, release: 
     assert server.repos["me/eft-test"].tags == {"v1": first.commit}
 
 
-def test_a_repo_with_something_else_in_it_is_left_alone(
-    root: Path, server, api: HfApi, release: Callable[..., Path]
-) -> None:
+def test_a_repo_with_something_else_in_it_is_left_alone(root: Path, server, api: HfApi) -> None:
     api.create_repo("me/eft-test")
     api.upload_file(path_or_fileobj=b"mine", path_in_repo="thesis.txt", repo_id="me/eft-test")
     with pytest.raises(ValueError, match=r"already holds other files \(thesis\.txt\)"):
-        push_as(release(REPO), api)
+        push_as(Path("ready"), api)
     assert "thesis.txt" in server.repos["me/eft-test"].commits[-1].files
 
 
@@ -97,9 +92,9 @@ def test_a_repo_with_something_else_in_it_is_left_alone(
     ],
 )
 def test_a_refused_push_says_what_to_do_and_can_be_repeated(
-    root: Path, server, api: HfApi, part: str, status: int, advice: str, release: Callable[..., Path]
+    root: Path, server, api: HfApi, part: str, status: int, advice: str
 ) -> None:
-    folder = release(REPO)
+    folder = Path("ready")
     server.failures.append((part, status))
     with pytest.raises(OSError, match=advice) as error:
         push_as(folder, api)
@@ -112,17 +107,15 @@ def test_a_refused_push_says_what_to_do_and_can_be_repeated(
         assert len([request for request in server.requests if request[0] == "PUT"]) == sent > 0
 
 
-def test_a_wrong_token_does_not_show(
-    root: Path, server, monkeypatch: pytest.MonkeyPatch, release: Callable[..., Path]
-) -> None:
+def test_a_wrong_token_does_not_show(root: Path, server, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = "hf_" + "w" * 34
     monkeypatch.setenv("HF_TOKEN", wrong)
     with pytest.raises(OSError, match="hf auth login") as error:
-        push_as(release(REPO), HfApi(endpoint=server.url))
+        push_as(Path("ready"), HfApi(endpoint=server.url))
     assert "hf_w" not in str(error.value)
 
 
-def test_a_server_that_is_not_there(root: Path, server, api: HfApi, release: Callable[..., Path]) -> None:
+def test_a_server_that_is_not_there(root: Path, server, api: HfApi) -> None:
     nowhere = HfApi(endpoint="http://127.0.0.1:9", token=server.token)
     with pytest.raises(OSError, match="Check the network, then run `dvc repro publish` again"):
-        push_as(release(REPO), nowhere)
+        push_as(Path("ready"), nowhere)
