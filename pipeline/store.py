@@ -35,6 +35,11 @@ from pipeline.tasks.spec import TaskSpec, parse_spec
 FORMAT = 1  # of tasks.json and task.json
 CHECKPOINT_FILES = ["config.json", "model.safetensors", "tasks.json", "task_embeddings/*"]
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors", "task.json", "task_embeddings/*"]
+RELEASE_FILES = [
+    *CHECKPOINT_FILES, "README.md", "metrics.json", "replay.mp4", ".eval_results/*.yaml",
+    *(f"adapters/*/{name}" for name in ADAPTER_FILES),
+]  # fmt: skip
+DEMOS_FILES = ["README.md", "*/episodes.parquet"]
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
@@ -69,7 +74,9 @@ class AdapterTask(NamedTuple):
     obs_std: Tensor | None
 
 
-def fetch(source: str | Path, revision: str | None, files: list[str], subfolder: str = "") -> Found:
+def fetch(
+    source: str | Path, revision: str | None, files: list[str], subfolder: str = "", kind: str = "model"
+) -> Found:
     """Find a checkpoint or adapter, downloading it from the Hub if `source` is a repo id.
 
     All files come from one commit, whatever is pushed meanwhile. Without a network the Hub's cache answers.
@@ -79,6 +86,7 @@ def fetch(source: str | Path, revision: str | None, files: list[str], subfolder:
         revision: commit, tag or branch on the Hub; None for the newest.
         files: patterns of the files to download, within `subfolder`.
         subfolder: where in the folder or repo to look.
+        kind: of the repo, `model` or `dataset`.
 
     Raises:
         ValueError: `source` is neither a folder nor a repo id, or a file is a link that leads out of it.
@@ -94,7 +102,8 @@ def fetch(source: str | Path, revision: str | None, files: list[str], subfolder:
     else:
         if not REPO_ID.fullmatch(str(source)):
             raise ValueError(f"{source} is neither a folder that exists nor a repo id of the form owner/name.")
-        snapshot = download(str(source), revision, [f"{subfolder}/{name}" if subfolder else name for name in files])
+        patterns = [f"{subfolder}/{name}" if subfolder else name for name in files]
+        snapshot = download(str(source), revision, patterns, kind)
         # The cache's own links lead from snapshots/<commit>/ to blobs/ beside it.
         folder, commit, inside = snapshot / subfolder, snapshot.name, snapshot.parent.parent
     _refuse_links(folder, files, inside)
@@ -118,10 +127,16 @@ def download(repo: str, revision: str | None, patterns: list[str] | None, kind: 
         ) from None
 
 
+def listed(folder: Path, patterns: list[str]) -> list[str]:
+    """Return the files of a folder that patterns name, by their paths in it."""
+    paths = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
+
+
 def _refuse_links(folder: Path, files: list[str], inside: Path) -> None:
     """Refuse links by which a folder from elsewhere would have other files of this machine read."""
     limit = inside.resolve()
-    for path in {folder, *(path for pattern in files for path in folder.glob(pattern))}:
+    for path in [folder, *(folder / name for name in listed(folder, files))]:
         if not path.resolve().is_relative_to(limit):
             raise ValueError(
                 f"{path} is a link that leads out of {inside}: it was not followed. Copy the file there instead "

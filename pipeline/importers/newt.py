@@ -200,7 +200,7 @@ def _load(path: Path) -> dict[str, Any]:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.serialization.safe_globals(stand_ins))
             state = torch.load(path, map_location="cpu", weights_only=True)
-        columns = state["_tensordict"] if "_tensordict" in state else state
+        columns = state.get("_tensordict", state)
         return {str(name): value for name, value in columns.items()}
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist.") from None

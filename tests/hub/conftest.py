@@ -160,6 +160,21 @@ def api(server, monkeypatch: pytest.MonkeyPatch) -> HfApi:
 
 
 @pytest.fixture
+def here(server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The server, for clients within this process, logged in and with an empty cache."""
+    constants = "huggingface_hub.constants"
+    monkeypatch.setattr(f"{constants}.ENDPOINT", server.url)
+    monkeypatch.setattr(
+        f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(f"{constants}.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(f"{constants}.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", server.url)
+    monkeypatch.setenv("HF_TOKEN", server.token)
+    return server
+
+
+@pytest.fixture
 def client(root: Path, server) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs Python in a process of its own, logged in to the server, with a cache of its own in `root`."""
     environment = os.environ | {
