@@ -73,7 +73,7 @@ def _check_evaluated(folder: Path, results: Results) -> None:
     if evaluated != weights:
         raise ValueError(
             f"checkpoints/finetune/model holds the weights {weights[:16]}, but the scores are of "
-            f"{(evaluated or 'weights they do not name')[:16]}: only what was evaluated is released. "
+            f"{evaluated[:16] if evaluated else 'weights they do not name'}: only what was evaluated is released. "
             "Run `dvc repro evaluate`."
         )
 

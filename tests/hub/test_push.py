@@ -119,3 +119,29 @@ def test_a_server_that_is_not_there(root: Path, server, api: HfApi) -> None:
     nowhere = HfApi(endpoint="http://127.0.0.1:9", token=server.token)
     with pytest.raises(OSError, match="Check the network, then run `dvc repro publish` again"):
         push_as(Path("ready"), nowhere)
+
+
+def test_someone_else_s_push_meanwhile_is_not_overwritten(root: Path, server, api: HfApi) -> None:
+    push_as(Path("ready"), api)
+    Path("ready/metrics.json").write_text("{}")
+    repo = server.repos["me/eft-test"]
+    theirs = repo.commits[-1].files
+
+    class Racing(HfApi):
+        def create_commit(self, *args, **kwargs):
+            repo.add("theirs", theirs | {"notes.md": theirs["README.md"]})
+            return super().create_commit(*args, **kwargs)
+
+    with pytest.raises(OSError, match="Someone else has pushed"):
+        push_as(Path("ready"), Racing(endpoint=server.url, token=server.token), "v2")
+    assert repo.commits[-1].message == "theirs"
+    assert "v2" not in repo.tags
+
+
+def test_an_upload_that_is_cut_is_continued(root: Path, server, api: HfApi) -> None:
+    server.failures += [("/large/", 410)] * 20  # the link it uploads to has run out
+    with pytest.raises(OSError, match="it goes on where it stopped"):
+        push_as(Path("ready"), api)
+    server.failures.clear()
+    assert len(server.repos["me/eft-test"].commits) == 1  # nothing half is ever shown
+    assert push_as(Path("ready"), api).new

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, parse_eval_result_entries
+from ruamel.yaml import YAML
 
 from pipeline.agent import Agent
 from pipeline.hub.push import hashes
@@ -80,6 +81,46 @@ def test_tokens_and_paths_of_this_machine_are_refused(root: Path, secret: str, r
         release()
     assert "hf_a" not in str(error.value)
     assert not Path("release").exists()
+
+
+def test_only_what_was_evaluated_is_released(root: Path, release: Callable[..., Path]) -> None:
+    path = root / "checkpoints/evaluate/metrics/scores.json"
+    scores = json.loads(path.read_text())
+    path.write_text(json.dumps(scores | {"weights": {"finetune": "0" * 64}}))
+    with pytest.raises(ValueError, match="the scores are of 0000000000000000: only what was evaluated"):
+        release()
+    path.write_text(json.dumps({key: value for key, value in scores.items() if key != "weights"}))
+    with pytest.raises(ValueError, match="weights they do not name"):
+        release()
+
+
+def test_adapters_of_another_base_are_not_released(root: Path, release: Callable[..., Path]) -> None:
+    path = root / "checkpoints/adapt/push/adapter/task.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base": "0" * 64}))
+    with pytest.raises(ValueError, match="adapter for push was trained on the weights 0000"):
+        release()
+
+
+def test_a_release_describes_its_tasks(root: Path, release: Callable[..., Path]) -> None:
+    content = json.loads((release() / "tasks.json").read_text())
+    assert content["encoder"] == "hashed-ngrams-16"
+    for entry in content["tasks"]:
+        assert {"obs_mean", "obs_std", "discount", "task"} == entry.keys()
+        assert entry["task"]["score"] == "return/1000"
+
+
+@pytest.mark.parametrize(("demos", "dataset"), [(None, "nicklashansen/mmbench"), ("me/demos", "me/demos")])
+def test_scores_are_in_the_hub_s_own_form(root: Path, release, demos: str | None, dataset: str) -> None:
+    folder = release("me/eft-test", demos_repo_id=demos)
+    for name, value in (("planning", 0.6123), ("policy_alone", 0.6123)):
+        entries = parse_eval_result_entries(YAML(typ="safe").load(folder / f".eval_results/{name}.yaml"))
+        assert [(one.dataset_id, one.task_id) for one in entries] == [(dataset, "walk"), (dataset, "reach")]
+        assert entries[0].value == value
+        assert entries[0].source_url == "https://huggingface.co/me/eft-test"
+        assert "10 episodes" in str(entries[0].notes)
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.to_dict().get("datasets") == ([demos] if demos else None)
+    assert card.data.to_dict()["model-index"][0]["results"]
 
 
 # --- the card ---------------------------------------------------------------------------------------------------------
