@@ -35,9 +35,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--file", default="", metavar="PATH", help="the file or folder within SOURCE")
     parser.add_argument("--revision", metavar="REV", help="commit, tag or branch on the Hub (default: the newest)")
     parser.add_argument("--task", metavar="NAME", help="the task that the demonstrations are of")
-    parser.add_argument(
-        "--only", metavar="TEXT", help="of a LeRobot data set of several tasks, the one with this text"
-    )
+    parser.add_argument("--only", metavar="TEXT", help="of a LeRobot data set of several tasks, the one with this text")
     parser.add_argument(
         "--successful", action="store_true", help="every episode is known to have succeeded, though no file says so"
     )

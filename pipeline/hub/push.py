@@ -147,7 +147,7 @@ def push(folder: str | Path, repo: str, private: bool, tag: str | None, api: HfA
         assert commit is not None
         if tag:
             _tag(api, found, tag, commit, new)
-    except (OSError, HTTPError) as error:
+    except (OSError, HTTPError, RuntimeError) as error:  # the last: the client's word for an upload that broke off
         raise OSError(_explain(error, repo)) from None
     return Pushed(repo, commit, new)
 
@@ -190,7 +190,7 @@ def _tag(api: HfApi, found: Plan, tag: str, commit: str, new: bool) -> None:
 
 
 def _explain(error: Exception, repo: str) -> str:
-    response = getattr(error, "response", None)
+    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
     status = response.status_code if response is not None else None
     advice = {
         401: "Log in with `hf auth login`, or set HF_TOKEN to a token that may write.",
