@@ -69,7 +69,7 @@ class Agent:
         self.commit: str | None = None
         self.encoder: TextEncoder | None = None
         self._adapters = Adapters(model)
-        self._rows: dict[tuple[str, int | None], int] = {}  # of instructions that were said before
+        self._rows: dict[tuple[str, int | None, int], int] = {}  # of instructions that were said before
         self.reset()
 
     @property
@@ -155,7 +155,8 @@ class Agent:
             task: name of a known task; or
             instruction: what to do. One of a known task's instructions, with or without its body, is that task (case
                 and punctuation do not count). A new one is best said as training texts are: `<body> <what to do>`.
-            action_dim: width of the action, for an instruction that belongs to no known task.
+            action_dim: width of the action, for an instruction that belongs to no known task. It may be left out where
+                the known tasks that observe as many values all have one body: the instruction is then for that body.
             plan: with the planner, else with the policy alone.
             explore: with noise, as in training.
 
@@ -165,9 +166,9 @@ class Agent:
         Raises:
             ValueError: the task is unknown, the widths do not fit, or `reset` was for another number of environments.
         """
-        row = self._row(task, instruction, action_dim)
         obs = np.asarray(obs, dtype=np.float32)
         batch = np.atleast_2d(obs)
+        row = self._row(task, instruction, action_dim, batch.shape[-1])
         self._check_obs(obs, batch, self.tasks.get(self.table.names[row]))
         padded = np.zeros((len(batch), self.model.config.obs_dim), dtype=np.float32)
         padded[:, : batch.shape[1]] = batch
@@ -282,7 +283,7 @@ class Agent:
             )
         return self.table.names.index(name)
 
-    def _row(self, task: str | None, instruction: str | None, action_dim: int | None) -> int:
+    def _row(self, task: str | None, instruction: str | None, action_dim: int | None, obs_dim: int) -> int:
         """Return the row of the task table for what `act` was told; a new instruction gets a new row."""
         if (task is None) == (instruction is None):
             raise ValueError(
@@ -294,13 +295,18 @@ class Agent:
                 raise ValueError(f"{task} has {self.tasks[task].action_dim} action dims, not action_dim={action_dim}.")
             return row
         assert instruction is not None
-        if (instruction, action_dim) not in self._rows:
-            self._rows[instruction, action_dim] = self._row_said(instruction, action_dim)
-        return self._rows[instruction, action_dim]
+        said = instruction, action_dim, obs_dim
+        if said not in self._rows:
+            self._rows[said] = self._row_said(*said)
+        return self._rows[said]
 
-    def _row_said(self, instruction: str, action_dim: int | None) -> int:
+    def _row_said(self, instruction: str, action_dim: int | None, obs_dim: int) -> int:
         if (known := self._named(instruction, action_dim)) is not None:
             return self.table.names.index(known)
+        bodies = {(spec.embodiment, spec.action_dim) for spec in self.tasks.values() if spec.obs_dim == obs_dim}
+        if action_dim is None and len(bodies) == 1:
+            body, action_dim = bodies.pop()
+            instruction = instruction if instruction.startswith(body) else f"{body} {instruction}"
         if action_dim is None:
             raise ValueError(
                 f"the instruction {instruction!r} is the text of no known task, so `action_dim` is needed beside it. "
