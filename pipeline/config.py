@@ -234,11 +234,12 @@ class Adapt:
 
 @dataclass(frozen=True, config=_strict)
 class Publish:
-    """The release on the Hugging Face Hub."""
+    """The releases on the Hugging Face Hub."""
 
-    repo_id: str | None  # `user/name`; null makes the release folder and pushes nothing
-    private: bool
-    tag: str | None  # version tag put on the commit
+    repo_id: str | None  # `owner/name` of the model; null makes the release folder and pushes nothing
+    demos_repo_id: str | None  # `owner/name` of the demonstrations' data set; null likewise
+    private: bool  # new repos are private; one that exists stays as it is
+    tag: str | None  # version tag put on the commits
 
 
 SECTIONS: dict[str, type] = {

@@ -28,10 +28,11 @@ def main() -> None:
     seed = config.load_seed()
     accelerator, summary = start(runtime, seed), Summary("evaluate")
     specs = registry.get(tasks.train, tasks.folder)
-    actors = {
-        name: Agent.from_pretrained(CHECKPOINTS / name / "model", device=accelerator.device).actor
+    agents = {
+        name: Agent.from_pretrained(CHECKPOINTS / name / "model", device=accelerator.device)
         for name in ("pretrain", "finetune")
     }
+    actors = {name: agent.actor for name, agent in agents.items()}
     results = play(actors, specs, settings, runtime, seed)
     told_other = play_pairs(actors["finetune"], tasks, specs, settings, runtime, seed)
 
@@ -47,7 +48,8 @@ def main() -> None:
     with atomic_folder(OUT / "videos") as folder:
         film(actors["finetune"], specs, settings, seed, folder)
     with atomic_folder(OUT / "metrics") as folder:
-        write_json(folder / "scores.json", {"models": models, "mean": means, "pairs": pairs})
+        weights = {name: agent.base for name, agent in agents.items()}  # only what was evaluated is released
+        write_json(folder / "scores.json", {"models": models, "mean": means, "pairs": pairs, "weights": weights})
         summary.write(folder, episodes=settings.episodes)
     for name, modes in means.items():
         print(
