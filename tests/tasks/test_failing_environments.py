@@ -145,10 +145,10 @@ class Half:
 def test_only_whole_episodes_reach_the_replay(trouble, num_workers):
     specs = [
         trouble("fine"),
-        trouble("sick", trouble="nan", when=0.4),
-        trouble("rude", trouble="raises", at=5, when=0.4),
+        trouble("sick", trouble="nan", when=0.25),
+        trouble("rude", trouble="raises", at=5, when=0.25),
         trouble("ends", terminates=2),
-        *([trouble("deadly", trouble="dies", when=0.3)] if num_workers else []),
+        *([trouble("deadly", trouble="dies", when=0.15)] if num_workers else []),
     ]
     kept = []
     replay = SimpleNamespace(add=lambda *episode, imitation: kept.append(episode))
