@@ -30,6 +30,7 @@ examples:
   eft tasks                                    every task of the catalogue
   eft tasks --suite dmcontrol --tag locomotion
   eft tasks walker-run                         one task, with all its texts
+  eft tasks --check                            which domains work on this machine
   eft check-task my_tasks/juggle.yaml --frame juggle.png
   eft act checkpoints/finetune/model --task walker-run --video run.mp4
   eft act checkpoints/finetune/model --task walker-run --instruction "Stand still."
@@ -75,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     tasks.add_argument("--split", help="only train, held_out, extra or custom ones")
     tasks.add_argument("--tag", help="only tasks with this tag, e.g. locomotion")
     tasks.add_argument("--json", action="store_true", help="print a JSON list of objects")
+    tasks.add_argument("--check", action="store_true", help="start one task of each domain: which work here?")
     _add_folder(tasks)
 
     check = _command(
@@ -110,8 +112,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def list_tasks(options: argparse.Namespace) -> None:
-    """Print the tasks of the catalogue as a table or JSON, or one of them in full."""
+def list_tasks(options: argparse.Namespace) -> int:
+    """Print the tasks of the catalogue as a table or JSON, or one of them in full, or which domains work."""
     from pipeline.tasks import registry
 
     folder = _own_folder(options)
@@ -123,12 +125,28 @@ def list_tasks(options: argparse.Namespace) -> None:
     ):
         if wanted is not None:
             specs = _choose(specs, key, wanted, values)
+    if options.check:
+        return _check_domains(specs)
     if options.json:
         print(json.dumps([{**dataclasses.asdict(spec), "domain": spec.suite} for spec in specs], indent=2))
     elif options.name:
         _print_task(specs[0])
     else:
         _print_table(specs)
+    return 0
+
+
+def _check_domains(specs: list[TaskSpec]) -> int:
+    """Start one task of each domain and print a line for each; 2 if a domain is installed and broken."""
+    from pipeline.tasks import domains
+
+    print(f"{'domain':<14} {'tasks':>5}  {'state':<8} detail", flush=True)
+    states = []
+    for status in domains.check(specs):
+        states.append(status.state)
+        print(f"{status.suite:<14} {status.num_tasks:>5}  {status.state:<8} {status.detail}", flush=True)
+    print(f"{states.count('works')} of {len(states)} domains work on this machine.")
+    return 2 if "broken" in states else 0
 
 
 def check_task(options: argparse.Namespace) -> int:
