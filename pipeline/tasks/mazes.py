@@ -19,7 +19,7 @@ class Maze:
         clearance: how near to a wall the middle of the body can come.
 
     Raises:
-        ValueError: the drawing is not closed, has rows of different length, no start or no goal.
+        ValueError: the drawing is not closed, has rows of different length, no start or no goal, or no way to one.
     """
 
     def __init__(self, drawing: str, clearance: float):
@@ -34,6 +34,9 @@ class Maze:
         if not self.walls[border].all() or not len(self.starts) or not len(self.goals):
             raise ValueError(f"a maze needs walls all around, a start S and a goal G, not\n{drawing}")
         self._free = self._away_from_walls(clearance)
+        way = self.distances(self.goals[0])
+        if (way.at(np.concatenate([self.starts, self.goals])) > way.longest).any():
+            raise ValueError(f"no body {2 * clearance:g} cells wide gets from every start to every goal of\n{drawing}")
 
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Draw a start and a goal, (2,) each, up to a quarter of a cell off the middles of their cells."""
@@ -59,7 +62,7 @@ class Maze:
         longest = float(values[np.isfinite(values)].max())
         for _ in range(3):  # a body pressed into a corner still sees a way out of it
             values = np.minimum(values, _neighbours(values))
-        return Distances(np.where(np.isfinite(values), values, longest), longest)
+        return Distances(np.where(np.isfinite(values), values, 2 * longest), longest)
 
     def _away_from_walls(self, clearance: float) -> np.ndarray:
         """Return which nodes the middle of the body can be at."""
