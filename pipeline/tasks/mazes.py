@@ -60,8 +60,7 @@ class Maze:
         near = np.where(self._free & (straight < 2 / _NODES), straight, np.inf)
         values = _spread(near, self._free)
         longest = float(values[np.isfinite(values)].max())
-        for _ in range(3):  # a body pressed into a corner still sees a way out of it
-            values = np.minimum(values, _neighbours(values))
+        values = np.minimum(values, _neighbours(values))  # for interpolating right at a wall; the other side is further
         return Distances(np.where(np.isfinite(values), values, 2 * longest), longest)
 
     def _away_from_walls(self, clearance: float) -> np.ndarray:

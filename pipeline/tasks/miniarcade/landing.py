@@ -35,7 +35,7 @@ class Landing(Game):
         turn = 0.97 * turn + THRUSTER * action[:, 1]
         tilt = tilt + turn
         vx, vy = vx - engine * np.sin(tilt), vy + engine * np.cos(tilt) - GRAVITY
-        x, y = np.clip(x + vx, 0, 1), np.minimum(y + vy, 1.1)
+        x, y = np.clip(x + vx, 0, 1), np.minimum(y + vy, 1)
         down = y <= FLOOR
         whole = (np.abs(x - pad) <= PAD) & (np.hypot(vx, vy) <= SLOW) & (np.abs(tilt) <= STRAIGHT)
         moved = np.stack([x, np.maximum(y, FLOOR), vx, vy, tilt, turn, down & whole, down & ~whole, pad], axis=1)
