@@ -1,4 +1,8 @@
-"""Scripted experts for RoboDesk: where the hand should go next, from what is observed alone."""
+"""Scripted experts for RoboDesk: where the hand should go next, from what is observed alone.
+
+The drawer has none: pulled by its handle, the arm folds up to its joint limits before the drawer is half open. The door
+is opened in time only where it stands ajar at the start: the arm pushes it by no more than 6 mm per agent step.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-_HAND, _DRAWER, _SLIDE, _BLOCK = slice(18, 21), 21, 22, slice(43, 46)  # places in the observation; m
+_HAND, _SLIDE, _BLOCK = slice(18, 21), 22, slice(43, 46)  # places in the observation; m
 _BUTTONS = {"red": -0.45, "green": -0.25, "blue": -0.05}  # x of the buttons
 _BUTTON_Y, _BUTTON_Z = 0.625, 0.76
 _STEP = 0.01  # m per simulator step at full action
@@ -55,32 +59,19 @@ def _slide(obs: np.ndarray) -> tuple[np.ndarray, float]:
     return handle + [0.2, 0, 0], 1.0
 
 
-def _drawer(obs: np.ndarray) -> tuple[np.ndarray, float]:
-    """Reach down between the drawer and the bar of its handle, then pull."""
-    hand, bar = obs[_HAND], np.array([0.0, 0.49 + obs[_DRAWER], 0.665])
-    behind = hand[1] - bar[1]
-    if hand[2] < 0.69 and 0 < behind and abs(hand[0]) < 0.07:
-        return np.array([0.0, bar[1] - 0.1, 0.66]), 1.0
-    if abs(hand[0]) < 0.06 and 0.02 < behind < 0.07:
-        return np.array([0.0, bar[1] + 0.045, 0.64]), 0.5
-    if hand[2] > 0.8:
-        return np.array([-0.25, 0.45, 0.75]), 0.7
-    return np.array([-0.03, bar[1] + 0.045, 0.75]), 0.5
-
-
 def _block_in_bin(obs: np.ndarray) -> tuple[np.ndarray, float]:
     """Push the block in line with the bin, then over the edge of the desk."""
     hand, block = obs[_HAND], obs[_BLOCK]
     if block[2] < 0.7:
         return np.array([hand[0], hand[1], 0.95]), 0.3
     if 0.31 < block[0] < 0.49:
-        way, room = np.array([0.0, -1.0]), 0.1
+        way, room = np.array([0.0, -1.0]), 0.12
     else:
         way, room = np.array([1.0 if block[0] < 0.4 else -1.0, 0.0]), 0.12
     offset = hand[:2] - block[:2]
     along, aside = offset @ way, offset - (offset @ way) * way
     start = block[:2] - room * way
-    if along < -0.01 and np.linalg.norm(aside) < 0.04 and hand[2] < 0.81:
+    if along < -0.01 and np.linalg.norm(aside) < 0.05 and hand[2] < 0.83:
         return np.array([*(block[:2] + 0.1 * way), 0.78]), 0.4
     if np.linalg.norm(hand[:2] - start) < 0.03:
         return np.array([*start, 0.77]), 0.5
@@ -92,6 +83,5 @@ def _block_in_bin(obs: np.ndarray) -> tuple[np.ndarray, float]:
 _REACHES: dict[str, Reach] = {
     **{f"push_{colour}": _press(colour) for colour in _BUTTONS},
     "open_slide": _slide,
-    "open_drawer": _drawer,
     "flat_block_in_bin": _block_in_bin,
 }
