@@ -42,6 +42,10 @@ class DomainUnavailable(ImportError):
     """The simulator of a domain is not installed, or does not start; the message says which, and what to do."""
 
 
+class AssetsUnavailable(RuntimeError):
+    """A task needs files that are not on this machine and could not be fetched; the message says which, and how."""
+
+
 def adapter(suite: str) -> Any:
     """Import and return the adapter class of a suite.
 
