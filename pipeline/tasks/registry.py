@@ -91,6 +91,7 @@ def make(spec: TaskSpec, obs_dim: int, action_dim: int, render_size: int = 0) ->
     Raises:
         ValueError: the simulator does not know the task, or widths do not fit.
         ImportError: the simulator's package is not installed.
+        SimulatorUnavailable: it is, but this machine lacks a device or files it needs.
     """
     try:
         simulator = _simulator(spec, render_size)
@@ -111,6 +112,8 @@ def _simulator(spec: TaskSpec, render_size: int) -> Simulator:
         from pipeline.tasks.metaworld import MetaWorld as Adapter
     elif spec.suite == "gymnasium":
         from pipeline.tasks.any_gymnasium import GymnasiumTask as Adapter
+    elif spec.suite == "maniskill":
+        from pipeline.tasks.maniskill import ManiSkill as Adapter
     else:
         from pipeline.tasks.dmcontrol import DMControl as Adapter
     return Adapter(spec.env_id, spec.env_kwargs, render_size)
