@@ -13,8 +13,8 @@ from mani_skill.utils import assets
 from mani_skill.utils.registration import REGISTERED_ENVS
 
 from pipeline.config import near
+from pipeline.tasks.domains import AssetsUnavailable, DomainUnavailable
 from pipeline.tasks.maniskill_variants import VARIANTS
-from pipeline.tasks.task_env import SimulatorUnavailable
 
 
 class ManiSkill:
@@ -31,7 +31,8 @@ class ManiSkill:
 
     Raises:
         ValueError: no such task.
-        SimulatorUnavailable: this machine has no Vulkan device, or lacks files that the task needs.
+        DomainUnavailable: this machine has no Vulkan device.
+        AssetsUnavailable: files that the task needs are not on this machine.
     """
 
     def __init__(self, env_id: str, env_kwargs: dict[str, Any], render_size: int = 0) -> None:
@@ -64,7 +65,7 @@ class ManiSkill:
         except RuntimeError as error:
             if "rendering device" not in str(error):
                 raise
-            raise SimulatorUnavailable(
+            raise DomainUnavailable(
                 "ManiSkill found no Vulkan device, which it needs even where nothing is drawn. Without a GPU, Mesa's "
                 "lavapipe 24.3 or newer will do: on Debian 12 `apt install -t bookworm-backports "
                 "mesa-vulkan-drivers`, on newer Debian or Ubuntu `apt install mesa-vulkan-drivers`."
@@ -108,7 +109,7 @@ def _require(names: list[str]) -> None:
             f"{name} in {assets.DATA_SOURCES[name].output_dir / assets.DATA_SOURCES[name].target_path}"
             for name in missing
         )
-        raise SimulatorUnavailable(
+        raise AssetsUnavailable(
             f"the files it needs are not on this machine: {places}. Fetch them with "
             + " and ".join(f"`python -m mani_skill.utils.download_asset {name}`" for name in missing)
             + " (MS_ASSET_DIR moves them elsewhere)."

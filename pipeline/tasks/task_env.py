@@ -15,10 +15,6 @@ class SimulationError(RuntimeError):
     """A simulator failed or returned what it must not; names task, step and action."""
 
 
-class SimulatorUnavailable(RuntimeError):
-    """A simulator's package is installed, but this machine lacks a device or files it needs; says how to get them."""
-
-
 class Simulator(Protocol):
     """What an adapter gives: one simulator, unpadded, without action repeat or time limit."""
 
