@@ -64,7 +64,7 @@ class Language:
     """The frozen text encoder."""
 
     encoder: str  # a Hub id, a folder, or `hashed-ngrams-<width>` (no download, for tests)
-    phrasings: Count  # phrasings of each instruction used in training, the first being the canonical one
+    phrasings: Count  # phrasings of each instruction used in training, the canonical one first; never the last one
 
 
 @dataclass(frozen=True, config=_strict)
@@ -187,6 +187,7 @@ class Evaluate:
     """Scores that are reported."""
 
     episodes: Annotated[int, Field(ge=2)]  # per task and mode
+    phrasing: Literal["canonical", "unseen"]  # what the evaluate stage tells it; unseen: the one training never draws
     confidence: Annotated[float, Field(gt=0, lt=1)]  # of the bootstrap intervals
     bootstrap_samples: Count
     video_size: CountOrZero  # pixels of a video's side; 0 = no videos

@@ -29,7 +29,7 @@ def main() -> None:
     accelerator, summary = start(runtime, seed), Summary("evaluate")
     specs = registry.get(tasks.train, tasks.folder)
     actors = {
-        name: Agent.from_pretrained(CHECKPOINTS / name / "model", device=accelerator.device).actor
+        name: Agent.from_pretrained(CHECKPOINTS / name / "model", device=accelerator.device).told(settings.phrasing)
         for name in ("pretrain", "finetune")
     }
     results = play(actors, specs, settings, runtime, seed)

@@ -241,14 +241,7 @@ class _Ball:
         _add_target(world)
         ball = ET.SubElement(world, "body", name="ball", pos="0 0 0.25")
         ET.SubElement(ball, "freejoint", name="ball_root")
-        shape = {
-            "type": "sphere",
-            "size": "0.25",
-            "material": "ball",
-            "priority": "1",
-            "conaffinity": "1",
-            "condim": "6",
-        }
+        shape = {"type": "sphere", "size": "0.25", "material": "ball", "priority": "1", "conaffinity": "1", "condim": "6"}
         ET.SubElement(ball, "geom", shape, name="ball")
         ET.SubElement(world, "camera", name="above", pos="0 0 34", xyaxes="1 0 0 0 1 0")
 

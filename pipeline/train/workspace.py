@@ -32,13 +32,9 @@ def load_embeddings(specs: Sequence[TaskSpec]) -> TaskEmbeddings:
     """
     embeddings = TaskEmbeddings.load(EMBEDDINGS)
     names = [spec.name for spec in specs]
-    embeddings.check(names, [texts(spec) for spec in specs], embeddings.encoder)
+    training, unseen = [spec.training_texts() for spec in specs], [spec.unseen_text() for spec in specs]
+    embeddings.check(names, training, embeddings.encoder, unseen)
     return embeddings.select(names)
-
-
-def texts(spec: TaskSpec) -> list[str]:
-    """Return all texts of a task, the canonical one first."""
-    return [spec.text(phrasing) for phrasing in range(len(spec.instructions))]
 
 
 def task_table(
