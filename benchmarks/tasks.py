@@ -51,7 +51,7 @@ def mix() -> list[TaskSpec]:
 def measure(specs: Sequence[TaskSpec], seconds: float) -> tuple[dict[str, float], dict[str, float]]:
     """Return environment steps per second, and per second of processor time, of each way: medians over rounds."""
     makers: list[Callable[[], gymnasium.Env]] = [functools.partial(registry.make, spec, OBS, ACTION) for spec in specs]
-    same = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    same: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}
     ways: dict[str, Any] = {}
     try:
         for number in WORKERS:

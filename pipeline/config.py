@@ -33,7 +33,7 @@ class Tasks:
     train: tuple[str, ...]  # tasks trained together
     held_out: tuple[str, ...]  # tasks never trained on, adapted to one by one
     pairs: tuple[tuple[str, str], ...]  # pairs of training tasks with the same body and start: the instruction test
-    folder: str  # folder of your own task files (*.yaml)
+    folder: str  # folder of your own task files (*.yaml), or one such file
 
     def __post_init__(self) -> None:
         twice = sorted({name for name in self.train + self.held_out if (self.train + self.held_out).count(name) > 1})
