@@ -8,11 +8,13 @@ action = agent.act(obs, task="walker-walk")
 from __future__ import annotations
 
 import copy
+import dataclasses
 import re
 import secrets
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -131,6 +133,13 @@ class Agent:
         agent.actor = Actor(self.model, self.table, planner)
         agent.reset()
         return agent
+
+    def told(self, phrasing: Literal["canonical", "unseen"]) -> Actor:
+        """Return an actor that is told each task in its canonical words, or in those that training never draws."""
+        if phrasing == "canonical":
+            return self.actor
+        unseen = torch.from_numpy(self.embeddings.unseen_vectors[:, None]).to(self.device)
+        return Actor(self.model, dataclasses.replace(self.table, embeddings=unseen), self.planner)
 
     # --- acting ---------------------------------------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ class Tasks:
     held_out: tuple[str, ...]  # tasks never trained on, adapted to one by one
     pairs: tuple[tuple[str, str], ...]  # pairs of training tasks with the same body and start: the instruction test
     weights: dict[str, NotNegative]  # how often a task is drawn, others 1; {} = episodes alike (published)
-    folder: str  # folder of your own task files (*.yaml)
+    folder: str  # folder of your own task files (*.yaml), or one such file
 
     def __post_init__(self) -> None:
         twice = sorted({name for name in self.train + self.held_out if (self.train + self.held_out).count(name) > 1})
@@ -72,7 +72,7 @@ class Language:
     """The frozen text encoder."""
 
     encoder: str  # a Hub id, a folder, or `hashed-ngrams-<width>` (no download, for tests)
-    phrasings: Count  # phrasings of each instruction used in training, the first being the canonical one
+    phrasings: Count  # phrasings of each instruction used in training, the canonical one first; never the last one
 
 
 @dataclass(frozen=True, config=_strict)
@@ -207,6 +207,7 @@ class Evaluate:
     """Scores that are reported."""
 
     episodes: Annotated[int, Field(ge=2)]  # per task and mode
+    phrasing: Literal["canonical", "unseen"]  # what the evaluate stage tells it; unseen: the one training never draws
     confidence: Annotated[float, Field(gt=0, lt=1)]  # of the bootstrap intervals
     bootstrap_samples: Count
     video_size: CountOrZero  # pixels of a video's side; 0 = no videos

@@ -32,7 +32,7 @@ def main() -> None:
         name: Agent.from_pretrained(CHECKPOINTS / name / "model", device=accelerator.device)
         for name in ("pretrain", "finetune")
     }
-    actors = {name: agent.actor for name, agent in agents.items()}
+    actors = {name: agent.told(settings.phrasing) for name, agent in agents.items()}
     results = play(actors, specs, settings, runtime, seed)
     told_other = play_pairs(actors["finetune"], tasks, specs, settings, runtime, seed)
 
