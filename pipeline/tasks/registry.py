@@ -92,6 +92,7 @@ def make(spec: TaskSpec, obs_dim: int, action_dim: int, render_size: int = 0) ->
     Raises:
         ValueError: the simulator does not know the task, or widths do not fit.
         DomainUnavailable: the simulator's package is not installed, or is broken.
+        AssetsUnavailable: the task needs files that are not on this machine.
     """
     try:
         simulator: Simulator = domains.adapter(spec.suite)(spec.env_id, spec.env_kwargs, render_size)
