@@ -66,10 +66,10 @@ def test_the_ant_is_told_another_direction_every_hundred_steps():
 def test_pushing_the_ball_onto_the_target_succeeds():
     simulator = started("ant/ball")
     qpos, qvel = simulator.env.data.qpos.copy(), simulator.env.data.qvel.copy()
-    qpos[-7:-5] = simulator.goal.target + [0.4, 0]
+    qpos[-7:-5] = simulator.goal.target + np.array([0.4, 0])
     simulator.env.set_state(qpos, 0 * qvel)
     assert simulator.step(np.zeros(8))[3]
-    qpos[-7:-5] = simulator.goal.target + [0.7, 0]
+    qpos[-7:-5] = simulator.goal.target + np.array([0.7, 0])
     simulator.env.set_state(qpos, 0 * qvel)
     assert not simulator.step(np.zeros(8))[3]
 

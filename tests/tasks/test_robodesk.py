@@ -50,7 +50,8 @@ def test_success_is_the_open_door(desk):
     desk.physics.named.data.qpos["slide_joint"] = 0.58
     reward, terminated, truncated, success = desk.step(np.zeros(5))
     assert success
-    assert not (terminated or truncated)
+    assert not terminated
+    assert not truncated
     assert 0.5 < reward <= 1
 
 
