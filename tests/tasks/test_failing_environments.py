@@ -1,10 +1,12 @@
 """Environments that fail, block, end early or take their worker with them: nothing of it reaches the replay."""
 
+import copy
 import logging
 import os
 import signal
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import psutil
@@ -151,7 +153,7 @@ def test_only_whole_episodes_reach_the_replay(trouble, num_workers):
         *([trouble("deadly", trouble="dies", when=0.15)] if num_workers else []),
     ]
     kept = []
-    replay = SimpleNamespace(add=lambda *episode, imitation: kept.append(episode))
+    replay: Any = SimpleNamespace(add=lambda *episode, imitation: kept.append(copy.deepcopy(episode)))
     actor = Half()
     with VectorEnv(specs, 3, 1, 1, num_workers) as envs:
         collector = Collector(specs, torch.arange(len(specs)), envs, actor, replay, "all", seed=0)
