@@ -16,14 +16,8 @@ _BUTTON_Y, _BUTTON_Z = 0.625, 0.76
 _STEP = 0.01  # m per simulator step at full action
 _CLOSED = -1.0
 
-<<<<<<< HEAD
 # Observation -> where the hand should go (3,), and how hastily.
 Reach = Callable[[np.ndarray], tuple[np.ndarray, float]]
-=======
-Reach = Callable[
-    [np.ndarray], tuple[np.ndarray, float]
-]  # observation -> where the hand should go (3,), and how hastily
->>>>>>> tasks_a
 
 
 def has_desk_script(env_id: str) -> bool:
