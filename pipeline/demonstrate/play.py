@@ -43,9 +43,10 @@ def expert_method(spec: TaskSpec) -> str:
     if (spec.suite.startswith("dmcontrol") or spec.suite == "miniarcade") and spec.name in load_recipes():
         return "planner"
     raise ValueError(
-        f"{spec.name} has no expert: Meta-World and RoboDesk tasks have scripted ones, mazes are walked by a point, "
-        "DeepMind Control and MiniArcade tasks need a recipe in pipeline/demonstrate/recipes.yaml. Either bring demonstrations of it (datasets/README.md says how), or list "
-        "it under tasks.held_out with demos.held_out_episodes: 0, to adapt to it from interaction alone."
+        f"{spec.name} has no expert: Meta-World and RoboDesk tasks have scripted ones, points in mazes follow the way, "
+        "DeepMind Control and MiniArcade tasks need a recipe in pipeline/demonstrate/recipes.yaml. Either bring "
+        "demonstrations of it (datasets/README.md says how), or list it under tasks.held_out with "
+        "demos.held_out_episodes: 0, to adapt to it from interaction alone."
     )
 
 
