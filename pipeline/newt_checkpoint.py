@@ -88,4 +88,5 @@ def _infer_sizes(
         simnorm_dim=_SIMNORM_DIM,
         log_std_min=log_std_min,
         log_std_max=log_std_max,
+        termination=False,
     )

@@ -97,9 +97,10 @@ def _compare(
             section = f"`{prefix.rstrip('.')}` of the parameters" if prefix else "the parameters"
             raise ValueError(f"{path}: `{prefix}{key}` is not in {section}.{config.near(key, list(values))}")
         old_key, old_value = values[key]
+        section = isinstance(old_value, MappingNode) and not config.is_mapping(prefix + key)
         if isinstance(old_value, MappingNode) != isinstance(new_value, MappingNode):
             raise ValueError(f"{path}: `{prefix}{key}` must be a section where params.yaml has one, and only there.")
-        if isinstance(old_value, MappingNode):
+        if section:
             yield from _compare(old_value, new_value, preset, f"{prefix}{key}.", path)
             continue
         change = Change(prefix + key, _value(old_value), _value(new_value))
@@ -127,6 +128,8 @@ def _end(node: Node) -> int:
 
 def _write(node: Node, source: str, indent: int | None = None) -> str:
     """Write a value as its source spells it (`3e-4` stays `3e-4`): a list in one line, or one item per line."""
+    if isinstance(node, MappingNode):
+        return "{" + ", ".join(f"{key.value}: {_write(value, source)}" for key, value in node.value) + "}"
     if not isinstance(node, SequenceNode):
         return source[node.start_mark.index : node.end_mark.index] or "null"
     items = [_write(item, source) for item in node.value]

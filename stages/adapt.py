@@ -25,10 +25,13 @@ from pipeline.train.workspace import (
     CHECKPOINTS,
     DEMOS,
     EMBEDDINGS,
+    ReplayPlace,
     demo_buffer,
     load_demonstrations,
     load_embeddings,
     observation_statistics,
+    online_buffer,
+    replay_place,
     task_discount,
 )
 from pipeline.video import write_video
@@ -51,11 +54,16 @@ def main() -> None:
     statistics = observation_statistics([spec], demonstrations, agent.model.config.obs_dim) if demonstrations else None
     agent.add_task(spec, load_embeddings([spec]), task_discount(spec, learning), statistics)
     model, out = agent.model.config, CHECKPOINTS / "adapt" / name
-    demos = demo_buffer(demonstrations, agent.table.names, model, agent.planner.horizon) if demonstrations else None
 
-    inputs = [DEMOS / name] if demos else []
+    inputs = [DEMOS / name] if demonstrations else []
     with scratch_folder(f"adapt-{name}", [settings, learning], [*inputs, EMBEDDINGS, BASE], seed) as scratch:
         widths = model.obs_dim, model.action_dim
+        place = replay_place(runtime, accelerator.device, scratch)
+        demos = (
+            demo_buffer(demonstrations, agent.table.names, model, agent.planner.horizon, place)
+            if demonstrations
+            else None
+        )
         with Evaluator([spec], measured.episodes, *widths, seed + 100, runtime.env_workers) as evaluator:
 
             def score(label: str) -> dict[str, dict[str, Any]]:
@@ -70,7 +78,7 @@ def main() -> None:
             agent.create_adapter(name, settings.parts, settings.rank, settings.alpha)
             first = settings.pretrain if settings.pretrain.updates else settings.finetune
             learner = Learner(agent.model, agent.table, learning, first.warmup_updates, accelerator)
-            loops = learn(agent, spec, learner, demos, settings, scratch, seed, runtime)
+            loops = learn(agent, spec, learner, demos, place, settings, scratch, seed, runtime)
             agent.actor.refresh()
             adapted = score("adapted")
 
@@ -102,6 +110,7 @@ def learn(
     spec: TaskSpec,
     learner: Learner,
     demos: ReplayBuffer | None,
+    place: ReplayPlace,
     settings: config.Adapt,
     scratch: Path,
     seed: int,
@@ -117,7 +126,7 @@ def learn(
         if demos is not None:
             learn_offline(offline, settings.pretrain, demos.sample, [spec])
     env_specs = [spec] * settings.finetune.envs_per_task
-    replay = ReplayBuffer(settings.finetune.replay_capacity, *widths, agent.planner.horizon)
+    replay = online_buffer(settings.finetune.replay_capacity, agent.model.config, agent.planner.horizon, place)
     with (
         Evaluator([spec], phases[1].eval_episodes, *widths, seed + 1, runtime.env_workers) as evaluator,
         VectorEnv(env_specs, *widths, seed + 3, runtime.env_workers) as envs,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pipeline import config
 from pipeline.agent import Agent
-from pipeline.data.replay import ReplayBuffer
 from pipeline.model.actor import Actor
 from pipeline.tasks import registry
 from pipeline.tasks.vector import VectorEnv
@@ -13,7 +12,14 @@ from pipeline.train.loops import Loop, learn_online
 from pipeline.train.runtime import Summary, run_stage, start
 from pipeline.train.scratch import scratch_folder
 from pipeline.train.step import Learner
-from pipeline.train.workspace import CHECKPOINTS, DEMOS, demo_buffer, load_demonstrations
+from pipeline.train.workspace import (
+    CHECKPOINTS,
+    DEMOS,
+    demo_buffer,
+    load_demonstrations,
+    online_buffer,
+    replay_place,
+)
 
 PRETRAINED = CHECKPOINTS / "pretrain" / "model"
 OUT = CHECKPOINTS / "finetune"
@@ -27,13 +33,15 @@ def main() -> None:
     evaluated = Agent.from_pretrained(PRETRAINED, device=accelerator.device).with_planner(planner)
     world_model, model = evaluated.model, evaluated.model.config
     table = evaluated.table
-    demos = demo_buffer(load_demonstrations(specs), table.names, model, planner.horizon)
+    demonstrations = load_demonstrations(specs)
     env_specs = [spec for spec in specs for _ in range(settings.envs_per_task)]
 
-    shaping = [tasks.train, planner, learning, settings]
+    shaping = [tasks.train, tasks.weights, planner, learning, settings]
     with scratch_folder("finetune", shaping, [DEMOS, PRETRAINED], seed) as scratch:
         learner = Learner(world_model, table, learning, settings.warmup_updates, accelerator)
-        replay = ReplayBuffer(settings.replay_capacity, model.obs_dim, model.action_dim, planner.horizon)
+        place = replay_place(runtime, accelerator.device, scratch, table.names, tasks.weights)
+        demos = demo_buffer(demonstrations, table.names, model, planner.horizon, place)
+        replay = online_buffer(settings.replay_capacity, model, planner.horizon, place)
         with (
             Evaluator(
                 specs, settings.eval_episodes, model.obs_dim, model.action_dim, seed + 1, runtime.env_workers

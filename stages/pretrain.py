@@ -19,6 +19,7 @@ from pipeline.train.workspace import (
     demo_buffer,
     load_demonstrations,
     load_embeddings,
+    replay_place,
     task_table,
 )
 
@@ -36,10 +37,11 @@ def main() -> None:
     embeddings = load_embeddings(specs)
     demonstrations = load_demonstrations(specs)
     table = task_table(specs, embeddings, demonstrations, model, learning).to(accelerator.device)
-    demos = demo_buffer(demonstrations, table.names, model, planner.horizon)
 
-    shaping = [tasks.train, model, planner, learning, settings]
+    shaping = [tasks.train, tasks.weights, model, planner, learning, settings]
     with scratch_folder("pretrain", shaping, [DEMOS, EMBEDDINGS], seed) as scratch:
+        place = replay_place(runtime, accelerator.device, scratch, table.names, tasks.weights)
+        demos = demo_buffer(demonstrations, table.names, model, planner.horizon, place)
         world_model = WorldModel(model).to(accelerator.device)
         learner = Learner(world_model, table, learning, settings.warmup_updates, accelerator)
         actor = Actor(world_model, table, planner)

@@ -21,7 +21,7 @@ from pipeline.tasks.spec import TaskSpec
 
 SIZES = config.Model(
     obs_dim=6, action_dim=3, task_dim=16, latent_dim=16, enc_dim=12, num_enc_layers=2, mlp_dim=16, num_q=2,
-    num_bins=11, bin_min=-5.0, bin_max=5.0, simnorm_dim=8, log_std_min=-10.0, log_std_max=2.0,
+    num_bins=11, bin_min=-5.0, bin_max=5.0, simnorm_dim=8, log_std_min=-10.0, log_std_max=2.0, termination=False,
 )  # fmt: skip
 PLANNER = config.Planner(
     horizon=3, iterations=2, num_samples=16, num_policy_samples=4, num_elites=4, min_std=0.05, max_std=2.0,

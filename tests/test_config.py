@@ -67,6 +67,15 @@ def test_numbers_in_scientific_notation_are_numbers(params):
         (config.Model, "latent_dim: 16", "latent_dim: 12", ["latent_dim 12 is not a multiple of model.simnorm_dim 8"]),
         (config.Planner, "num_elites: 4", "num_elites: 99", ["num_elites exceeds planner.num_samples"]),
         (config.Tasks, "held_out: [mw-drawer-close]", "held_out: [mw-reach]", ["listed twice", "mw-reach"]),
+        (config.Tasks, "weights: {}", "weights: {mw-rech: 2}", ["'mw-rech'", "not in tasks.train", "`mw-reach`"]),
+        (config.Tasks, "weights: {}", "weights: {mw-reach: -1}", ["`weights.mw-reach` is -1", "greater than or equal"]),
+        (
+            config.Tasks,
+            "weights: {}",
+            "weights: {mw-reach: 0, mw-pick-place: 0, mw-drawer-open: 0}",
+            ["every training task to 0"],
+        ),
+        (config.Finetune, "batch_size: 16", "batch_size: 15", ["15 x demo_fraction 0.5 is 7.5 slices"]),
         (config.Tasks, "[[mw-reach, mw-pick-place]]", "[[mw-reach, mw-push]]", ["'mw-push'", "not in tasks.train"]),
     ],
 )

@@ -30,7 +30,7 @@ SERVER = runpy.run_path(str(Path(__file__).with_name("hub_server.py")))
 PROJECT = Path(__file__).parent.parent
 SIZES = config.Model(
     obs_dim=6, action_dim=3, task_dim=16, latent_dim=16, enc_dim=12, num_enc_layers=2, mlp_dim=16, num_q=2,
-    num_bins=11, bin_min=-5.0, bin_max=5.0, simnorm_dim=8, log_std_min=-10.0, log_std_max=2.0,
+    num_bins=11, bin_min=-5.0, bin_max=5.0, simnorm_dim=8, log_std_min=-10.0, log_std_max=2.0, termination=False,
 )  # fmt: skip
 PLANNER = config.Planner(
     horizon=2, iterations=1, num_samples=8, num_policy_samples=2, num_elites=4, min_std=0.05, max_std=2.0,
@@ -38,7 +38,7 @@ PLANNER = config.Planner(
 )  # fmt: skip
 PARAMS = """\
 seed: 1
-tasks: {train: [walk, reach], held_out: [push], pairs: [], folder: my_tasks}
+tasks: {train: [walk, reach], held_out: [push], pairs: [], weights: {}, folder: my_tasks}
 evaluate: {episodes: 10, confidence: 0.95, bootstrap_samples: 100, video_size: 0, video_every: 1, video_fps: 20}
 publish: {repo_id: REPO, private: true, tag: v1}
 """

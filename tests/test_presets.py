@@ -51,6 +51,7 @@ tasks:  # the run's tasks
   # Two that share a body.
   pairs:
     - [mw-reach, mw-push]  # trailing
+  weights: {}
   held_out: [mw-drawer-close]   # alone
   # Your own files.
   folder: my_tasks
@@ -84,6 +85,18 @@ def test_an_empty_list_and_back(tmp_path, params):
     presets = write(tmp_path, "tasks: {pairs: []}\n")
     apply_preset("big", presets, params)
     assert config.load(config.Tasks, params).pairs == ()
+
+
+def test_a_mapping_of_free_names_is_a_value(tmp_path, params):
+    before = params.read_text()
+    presets = write(tmp_path, "tasks:\n  weights:\n    mw-reach: 2.5\n    mw-pick-place: 3\n")
+    (presets / "back.yaml").write_text("tasks: {weights: {}}\n")
+    weights = {"mw-reach": 2.5, "mw-pick-place": 3}
+    assert apply_preset("big", presets, params) == [Change("tasks.weights", {}, weights)]
+    assert "weights: {mw-reach: 2.5, mw-pick-place: 3}\n" in params.read_text()
+    assert config.load(config.Tasks, params).weights == weights
+    apply_preset("back", presets, params)
+    assert params.read_text() == before
 
 
 def test_applying_twice_changes_nothing_and_does_not_write(tmp_path, params):

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Compile = Literal["none", "kernels", "full"]
 Matmul = Literal["torch", "onednn"]
 
 # oneDNN spends some 15 us before it starts: below this many multiplications torch's own product is done by then.
@@ -27,28 +26,28 @@ class Compute(NamedTuple):
     """What computes a model. Of one process, it is made by `choose`; by itself it is the plainest way."""
 
     matmul: Matmul = "torch"  # library of float32 products on a CPU
-    compile: Compile = "none"
+    compile: bool = False  # planning and losses
     bfloat16: bool = False  # products in bfloat16, everything else in float32
 
 
 PLAIN = Compute()
 
 
-def choose(matmul: Literal["auto", "torch", "onednn"], compile: Compile, device: torch.device | str) -> Compute:
+def choose(matmul: Literal["auto", "torch", "onednn"], compile: bool, device: torch.device | str) -> Compute:
     """Return how to compute on a device.
 
     Args:
         matmul: "auto" takes oneDNN where it is the faster one: on an AMD processor with AVX-512, which torch's MKL
             drives as if it had AVX2 only. The rule reads what the processor is and measures nothing, so that a resumed
             run computes the same bits.
-        compile: "none", "kernels" (LayerNorm with what follows it) or "full" (also planning and losses as a whole).
+        compile: planning and losses, by torch.compile.
         device: where the model lies.
 
     Raises:
         ValueError: compiling needs a C++ compiler and there is none, or oneDNN is asked for where it is absent.
     """
     device = torch.device(device)
-    if compile != "none" and device.type == "cpu":
+    if compile and device.type == "cpu":
         _require_compiler()
     if matmul == "onednn" and not torch.backends.mkldnn.is_available():
         raise ValueError("runtime.matmul is `onednn`, but this torch was built without it. Set it to `auto`.")
@@ -76,7 +75,7 @@ def _require_compiler() -> None:
         raise ValueError(
             f"runtime.compile needs a C++ compiler and none of {', '.join(wanted)} was found. Install one (on Debian "
             "and Ubuntu: `apt install g++`), name one in the environment variable CXX, or set runtime.compile to "
-            "`none`, which needs none."
+            "false, which needs none."
         )
 
 
@@ -114,7 +113,20 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, compute: Compute) ->
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if torch.compiler.is_compiling():
+        return _onednn_in_graph(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+@torch.library.custom_op("eft::onednn", mutates_args=())
+def _onednn_in_graph(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The same for compiled code: torch's compiler takes its own operator with constant weights alone."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+@_onednn_in_graph.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
 
 
 class _OneDNN(torch.autograd.Function):

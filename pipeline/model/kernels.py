@@ -1,12 +1,9 @@
-"""What stands between two products: LayerNorm with Mish, LayerNorm with SimNorm; as torch runs them, or compiled.
-
-Compiled, each pair is one kernel per width and serves any number of rows.
-"""
+"""What stands between two products, LayerNorm with Mish and LayerNorm with SimNorm: for torch, and for its compiler."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, reduce
+from functools import reduce
 from typing import Any
 
 import torch
@@ -19,8 +16,6 @@ from pipeline.model.compute import Compute
 def norm_mish(x: Tensor, weight: Tensor, bias: Tensor, compute: Compute) -> Tensor:
     """LayerNorm over the last dim, then Mish, of x (rows, width); weight and bias (width,)."""
     dtype = _result_type(x, weight, compute)
-    if compute.compile == "kernels":
-        return _compiled(_norm_mish)(_any_rows(x), weight, bias, dtype)
     if torch.compiler.is_compiling():
         return _norm_mish(x, weight, bias, dtype)
     return mish(F.layer_norm(x.to(weight.dtype), weight.shape, weight, bias)).to(dtype)
@@ -29,8 +24,6 @@ def norm_mish(x: Tensor, weight: Tensor, bias: Tensor, compute: Compute) -> Tens
 def norm_simnorm(x: Tensor, weight: Tensor, bias: Tensor, group: int, compute: Compute) -> Tensor:
     """LayerNorm over the last dim, then SimNorm over groups of `group`, of x (rows, width)."""
     dtype = _result_type(x, weight, compute)
-    if compute.compile == "kernels":
-        return _compiled(_norm_simnorm)(_any_rows(x), weight, bias, group, dtype)
     if torch.compiler.is_compiling():
         return _norm_simnorm(x, weight, bias, group, dtype)
     return simnorm(F.layer_norm(x.to(weight.dtype), weight.shape, weight, bias), group).to(dtype)
@@ -105,19 +98,6 @@ def _norm_simnorm(x: Tensor, weight: Tensor, bias: Tensor, group: int, dtype: to
 def _by_member(combine: Callable[[Tensor, Tensor], Tensor], groups: Tensor) -> Tensor:
     """Combine (..., group) over its last dim, to (..., 1)."""
     return reduce(combine, groups.unbind(-1)).unsqueeze(-1)
-
-
-@cache
-def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return torch.compile(function, fullgraph=True)
-
-
-def _any_rows(x: Tensor) -> Tensor:
-    """Let the compiler know that the number of rows varies and the width does not: it vectorises over the width."""
-    x = x.detach() if not x.requires_grad else x  # marks are left on this view, not on what others may hold
-    torch._dynamo.maybe_mark_dynamic(x, 0)
-    torch._dynamo.mark_static(x, 1)
-    return x
 
 
 def _result_type(x: Tensor, weight: Tensor, compute: Compute) -> torch.dtype:

@@ -17,9 +17,13 @@ from pipeline.model.compute import PLAIN, Compute
 class QEnsemble(nn.ModuleList):
     """M independent MLPs. They stay apart: one batched product over all members loses on a CPU."""
 
-    def condition(self, task_emb: Tensor, compute: Compute = PLAIN) -> tuple[Conditioned, ...]:
-        """Tell every member its tasks (n, E)."""
-        return tuple(member.condition(task_emb, compute) for member in self.members)
+    def condition(
+        self, task_emb: Tensor, compute: Compute = PLAIN, members: Sequence[int] | None = None
+    ) -> tuple[Conditioned, ...]:
+        """Tell the named members (None: all) their tasks (n, E)."""
+        heads = self.members
+        chosen = heads if members is None else [heads[m] for m in members]
+        return tuple(head.condition(task_emb, compute) for head in chosen)
 
     def forward(
         self, told: tuple[Conditioned, ...], z: Tensor, a: Tensor, members: Sequence[int] | None = None

@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.config import near
+from pipeline.tasks import domains
 from pipeline.tasks.spec import TaskSpec, parse_spec
 from pipeline.tasks.task_env import Simulator, TaskEnv
 
@@ -90,10 +91,10 @@ def make(spec: TaskSpec, obs_dim: int, action_dim: int, render_size: int = 0) ->
 
     Raises:
         ValueError: the simulator does not know the task, or widths do not fit.
-        ImportError: the simulator's package is not installed.
+        DomainUnavailable: the simulator's package is not installed, or is broken.
     """
     try:
-        simulator = _simulator(spec, render_size)
+        simulator: Simulator = domains.adapter(spec.suite)(spec.env_id, spec.env_kwargs, render_size)
     except TypeError as error:
         if not spec.env_kwargs:
             raise
@@ -103,17 +104,6 @@ def make(spec: TaskSpec, obs_dim: int, action_dim: int, render_size: int = 0) ->
     except ValueError:
         simulator.close()
         raise
-
-
-def _simulator(spec: TaskSpec, render_size: int) -> Simulator:
-    # Imported here, so that a run needs only the simulators of its own tasks.
-    if spec.suite == "metaworld":
-        from pipeline.tasks.metaworld import MetaWorld as Adapter
-    elif spec.suite == "gymnasium":
-        from pipeline.tasks.any_gymnasium import GymnasiumTask as Adapter
-    else:
-        from pipeline.tasks.dmcontrol import DMControl as Adapter
-    return Adapter(spec.env_id, spec.env_kwargs, render_size)
 
 
 def _built_in() -> list[tuple[TaskSpec, Path]]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import mujoco
 import numpy as np
+
+if TYPE_CHECKING:
+    import mujoco  # imported by the camera alone: not every simulator is MuJoCo
 
 
 class RenderingUnavailable(RuntimeError):
@@ -31,6 +33,8 @@ class Camera:
     """
 
     def __init__(self, model: mujoco.MjModel, size: int, camera: int | str) -> None:
+        import mujoco
+
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, size)
         model.vis.global_.offheight = max(model.vis.global_.offheight, size)
         model.vis.quality.shadowsize = min(model.vis.quality.shadowsize, 1024)  # enough here, and 2.5 times faster
@@ -48,6 +52,8 @@ class Camera:
 
     def draw(self, data: mujoco.MjData) -> np.ndarray:
         """Return the picture of `data`, (size, size, 3) uint8 RGB, upright."""
+        import mujoco
+
         self._context.make_current()
         everything = mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(self._model, data, self._options, None, self._view, everything, self._scene)

@@ -12,7 +12,19 @@ from pydantic.dataclasses import dataclass
 
 from pipeline.config import near
 
-Suite = Literal["dmcontrol", "dmcontrol-ext", "metaworld", "gymnasium"]
+Suite = Literal[
+    "dmcontrol",
+    "dmcontrol-ext",
+    "metaworld",
+    "maniskill",
+    "mujoco",
+    "box2d",
+    "robodesk",
+    "ogbench",
+    "miniarcade",
+    "atari",
+    "gymnasium",
+]
 Split = Literal["train", "held_out", "extra", "custom"]
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]

@@ -74,7 +74,7 @@ class Loop:
 
     def update(self, batch: Batch, mode: Mode) -> None:
         """Update the learner on one batch and add its metrics to the averages."""
-        metrics = self.learner.update(batch, mode, self.generator)
+        metrics = self.learner.update(batch.to(self.learner.scale.value.device), mode, self.generator)
         for name, value in metrics.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
         self.num_summed += 1

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -93,12 +94,52 @@ def load_demonstrations(specs: Sequence[TaskSpec]) -> dict[str, list[Episode]]:
     return demos
 
 
+class ReplayPlace(NamedTuple):
+    """Where the transitions of a run are kept, and how often each task's are drawn."""
+
+    device: torch.device
+    folder: Path | None  # of memory-mapped files
+    task_weights: Tensor | None  # (n,) by row of the task table
+
+
+def replay_place(
+    runtime: config.Runtime,
+    device: torch.device,
+    scratch: Path,
+    names: Sequence[str] = (),
+    weights: Mapping[str, float] | None = None,
+) -> ReplayPlace:
+    """Say where transitions are kept.
+
+    Args:
+        runtime: what was chosen.
+        device: the model's.
+        scratch: the run's scratch folder, which takes the files.
+        names: those of the task table, in its order.
+        weights: by task name, others 1; none of them leaves each episode as likely as any other.
+    """
+    return ReplayPlace(
+        device if runtime.replay == "device" else torch.device("cpu"),
+        scratch / "transitions" if runtime.replay == "disk" else None,
+        torch.tensor([weights.get(name, 1.0) for name in names]) if weights else None,
+    )
+
+
 def demo_buffer(
-    demos: dict[str, list[Episode]], names: Sequence[str], model: config.Model, horizon: int
+    demos: dict[str, list[Episode]], names: Sequence[str], model: config.Model, horizon: int, place: ReplayPlace
 ) -> ReplayBuffer:
     """Put demonstrations into one buffer; `names` are those of the task table, in its order."""
     rows = [(names.index(task), episode) for task, episodes in demos.items() for episode in episodes]
-    return from_demos(rows, model.obs_dim, model.action_dim, horizon)
+    folder = place.folder / "demos" if place.folder else None
+    return from_demos(rows, model.obs_dim, model.action_dim, horizon, place.device, folder, place.task_weights)
+
+
+def online_buffer(capacity: int, model: config.Model, horizon: int, place: ReplayPlace) -> ReplayBuffer:
+    """Make the buffer that takes what is collected."""
+    folder = place.folder / "online" if place.folder else None
+    return ReplayBuffer(
+        capacity, model.obs_dim, model.action_dim, horizon, False, place.device, folder, place.task_weights
+    )
 
 
 def observation_statistics(

@@ -86,5 +86,9 @@ def test_unknown_environments_name_near_matches():
 
 
 def test_a_package_that_an_environment_needs_is_named():
-    with pytest.raises(ValueError, match=r"'CarRacing-v3' cannot be built: .*[Bb]ox2[Dd]"):
-        GymnasiumTask("CarRacing-v3", {})
+    def needy(**_):
+        raise gymnasium.error.DependencyNotInstalled("Box7d is not installed")
+
+    gymnasium.register("eft-test/Needy-v0", entry_point=needy)
+    with pytest.raises(ValueError, match="'eft-test/Needy-v0' cannot be built: .*Box7d is not installed"):
+        GymnasiumTask("eft-test/Needy-v0", {})

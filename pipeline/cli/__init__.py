@@ -1,0 +1,68 @@
+"""The command `eft`, one file per group of commands.
+
+Torch and the simulators are imported inside the commands that need them, so that `eft --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import sys
+from collections.abc import Sequence
+
+from pipeline.cli import act, preset, tasks
+
+GROUPS = (tasks, act, preset)  # in the order of the help
+
+DESCRIPTION = """\
+Eft pretrains a language-conditioned world model on demonstrations, finetunes it on many tasks at once,
+and adapts it to tasks it has never seen. `dvc repro` runs the whole; these commands look at its parts.
+"""
+EXAMPLES = """\
+examples:
+  eft tasks                                    every task of the catalogue
+  eft tasks --suite dmcontrol --tag locomotion
+  eft tasks walker-run                         one task, with all its texts
+  eft tasks --check                            which domains work on this machine
+  eft check-task my_tasks/juggle.yaml --frame juggle.png
+  eft act checkpoints/finetune/model --task walker-run --video run.mp4
+  eft act checkpoints/finetune/model --task walker-run --instruction "Stand still."
+  eft preset mt50 && dvc repro                 a larger set-up, written into params.yaml
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0 done, 2 an error to act on, 130 Ctrl-C."""
+    options = build_parser().parse_args(arguments)
+    try:
+        code = options.run(options) or 0
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader (`eft tasks | head`) has seen enough; what is still buffered has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        if options.debug:
+            raise
+        print(f"eft {options.command}: {error}", file=sys.stderr)
+        return 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="eft",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28),
+    )
+    version = importlib.metadata.version("eft")
+    parser.add_argument("-V", "--version", action="version", version=f"eft {version}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for group in GROUPS:
+        group.add_to(commands)
+    return parser

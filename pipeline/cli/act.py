@@ -1,0 +1,79 @@
+"""`eft act`: let a checkpoint act in a task."""
+
+from __future__ import annotations
+
+import argparse
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.cli.options import add_command, add_folder, count, own_folder
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def add_to(commands: Any) -> None:
+    """Declare the commands of this file."""
+    act = add_command(
+        commands,
+        "act",
+        act_in_task,
+        "let a checkpoint act in a task",
+        "eft act checkpoints/finetune/model --task mw-reach --episodes 5 --video reach.mp4",
+    )
+    act.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder, or user/name on the Hugging Face Hub")
+    act.add_argument("--task", required=True, help="the task whose environment it acts in and is scored by")
+    act.add_argument(
+        "--instruction",
+        metavar="TEXT",
+        help="what it is told to do, in your words (default: the task's own instruction)",
+    )
+    act.add_argument("--adapter", metavar="FOLDER", help="an adapter to put on, e.g. checkpoints/adapt/NAME/adapter")
+    act.add_argument("--episodes", type=count, default=1, metavar="N", help="episodes to play (default: 1)")
+    act.add_argument("--video", type=Path, metavar="MP4", help="film the episodes")
+    act.add_argument("--policy-only", action="store_true", help="act by the policy alone, without planning")
+    act.add_argument("--seed", type=int, default=0, help="seed of the first episode, then counted up (default: 0)")
+    add_folder(act)
+
+
+def act_in_task(options: argparse.Namespace) -> None:
+    """Play episodes of a task with a checkpoint; print each score, film them if asked."""
+    from pipeline.agent import Agent
+    from pipeline.play import play
+    from pipeline.tasks import registry
+    from pipeline.video import write_video
+
+    spec = registry.get([options.task], own_folder(options))[0]
+    agent = Agent.from_pretrained(options.checkpoint)
+    if options.adapter:
+        agent.add_adapter(options.adapter)
+    if options.instruction is None and spec.name not in agent.tasks:
+        print(f"{options.checkpoint} was not trained on {spec.name}: it is told what the task says, {spec.text()!r}")
+    scores: list[float] = []
+
+    def frames() -> Iterator[np.ndarray]:
+        episodes = play(
+            agent,
+            spec,
+            options.instruction,
+            plan=not options.policy_only,
+            seeds=range(options.seed, options.seed + options.episodes),
+            render_size=224 if options.video else 0,
+        )
+        for episode in episodes:
+            scores.append(episode.score)
+            print(
+                f"episode with seed {episode.seed}: score {episode.score:.3f}, "
+                f"return {episode.episode_return:.1f}, {episode.length} steps",
+                flush=True,
+            )
+            yield from episode.frames
+
+    if options.video:
+        write_video(options.video, frames(), fps=25)
+        print(f"filmed in {options.video}")
+    else:
+        deque(frames(), maxlen=0)
+    print(f"mean score {sum(scores) / len(scores):.3f} over {len(scores)} episodes of {spec.name}")

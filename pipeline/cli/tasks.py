@@ -1,0 +1,124 @@
+"""`eft tasks` and `eft check-task`: look at the catalogue, examine a task."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.cli.options import add_command, add_folder, own_folder
+
+if TYPE_CHECKING:
+    from pipeline.tasks.spec import TaskSpec
+
+
+def add_to(commands: Any) -> None:
+    """Declare the commands of this file."""
+    tasks = add_command(commands, "tasks", list_tasks, "list tasks, or show one", "eft tasks --suite metaworld --json")
+    tasks.add_argument("name", nargs="?", help="show this task with all its texts")
+    tasks.add_argument("--suite", help="only tasks of this simulator, e.g. dmcontrol")
+    tasks.add_argument("--split", help="only train, held_out, extra or custom ones")
+    tasks.add_argument("--tag", help="only tasks with this tag, e.g. locomotion")
+    tasks.add_argument("--json", action="store_true", help="print a JSON list of objects")
+    tasks.add_argument("--check", action="store_true", help="start one task of each domain: which work here?")
+    add_folder(tasks)
+
+    check = add_command(
+        commands, "check-task", check_task, "examine a task before you train on it", "eft check-task walker-run"
+    )
+    check.add_argument("task", metavar="NAME|FILE", help="a task's name, or the file of your own task")
+    check.add_argument("--frame", type=Path, metavar="PNG", help="also draw its first picture")
+    add_folder(check)
+
+
+def list_tasks(options: argparse.Namespace) -> int:
+    """Print the tasks of the catalogue as a table or JSON, or one of them in full, or which domains work."""
+    from pipeline.tasks import registry
+
+    folder = own_folder(options)
+    specs = registry.get([options.name], folder) if options.name else [*registry.load_catalogue(folder).values()]
+    for key, wanted, values in (
+        ("suite", options.suite, lambda spec: (spec.suite,)),
+        ("split", options.split, lambda spec: (spec.split,)),
+        ("tag", options.tag, lambda spec: spec.tags),
+    ):
+        if wanted is not None:
+            specs = _choose(specs, key, wanted, values)
+    if options.check:
+        return _check_domains(specs)
+    if options.json:
+        print(json.dumps([{**dataclasses.asdict(spec), "domain": spec.suite} for spec in specs], indent=2))
+    elif options.name:
+        _print_task(specs[0])
+    else:
+        _print_table(specs)
+    return 0
+
+
+def _check_domains(specs: list[TaskSpec]) -> int:
+    """Start one task of each domain and print a line for each; 2 if a domain is installed and broken."""
+    from pipeline.tasks import domains
+
+    print(f"{'domain':<14} {'tasks':>5}  {'state':<8} detail", flush=True)
+    states = []
+    for status in domains.check(specs):
+        states.append(status.state)
+        print(f"{status.suite:<14} {status.num_tasks:>5}  {status.state:<8} {status.detail}", flush=True)
+    print(f"{states.count('works')} of {len(states)} domains work on this machine.")
+    return 2 if "broken" in states else 0
+
+
+def check_task(options: argparse.Namespace) -> int:
+    """Examine one task and print what was found; 2 if something is wrong with it."""
+    from pipeline import config
+    from pipeline.tasks import check, registry
+
+    is_file = options.task.endswith((".yaml", ".yml"))
+    folder = own_folder(options)
+    spec = registry.load_file(options.task) if is_file else registry.get([options.task], folder)[0]
+    model = config.load(config.Model) if config.PARAMS.exists() else None
+    widths = (model.obs_dim, model.action_dim) if model else (None, None)
+    findings = check.check_task(spec, options.frame, folder, *widths)
+    for finding in findings:
+        print(f"{'ok  ' if finding.passed else 'FAIL'}  {finding.check}: {finding.detail}")
+    return 0 if all(finding.passed for finding in findings) else 2
+
+
+def _choose(
+    specs: list[TaskSpec], key: str, wanted: str, values: Callable[[TaskSpec], tuple[str, ...]]
+) -> list[TaskSpec]:
+    from pipeline import config
+
+    known = sorted({value for spec in specs for value in values(spec)})
+    if wanted not in known:
+        raise ValueError(
+            f"no such task has the {key} `{wanted}`.{config.near(wanted, known)} There are: {', '.join(known)}."
+        )
+    return [spec for spec in specs if wanted in values(spec)]
+
+
+def _print_table(specs: list[TaskSpec]) -> None:
+    print(f"{'name':<32} {'suite':<14} {'split':<9} {'actions':>7} {'length':>6}  instruction")
+    for spec in specs:
+        instruction = textwrap.shorten(spec.instructions[0], 60, placeholder=" …")
+        print(
+            f"{spec.name:<32} {spec.suite:<14} {spec.split:<9} {spec.action_dim:>7} {spec.episode_length:>6}  "
+            f"{instruction}"
+        )
+    print(f"{len(specs)} tasks. `eft tasks NAME` shows one with all its texts.")
+
+
+def _print_task(spec: TaskSpec) -> None:
+    print(spec.name)
+    for field in dataclasses.fields(spec):
+        value = getattr(spec, field.name)
+        if field.name not in ("name", "instructions") and value not in ((), {}):
+            shown = ", ".join(value) if isinstance(value, tuple) else "from episode_length" if value is None else value
+            print(f"  {field.name:<15} {shown}")
+    print(f"  instructions    {spec.instructions[0]}")
+    for phrasing in spec.instructions[1:]:
+        print(f"  {'':<15} {phrasing}")
