@@ -15,7 +15,7 @@ from pipeline.tasks import registry
 from pipeline.tasks.rendering import RenderingUnavailable
 from pipeline.tasks.spec import TaskSpec
 from pipeline.train.evaluate import Evaluator, Result, record, summarise
-from pipeline.train.runtime import Summary, run_stage, start
+from pipeline.train.runtime import Summary, compute, run_stage, start
 from pipeline.train.workspace import CHECKPOINTS
 from pipeline.video import write_video
 
@@ -27,9 +27,10 @@ def main() -> None:
     tasks, runtime, settings = config.load(config.Tasks), config.load(config.Runtime), config.load(config.Evaluate)
     seed = config.load_seed()
     accelerator, summary = start(runtime, seed), Summary("evaluate")
+    _, how = compute(runtime, accelerator.device)
     specs = registry.get(tasks.train, tasks.folder)
     actors = {
-        name: Agent.from_pretrained(CHECKPOINTS / name / "model", device=accelerator.device).actor
+        name: Agent.from_pretrained(CHECKPOINTS / name / "model", device=accelerator.device, compute=how).actor
         for name in ("pretrain", "finetune")
     }
     results = play(actors, specs, settings, runtime, seed)
@@ -48,7 +49,7 @@ def main() -> None:
         film(actors["finetune"], specs, settings, seed, folder)
     with atomic_folder(OUT / "metrics") as folder:
         write_json(folder / "scores.json", {"models": models, "mean": means, "pairs": pairs})
-        summary.write(folder, episodes=settings.episodes)
+        summary.write(folder, episodes=settings.episodes, matmul=how.matmul)
     for name, modes in means.items():
         print(
             f"evaluate: {name}: " + ", ".join(f"{mode} {mean['score']:.3f}" for mode, mean in modes.items()),
