@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks import plain, results
 from benchmarks.plain_replay import PlainReplay
@@ -34,9 +33,9 @@ from pipeline.model.compute import PLAIN, Compute, choose, product, ready
 from pipeline.model.planner import PlanDraws, plan
 from pipeline.train.objective import UpdateDraws
 from pipeline.train.runtime import commit, machine
-from pipeline.train.step import Learner
+from pipeline.train.step import Learner, Mode
 
-_WIDTHS = {  # enc_dim, mlp_dim, latent_dim, encoder layers, Q members: the published sizes; Q is this repository's default
+_WIDTHS = {  # enc_dim, mlp_dim, latent_dim, encoder layers, Q members; Q is the default of params.yaml
     "Q": (128, 192, 128, 2, 3),
     "S": (128, 256, 384, 2, 3),
     "B": (256, 512, 512, 2, 5),
@@ -48,7 +47,7 @@ _PLANNER = config.Planner(
 )  # fmt: skip
 _SMALL_PLANNER = dataclasses.replace(_PLANNER, iterations=3, num_samples=64, num_policy_samples=16, num_elites=16)
 _NUM_TASKS = 8
-_QUICK_SECONDS = 36.0  # after the warm-up of a quick run, which takes some ten seconds
+_QUICK_SECONDS = 25.0  # a quick run begins nothing after it: imports and the case under way come on top
 
 
 def model_size(name: str) -> config.Model:
@@ -80,11 +79,13 @@ class Clock:
         function()
         return 1000 * (time.process_time() - started)
 
-    def medians(self, functions: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
-        """Time functions turn by turn, after one call of each that does not count."""
+    def medians(self, functions: Sequence[Callable[[], Any]], repeats: int, deadline: float) -> list[float]:
+        """Time functions turn by turn, after one call of each that does not count; past the deadline once."""
         for function in functions:
             function()
-        times = [[self.time(function) for function in functions] for _ in range(repeats)]
+        times: list[list[float]] = []
+        while len(times) < repeats and (not times or time.monotonic() < deadline):
+            times.append([self.time(function) for function in functions])
         return [statistics.median(column) for column in zip(*times, strict=True)]
 
 
@@ -134,7 +135,7 @@ class Bench:
                 functions[way] = partial(plan, model, model.context(emb, self.ways[way], target_q=()), *rest)
         self._measure(f"plan_{size}_{num_envs}", functions, work)
 
-    def update(self, size: str, batch_size: int, mode: str, ways: Sequence[str]) -> None:
+    def update(self, size: str, batch_size: int, mode: Mode, ways: Sequence[str]) -> None:
         """Measure one full update, "online" (the model's and the policy's step) or "pretrain"."""
         sizes = model_size(size)
         table = make_table(sizes, _NUM_TASKS).to(self.device)
@@ -171,7 +172,9 @@ class Bench:
         return time.monotonic() < self.deadline
 
     def _measure(self, case: str, functions: dict[str, Callable[[], Any]], flop: float | None) -> None:
-        medians = dict(zip(functions, self.clock.medians(list(functions.values()), self.repeats), strict=True))
+        medians = dict(
+            zip(functions, self.clock.medians(list(functions.values()), self.repeats, self.deadline), strict=True)
+        )
         for way, ms in medians.items():
             name = f"{case}_{way}"
             self.ms[name] = round(ms, 4)
@@ -195,7 +198,7 @@ class Bench:
             ways.append(Compute("onednn", False, bfloat16))
         with torch.no_grad():
             functions = [partial(product, x, ready(weight[:width], way), None, way) for way in ways]
-            return 2 * rows * width * width / min(self.clock.medians(functions, 9)) / 1e6
+            return 2 * rows * width * width / min(self.clock.medians(functions, 9, self.deadline)) / 1e6
 
 
 def plan_flop(sizes: config.Model, planner: config.Planner, num_envs: int) -> float:
@@ -212,36 +215,38 @@ def plan_flop(sizes: config.Model, planner: config.Planner, num_envs: int) -> fl
     return 2.0 * num_envs * (planner.iterations * each + own * policy)
 
 
-def cases(bench: Bench, quick: bool, compiled: bool) -> Iterator[Callable[[], None]]:
-    """Yield what is to be measured, the most wanted first."""
-    fp32 = [way for way in bench.ways if way.startswith("fp32")]
-    every = list(bench.ways)
-    yield partial(bench.plan, "B", 1, every)
-    yield partial(bench.update, "B", 256, "online", fp32)
-    yield partial(bench.sample, 50_000 if quick else 500_000, 256)
+def cases(bench: Bench, quick: bool) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Yield what is to be measured by name, the most wanted first."""
+    fp32, every = [way for way in bench.ways if way.startswith("fp32")], list(bench.ways)
+
+    def plans(size: str, *numbers: int) -> Iterator[tuple[str, Callable[[], None]]]:
+        for number in numbers:
+            yield f"plan_{size}_{number}", partial(bench.plan, size, number, ["fp32", "bf16"] if quick else every)
+
+    def updates(size: str, batch_size: int, *modes: Mode) -> Iterator[tuple[str, Callable[[], None]]]:
+        for mode in modes:
+            ways = ["fp32"] if quick else fp32
+            yield f"update_{size}_{batch_size}_{mode}", partial(bench.update, size, batch_size, mode, ways)
+
+    for stored in [50_000] if quick else [500_000, 50_000, 5_000_000]:
+        yield f"sample_{stored}", partial(bench.sample, stored, 256)
+    yield from plans("B", 1)
+    yield from updates("B", 256, "online")
     if quick:
-        yield partial(bench.plan, "Q", 8, every)
-        yield partial(bench.update, "S", 256, "online", fp32)
+        yield from plans("Q", 8)
         return
-    yield partial(bench.sample, 50_000, 256)
-    yield partial(bench.sample, 2_000_000, 256)
-    yield partial(bench.plan, "B", 8, every)
-    yield partial(bench.update, "S", 256, "online", fp32)
-    yield partial(bench.plan, "L", 1, every)
-    for num_envs in (1, 8):
-        yield partial(bench.plan, "Q", num_envs, every)
-    for mode in ("online", "pretrain"):
-        yield partial(bench.update, "Q", 128, mode, fp32)
-    yield partial(bench.plan, "S", 1, every)
-    yield partial(bench.plan, "S", 8, every)
-    yield partial(bench.plan, "S", 32, every)
-    yield partial(bench.update, "B", 1024, "online", fp32)
-    yield partial(bench.update, "S", 1024, "online", fp32)
-    yield partial(bench.update, "L", 256, "online", fp32)
-    yield partial(bench.plan, "B", 32, every)
-    yield partial(bench.plan, "L", 8, every)
-    yield partial(bench.plan, "L", 32, every)
-    yield partial(bench.update, "L", 1024, "online", fp32)
+    yield from updates("S", 256, "online")
+    yield from plans("B", 8)
+    yield from plans("L", 1)
+    yield from plans("Q", 1, 8)
+    yield from updates("Q", 128, "online", "pretrain")
+    yield from plans("S", 1, 8, 32)
+    yield from updates("B", 1024, "online")
+    yield from updates("S", 1024, "online")
+    yield from updates("L", 256, "online")
+    yield from plans("B", 32)
+    yield from plans("L", 8, 32)
+    yield from updates("L", 1024, "online")
 
 
 def claims(bench: Bench) -> dict[str, dict[str, Any]]:
@@ -275,11 +280,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="few cases, within 50 s, nothing written but --json")
+    parser.add_argument("--quick", action="store_true", help="few cases, within 50 s; results/ stays as it is")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write machine, commit, ratios and ms there")
     parser.add_argument("--threads", type=int, default=1, help="torch CPU threads (1: what others do disturbs least)")
     parser.add_argument("--repeats", type=int, default=5, help="turns per figure, of which the median is taken")
     parser.add_argument("--minutes", type=float, default=30.0, help="begin no further case after this long")
+    parser.add_argument("--only", default="", metavar="START", help="only cases whose names begin so, e.g. plan_B")
     parser.add_argument("--compiled", action="store_true", help="also compiled: minutes more, at first use")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     options = parser.parse_args()
@@ -292,7 +298,8 @@ def main() -> int:
     repeats = 3 if options.quick else options.repeats
     bench = Bench(device, compiled, repeats, started + seconds)
     print(f"{options.threads} thread(s), {device}; medians of {repeats}, turn by turn", flush=True)
-    for case in cases(bench, options.quick, compiled):
+    chosen = [case for name, case in cases(bench, options.quick) if name.startswith(options.only)]
+    for case in chosen:
         if not bench.in_time():
             print("out of time: the remaining cases are left out", flush=True)
             break
@@ -300,7 +307,7 @@ def main() -> int:
     report = _report(bench, options.threads)
     if options.json:
         write_json(options.json, report)
-    if not options.quick:
+    if not options.quick and not options.only:
         more = {key: value for key, value in report.items() if key not in ("machine", "commit")}
         command = "python -m benchmarks.speed" + "".join(f" {word}" for word in sys.argv[1:])
         results.write("speed", command, time.monotonic() - started, claims(bench), **more)

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Matmul = Literal["torch", "onednn"]
+Result = TypeVar("Result")
 
 # oneDNN spends some 15 us before it starts: below this many multiplications torch's own product is done by then.
 _MIN_ONEDNN_WORK = 2**24
@@ -56,6 +57,12 @@ def choose(matmul: Literal["auto", "torch", "onednn"], compile: bool, device: to
     if matmul == "auto":
         matmul = "onednn" if torch.backends.mkldnn.is_available() and _mkl_is_held_back() else "torch"
     return Compute(matmul, compile)
+
+
+@cache
+def compiled_whole(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Return a function compiled in one piece; what cannot be is an error, and never left to Python in silence."""
+    return torch.compile(function, fullgraph=True)
 
 
 def let_vary(tensors: Iterable[Tensor], dim: int) -> None:

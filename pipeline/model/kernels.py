@@ -78,7 +78,7 @@ class _MishWithGradient(torch.autograd.Function):
         return grad * slope
 
 
-# --- the same for the compiler, which fuses what it is given: no operation in place, no pass for its own sake ----------
+# --- the same for the compiler, which fuses what it is given: no operation in place, no pass for its own sake -------
 
 
 def _norm_mish(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:

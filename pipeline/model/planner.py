@@ -8,14 +8,13 @@ Source: TD-MPC2 (arXiv 2310.16828), appendix; Newt (arXiv 2511.19584) for constr
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pipeline import config
-from pipeline.model.compute import let_vary
+from pipeline.model.compute import compiled_whole, let_vary
 from pipeline.model.q_ensemble import draw_members
 from pipeline.model.two_hot import decode
 from pipeline.model.world_model import TaskContext, WorldModel
@@ -101,13 +100,24 @@ def plan(
         draws = PlanDraws.sample(planner, num_envs, action_dim, model.config.num_q, draws).to(obs.device)
     weight = torch.as_tensor(constraint_weight, dtype=obs.dtype, device=obs.device).reshape(-1, 1)  # (1 or N, 1)
     compiled = ctx.encoder.compute.compile
-    begin, refine = (_compiled(_begin), _compiled(_refine)) if compiled else (_begin, _refine)
+    begin, refine = (compiled_whole(_begin), compiled_whole(_refine)) if compiled else (_begin, _refine)
     if compiled:
         weight = weight.expand(num_envs, 1).contiguous()
         let_vary((obs, is_first, discount, action_mask, weight, *ctx.biases()), 0)
         let_vary((prev_mean,), 1)
         let_vary((draws.policy_noise,), 2)
-    start = begin(model, ctx._replace(q=(), target_q=()), obs, planner, prev_mean, is_first, discount, action_mask, draws[0], weight)
+    start = begin(
+        model,
+        ctx._replace(q=(), target_q=()),
+        obs,
+        planner,
+        prev_mean,
+        is_first,
+        discount,
+        action_mask,
+        draws[0],
+        weight,
+    )
     if compiled:
         let_vary((start.z,), 0)
         let_vary((start.discounts, start.policy_return, start.policy_z), 1)
@@ -193,11 +203,6 @@ def _refine(
     mean = (weights * elites).sum(1) * action_mask
     std = (weights * (elites - mean.unsqueeze(1)).square()).sum(1).sqrt()
     return mean, std.clamp(planner.min_std, planner.max_std) * action_mask, elites, weights.squeeze(-1)
-
-
-@cache
-def _compiled(function: Any) -> Any:
-    return torch.compile(function, fullgraph=True)
 
 
 def policy_rollouts(

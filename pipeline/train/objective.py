@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pipeline.config import Learning
 from pipeline.model import losses
-from pipeline.model.compute import PLAIN, Compute
+from pipeline.model.compute import PLAIN, Compute, compiled_whole
 from pipeline.model.q_ensemble import draw_members
 from pipeline.model.task_table import TaskTable
 from pipeline.model.two_hot import decode
@@ -111,7 +110,7 @@ def model_losses(
     ctx = batch_context(model, table, batch.task, draws.phrasing, compute, target_q=draws.td_members)
     weights = losses.rho_weights(learning.rho, len(batch.action), batch.obs.device)
     mask, discount = table.action_mask[batch.task], table.discount[batch.task]
-    found = _compiled(_model_losses) if compute.compile else _model_losses
+    found = compiled_whole(_model_losses) if compute.compile else _model_losses
     return found(model, ctx, batch, discount, mask, draws.td_noise, draws.policy_noise[:-1], weights, learning, bc_coef)
 
 
@@ -183,7 +182,7 @@ def policy_losses(
     weights = losses.rho_weights(learning.rho, len(batch.action), z.device)
     mask = table.action_mask[batch.task]
     ctx = batch_context(model, table, batch.task, draws.phrasing, compute, q=draws.policy_members, target_q=())
-    found = _compiled(_policy_losses) if compute.compile else _policy_losses
+    found = compiled_whole(_policy_losses) if compute.compile else _policy_losses
     return found(model, ctx, batch, z, mask, draws.policy_noise, weights, learning, scale)
 
 
@@ -213,8 +212,3 @@ def _policy_losses(
         batch.imitation,
     )
     return PolicyLosses(loss.total, loss.imitation, policy.entropy.detach().mean(), q_mean[0].detach())
-
-
-@cache
-def _compiled(function: Any) -> Any:
-    return torch.compile(function, fullgraph=True)

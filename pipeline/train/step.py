@@ -121,7 +121,8 @@ class Learner:
         return metrics
 
     def _update_policy(self, batch: Batch, found: ModelLosses, draws: UpdateDraws) -> dict[str, Tensor]:
-        loss = policy_losses(self.model, self.table, batch, found.z, draws, self.learning, self.scale.value, self.compute)
+        scale = self.scale.value
+        loss = policy_losses(self.model, self.table, batch, found.z, draws, self.learning, scale, self.compute)
         metrics = {
             "policy_loss": loss.total.detach(),
             "imitation_error": loss.imitation.detach(),
