@@ -19,8 +19,9 @@ from torch import Tensor
 Matmul = Literal["torch", "onednn"]
 Result = TypeVar("Result")
 
-# oneDNN spends some 15 us before it starts: below this many multiplications torch's own product is done by then.
-_MIN_ONEDNN_WORK = 2**24
+# oneDNN spends some 15 us before it starts and reads matrices less well than MKL until they are large: with fewer
+# multiplications than this, models of the default size came out 3 to 10 % slower with it.
+_MIN_ONEDNN_WORK = 2**26
 
 
 class Compute(NamedTuple):
