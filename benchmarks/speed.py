@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import plain, results
 from benchmarks.plain_replay import PlainReplay
@@ -149,7 +150,10 @@ class Bench:
         for way in ways:
             learner = Learner(make().to(self.device), table, LEARNING, compute=self.ways[way])
             functions[way] = partial(learner.update, batch, mode, draws)
-        self._measure(f"update_{size}_{batch_size}_{mode}", functions, None)
+        counted = Learner(make().to(self.device), table, LEARNING)
+        with FlopCounterMode(display=False) as counter:
+            counted.update(batch, mode, draws)
+        self._measure(f"update_{size}_{batch_size}_{mode}", functions, counter.get_total_flops())
 
     def sample(self, num_transitions: int, batch_size: int) -> None:
         """Measure drawing slices of 4 observations from a replay of `num_transitions`."""

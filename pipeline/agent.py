@@ -23,7 +23,7 @@ from pipeline.language.embeddings import TaskEmbeddings, embed
 from pipeline.language.encoder import TextEncoder, load_encoder
 from pipeline.model.actor import Actor
 from pipeline.model.adapters import Adapters
-from pipeline.model.compute import PLAIN, Compute, choose
+from pipeline.model.compute import Compute, choose
 from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.tasks.spec import TaskSpec
@@ -38,7 +38,7 @@ class Agent:
         embeddings: of the same tasks, in the same order.
         table: the same tasks as tensors.
         planner: how to plan.
-        compute: how the networks are to be computed.
+        compute: how, e.g. in bfloat16 or compiled; None chooses the library and nothing else.
 
     Attributes:
         tasks: name -> TaskSpec of every known task.
@@ -54,7 +54,7 @@ class Agent:
         embeddings: TaskEmbeddings,
         table: TaskTable,
         planner: config.Planner,
-        compute: Compute = PLAIN,
+        compute: Compute | None = None,
     ):
         names = tuple(spec.name for spec in specs)
         if names != embeddings.names or names != table.names:
@@ -65,7 +65,7 @@ class Agent:
         self.model, self.embeddings, self.planner = model, embeddings, planner
         self.tasks = {spec.name: spec for spec in specs}
         self.device = next(model.parameters()).device
-        self.actor = Actor(model, table.to(self.device), planner, compute)
+        self.actor = Actor(model, table.to(self.device), planner, compute or choose("auto", False, self.device))
         self.base: str | None = None
         self.encoder: TextEncoder | None = None
         self._adapters = Adapters(model)
@@ -105,7 +105,6 @@ class Agent:
         vectors, discount = torch.from_numpy(found.embeddings.vectors), torch.tensor(found.discounts)
         table = TaskTable(found.embeddings.names, vectors, mask, discount, found.obs_mean, found.obs_std)
         model = found.model.to(device)
-        compute = compute or choose("auto", False, device)
         agent = cls(model, found.specs, found.embeddings, table, found.planner, compute)
         agent.base = found.base
         return agent
