@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -82,8 +83,8 @@ def test_what_onednn_does_not_take_is_left_to_torch() -> None:
     assert torch.equal(product(x, ready(weight, ONEDNN), None, ONEDNN), F.linear(x, weight))
 
 
-def plan_with(way: Compute, num_envs: int) -> Plan:
-    actor = Actor(make_model(), TABLE, TINY_PLANNER, way)
+def plan_with(way: Compute, num_envs: int, horizon: int = 3) -> Plan:
+    actor = Actor(make_model(), TABLE, replace(TINY_PLANNER, horizon=horizon), way)
     actor.reset(num_envs, seed=1)
     obs = torch.randn(num_envs, TINY.obs_dim, generator=torch.Generator().manual_seed(2))
     rows = torch.arange(num_envs) % len(TABLE.names)
@@ -117,7 +118,7 @@ def test_values_in_bfloat16_are_near() -> None:
 def test_planning_is_traced_in_one_piece_and_once_for_all_numbers_of_environments() -> None:
     compiled = PLAIN._replace(compile=True)
     for num_envs in (2, 5, 3):
-        ours, theirs = plan_with(compiled, num_envs), plan_with(PLAIN, num_envs)
+        ours, theirs = plan_with(compiled, num_envs, 2), plan_with(PLAIN, num_envs, 2)
         assert torch.allclose(ours.action, theirs.action, atol=1e-5)
         assert torch.allclose(ours.mean, theirs.mean, atol=1e-5)
     assert num_graphs() == 2  # the beginning of a plan, and a refinement
@@ -151,7 +152,7 @@ def test_compiled_planning_says_the_same() -> None:
     forget_what_was_compiled()
     compiled = ONEDNN._replace(compile=True)
     for num_envs in (2, 3):
-        ours, theirs = plan_with(compiled, num_envs), plan_with(PLAIN, num_envs)
+        ours, theirs = plan_with(compiled, num_envs, 1), plan_with(PLAIN, num_envs, 1)
         assert torch.allclose(ours.action, theirs.action, atol=1e-5)
     assert num_graphs() == 2
     forget_what_was_compiled()
