@@ -26,6 +26,7 @@ from pipeline.language.embeddings import TaskEmbeddings, embed
 from pipeline.language.encoder import TextEncoder, load_encoder
 from pipeline.model.actor import Actor
 from pipeline.model.adapters import Adapters
+from pipeline.model.compute import Compute, choose
 from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.tasks.spec import TaskSpec
@@ -40,6 +41,7 @@ class Agent:
         embeddings: of the same tasks, in the same order.
         table: the same tasks as tensors.
         planner: how to plan.
+        compute: how, e.g. in bfloat16 or compiled; None chooses the library and nothing else.
 
     Attributes:
         tasks: name -> TaskSpec of every known task.
@@ -56,6 +58,7 @@ class Agent:
         embeddings: TaskEmbeddings,
         table: TaskTable,
         planner: config.Planner,
+        compute: Compute | None = None,
     ):
         names = tuple(spec.name for spec in specs)
         if names != embeddings.names or names != table.names:
@@ -66,7 +69,7 @@ class Agent:
         self.model, self.embeddings, self.planner = model, embeddings, planner
         self.tasks = {spec.name: spec for spec in specs}
         self.device = next(model.parameters()).device
-        self.actor = Actor(model, table.to(self.device), planner)
+        self.actor = Actor(model, table.to(self.device), planner, compute or choose("auto", False, self.device))
         self.base: str | None = None
         self.commit: str | None = None
         self.encoder: TextEncoder | None = None
@@ -83,7 +86,11 @@ class Agent:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, revision: str | None = None, device: torch.device | str = "cpu"
+        cls,
+        source: str | Path,
+        revision: str | None = None,
+        device: torch.device | str = "cpu",
+        compute: Compute | None = None,
     ) -> Agent:
         """Load an agent from a folder or from the Hub.
 
@@ -91,6 +98,7 @@ class Agent:
             source: a checkpoint's folder, or `owner/name` on the Hub.
             revision: commit, tag or branch on the Hub; None for the newest.
             device: where to compute.
+            compute: how, e.g. in bfloat16 or compiled; None chooses the library and nothing else.
 
         Raises:
             OSError: it is not there, or the Hub could not be reached.
@@ -104,7 +112,7 @@ class Agent:
         vectors, discount = torch.from_numpy(found.embeddings.vectors), torch.tensor(found.discounts)
         table = TaskTable(found.embeddings.names, vectors, mask, discount, found.obs_mean, found.obs_std)
         model = found.model.to(device)
-        agent = cls(model, found.specs, found.embeddings, table, found.planner)
+        agent = cls(model, found.specs, found.embeddings, table, found.planner, compute)
         agent.base, agent.commit = found.base, commit
         return agent
 
@@ -130,7 +138,7 @@ class Agent:
         """Return this agent with other planner settings; the model is shared."""
         agent = copy.copy(self)
         agent.tasks, agent.planner, agent._rows = dict(self.tasks), planner, {}
-        agent.actor = Actor(self.model, self.table, planner)
+        agent.actor = Actor(self.model, self.table, planner, self.actor.compute)
         agent.reset()
         return agent
 
@@ -139,7 +147,7 @@ class Agent:
         if phrasing == "canonical":
             return self.actor
         unseen = torch.from_numpy(self.embeddings.unseen_vectors[:, None]).to(self.device)
-        return Actor(self.model, dataclasses.replace(self.table, embeddings=unseen), self.planner)
+        return Actor(self.model, dataclasses.replace(self.table, embeddings=unseen), self.planner, self.actor.compute)
 
     # --- acting ---------------------------------------------------------------------------------------------------
 

@@ -154,6 +154,9 @@ class Runtime:
 
     device: Literal["auto", "cpu", "cuda"]  # auto = CUDA where there is one
     threads: CountOrZero  # torch CPU threads; 0 = one per core
+    matmul: Literal["auto", "torch", "onednn"]  # library of float32 products on a CPU; auto = by the processor
+    plan_products: Literal["float32", "bfloat16"]  # of planning: bfloat16 is faster, and values differ by 1 to 2 %
+    compile: bool  # compile planning and losses (a C++ compiler, 1 to 5 minutes at first use): pays in long runs
     env_workers: CountOrZero  # processes that step environments; 0 = in the main process
     replay: Literal["memory", "device", "disk"]  # where transitions are kept: the device's own memory saves copies, ...
     # ... files (in .resume/, mapped into memory) may be larger than memory

@@ -15,7 +15,7 @@ from pipeline.tasks import registry
 from pipeline.tasks.rendering import RenderingUnavailable
 from pipeline.tasks.spec import TaskSpec
 from pipeline.train.evaluate import Evaluator, Result, record, summarise
-from pipeline.train.runtime import Summary, run_stage, start
+from pipeline.train.runtime import Summary, compute, run_stage, start
 from pipeline.train.workspace import CHECKPOINTS
 from pipeline.video import write_video
 
@@ -27,9 +27,10 @@ def main() -> None:
     tasks, runtime, settings = config.load(config.Tasks), config.load(config.Runtime), config.load(config.Evaluate)
     seed = config.load_seed()
     accelerator, summary = start(runtime, seed), Summary("evaluate")
+    _, how = compute(runtime, accelerator.device)
     specs = registry.get(tasks.train, tasks.folder)
     agents = {
-        name: Agent.from_pretrained(CHECKPOINTS / name / "model", device=accelerator.device)
+        name: Agent.from_pretrained(CHECKPOINTS / name / "model", device=accelerator.device, compute=how)
         for name in ("pretrain", "finetune")
     }
     actors = {name: agent.told(settings.phrasing) for name, agent in agents.items()}
@@ -50,7 +51,7 @@ def main() -> None:
     with atomic_folder(OUT / "metrics") as folder:
         weights = {name: agent.base for name, agent in agents.items()}  # only what was evaluated is released
         write_json(folder / "scores.json", {"models": models, "mean": means, "pairs": pairs, "weights": weights})
-        summary.write(folder, episodes=settings.episodes)
+        summary.write(folder, episodes=settings.episodes, matmul=how.matmul)
     for name, modes in means.items():
         print(
             f"evaluate: {name}: " + ", ".join(f"{mode} {mean['score']:.3f}" for mode, mean in modes.items()),
