@@ -31,7 +31,7 @@ def add_to(commands: Any) -> None:
         "push",
         push_folder,
         "make a repo on the Hub hold exactly a release folder",
-        "eft push checkpoints/publish/release --repo user/name --tag v1 --dry-run",
+        "eft push --repo user/name --tag v1 --dry-run",
     )
     push.add_argument(
         "folder", nargs="?", type=Path, default=RELEASE, metavar="FOLDER", help=f"the release (default: {RELEASE})"

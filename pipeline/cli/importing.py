@@ -28,7 +28,7 @@ def add_to(commands: Any) -> None:
         "import",
         import_from,
         "bring demonstrations or checkpoints of others into our forms",
-        "eft import newt nicklashansen/mmbench --file walker-walk.pt --task walker-walk",
+        "eft import newt demos/walker-walk.pt --task walker-walk",
     )
     parser.add_argument("form", choices=FORMS, metavar="FORM", help="; ".join(f"{k}: {v}" for k, v in FORMS.items()))
     parser.add_argument("source", metavar="SOURCE", help="a file or folder, or user/name on the Hugging Face Hub")
