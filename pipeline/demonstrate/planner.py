@@ -73,7 +73,9 @@ class Planner:
         rng: where the noise comes from.
     """
 
-    def __init__(self, recipe: Recipe, simulator: RollOut, reward: Callable[[Any], np.ndarray], rng: np.random.Generator):
+    def __init__(
+        self, recipe: Recipe, simulator: RollOut, reward: Callable[[Any], np.ndarray], rng: np.random.Generator
+    ):
         self.recipe, self.simulator, self.reward, self.rng = recipe, simulator, reward, rng
         self.mean = np.zeros((recipe.horizon, simulator.action_dim))
         self._elites = self.mean[None]

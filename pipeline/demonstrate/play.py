@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from pipeline.demonstrate.simulator import PlanningSimulator, States, suite_rewa
 from pipeline.tasks.registry import make
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.task_env import TaskEnv
+
+if TYPE_CHECKING:
+    from pipeline.tasks.miniarcade import MiniArcade
 
 Act = Callable[[np.ndarray, bool], np.ndarray]  # observation and success -> action (a,) in [-1, 1]
 
@@ -132,7 +136,8 @@ def planned_game(spec: TaskSpec, env: TaskEnv, rng: np.random.Generator) -> Plan
     """Return the planner of a game of MiniArcade."""
     from pipeline.demonstrate.arcade import GameSimulator
 
-    return Planner(load_recipes()[spec.name], GameSimulator(env.simulator), lambda rewards: rewards, rng)
+    simulator = GameSimulator(cast("MiniArcade", env.simulator))
+    return Planner(load_recipes()[spec.name], simulator, lambda rewards: rewards, rng)
 
 
 def planned(spec: TaskSpec, env: TaskEnv, rng: np.random.Generator) -> Planner:

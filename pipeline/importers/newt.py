@@ -118,7 +118,15 @@ def import_checkpoint(
     vectors = newt.task_embeddings[rows].unsqueeze(1)
     # Its vectors are of Newt's own wordings; said in ours, a task is still found by its text.
     texts = tuple((spec.text(),) for spec in known)
-    embeddings = TaskEmbeddings(vectors.numpy(), tuple(spec.name for spec in known), texts, CLIP)
+    embeddings = TaskEmbeddings(
+        vectors.numpy(),
+        tuple(spec.name for spec in known),
+        texts,
+        CLIP,
+        # It holds one vector per task, so no wording is left that training has not seen.
+        unseen_vectors=vectors[:, 0].numpy(),
+        unseen_texts=tuple(spec.text() for spec in known),
+    )
     discounts = [spec.discount or discount(spec.episode_length, *_DISCOUNT_BOUNDS) for spec in known]
     table = TaskTable(embeddings.names, vectors, newt.action_mask[rows], torch.tensor(discounts))
     return Agent(model.eval(), known, embeddings, table, _PLANNER), left_out

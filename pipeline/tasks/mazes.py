@@ -117,7 +117,9 @@ def _neighbours(values: np.ndarray) -> np.ndarray:
     padded = np.pad(values, 2, constant_values=np.inf)
     best = np.full_like(values, np.inf)
     for dy, dx in _MOVES:
-        np.minimum(best, padded[2 + dy : 2 + dy + rows, 2 + dx : 2 + dx + columns] + np.hypot(dy, dx) / _NODES, out=best)
+        np.minimum(
+            best, padded[2 + dy : 2 + dy + rows, 2 + dx : 2 + dx + columns] + np.hypot(dy, dx) / _NODES, out=best
+        )
     return best
 
 

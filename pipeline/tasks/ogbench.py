@@ -188,7 +188,7 @@ class _Way:
     def judge(self, env: Any, before: np.ndarray) -> tuple[float, bool]:
         place = env.data.qpos[:2]
         success = bool(np.linalg.norm(place - self.target) <= self._reached)
-        return 0.0 if success else -min(self.left(place) / (_CELL * self._distances.longest), 1.0), success
+        return 0.0 if success else -min(float(self.left(place)) / (_CELL * self._distances.longest), 1.0), success
 
     def left(self, place: np.ndarray) -> np.ndarray:
         """Return the length of the way from places (..., 2) to the goal, (...), all in m."""
@@ -242,7 +242,14 @@ class _Ball:
         _add_target(world)
         ball = ET.SubElement(world, "body", name="ball", pos="0 0 0.25")
         ET.SubElement(ball, "freejoint", name="ball_root")
-        shape = {"type": "sphere", "size": "0.25", "material": "ball", "priority": "1", "conaffinity": "1", "condim": "6"}
+        shape = {
+            "type": "sphere",
+            "size": "0.25",
+            "material": "ball",
+            "priority": "1",
+            "conaffinity": "1",
+            "condim": "6",
+        }
         ET.SubElement(ball, "geom", shape, name="ball")
         ET.SubElement(world, "camera", name="above", pos="0 0 34", xyaxes="1 0 0 0 1 0")
 

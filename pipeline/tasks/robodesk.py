@@ -49,7 +49,8 @@ class RoboDesk:
     """
 
     def __init__(self, env_id: str, env_kwargs: dict[str, Any], render_size: int = 0) -> None:
-        self.desk = _Desk(task=env_id, action_repeat=1, episode_length=None, **env_kwargs)
+        desk: Any = _Desk  # its own signature calls None, no time limit, a mistake
+        self.desk = desk(task=env_id, action_repeat=1, episode_length=None, **env_kwargs)
         known = self.desk.all_tasks
         if env_id not in known:
             raise ValueError(f"env_id {env_id!r} is not a RoboDesk task; one is `open_slide`.{near(env_id, known)}")

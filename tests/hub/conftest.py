@@ -42,7 +42,9 @@ PLANNER = config.Planner(
 PARAMS = """\
 seed: 1
 tasks: {train: [walk, reach], held_out: [push], pairs: [], weights: {}, folder: my_tasks}
-evaluate: {episodes: 10, phrasing: canonical, confidence: 0.95, bootstrap_samples: 100, video_size: 0, video_every: 1, video_fps: 20}
+evaluate:
+  {episodes: 10, phrasing: canonical, confidence: 0.95, bootstrap_samples: 100, video_size: 0, video_every: 1,
+    video_fps: 20}
 publish: {repo_id: null, demos_repo_id: null, private: true, tag: v1}
 """
 

@@ -235,7 +235,9 @@ def test_a_mallet_drives_the_puck_away():
     state[air_hockey.MINE], state[air_hockey.PLACE], state[air_hockey.VELOCITY] = [0.5, 0.2], [0.5, 0.32], 0
     after, _ = play(game, state, [0, 1])
     assert after[air_hockey.VELOCITY][1] > air_hockey.SPEED
-    assert np.linalg.norm(after[air_hockey.PLACE] - after[air_hockey.MINE]) >= air_hockey.MALLET + air_hockey.PUCK - 1e-9
+    assert (
+        np.linalg.norm(after[air_hockey.PLACE] - after[air_hockey.MINE]) >= air_hockey.MALLET + air_hockey.PUCK - 1e-9
+    )
 
 
 def test_a_star_is_taken_once():
