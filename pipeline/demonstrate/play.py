@@ -20,7 +20,7 @@ from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.task_env import TaskEnv
 
 if TYPE_CHECKING:
-    from pipeline.tasks.miniarcade import MiniArcade
+    from pipeline.tasks.miniarcade.adapter import MiniArcade
 
 Act = Callable[[np.ndarray, bool], np.ndarray]  # observation and success -> action (a,) in [-1, 1]
 
