@@ -19,7 +19,7 @@ from pipeline.tasks.vector import VectorEnv
 from pipeline.train.evaluate import Evaluator, record, summarise
 from pipeline.train.loop import Loop
 from pipeline.train.loops import learn_offline, learn_online
-from pipeline.train.runtime import Summary, run_stage, start
+from pipeline.train.runtime import Summary, compute, run_stage, start
 from pipeline.train.scratch import scratch_folder
 from pipeline.train.step import Learner
 from pipeline.train.workspace import (
@@ -50,7 +50,8 @@ def main() -> None:
     measured = config.load(config.Evaluate)
     ranks = start(runtime, seed)
     (spec,) = registry.get([name], tasks.folder)
-    agent = Agent.from_pretrained(BASE, device=ranks.device)
+    how_learning, how_acting = compute(runtime, ranks.device)
+    agent = Agent.from_pretrained(BASE, device=ranks.device, compute=how_acting)
     demonstrations = load_demonstrations([spec]) if demos_settings.held_out_episodes else {}
     statistics = observation_statistics([spec], demonstrations, agent.model.config.obs_dim) if demonstrations else None
     agent.add_task(spec, load_embeddings([spec]), task_discount(spec, learning), statistics)
@@ -78,7 +79,9 @@ def main() -> None:
             base_parameters = sum(p.numel() for p in agent.model.parameters() if p.requires_grad)
             agent.create_adapter(name, settings.parts, settings.rank, settings.alpha)
             first = settings.pretrain if settings.pretrain.updates else settings.finetune
-            learner = Learner(agent.model, agent.table, learning, first.warmup_updates, ranks, runtime.accumulate)
+            learner = Learner(
+                agent.model, agent.table, learning, first.warmup_updates, ranks, how_learning, runtime.accumulate
+            )
             loops = learn(agent, spec, learner, demos, place, settings, scratch, seed, runtime)
             agent.actor.refresh()
             adapted = score("adapted")

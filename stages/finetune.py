@@ -12,7 +12,7 @@ from pipeline.tasks.vector import VectorEnv
 from pipeline.train.evaluate import Evaluator
 from pipeline.train.loop import Loop
 from pipeline.train.loops import learn_online, own_environments
-from pipeline.train.runtime import Summary, run_stage, start
+from pipeline.train.runtime import Summary, compute, run_stage, start
 from pipeline.train.scratch import scratch_folder
 from pipeline.train.step import Learner
 from pipeline.train.workspace import (
@@ -32,6 +32,7 @@ def main() -> None:
     tasks, planner, learning = config.load(config.Tasks), config.load(config.Planner), config.load(config.Learning)
     runtime, settings, seed = config.load(config.Runtime), config.load(config.Finetune), config.load_seed()
     ranks = start(runtime, seed)
+    how_learning, how_acting = compute(runtime, ranks.device)
     specs = registry.get(tasks.train, tasks.folder)
     evaluated = Agent.from_pretrained(PRETRAINED, device=ranks.device).with_planner(planner)
     world_model, model = evaluated.model, evaluated.model.config
@@ -41,7 +42,9 @@ def main() -> None:
 
     shaping = [tasks.train, tasks.weights, planner, learning, settings]
     with scratch_folder("finetune", shaping, [DEMOS, PRETRAINED], seed, ranks) as scratch:
-        learner = Learner(world_model, table, learning, settings.warmup_updates, ranks, runtime.accumulate)
+        learner = Learner(
+            world_model, table, learning, settings.warmup_updates, ranks, how_learning, runtime.accumulate
+        )
         place = replay_place(runtime, ranks.device, scratch, table.names, tasks.weights)
         demos = shared_demo_buffer(ranks, demonstrations, table.names, model, planner.horizon, place, scratch)
         demonstrations.clear()
@@ -54,9 +57,9 @@ def main() -> None:
             Evaluator(specs, settings.eval_episodes, *widths, seed + 1, workers, ranks) as evaluator,
             VectorEnv(own_specs, *widths, seed + 3, workers, numbers) as envs,
         ):
-            actor = Actor(world_model, table, planner)
-            loop = Loop("finetune", scratch, learner, actor, evaluator, seed, runtime, ranks)
-            learn_online(loop, settings, demos, replay, envs, env_specs, Actor(world_model, table, planner), specs)
+            player, collector = (Actor(world_model, table, planner, how_acting) for _ in range(2))
+            loop = Loop("finetune", scratch, learner, player, evaluator, seed, runtime, ranks)
+            learn_online(loop, settings, demos, replay, envs, env_specs, collector, specs)
         transitions = sum(ranks.collect(replay.num_transitions))
         if ranks.is_main:
             evaluated.save_pretrained(OUT / "model")
@@ -67,6 +70,7 @@ def main() -> None:
                 updates=learner.updates,
                 transitions=transitions,
                 processes=ranks.count,
+                matmul=how_learning.matmul,
             )
 
 

@@ -10,7 +10,7 @@ from pipeline.tasks import registry
 from pipeline.train.evaluate import Evaluator
 from pipeline.train.loop import Loop
 from pipeline.train.loops import learn_offline
-from pipeline.train.runtime import Summary, run_stage, start
+from pipeline.train.runtime import Summary, compute, run_stage, start
 from pipeline.train.scratch import scratch_folder
 from pipeline.train.step import Learner
 from pipeline.train.workspace import (
@@ -34,6 +34,7 @@ def main() -> None:
     )
     seed = config.load_seed()
     ranks = start(runtime, seed)
+    how_learning, how_acting = compute(runtime, ranks.device)
     specs = registry.get(tasks.train, tasks.folder)
     embeddings = load_embeddings(specs)
     demonstrations = load_demonstrations(specs, ranks)
@@ -46,8 +47,10 @@ def main() -> None:
         demos = shared_demo_buffer(ranks, demonstrations, table.names, model, planner.horizon, place, scratch)
         demonstrations.clear()
         world_model = WorldModel(model).to(ranks.device)
-        learner = Learner(world_model, table, learning, settings.warmup_updates, ranks, runtime.accumulate)
-        actor = Actor(world_model, table, planner)
+        learner = Learner(
+            world_model, table, learning, settings.warmup_updates, ranks, how_learning, runtime.accumulate
+        )
+        actor = Actor(world_model, table, planner, how_acting)
         with Evaluator(
             specs, settings.eval_episodes, model.obs_dim, model.action_dim, seed + 1, runtime.env_workers, ranks
         ) as evaluator:
@@ -64,6 +67,7 @@ def main() -> None:
                 demonstrations=demos.num_episodes,
                 transitions=demos.num_transitions,
                 processes=ranks.count,
+                matmul=how_learning.matmul,
             )
 
 

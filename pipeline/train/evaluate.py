@@ -153,6 +153,7 @@ class Evaluator:
                     played.append(_Played(task, int(count[i]), int(group.copies[i]), score, total))
                     count[i] += 1
                     progress.update(1)
+            done |= step.lost  # another episode takes the place of a failed one
             returns[done] = 0
             actor.begin_episodes(torch.from_numpy(done))
         return played

@@ -27,6 +27,7 @@ from accelerate import Accelerator
 from pipeline import config
 from pipeline.demonstrate.workers import available_cores
 from pipeline.files import write_json
+from pipeline.model.compute import Compute, choose
 from pipeline.train.ranks import PeerLost, Ranks, launched_processes
 
 _PACKAGES = (
@@ -86,6 +87,16 @@ def _asked_of_accelerate() -> int:
     if given.num_processes is None and (given.config_file or Path(default_config_file).is_file()):
         return getattr(load_config_from_file(given.config_file), "num_processes", None) or 1
     return given.num_processes or 1
+
+
+def compute(runtime: config.Runtime, device: torch.device) -> tuple[Compute, Compute]:
+    """Return how learning and how acting are computed.
+
+    Raises:
+        ValueError: this machine lacks what `runtime` asks for.
+    """
+    learning = choose(runtime.matmul, runtime.compile, device)
+    return learning, learning._replace(bfloat16=runtime.plan_products == "bfloat16")
 
 
 def seed_everything(seed: int) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import Learning
+from pipeline.model.compute import PLAIN, Compute
 from pipeline.model.q_ensemble import polyak_update
 from pipeline.model.scale import RunningScale
 from pipeline.model.task_table import TaskTable
@@ -36,6 +37,7 @@ class Learner:
         learning: coefficients and optimiser settings.
         warmup_updates: linear warm-up of the learning rates.
         ranks: the processes that gradients are averaged over; None for one.
+        compute: how the losses are to be computed.
         accumulate: pieces that a batch is computed in, one after the other, for one update: the same update in less
             memory.
 
@@ -50,6 +52,7 @@ class Learner:
         learning: Learning,
         warmup_updates: int = 0,
         ranks: Ranks | None = None,
+        compute: Compute = PLAIN,
         accumulate: int = 1,
     ):
         sizes = (table.embeddings.shape[2], table.action_mask.shape[1])
@@ -60,7 +63,7 @@ class Learner:
                 "to the encoder's width and model.action_dim to the widest action"
             )
         self.model, self.table, self.learning = model, table, learning
-        self.warmup_updates = warmup_updates
+        self.warmup_updates, self.compute = warmup_updates, compute
         self._ranks, self._accumulate = ranks or Ranks(), accumulate
         self.updates = 0
         self.lr_scale = 1.0  # of both optimisers, for a phase that learns more slowly
@@ -109,7 +112,7 @@ class Learner:
         zs: list[Tensor] = []
 
         def model_loss(piece: int) -> tuple[Tensor, dict[str, Tensor]]:
-            found = model_losses(self.model, self.table, *pieces[piece], self.learning, bc_coef)
+            found = model_losses(self.model, self.table, *pieces[piece], self.learning, bc_coef, self.compute)
             zs.append(found.z)
             shown = ("total", "consistency", "reward", "value")
             metrics = {f"{part}_loss": getattr(found, part).detach() for part in shown}
@@ -132,7 +135,8 @@ class Learner:
 
         def policy_loss(piece: int) -> tuple[Tensor, dict[str, Tensor]]:
             batch, draws = pieces[piece]
-            loss = policy_losses(self.model, self.table, batch, zs[piece], draws, self.learning, self.scale.value)
+            scale = self.scale.value
+            loss = policy_losses(self.model, self.table, batch, zs[piece], draws, self.learning, scale, self.compute)
             values.append(loss.q)
             return loss.total, {
                 "policy_loss": loss.total.detach(),
