@@ -207,7 +207,8 @@ class ReplayBuffer:
         return state | {"episodes": columns, "imitation": imitation, "counters": torch.tensor(counters)}
 
     def load_state_tensors(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state_tensors` returned; of a state since another, that other must be loaded before.
+        """Take over what `state_tensors` returned; of a state since another, that other must be loaded before,
+        unless the buffer is new and nothing of that other was kept.
 
         Raises:
             ValueError: the saved rows do not fit into this buffer, or do not follow what it holds.

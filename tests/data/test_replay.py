@@ -227,8 +227,8 @@ def test_a_save_that_does_not_follow_is_refused():
     since = buffer.num_added
     obs, action, reward = episode(2, 10)
     buffer.add(obs, action, reward, False, 2)
-    with pytest.raises(ValueError, match="goes on after episode 2, this one ends with 0: a save between"):
-        ReplayBuffer(60, 4, 2, HORIZON).load_state_tensors(buffer.state_tensors(since))
+    with pytest.raises(ValueError, match="goes on after episode 2, this one ends with 1: a save between"):
+        filled(60, [10]).load_state_tensors(buffer.state_tensors(since))
     with pytest.raises(ValueError, match="the saved replay has 33 rows of width 4, this one 20 of width 4"):
         ReplayBuffer(20, 4, 2, HORIZON).load_state_tensors(buffer.state_tensors())
 
