@@ -23,7 +23,7 @@ from pipeline.language.embeddings import TaskEmbeddings, embed
 from pipeline.language.encoder import TextEncoder, load_encoder
 from pipeline.model.actor import Actor
 from pipeline.model.adapters import Adapters
-from pipeline.model.task_table import TaskTable
+from pipeline.model.task_table import TIED, TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.tasks.spec import TaskSpec
 
@@ -95,7 +95,8 @@ class Agent:
         for row, spec in zip(mask, found.specs, strict=True):
             row[: spec.action_dim] = 1
         vectors, discount = torch.from_numpy(found.embeddings.vectors), torch.tensor(found.discounts)
-        table = TaskTable(found.embeddings.names, vectors, mask, discount, found.obs_mean, found.obs_std)
+        statistics = found.obs_mean, found.obs_std
+        table = TaskTable(found.embeddings.names, vectors, mask, discount, *statistics, found.constraint)
         model = found.model.to(device)
         agent = cls(model, found.specs, found.embeddings, table, found.planner)
         agent.base = found.base
@@ -116,7 +117,9 @@ class Agent:
         rows, table = self.actor.rows(names), self.table.to("cpu")
         discounts, embeddings = table.discount[rows].tolist(), self.embeddings.select(names)
         statistics = [part if part is None else part[rows] for part in (table.obs_mean, table.obs_std)]
-        content = store.Checkpoint(self.model, specs, discounts, embeddings, self.planner, "", *statistics)
+        content = store.Checkpoint(
+            self.model, specs, discounts, embeddings, self.planner, "", *statistics, table.constraint[rows]
+        )
         self.base = store.write_checkpoint(folder, content)
 
     def with_planner(self, planner: config.Planner) -> Agent:
@@ -194,7 +197,10 @@ class Agent:
         if spec.name in self.table.names:
             raise ValueError(f"the task {spec.name!r} is known already.")
         if spec.obs_dim > self.model.config.obs_dim:
-            raise ValueError(f"{spec.name} has {spec.obs_dim} observation dims, the model {self.model.config.obs_dim}.")
+            raise ValueError(
+                f"{spec.name} has {spec.obs_dim} observation dims, the model takes up to {self.model.config.obs_dim}. "
+                f"`eft grow CHECKPOINT FOLDER --obs-dim {spec.obs_dim}` makes it wider, with the same actions on old tasks."
+            )
         self._append(embeddings.select([spec.name]), spec.action_dim, discount, statistics)
         self.tasks[spec.name] = spec
 
@@ -218,7 +224,14 @@ class Agent:
         discount = float(self.table.discount[self._row_of(task)])
         row, table = self._row_of(task), self.table.to("cpu")
         statistics = [part if part is None else part[row : row + 1] for part in (table.obs_mean, table.obs_std)]
-        about = store.AdapterTask(self.tasks[task], discount, self.embeddings.select([task]), self.base, *statistics)
+        about = store.AdapterTask(
+            self.tasks[task],
+            discount,
+            self.embeddings.select([task]),
+            self.base,
+            *statistics,
+            int(table.constraint[row]),
+        )
         store.write_adapter(folder, self._adapters, task, about)
 
     def add_adapter(
@@ -257,6 +270,7 @@ class Agent:
             statistics = None if mean is None or std is None else (mean, std)
             self.add_task(about.spec, about.embeddings, about.discount, statistics)
         self._adapters.load(folder, name, trainable)
+        self.table.constraint[self._row_of(name)] = about.constraint
         self.actor.refresh()
         return name
 
@@ -324,7 +338,8 @@ class Agent:
         if not 1 <= action_dim <= self.model.config.action_dim:
             raise ValueError(
                 f"{embeddings.names[0]!r} has {action_dim} action dims, the model takes 1 to "
-                f"{self.model.config.action_dim}."
+                f"{self.model.config.action_dim}. `eft grow CHECKPOINT FOLDER --action-dim {action_dim}` makes it wider, "
+                "with the same actions on old tasks."
             )
         self.embeddings = self.embeddings.join(embeddings)
         mask = torch.zeros_like(self.table.action_mask[:1])
@@ -337,6 +352,7 @@ class Agent:
             torch.cat([self.table.discount, torch.tensor([discount], device=self.device)]),
             mean,
             std,
+            torch.cat([self.table.constraint, torch.tensor([TIED], device=self.device)]),
         )
 
     def _statistics(self, text: str, given: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | None]:

@@ -185,8 +185,11 @@ class Finetune:
     envs_per_task: Count  # environments of each task stepping together
     warmup_updates: CountOrZero  # linear warm-up of the learning rates, whose optimisers start anew
     seeding_episodes: Count  # episodes per environment played by the policy alone before anything is trained
-    constraint_steps: CountOrZero  # env_steps during which the plan starts fully from the policy ...
-    constraint_decay: CountOrZero  # ... and env_steps over which that weight then falls to 0
+    constraint: Literal["evidence", "schedule"]  # how far plans may leave the policy: by measured scores, per task ...
+    # ... or by the published schedule, for all tasks alike
+    evidence_memory: Annotated[int, Field(ge=2)]  # evidence: episodes of a task after which old ones have faded
+    constraint_steps: CountOrZero  # schedule: env_steps during which the plan starts fully from the policy ...
+    constraint_decay: CountOrZero  # schedule: ... and env_steps over which that weight then falls to 0
     replay_capacity: Count  # transitions kept
     log_every: Count  # env_steps between log lines
     save_every: Count  # env_steps between resumable saves
@@ -222,6 +225,8 @@ class Adapt:
     rank: Count  # of the low-rank change of each linear layer
     alpha: Positive  # the change is scaled by alpha / rank
     lr: Positive  # Adam step size of the adapter
+    stop_score: Fraction  # a phase ends once the evaluations during it reach this score; the final one is another
+    patience: Count  # ... or once so many of them in a row brought no new best, whose weights are kept
     pretrain: Pretrain  # learning from the task's demonstrations; updates 0 leaves it out
     finetune: Finetune  # then learning online; env_steps 0 leaves it out
 

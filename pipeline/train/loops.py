@@ -20,11 +20,11 @@ from pipeline.shapes import Batch
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv
 from pipeline.train import checkpoint
+from pipeline.train.constraint import make_constraint
 from pipeline.train.evaluate import Evaluator
 from pipeline.train.interrupt import Interrupt
 from pipeline.train.metrics import MetricsLog
 from pipeline.train.rollout import Collector
-from pipeline.train.schedules import constraint_weight
 from pipeline.train.step import Learner, Mode
 
 
@@ -38,6 +38,7 @@ class Loop:
         evaluator: plays them.
         seed: of everything drawn.
         plan: evaluate with planning, else the policy alone.
+        after_evaluation: told all scores so far, the newest last; whether to end the loop here.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Loop:
         evaluator: Evaluator,
         seed: int,
         plan: bool = False,
+        after_evaluation: Callable[[list[float]], bool] | None = None,
     ):
         self.label, self.scratch, self.learner, self.actor, self.evaluator = label, scratch, learner, actor, evaluator
         self.seed, self.plan = seed, plan
@@ -66,6 +68,14 @@ class Loop:
             self.num_summed, self.seconds_before = values["num_summed"], values["seconds"]
         self.started = time.monotonic()
         self.log = MetricsLog(scratch / "metrics", self.position)
+        self._after_evaluation, self.stopped = after_evaluation, False
+        if self.resumed and after_evaluation is not None:
+            self.stopped = after_evaluation(self.scores)
+
+    @property
+    def scores(self) -> list[float]:
+        """The mean score of every evaluation so far."""
+        return [score for _, score in self.log.history("eval/score")]
 
     @property
     def seconds(self) -> float:
@@ -105,6 +115,8 @@ class Loop:
             },
         )
         progress.write(f"{self.label}: score {mean:.3f} after {self.position} {progress.unit}")
+        if self._after_evaluation is not None:
+            self.stopped = self._after_evaluation(self.scores)
         return mean
 
     def save(self, tensors: dict[str, dict[str, Tensor]] | None = None, values: dict[str, Any] | None = None) -> None:
@@ -133,7 +145,7 @@ def learn_offline(
         specs: the tasks evaluated.
     """
     with Interrupt() as interrupt, Progress(loop.label, settings.updates, "updates", loop.position) as progress:
-        while loop.position < settings.updates:
+        while loop.position < settings.updates and not loop.stopped:
             loop.update(sample(settings.batch_size, loop.generator), "pretrain")
             loop.position += 1
             progress.update(1)
@@ -142,7 +154,7 @@ def learn_offline(
                 loop.log_averages(progress)
             if loop.position % settings.eval_every == 0 or last:
                 loop.evaluate(specs, progress)
-            if loop.position % settings.save_every == 0 or last or interrupt.requested:
+            if loop.position % settings.save_every == 0 or last or loop.stopped or interrupt.requested:
                 loop.save()
             if interrupt.requested:
                 interrupt.leave()
@@ -173,11 +185,14 @@ def learn_online(
     loop.learner.lr_scale = settings.lr_scale
     rows = collecting.rows([spec.name for spec in env_specs])
     collector = Collector(env_specs, rows, envs, collecting, replay, settings.imitate, loop.seed + 2)
+    constraint = make_constraint(settings, rows, collecting.table.names, loop.seed + 4)
     updates_owed = 0.0
     if loop.resumed:
         _, tensors, values = loop.resumed
         replay.load_state_tensors(tensors["replay"])
         collector.load_state_tensors(tensors["collector"])
+        constraint.load_state_tensors(tensors["constraint"])
+        constraint.publish(loop.actor.table)
         updates_owed = values["updates_owed"]
     recent: dict[str, list[float]] = defaultdict(list)
     num_envs = len(env_specs)
@@ -185,17 +200,22 @@ def learn_online(
 
     def save() -> None:
         loop.save(
-            {"replay": replay.state_tensors(), "collector": collector.state_tensors()}, {"updates_owed": updates_owed}
+            {
+                "replay": replay.state_tensors(),
+                "collector": collector.state_tensors(),
+                "constraint": constraint.state_tensors(),
+            },
+            {"updates_owed": updates_owed},
         )
 
     with Interrupt() as interrupt, Progress(loop.label, settings.env_steps, "env_steps", loop.position) as progress:
         if loop.position == 0:
             loop.evaluate(specs, progress)
-        while loop.position < settings.env_steps:
+        while loop.position < settings.env_steps and not loop.stopped:
             seeded = bool((collector.episodes >= settings.seeding_episodes).all())
-            weight = constraint_weight(loop.position, settings.constraint_steps, settings.constraint_decay)
-            for episode in collector.step(plan=seeded, constraint_weight=weight):
+            for episode in collector.step(*constraint.choose(loop.position, seeded)):
                 recent[episode.task].append(episode.score)
+                constraint.record(episode, seeded)
             before, loop.position = loop.position, loop.position + num_envs
             progress.update(num_envs)
             updates_owed += num_envs * settings.utd if seeded else 0.0
@@ -213,10 +233,12 @@ def learn_online(
                 recent.clear()
                 if online:
                     online["online/score"] = float(np.mean(list(online.values())))
+                    online |= constraint.metrics()
                 loop.log_averages(progress, **online)
             if _due(before, loop.position, settings.eval_every) or last:
+                constraint.publish(loop.actor.table)
                 loop.evaluate(specs, progress)
-            if _due(before, loop.position, settings.save_every) or last or interrupt.requested:
+            if _due(before, loop.position, settings.save_every) or last or loop.stopped or interrupt.requested:
                 save()
             if interrupt.requested:
                 interrupt.leave()

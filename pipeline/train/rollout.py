@@ -19,6 +19,7 @@ from pipeline.tasks.vector import VectorEnv
 class Finished(NamedTuple):
     """One episode that has just ended."""
 
+    env: int  # which of the environments
     task: str
     episode_return: float
     score: float
@@ -60,12 +61,12 @@ class Collector:
         self._actor.reset(num_envs, seed=seed)
         self._start(self._envs.reset())
 
-    def step(self, plan: bool, constraint_weight: float) -> list[Finished]:
+    def step(self, plan: bool | Tensor, constraint_weight: float | Tensor) -> list[Finished]:
         """Step every environment once and return the episodes that ended with it.
 
         Args:
-            plan: with the planner, else with the policy alone.
-            constraint_weight: how much the plan starts from the policy's own, in [0, 1].
+            plan: with the planner, else with the policy alone; for all, or (N,) bool.
+            constraint_weight: how much the plan starts from the policy's own, in [0, 1], for all or (N,).
         """
         everyone = np.arange(len(self._specs))
         action = self._actor.act(
@@ -135,4 +136,4 @@ class Collector:
             int(self._rows[i]),
             imitation={"all": 1.0, "score": score, "none": 0.0}[self._imitate],
         )
-        return Finished(spec.name, episode_return, score)
+        return Finished(i, spec.name, episode_return, score)
