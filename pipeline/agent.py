@@ -8,6 +8,7 @@ action = agent.act(obs, task="walker-walk")
 from __future__ import annotations
 
 import copy
+import dataclasses
 import secrets
 import statistics
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline import config, store
@@ -23,6 +25,7 @@ from pipeline.language.embeddings import TaskEmbeddings, embed
 from pipeline.language.encoder import TextEncoder, load_encoder
 from pipeline.model.actor import Actor
 from pipeline.model.adapters import Adapters
+from pipeline.model.grow import grow
 from pipeline.model.task_table import TIED, TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.tasks.spec import TaskSpec
@@ -130,6 +133,31 @@ class Agent:
         agent.reset()
         return agent
 
+    def grown(self, obs_dim: int, action_dim: int) -> Agent:
+        """Return a copy for wider observations and actions, whose policy acts as before on the known tasks.
+
+        Plans are as good as before but not the same: wider actions draw other random numbers.
+
+        Args:
+            obs_dim: O, at least the present one.
+            action_dim: A, at least the present one.
+
+        Raises:
+            ValueError: it would become narrower, or adapters are in.
+        """
+        if self._adapters.names:
+            raise ValueError("adapters are in this agent: load it anew, grow it, and adapt the wider one.")
+        model, table = grow(self.model, obs_dim, action_dim), self.table
+        more_obs, more_actions = obs_dim - self.model.config.obs_dim, action_dim - self.model.config.action_dim
+        wider = dataclasses.replace(
+            table,
+            action_mask=F.pad(table.action_mask, (0, more_actions)),
+            obs_mean=None if table.obs_mean is None else F.pad(table.obs_mean, (0, more_obs)),
+            obs_std=None if table.obs_std is None else F.pad(table.obs_std, (0, more_obs), value=1.0),
+            constraint=table.constraint.clone(),
+        )
+        return Agent(model, list(self.tasks.values()), self.embeddings, wider, self.planner)
+
     # --- acting ---------------------------------------------------------------------------------------------------
 
     def reset(self, num_envs: int = 1, seed: int | None = None) -> None:
@@ -203,6 +231,18 @@ class Agent:
             )
         self._append(embeddings.select([spec.name]), spec.action_dim, discount, statistics)
         self.tasks[spec.name] = spec
+
+    def embed(self, spec: TaskSpec) -> TaskEmbeddings:
+        """Return the vectors of a task's texts by this agent's own text encoder, which is loaded if need be."""
+        texts = [spec.text(phrasing) for phrasing in range(len(spec.instructions))]
+        return embed(self._load_encoder(), [spec.name], [texts], self.table.num_phrasings)
+
+    def nearest_tasks(self, task: str, count: int) -> list[tuple[str, float]]:
+        """Return the `count` other known tasks that read most like a known one, with the cosine of their vectors."""
+        canonical = torch.from_numpy(self.embeddings.vectors[:, 0])
+        cosines = torch.cosine_similarity(canonical[self._row_of(task)].unsqueeze(0), canonical)
+        others = [(name, float(cosines[self.table.names.index(name)])) for name in self.tasks if name != task]
+        return sorted(others, key=lambda pair: -pair[1])[:count]
 
     def create_adapter(self, task: str, parts: Sequence[str], rank: int, alpha: float) -> None:
         """Put in a new low-rank adapter for a known task, named after it. It is then all that is trained.

@@ -11,9 +11,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pipeline.cli import act, preset, tasks
+from pipeline.cli import act, adapt, grow, preset, tasks
 
-GROUPS = (tasks, act, preset)  # in the order of the help
+GROUPS = (tasks, act, adapt, grow, preset)  # in the order of the help
 
 DESCRIPTION = """\
 Eft pretrains a language-conditioned world model on demonstrations, finetunes it on many tasks at once,
@@ -28,6 +28,8 @@ examples:
   eft check-task my_tasks/juggle.yaml --frame juggle.png
   eft act checkpoints/finetune/model --task walker-run --video run.mp4
   eft act checkpoints/finetune/model --task walker-run --instruction "Stand still."
+  eft adapt checkpoints/finetune/model --task my_tasks/juggle.yaml --demos my_demos --env-steps 20000
+  eft grow checkpoints/finetune/model wider --obs-dim 192
   eft preset mt50 && dvc repro                 a larger set-up, written into params.yaml
 """
 

@@ -21,6 +21,7 @@ from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv
 from pipeline.train import checkpoint
 from pipeline.train.constraint import make_constraint
+from pipeline.train.early_stop import EarlyStop
 from pipeline.train.evaluate import Evaluator
 from pipeline.train.interrupt import Interrupt
 from pipeline.train.metrics import MetricsLog
@@ -38,7 +39,7 @@ class Loop:
         evaluator: plays them.
         seed: of everything drawn.
         plan: evaluate with planning, else the policy alone.
-        after_evaluation: told all scores so far, the newest last; whether to end the loop here.
+        early_stop: may end the loop after an evaluation.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Loop:
         evaluator: Evaluator,
         seed: int,
         plan: bool = False,
-        after_evaluation: Callable[[list[float]], bool] | None = None,
+        early_stop: EarlyStop | None = None,
     ):
         self.label, self.scratch, self.learner, self.actor, self.evaluator = label, scratch, learner, actor, evaluator
         self.seed, self.plan = seed, plan
@@ -68,9 +69,8 @@ class Loop:
             self.num_summed, self.seconds_before = values["num_summed"], values["seconds"]
         self.started = time.monotonic()
         self.log = MetricsLog(scratch / "metrics", self.position)
-        self._after_evaluation, self.stopped = after_evaluation, False
-        if self.resumed and after_evaluation is not None:
-            self.stopped = after_evaluation(self.scores)
+        self._early_stop = early_stop
+        self.stopped = early_stop is not None and self.resumed is not None and early_stop.reached(self.scores)
 
     @property
     def scores(self) -> list[float]:
@@ -115,8 +115,8 @@ class Loop:
             },
         )
         progress.write(f"{self.label}: score {mean:.3f} after {self.position} {progress.unit}")
-        if self._after_evaluation is not None:
-            self.stopped = self._after_evaluation(self.scores)
+        if self._early_stop is not None:
+            self.stopped = self._early_stop.evaluated(self.scores)
         return mean
 
     def save(self, tensors: dict[str, dict[str, Tensor]] | None = None, values: dict[str, Any] | None = None) -> None:

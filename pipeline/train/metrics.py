@@ -51,7 +51,10 @@ class MetricsLog:
 
     def history(self, name: str) -> list[tuple[int, float]]:
         """Return what was logged of one metric so far, as (position, value)."""
-        with (self.folder / "plots" / "metrics" / f"{name}.tsv").open(newline="") as file:
+        path = self.folder / "plots" / "metrics" / f"{name}.tsv"
+        if not path.exists():
+            return []
+        with path.open(newline="") as file:
             rows = csv.DictReader(file, delimiter="\t")
             return [(int(row["step"]), float(row[name.rsplit("/", 1)[-1]])) for row in rows]
 
