@@ -43,7 +43,9 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small untrained checkpoint that knows one task, in a working folder with params.yaml and another task."""
     params = (ROOT / "tests/tiny.yaml").read_text()
     params = params.replace("  updates: 10\n", "  updates: 8\n").replace("    env_steps: 300", "    env_steps: 120")
-    params = params.replace("  eval_every: 10\n", "  eval_every: 4\n").replace("    eval_every: 200", "    eval_every: 60")
+    params = params.replace("  eval_every: 10\n", "  eval_every: 4\n").replace(
+        "    eval_every: 200", "    eval_every: 60"
+    )
     (tmp_path / "params.yaml").write_text(params)
     (tmp_path / "my_tasks").mkdir()
     (tmp_path / "my_tasks/hang.yaml").write_text(TASK.format(name="hang", text="Hang.", body=""))
@@ -56,9 +58,7 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     mask = torch.zeros(1, sizes.action_dim)
     mask[0, 0] = 1
     statistics = torch.zeros(1, sizes.obs_dim), torch.ones(1, sizes.obs_dim)
-    table = TaskTable(
-        embeddings.names, torch.from_numpy(embeddings.vectors), mask, torch.tensor([0.95]), *statistics
-    )
+    table = TaskTable(embeddings.names, torch.from_numpy(embeddings.vectors), mask, torch.tensor([0.95]), *statistics)
     agent = Agent(WorldModel(sizes), [spec], embeddings, table, config.load(config.Planner))
     agent.save_pretrained("base")
     return tmp_path / "base"

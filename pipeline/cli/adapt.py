@@ -43,7 +43,10 @@ def add_to(commands: Any) -> None:
     adapt.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder, or user/name on the Hugging Face Hub")
     adapt.add_argument("--task", required=True, metavar="NAME|FILE", help="a task's name, or the file of your own task")
     adapt.add_argument(
-        "--demos", type=Path, metavar="DIR", help="holds episodes.parquet, or TASK/episodes.parquet (datasets/README.md)"
+        "--demos",
+        type=Path,
+        metavar="DIR",
+        help="holds episodes.parquet, or TASK/episodes.parquet (datasets/README.md)",
     )
     adapt.add_argument("--num-demos", type=count, metavar="N", help="use the first N demonstrations (default: all)")
     adapt.add_argument(

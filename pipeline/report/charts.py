@@ -23,7 +23,13 @@ _COLOURS = {
     "#000005": "--finetuned",
 }
 # What the page sets these variables to by day.
-_DAY = {"--ink": "#1d2629", "--muted": "#65737a", "--rule": "#e2ded5", "--pretrained": "#6d8a98", "--finetuned": "#d9541e"}
+_DAY = {
+    "--ink": "#1d2629",
+    "--muted": "#65737a",
+    "--rule": "#e2ded5",
+    "--pretrained": "#6d8a98",
+    "--finetuned": "#d9541e",
+}
 INK, MUTED, RULE, PRETRAINED, FINETUNED = _COLOURS
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, in the page's font

@@ -133,11 +133,8 @@ class Evidence:
         return int(np.argmax(mean + std * torch.randn(3, generator=self._generator, dtype=torch.float64).numpy()))
 
 
-def make_constraint(
-    settings: config.Finetune, rows: Tensor, names: tuple[str, ...], seed: int
-) -> Schedule | Evidence:
+def make_constraint(settings: config.Finetune, rows: Tensor, names: tuple[str, ...], seed: int) -> Schedule | Evidence:
     """Return the rule that `finetune.constraint` names, for environments of these rows (N,) of the task table."""
     if settings.constraint == "schedule":
         return Schedule(settings, len(rows))
     return Evidence(rows, names, settings.evidence_memory, seed)
-

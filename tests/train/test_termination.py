@@ -17,7 +17,10 @@ from pipeline.model.world_model import WorldModel
 from pipeline.train.step import Learner
 
 DISCOUNT = 0.6
-SAFE, LAST = torch.tensor([[-0.5]]), torch.tensor([[0.5]])  # an action that goes on, and one after which the episode ends
+SAFE, LAST = (
+    torch.tensor([[-0.5]]),
+    torch.tensor([[0.5]]),
+)  # an action that goes on, and one after which the episode ends
 OPEN, OVER = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])  # what is observed before, and after the end
 FAST = replace(
     LEARNING, lr=3e-3, encoder_lr_scale=1.0, tau=0.2, online_bc_coef=0.0, reward_coef=1.0, value_coef=1.0, rho=1.0,
