@@ -227,7 +227,7 @@ class Agent:
         if spec.obs_dim > self.model.config.obs_dim:
             raise ValueError(
                 f"{spec.name} has {spec.obs_dim} observation dims, the model takes up to {self.model.config.obs_dim}. "
-                f"`eft grow CHECKPOINT FOLDER --obs-dim {spec.obs_dim}` makes it wider, with the same actions on old tasks."
+                f"`eft grow CHECKPOINT FOLDER --obs-dim {spec.obs_dim}` makes it wider, acting as before on old tasks."
             )
         self._append(embeddings.select([spec.name]), spec.action_dim, discount, statistics)
         self.tasks[spec.name] = spec
@@ -378,8 +378,8 @@ class Agent:
         if not 1 <= action_dim <= self.model.config.action_dim:
             raise ValueError(
                 f"{embeddings.names[0]!r} has {action_dim} action dims, the model takes 1 to "
-                f"{self.model.config.action_dim}. `eft grow CHECKPOINT FOLDER --action-dim {action_dim}` makes it wider, "
-                "with the same actions on old tasks."
+                f"{self.model.config.action_dim}. `eft grow CHECKPOINT FOLDER --action-dim {action_dim}` makes it "
+                "wider, acting as before on old tasks."
             )
         self.embeddings = self.embeddings.join(embeddings)
         mask = torch.zeros_like(self.table.action_mask[:1])

@@ -3,7 +3,7 @@
 A checkpoint is a folder in Hub form:
     config.json          sizes of the world model
     model.safetensors    its weights
-    tasks.json           planner settings; for each task its catalogue entry, discount, how far plans may leave the policy
+    tasks.json           planner settings; for each task its catalogue entry, discount, constraint of plans
     task_embeddings/     the vectors of the tasks' texts, the texts, the encoder's id
 An adapter is a folder in PEFT's form (adapter_config.json, adapter_model.safetensors) with, for its task, a task.json
 and task_embeddings/ alike. Nothing is pickled, and no code is read from either.

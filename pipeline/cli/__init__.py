@@ -31,6 +31,7 @@ examples:
   eft adapt checkpoints/finetune/model --task my_tasks/juggle.yaml --demos my_demos --env-steps 20000
   eft grow checkpoints/finetune/model wider --obs-dim 192
   eft preset mt50 && dvc repro                 a larger set-up, written into params.yaml
+  eft preset newt size-b                       the published numbers with a smaller model
 """
 
 

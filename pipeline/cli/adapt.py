@@ -46,7 +46,7 @@ def add_to(commands: Any) -> None:
         "--demos",
         type=Path,
         metavar="DIR",
-        help="holds episodes.parquet, or TASK/episodes.parquet (datasets/README.md)",
+        help="holds episodes.parquet or TASK/episodes.parquet (datasets/README.md)",
     )
     adapt.add_argument("--num-demos", type=count, metavar="N", help="use the first N demonstrations (default: all)")
     adapt.add_argument(
@@ -104,8 +104,8 @@ def adapt_to_task(options: argparse.Namespace) -> None:
     before, after = (scores["plan"] for scores in (done.zero_shot, done.adapted))
     print(
         f"{spec.name}: {before['score']:.2f} zero-shot, {after['score']:.2f} ({after['low']:.2f} to "
-        f"{after['high']:.2f}) adapted, in {done.seconds:.0f} s; the adapter is {done.adapter_parameters:,} parameters, "
-        f"{100 * done.adapter_parameters / done.base_parameters:.1f} % of the checkpoint's\n"
+        f"{after['high']:.2f}) adapted, in {done.seconds:.0f} s; the adapter has {done.adapter_parameters:,} "
+        f"parameters, {100 * done.adapter_parameters / done.base_parameters:.1f} % of the checkpoint's\n"
         f"use it: Agent.from_pretrained({options.checkpoint!r}).add_adapter({str(out)!r})"
     )
 

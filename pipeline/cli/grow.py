@@ -40,7 +40,7 @@ def grow_checkpoint(options: argparse.Namespace) -> None:
         )
     agent.grown(obs_dim, action_dim).save_pretrained(options.folder)
     print(
-        f"{options.folder}: obs_dim {before.obs_dim} -> {obs_dim}, action_dim {before.action_dim} -> {action_dim}. On old "
-        "tasks its policy acts as before. Adapters of the old checkpoint do not fit it; to train on, set model.obs_dim "
-        "and model.action_dim in params.yaml alike."
+        f"{options.folder}: obs_dim {before.obs_dim} -> {obs_dim}, action_dim {before.action_dim} -> {action_dim}. "
+        "On old tasks its policy acts as before. Adapters of the old checkpoint do not fit it; to train on, "
+        "set model.obs_dim and model.action_dim in params.yaml alike."
     )

@@ -55,7 +55,7 @@ def scalar_loss(logits: Tensor, target: Tensor, bins: Tensor, weights: Tensor) -
 
 
 def termination_loss(logits: Tensor, terminated: Tensor) -> Tensor:
-    """Binary cross-entropy of predicted terminations (T, B), all steps alike; terminated is 1 where a step was the last.
+    """Binary cross-entropy of predicted terminations (T, B), all steps alike; terminated is 1 at an episode's end.
 
     Source: TD-MPC2 (arXiv 2310.16828), the option `episodic` of its later release.
     """

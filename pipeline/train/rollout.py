@@ -36,6 +36,9 @@ class Collector:
         replay: takes the episodes.
         imitate: how much the policy imitates these episodes.
         seed: of the actor's random numbers.
+
+    Raises:
+        ValueError: the episodes of a task are shorter than a slice.
     """
 
     def __init__(
@@ -48,6 +51,12 @@ class Collector:
         imitate: config.Imitate,
         seed: int,
     ):
+        for spec in specs:
+            if spec.episode_length < replay.horizon:
+                raise ValueError(
+                    f"episodes of {spec.name} have {spec.episode_length} agent steps, planner.horizon is "
+                    f"{replay.horizon}: no slice of one fits. Lower the horizon or leave the task out."
+                )
         self._imitate = imitate
         self._specs, self._rows, self._envs, self._actor, self._replay = list(specs), rows, envs, actor, replay
         num_envs, longest = len(specs), max(spec.episode_length for spec in specs)
@@ -64,9 +73,17 @@ class Collector:
     def step(self, plan: bool | Tensor, constraint_weight: float | Tensor) -> list[Finished]:
         """Step every environment once and return the episodes that ended with it.
 
-        Args:
-            plan: with the planner, else with the policy alone; for all, or (N,) bool.
-            constraint_weight: how much the plan starts from the policy's own, in [0, 1], for all or (N,).
+                Args:
+        <<<<<<< HEAD
+                    plan: with the planner, else with the policy alone; for all, or (N,) bool.
+                    constraint_weight: how much the plan starts from the policy's own, in [0, 1], for all or (N,).
+        =======
+                    plan: with the planner, else with the policy alone.
+                    constraint_weight: how much the plan starts from the policy's own, in [0, 1].
+
+                Raises:
+                    ValueError: an observation or reward is not finite; the task is named.
+        >>>>>>> main
         """
         everyone = np.arange(len(self._specs))
         action = self._actor.act(
@@ -75,6 +92,14 @@ class Collector:
         step = self._envs.step(action.numpy())
         self._action[everyone, self._length] = action
         self._reward[everyone, self._length] = torch.from_numpy(step.reward)
+        for name, values in (("reward", step.reward), ("observation", step.final_obs)):
+            if not np.isfinite(values).all():
+                i = int(np.argwhere(~np.isfinite(values))[0, 0])
+                raise ValueError(
+                    f"the environment of {self._specs[i].name} gave a {name} that is not finite at step "
+                    f"{self._length[i]} of an episode. `eft check-task` examines the task; leave it out until it is "
+                    "mended."
+                )
         self._length += 1
         self._obs[everyone, self._length] = torch.from_numpy(step.final_obs)
         done = step.terminated | step.truncated

@@ -8,11 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.problem import TINY, make_model, make_table
 from pipeline.model.grow import grow
 from pipeline.model.two_hot import decode
 from pipeline.model.world_model import WorldModel
-
-from benchmarks.problem import TINY, make_model, make_table
 
 WIDER = dataclasses.replace(TINY, obs_dim=TINY.obs_dim + 5, action_dim=TINY.action_dim + 2, termination=True)
 

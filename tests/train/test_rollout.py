@@ -101,6 +101,28 @@ def test_a_simulator_that_does_not_come_back_is_named():
             collector.load_state_tensors(state)
 
 
+@pytest.mark.parametrize(("part", "name"), [("reward", "reward"), ("final_obs", "observation")])
+def test_a_value_that_is_not_finite_is_named_with_its_task(part, name, monkeypatch):
+    collector, envs = make_collector(make_replay())
+    played = envs.step
+
+    def step(action):
+        result = played(action)
+        getattr(result, part)[1] = np.nan
+        return result
+
+    with envs:
+        collector.step(plan=False, constraint_weight=1.0)
+        monkeypatch.setattr(envs, "step", step)
+        with pytest.raises(ValueError, match=f"mw-drawer-open gave a {name} that is not finite at step 1"):
+            collector.step(plan=False, constraint_weight=1.0)
+
+
+def test_episodes_shorter_than_a_slice_are_refused_before_anything_is_played():
+    with pytest.raises(ValueError, match=r"episodes of mw-reach have 100 agent steps, planner\.horizon is 101"):
+        make_collector(ReplayBuffer(1000, MODEL.obs_dim, MODEL.action_dim, horizon=101))
+
+
 @pytest.mark.parametrize(("imitate", "weights"), [("score", {0.0}), ("all", {1.0}), ("none", {0.0})])
 def test_own_episodes_are_imitated_as_asked(imitate, weights):
     replay = make_replay()
