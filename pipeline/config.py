@@ -212,9 +212,16 @@ class Evaluate:
     episodes: Annotated[int, Field(ge=2)]  # per task and mode
     confidence: Annotated[float, Field(gt=0, lt=1)]  # of the bootstrap intervals
     bootstrap_samples: Count
+    open_loop_steps: tuple[Count, ...]  # of each plan, executed without looking again; one score each, [] for none
+    open_loop_horizon: Count  # steps those plans look ahead
+    open_loop_episodes: Annotated[int, Field(ge=2)]  # per task and number of steps
     video_size: CountOrZero  # pixels of a video's side; 0 = no videos
     video_every: Count  # agent steps per frame
     video_fps: Count  # frames per second of the mp4
+
+    def __post_init__(self) -> None:
+        if any(steps > self.open_loop_horizon for steps in self.open_loop_steps):
+            raise ValueError("evaluate.open_loop_steps exceed evaluate.open_loop_horizon: there is no plan that far")
 
 
 @dataclass(frozen=True, config=_strict)

@@ -39,7 +39,8 @@ PLANNER = config.Planner(
 PARAMS = """\
 seed: 1
 tasks: {train: [walk, reach], held_out: [push], pairs: [], weights: {}, folder: my_tasks}
-evaluate: {episodes: 10, confidence: 0.95, bootstrap_samples: 100, video_size: 0, video_every: 1, video_fps: 20}
+evaluate: {episodes: 10, confidence: 0.95, bootstrap_samples: 100, open_loop_steps: [], open_loop_horizon: 48,
+  open_loop_episodes: 2, video_size: 0, video_every: 1, video_fps: 20}
 publish: {repo_id: REPO, private: true, tag: v1}
 """
 
