@@ -121,8 +121,12 @@ def read_settings(env_steps: int) -> Settings:
     """Read params.yaml, with this many environment steps."""
     adapting = config.load(config.Adapt)
     adapting = dataclasses.replace(adapting, finetune=dataclasses.replace(adapting.finetune, env_steps=env_steps))
-    parts = (config.load(section) for section in (config.Learning, config.Evaluate, config.Runtime))
-    return Settings(adapting, *parts, config.load_seed())
+    learning, measured, runtime = (
+        config.load(config.Learning),
+        config.load(config.Evaluate),
+        config.load(config.Runtime),
+    )
+    return Settings(adapting, learning, measured, runtime, config.load_seed())
 
 
 def collect_demos(specs: list[TaskSpec], count: int, folder: Path, tasks: config.Tasks) -> Path:
@@ -164,7 +168,8 @@ def run(cell: Cell, spec: TaskSpec, base: Path, demos: Path, settings: Settings,
             )
             agent.table.constraint[:] = 0  # nothing but the policy has learned anything
         loops = learn(agent, spec, demonstrations, settings, scratch)
-        points, seconds = curve(loops), sum(loop.seconds for loop in loops)
+        points = curve(loops)
+        seconds = points[-1]["seconds"]
     agent.actor.refresh()
     result["scores"] = play([spec], agent, settings, "plan", cell.name)[spec.name]
     if cell.way in ("adapter", "all") and cell.demos == 5:
@@ -286,7 +291,7 @@ def claims(found: dict[Cell, dict[str, Any]], before: dict[int, dict[str, list[f
         "metaworld_5_demos_success": claim(adapter, 0.8, "above"),
         "metaworld_5_demos_above_scratch": claim(gain, 0.3, "above"),
         "training_tasks_unchanged": claim(min(checked) if checked else None, 1.0, "above"),
-        "longest_adaptation_seconds": claim(max((r["seconds"] for r in with_demos), default=None), 300, "below"),
+        "longest_adaptation_seconds": claim(max((r["wall_seconds"] for r in with_demos), default=None), 300, "below"),
         "adapter_share_of_base": claim(round(max(shares), 4) if shares else None, 0.02, "below"),
     }
 

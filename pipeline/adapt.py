@@ -64,7 +64,7 @@ class Adapted(NamedTuple):
     adapted: dict[str, dict[str, Any]]
     curve: list[dict[str, float]]  # every evaluation on the way: env_steps, updates, seconds, score
     loops: list[Loop]  # of the phases that took place
-    seconds: float
+    seconds: float  # of learning, with the evaluations on the way
     adapter_parameters: int
     base_parameters: int
     demos: int
@@ -186,7 +186,7 @@ def adapt(
         )
         adapted = score("adapted")
     points = [start, *curve(loops)]
-    seconds = sum(loop.seconds for loop in loops)
+    seconds = points[-1]["seconds"]
     watch("adapted", points)
     return Adapted(zero_shot, adapted, points, loops, seconds, trained, base_parameters, len(demonstrations))
 
@@ -265,7 +265,7 @@ def curve(loops: Sequence[Loop]) -> list[dict[str, float]]:
                     "score": score,
                 }
             )
-        seconds_before += loop.seconds
+        seconds_before = points[-1]["seconds"] if points else 0.0
     return points
 
 
