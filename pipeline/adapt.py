@@ -139,6 +139,8 @@ def adapt(
 ) -> Adapted:
     """Put an adapter for a known task into the agent and train it: on demonstrations first, then online.
 
+    An adapter of the task that is in already, and trainable, is trained on.
+
     Args:
         agent: knows the task (`introduce`); its base stays as it is.
         spec: the task.
@@ -171,8 +173,13 @@ def adapt(
         zero_shot = score("zero-shot")
         start = {"env_steps": 0, "updates": 0, "seconds": 0.0, "score": zero_shot["plan"]["score"]}
         watch("zero-shot", [start])
-        base_parameters = sum(p.numel() for p in agent.model.parameters() if p.requires_grad)
-        agent.create_adapter(name, settings.adapt.parts, settings.adapt.rank, settings.adapt.alpha)
+        if name not in agent.adapters:
+            agent.create_adapter(name, settings.adapt.parts, settings.adapt.rank, settings.adapt.alpha)
+        base_parameters = sum(
+            parameter.numel()
+            for key, parameter in agent.model.named_parameters()
+            if ".lora_" not in key and not key.startswith("target_q_heads.")
+        )
         trained = sum(p.numel() for p in agent.model.parameters() if p.requires_grad)
         learning = dataclasses.replace(settings.learning, lr=settings.adapt.lr)
         loops = learn(

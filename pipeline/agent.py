@@ -76,6 +76,11 @@ class Agent:
         """The known tasks as tensors. Rows beyond `tasks` are instructions that were given."""
         return self.actor.table
 
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The adapters that were created or added, by the name of their task."""
+        return self._adapters.names
+
     # --- loading and saving ---------------------------------------------------------------------------------------
 
     @classmethod

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pipeline import config
 from pipeline.agent import Agent
@@ -17,7 +18,7 @@ from pipeline.data.demos import write_episodes
 from pipeline.data.episode import Episode
 from pipeline.language.embeddings import embed
 from pipeline.language.encoder import HashedNgrams
-from pipeline.model.adapters import CONFIG
+from pipeline.model.adapters import CONFIG, WEIGHTS
 from pipeline.model.task_table import TIED, TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.tasks import registry
@@ -118,6 +119,12 @@ def test_both_kinds_of_experience_make_an_adapter_that_loads(base: Path, capsys:
     assert not list(Path(".resume").glob("adapt-*"))
     assert main(arguments) == 2
     assert "already holds an adapter" in capsys.readouterr().err
+    # Trained on, it is wrapped once as before, and moves from where it was.
+    more = ["adapt", "base", "--task", "swing.yaml", "--demos", "demos", "--env-steps", "0", "--no-video"]
+    assert main([*more, "--adapter", "out", "--output", "more", "--debug"]) == 0
+    first, second = (load_file(Path(folder, WEIGHTS)) for folder in ("out", "more"))
+    assert {name: tensor.shape for name, tensor in first.items()} == {name: t.shape for name, t in second.items()}
+    assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
 def test_interaction_alone_or_demonstrations_alone(base: Path, capsys: pytest.CaptureFixture[str]):

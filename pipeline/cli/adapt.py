@@ -58,6 +58,7 @@ def add_to(commands: Any) -> None:
         metavar="N",
         help="updates on the demonstrations alone (default: adapt.pretrain.updates)",
     )
+    adapt.add_argument("--adapter", type=Path, metavar="DIR", help="train on this adapter, which an earlier run wrote")
     adapt.add_argument("--nearest", type=count, metavar="N", help="say which N known tasks read most like this one")
     adapt.add_argument("--output", type=Path, metavar="FOLDER", help="where the adapter goes (default: adapted/TASK)")
     adapt.add_argument("--params", type=Path, metavar="FILE", help="the parameter file (default: params.yaml)")
@@ -83,6 +84,11 @@ def adapt_to_task(options: argparse.Namespace) -> None:
     demonstrations, files = read_demos(options, spec)
     accelerator = start(settings.runtime, settings.seed)
     agent = Agent.from_pretrained(options.checkpoint, device=accelerator.device)
+    if options.adapter:
+        begun = agent.add_adapter(options.adapter, trainable=True)
+        if begun != spec.name:
+            raise ValueError(f"the adapter in {options.adapter} is for {begun}, not for {spec.name}.")
+        files.append(options.adapter)
     embeddings = agent.embeddings.select([spec.name]) if spec.name in agent.tasks else agent.embed(spec)
     introduce(agent, spec, embeddings, demonstrations, settings.learning, settings.seed)
     nearest = agent.nearest_tasks(spec.name, options.nearest) if options.nearest else []
