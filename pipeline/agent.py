@@ -124,9 +124,9 @@ class Agent:
         names, specs = list(self.tasks), list(self.tasks.values())
         rows, table = self.actor.rows(names), self.table.to("cpu")
         discounts, embeddings = table.discount[rows].tolist(), self.embeddings.select(names)
-        statistics = [part if part is None else part[rows] for part in (table.obs_mean, table.obs_std)]
+        mean, std = (part if part is None else part[rows] for part in (table.obs_mean, table.obs_std))
         content = store.Checkpoint(
-            self.model, specs, discounts, embeddings, self.planner, "", *statistics, table.constraint[rows]
+            self.model, specs, discounts, embeddings, self.planner, "", mean, std, table.constraint[rows]
         )
         self.base = store.write_checkpoint(folder, content)
 
@@ -268,13 +268,14 @@ class Agent:
             raise ValueError("an adapter belongs to a saved base: load the agent from a checkpoint before adapting it.")
         discount = float(self.table.discount[self._row_of(task)])
         row, table = self._row_of(task), self.table.to("cpu")
-        statistics = [part if part is None else part[row : row + 1] for part in (table.obs_mean, table.obs_std)]
+        mean, std = (part if part is None else part[row : row + 1] for part in (table.obs_mean, table.obs_std))
         about = store.AdapterTask(
             self.tasks[task],
             discount,
             self.embeddings.select([task]),
             self.base,
-            *statistics,
+            mean,
+            std,
             int(table.constraint[row]),
         )
         store.write_adapter(folder, self._adapters, task, about)

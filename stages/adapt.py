@@ -6,10 +6,10 @@ import argparse
 import sys
 
 from pipeline import config
+from pipeline.adapt import Settings, adapt, film, introduce
 from pipeline.agent import Agent
 from pipeline.files import atomic_folder
 from pipeline.tasks import registry
-from pipeline.train.adapt import Settings, adapt, film, introduce
 from pipeline.train.runtime import Summary, run_stage, start
 from pipeline.train.scratch import scratch_folder
 from pipeline.train.workspace import CHECKPOINTS, DEMOS, EMBEDDINGS, load_demonstrations, load_embeddings

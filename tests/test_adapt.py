@@ -70,7 +70,9 @@ def record_demos(folder: Path, count: int) -> None:
     env, episodes = make(spec, 3, 1), []
     for seed in range(count):
         obs, _ = env.reset(seed=seed)
-        rows, actions, rewards, done = [obs], [], [], False
+        rows, done = [obs], False
+        actions: list[np.ndarray] = []
+        rewards: list[float] = []
         while not done:
             action = np.array([np.clip(-rows[-1][2], -1, 1)], np.float32)
             obs, reward, terminated, truncated, _ = env.step(action)
