@@ -23,6 +23,7 @@ from pipeline.tasks.vector import VectorEnv
 from pipeline.train.early_stop import EarlyStop
 from pipeline.train.evaluate import Evaluator, record, summarise
 from pipeline.train.loops import Loop, learn_offline, learn_online
+from pipeline.train.runtime import compute
 from pipeline.train.step import Learner
 from pipeline.train.workspace import (
     demo_buffer,
@@ -221,7 +222,8 @@ def learn(
         named = {spec.name: list(demonstrations)}
         buffer = demo_buffer(named, agent.table.names, model, agent.planner.horizon, place)
     first = offline if buffer is not None and offline.updates else online
-    learner = Learner(agent.model, agent.table, settings.learning, first.warmup_updates, accelerator)
+    how, _ = compute(runtime, agent.device)
+    learner = Learner(agent.model, agent.table, settings.learning, first.warmup_updates, accelerator, how)
     loops: list[Loop] = []
 
     def begin(name: str, label: str, evaluator: Evaluator) -> tuple[Loop, EarlyStop]:

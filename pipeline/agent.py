@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 import secrets
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from pipeline.language.embeddings import TaskEmbeddings, embed
 from pipeline.language.encoder import TextEncoder, load_encoder
 from pipeline.model.actor import Actor
 from pipeline.model.adapters import Adapters
+from pipeline.model.compute import Compute, choose
 from pipeline.model.grow import grow
 from pipeline.model.task_table import TIED, TaskTable
 from pipeline.model.world_model import WorldModel
@@ -40,11 +43,13 @@ class Agent:
         embeddings: of the same tasks, in the same order.
         table: the same tasks as tensors.
         planner: how to plan.
+        compute: how, e.g. in bfloat16 or compiled; None chooses the library and nothing else.
 
     Attributes:
         tasks: name -> TaskSpec of every known task.
         actor: acts in many environments at once, by rows of the task table.
         base: SHA-256 of the weights file the model was loaded from, None for one that was not.
+        commit: of the Hub's repo it was loaded from, None where it came from a folder.
         encoder: the text encoder for instructions that are new; None until one is needed.
     """
 
@@ -55,6 +60,7 @@ class Agent:
         embeddings: TaskEmbeddings,
         table: TaskTable,
         planner: config.Planner,
+        compute: Compute | None = None,
     ):
         names = tuple(spec.name for spec in specs)
         if names != embeddings.names or names != table.names:
@@ -65,10 +71,12 @@ class Agent:
         self.model, self.embeddings, self.planner = model, embeddings, planner
         self.tasks = {spec.name: spec for spec in specs}
         self.device = next(model.parameters()).device
-        self.actor = Actor(model, table.to(self.device), planner)
+        self.actor = Actor(model, table.to(self.device), planner, compute or choose("auto", False, self.device))
         self.base: str | None = None
+        self.commit: str | None = None
         self.encoder: TextEncoder | None = None
         self._adapters = Adapters(model)
+        self._rows: dict[tuple[str, int | None, int], int] = {}  # of instructions that were said before
         self.reset()
 
     @property
@@ -85,7 +93,11 @@ class Agent:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, revision: str | None = None, device: torch.device | str = "cpu"
+        cls,
+        source: str | Path,
+        revision: str | None = None,
+        device: torch.device | str = "cpu",
+        compute: Compute | None = None,
     ) -> Agent:
         """Load an agent from a folder or from the Hub.
 
@@ -93,12 +105,14 @@ class Agent:
             source: a checkpoint's folder, or `owner/name` on the Hub.
             revision: commit, tag or branch on the Hub; None for the newest.
             device: where to compute.
+            compute: how, e.g. in bfloat16 or compiled; None chooses the library and nothing else.
 
         Raises:
             OSError: it is not there, or the Hub could not be reached.
             ValueError: a file of it is damaged or does not fit the others.
         """
-        found = store.read_checkpoint(store.fetch(source, revision, store.CHECKPOINT_FILES))
+        folder, commit = store.fetch(source, revision, store.CHECKPOINT_FILES)
+        found = store.read_checkpoint(folder)
         mask = torch.zeros(len(found.specs), found.model.config.action_dim)
         for row, spec in zip(mask, found.specs, strict=True):
             row[: spec.action_dim] = 1
@@ -106,8 +120,8 @@ class Agent:
         statistics = found.obs_mean, found.obs_std
         table = TaskTable(found.embeddings.names, vectors, mask, discount, *statistics, found.constraint)
         model = found.model.to(device)
-        agent = cls(model, found.specs, found.embeddings, table, found.planner)
-        agent.base = found.base
+        agent = cls(model, found.specs, found.embeddings, table, found.planner, compute)
+        agent.base, agent.commit = found.base, commit
         return agent
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -133,8 +147,8 @@ class Agent:
     def with_planner(self, planner: config.Planner) -> Agent:
         """Return this agent with other planner settings; the model is shared."""
         agent = copy.copy(self)
-        agent.tasks, agent.planner = dict(self.tasks), planner
-        agent.actor = Actor(self.model, self.table, planner)
+        agent.tasks, agent.planner, agent._rows = dict(self.tasks), planner, {}
+        agent.actor = Actor(self.model, self.table, planner, self.actor.compute)
         agent.reset()
         return agent
 
@@ -161,7 +175,14 @@ class Agent:
             obs_std=None if table.obs_std is None else F.pad(table.obs_std, (0, more_obs), value=1.0),
             constraint=table.constraint.clone(),
         )
-        return Agent(model, list(self.tasks.values()), self.embeddings, wider, self.planner)
+        return Agent(model, list(self.tasks.values()), self.embeddings, wider, self.planner, self.actor.compute)
+
+    def told(self, phrasing: Literal["canonical", "unseen"]) -> Actor:
+        """Return an actor that is told each task in its canonical words, or in those that training never draws."""
+        if phrasing == "canonical":
+            return self.actor
+        unseen = torch.from_numpy(self.embeddings.unseen_vectors[:, None]).to(self.device)
+        return Actor(self.model, dataclasses.replace(self.table, embeddings=unseen), self.planner, self.actor.compute)
 
     # --- acting ---------------------------------------------------------------------------------------------------
 
@@ -184,8 +205,10 @@ class Agent:
         Args:
             obs: (o,) or, for N environments, (N, o): as the task's environment gives it, or zero-padded to O.
             task: name of a known task; or
-            instruction: what to do. Best said as the training texts are: `<body> <what to do>`.
-            action_dim: width of the action, for an instruction that belongs to no known task.
+            instruction: what to do. One of a known task's instructions, with or without its body, is that task (case
+                and punctuation do not count). A new one is best said as training texts are: `<body> <what to do>`.
+            action_dim: width of the action, for an instruction that belongs to no known task. It may be left out where
+                the known tasks that observe as many values all have one body: the instruction is then for that body.
             plan: with the planner, else with the policy alone.
             explore: with noise, as in training.
 
@@ -195,9 +218,9 @@ class Agent:
         Raises:
             ValueError: the task is unknown, the widths do not fit, or `reset` was for another number of environments.
         """
-        row = self._row(task, instruction, action_dim)
         obs = np.asarray(obs, dtype=np.float32)
         batch = np.atleast_2d(obs)
+        row = self._row(task, instruction, action_dim, batch.shape[-1])
         self._check_obs(obs, batch, self.tasks.get(self.table.names[row]))
         padded = np.zeros((len(batch), self.model.config.obs_dim), dtype=np.float32)
         padded[:, : batch.shape[1]] = batch
@@ -236,11 +259,12 @@ class Agent:
             )
         self._append(embeddings.select([spec.name]), spec.action_dim, discount, statistics)
         self.tasks[spec.name] = spec
+        self._rows.clear()  # what was said may now mean this task
 
     def embed(self, spec: TaskSpec) -> TaskEmbeddings:
         """Return the vectors of a task's texts by this agent's own text encoder, which is loaded if need be."""
-        texts = [spec.text(phrasing) for phrasing in range(len(spec.instructions))]
-        return embed(self._load_encoder(), [spec.name], [texts], self.table.num_phrasings)
+        phrasings = self.table.num_phrasings
+        return embed(self._load_encoder(), [spec.name], [spec.training_texts()], phrasings, [spec.unseen_text()])
 
     def nearest_tasks(self, task: str, count: int) -> list[tuple[str, float]]:
         """Return the `count` other known tasks that read most like a known one, with the cosine of their vectors."""
@@ -302,7 +326,7 @@ class Agent:
             OSError: it is not there, or the Hub could not be reached.
             ValueError: it was trained on another base or another text encoder, or it is damaged.
         """
-        folder = store.fetch(source, revision, store.ADAPTER_FILES, subfolder)
+        folder = store.fetch(source, revision, store.ADAPTER_FILES, subfolder).folder
         about = store.read_adapter_task(folder)
         name = about.spec.name
         if about.base != self.base:
@@ -335,7 +359,7 @@ class Agent:
             )
         return self.table.names.index(name)
 
-    def _row(self, task: str | None, instruction: str | None, action_dim: int | None) -> int:
+    def _row(self, task: str | None, instruction: str | None, action_dim: int | None, obs_dim: int) -> int:
         """Return the row of the task table for what `act` was told; a new instruction gets a new row."""
         if (task is None) == (instruction is None):
             raise ValueError(
@@ -347,10 +371,18 @@ class Agent:
                 raise ValueError(f"{task} has {self.tasks[task].action_dim} action dims, not action_dim={action_dim}.")
             return row
         assert instruction is not None
-        for name, spec in self.tasks.items():
-            row = self.table.names.index(name)
-            if instruction in self.embeddings.texts[row] and action_dim in (None, spec.action_dim):
-                return row
+        said = instruction, action_dim, obs_dim
+        if said not in self._rows:
+            self._rows[said] = self._row_said(*said)
+        return self._rows[said]
+
+    def _row_said(self, instruction: str, action_dim: int | None, obs_dim: int) -> int:
+        if (known := self._named(instruction, action_dim)) is not None:
+            return self.table.names.index(known)
+        bodies = {(spec.embodiment, spec.action_dim) for spec in self.tasks.values() if spec.obs_dim == obs_dim}
+        if action_dim is None and len(bodies) == 1:
+            body, action_dim = bodies.pop()
+            instruction = instruction if instruction.startswith(body) else f"{body} {instruction}"
         if action_dim is None:
             raise ValueError(
                 f"the instruction {instruction!r} is the text of no known task, so `action_dim` is needed beside it. "
@@ -361,6 +393,16 @@ class Agent:
             vectors = embed(self._load_encoder(), [name], [[instruction]], self.table.num_phrasings)
             self._append(vectors, action_dim, statistics.median(self.table.discount.tolist()))
         return self.table.names.index(name)
+
+    def _named(self, instruction: str, action_dim: int | None) -> str | None:
+        """Return the known task that an instruction is of; None if there is none, or several bodies share it."""
+        said = _words(instruction)
+        fitting = [spec for spec in self.tasks.values() if action_dim in (None, spec.action_dim)]
+        for texts in (lambda spec: self.embeddings.select([spec.name]).texts[0], lambda spec: spec.instructions):
+            names = [spec.name for spec in fitting if said in map(_words, texts(spec))]
+            if len(names) == 1:
+                return names[0]
+        return None
 
     def _load_encoder(self) -> TextEncoder:
         expected = self.embeddings.encoder
@@ -433,3 +475,7 @@ class Agent:
             )
         if not np.isfinite(batch).all():
             raise ValueError("`obs` holds values that are not finite (NaN or infinity).")
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.casefold()))

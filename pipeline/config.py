@@ -34,7 +34,7 @@ class Tasks:
     held_out: tuple[str, ...]  # tasks never trained on, adapted to one by one
     pairs: tuple[tuple[str, str], ...]  # pairs of training tasks with the same body and start: the instruction test
     weights: dict[str, NotNegative]  # how often a task is drawn, others 1; {} = episodes alike (published)
-    folder: str  # folder of your own task files (*.yaml)
+    folder: str  # folder of your own task files (*.yaml), or one such file
 
     def __post_init__(self) -> None:
         twice = sorted({name for name in self.train + self.held_out if (self.train + self.held_out).count(name) > 1})
@@ -72,7 +72,7 @@ class Language:
     """The frozen text encoder."""
 
     encoder: str  # a Hub id, a folder, or `hashed-ngrams-<width>` (no download, for tests)
-    phrasings: Count  # phrasings of each instruction used in training, the first being the canonical one
+    phrasings: Count  # phrasings of each instruction used in training, the canonical one first; never the last one
 
 
 @dataclass(frozen=True, config=_strict)
@@ -154,6 +154,9 @@ class Runtime:
 
     device: Literal["auto", "cpu", "cuda"]  # auto = CUDA where there is one
     threads: CountOrZero  # torch CPU threads; 0 = one per core
+    matmul: Literal["auto", "torch", "onednn"]  # library of float32 products on a CPU; auto = by the processor
+    plan_products: Literal["float32", "bfloat16"]  # of planning: bfloat16 is faster, and values differ by 1 to 2 %
+    compile: bool  # compile planning and losses (a C++ compiler, 1 to 5 minutes at first use): pays in long runs
     env_workers: CountOrZero  # processes that step environments; 0 = in the main process
     replay: Literal["memory", "device", "disk"]  # where transitions are kept: the device's own memory saves copies, ...
     # ... files (in .resume/, mapped into memory) may be larger than memory
@@ -210,6 +213,7 @@ class Evaluate:
     """Scores that are reported."""
 
     episodes: Annotated[int, Field(ge=2)]  # per task and mode
+    phrasing: Literal["canonical", "unseen"]  # what the evaluate stage tells it; unseen: the one training never draws
     confidence: Annotated[float, Field(gt=0, lt=1)]  # of the bootstrap intervals
     bootstrap_samples: Count
     open_loop_steps: tuple[Count, ...]  # of each plan, executed without looking again; one score each, [] for none
@@ -246,11 +250,12 @@ class Adapt:
 
 @dataclass(frozen=True, config=_strict)
 class Publish:
-    """The release on the Hugging Face Hub."""
+    """The releases on the Hugging Face Hub."""
 
-    repo_id: str | None  # `user/name`; null makes the release folder and pushes nothing
-    private: bool
-    tag: str | None  # version tag put on the commit
+    repo_id: str | None  # `owner/name` of the model; null makes the release folder and pushes nothing
+    demos_repo_id: str | None  # `owner/name` of the demonstrations' data set; null likewise
+    private: bool  # new repos are private; one that exists stays as it is
+    tag: str | None  # version tag put on the commits
 
 
 SECTIONS: dict[str, type] = {

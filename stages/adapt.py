@@ -10,7 +10,7 @@ from pipeline.adapt import Settings, adapt, film, introduce
 from pipeline.agent import Agent
 from pipeline.files import atomic_folder
 from pipeline.tasks import registry
-from pipeline.train.runtime import Summary, run_stage, start
+from pipeline.train.runtime import Summary, compute, run_stage, start
 from pipeline.train.scratch import scratch_folder
 from pipeline.train.workspace import CHECKPOINTS, DEMOS, EMBEDDINGS, load_demonstrations, load_embeddings
 
@@ -31,7 +31,8 @@ def main() -> None:
     tasks, demos = config.load(config.Tasks), config.load(config.Demos)
     accelerator = start(settings.runtime, settings.seed)
     (spec,) = registry.get([name], tasks.folder)
-    agent = Agent.from_pretrained(BASE, device=accelerator.device)
+    _, acting = compute(settings.runtime, accelerator.device)
+    agent = Agent.from_pretrained(BASE, device=accelerator.device, compute=acting)
     demonstrations = load_demonstrations([spec])[name] if demos.held_out_episodes else []
     introduce(agent, spec, load_embeddings([spec]), demonstrations, settings.learning, settings.seed)
     out = CHECKPOINTS / "adapt" / name

@@ -16,7 +16,7 @@ from pipeline.tasks import registry
 from pipeline.tasks.rendering import RenderingUnavailable
 from pipeline.tasks.spec import TaskSpec
 from pipeline.train.evaluate import Evaluator, Result, record, summarise
-from pipeline.train.runtime import Summary, run_stage, start
+from pipeline.train.runtime import Summary, compute, run_stage, start
 from pipeline.train.workspace import CHECKPOINTS
 from pipeline.video import write_video
 
@@ -28,11 +28,13 @@ def main() -> None:
     tasks, runtime, settings = config.load(config.Tasks), config.load(config.Runtime), config.load(config.Evaluate)
     seed = config.load_seed()
     accelerator, summary = start(runtime, seed), Summary("evaluate")
+    _, how = compute(runtime, accelerator.device)
     specs = registry.get(tasks.train, tasks.folder)
-    actors = {
-        name: Agent.from_pretrained(CHECKPOINTS / name / "model", device=accelerator.device).actor
+    agents = {
+        name: Agent.from_pretrained(CHECKPOINTS / name / "model", device=accelerator.device, compute=how)
         for name in ("pretrain", "finetune")
     }
+    actors = {name: agent.told(settings.phrasing) for name, agent in agents.items()}
     results = play(actors, specs, settings, runtime, seed)
     told_other = play_pairs(actors["finetune"], tasks, specs, settings, runtime, seed)
     open_loop = play_open_loop(actors["finetune"], specs, settings, runtime, seed)
@@ -49,8 +51,10 @@ def main() -> None:
     with atomic_folder(OUT / "videos") as folder:
         film(actors["finetune"], specs, settings, seed, folder)
     with atomic_folder(OUT / "metrics") as folder:
-        write_json(folder / "scores.json", {"models": models, "mean": means, "pairs": pairs, "open_loop": open_loop})
-        summary.write(folder, episodes=settings.episodes)
+        weights = {name: agent.base for name, agent in agents.items()}  # only what was evaluated is released
+        scores = {"models": models, "mean": means, "pairs": pairs, "open_loop": open_loop, "weights": weights}
+        write_json(folder / "scores.json", scores)
+        summary.write(folder, episodes=settings.episodes, matmul=how.matmul)
     for name, modes in means.items():
         print(
             f"evaluate: {name}: " + ", ".join(f"{mode} {mean['score']:.3f}" for mode, mean in modes.items()),

@@ -9,7 +9,7 @@ from pipeline.tasks import registry
 from pipeline.tasks.vector import VectorEnv
 from pipeline.train.evaluate import Evaluator
 from pipeline.train.loops import Loop, learn_online
-from pipeline.train.runtime import Summary, run_stage, start
+from pipeline.train.runtime import Summary, compute, run_stage, start
 from pipeline.train.scratch import scratch_folder
 from pipeline.train.step import Learner
 from pipeline.train.workspace import (
@@ -29,6 +29,7 @@ def main() -> None:
     tasks, planner, learning = config.load(config.Tasks), config.load(config.Planner), config.load(config.Learning)
     runtime, settings, seed = config.load(config.Runtime), config.load(config.Finetune), config.load_seed()
     accelerator = start(runtime, seed)
+    how_learning, how_acting = compute(runtime, accelerator.device)
     specs = registry.get(tasks.train, tasks.folder)
     evaluated = Agent.from_pretrained(PRETRAINED, device=accelerator.device).with_planner(planner)
     world_model, model = evaluated.model, evaluated.model.config
@@ -38,7 +39,7 @@ def main() -> None:
 
     shaping = [tasks.train, tasks.weights, planner, learning, settings]
     with scratch_folder("finetune", shaping, [DEMOS, PRETRAINED], seed) as scratch:
-        learner = Learner(world_model, table, learning, settings.warmup_updates, accelerator)
+        learner = Learner(world_model, table, learning, settings.warmup_updates, accelerator, how_learning)
         place = replay_place(runtime, accelerator.device, scratch, table.names, tasks.weights)
         demos = demo_buffer(demonstrations, table.names, model, planner.horizon, place)
         replay = online_buffer(settings.replay_capacity, model, planner.horizon, place)
@@ -48,12 +49,17 @@ def main() -> None:
             ) as evaluator,
             VectorEnv(env_specs, model.obs_dim, model.action_dim, seed + 3, runtime.env_workers) as envs,
         ):
-            loop = Loop("finetune", scratch, learner, Actor(world_model, table, planner), evaluator, seed)
-            learn_online(loop, settings, demos, replay, envs, env_specs, Actor(world_model, table, planner), specs)
+            player, collector = (Actor(world_model, table, planner, how_acting) for _ in range(2))
+            loop = Loop("finetune", scratch, learner, player, evaluator, seed)
+            learn_online(loop, settings, demos, replay, envs, env_specs, collector, specs)
         evaluated.save_pretrained(OUT / "model")
         loop.log.publish(OUT / "metrics")
         Summary("finetune", loop.seconds).write(
-            OUT / "metrics", env_steps=loop.position, updates=learner.updates, transitions=replay.num_transitions
+            OUT / "metrics",
+            env_steps=loop.position,
+            updates=learner.updates,
+            transitions=replay.num_transitions,
+            matmul=how_learning.matmul,
         )
 
 

@@ -9,7 +9,7 @@ from pipeline.model.world_model import WorldModel
 from pipeline.tasks import registry
 from pipeline.train.evaluate import Evaluator
 from pipeline.train.loops import Loop, learn_offline
-from pipeline.train.runtime import Summary, run_stage, start
+from pipeline.train.runtime import Summary, compute, run_stage, start
 from pipeline.train.scratch import scratch_folder
 from pipeline.train.step import Learner
 from pipeline.train.workspace import (
@@ -33,6 +33,7 @@ def main() -> None:
     )
     seed = config.load_seed()
     accelerator = start(runtime, seed)
+    how_learning, how_acting = compute(runtime, accelerator.device)
     specs = registry.get(tasks.train, tasks.folder)
     embeddings = load_embeddings(specs)
     demonstrations = load_demonstrations(specs)
@@ -43,8 +44,8 @@ def main() -> None:
         place = replay_place(runtime, accelerator.device, scratch, table.names, tasks.weights)
         demos = demo_buffer(demonstrations, table.names, model, planner.horizon, place)
         world_model = WorldModel(model).to(accelerator.device)
-        learner = Learner(world_model, table, learning, settings.warmup_updates, accelerator)
-        actor = Actor(world_model, table, planner)
+        learner = Learner(world_model, table, learning, settings.warmup_updates, accelerator, how_learning)
+        actor = Actor(world_model, table, planner, how_acting)
         with Evaluator(
             specs, settings.eval_episodes, model.obs_dim, model.action_dim, seed + 1, runtime.env_workers
         ) as evaluator:
@@ -56,6 +57,7 @@ def main() -> None:
         Summary("pretrain", loop.seconds).write(
             CHECKPOINTS / "pretrain" / "metrics",
             updates=learner.updates,
+            matmul=how_learning.matmul,
             parameters=sum(parameter.numel() for parameter in world_model.parameters() if parameter.requires_grad),
             demonstrations=demos.num_episodes,
             transitions=demos.num_transitions,

@@ -110,14 +110,16 @@ def test_an_unknown_section_names_its_near_match(params):
 def test_a_missing_section_says_what_it_holds(params):
     text = params.read_text()
     params.write_text(text[: text.index("publish:")])
-    with pytest.raises(ValueError, match=r"the section `publish` is missing. It holds: repo_id, private, tag"):
+    with pytest.raises(
+        ValueError, match=r"section `publish` is missing. It holds: repo_id, demos_repo_id, private, tag"
+    ):
         config.load(config.Publish, params)
 
 
 @pytest.mark.parametrize("content", ["publish: 3\n", "publish:\n", "publish: [a]\n"])
 def test_a_section_without_names_is_refused(params, content):
     params.write_text(content)
-    with pytest.raises(ValueError, match=r"publish: expected named values \(repo_id, private, tag\)"):
+    with pytest.raises(ValueError, match=r"publish: expected named values \(repo_id, demos_repo_id, private, tag\)"):
         config.load(config.Publish, params)
 
 

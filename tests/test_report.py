@@ -23,8 +23,9 @@ tasks:
   pairs: [[walker-walk, walker-run]]  # <only the instruction> differs
   weights: {{}}
   folder: my_tasks
-evaluate: {{episodes: 10, confidence: 0.95, bootstrap_samples: 100, open_loop_steps: [8, 48], open_loop_horizon: 48,
-  open_loop_episodes: 2, video_size: 64, video_every: 1, video_fps: 20}}
+evaluate:
+  {{episodes: 10, phrasing: canonical, confidence: 0.95, bootstrap_samples: 100, video_size: 64, video_every: 1,
+    video_fps: 20, open_loop_steps: [8, 48], open_loop_horizon: 48, open_loop_episodes: 2}}
 """
 SECTIONS = [
     "curves",

@@ -72,7 +72,7 @@ def adapt_to_task(options: argparse.Namespace) -> None:
     from pipeline.adapt import adapt, introduce
     from pipeline.agent import Agent
     from pipeline.tasks import registry
-    from pipeline.train.runtime import Summary, start
+    from pipeline.train.runtime import Summary, compute, start
     from pipeline.train.scratch import scratch_folder
 
     settings = read_settings(options)
@@ -83,7 +83,8 @@ def adapt_to_task(options: argparse.Namespace) -> None:
         raise ValueError(f"{out} already holds an adapter. Choose another folder with --output, or remove that one.")
     demonstrations, files = read_demos(options, spec)
     accelerator = start(settings.runtime, settings.seed)
-    agent = Agent.from_pretrained(options.checkpoint, device=accelerator.device)
+    _, acting = compute(settings.runtime, accelerator.device)
+    agent = Agent.from_pretrained(options.checkpoint, device=accelerator.device, compute=acting)
     if options.adapter:
         begun = agent.add_adapter(options.adapter, trainable=True)
         if begun != spec.name:

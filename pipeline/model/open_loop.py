@@ -25,7 +25,8 @@ class OpenLoopActor(Actor):
     def __init__(self, actor: Actor, steps: int, horizon: int):
         if not 1 <= steps <= horizon:
             raise ValueError(f"of plans over {horizon} steps, 1 to {horizon} can be executed, not {steps}.")
-        super().__init__(actor.model, actor.table, dataclasses.replace(actor.planner, horizon=horizon))
+        planner = dataclasses.replace(actor.planner, horizon=horizon)
+        super().__init__(actor.model, actor.table, planner, actor.compute)
         self.steps = steps
 
     def reset(self, num_envs: int, seed: int) -> None:

@@ -8,7 +8,8 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from pipeline import config
-from pipeline.model.blocks import MLP, FirstLayer, SimNorm
+from pipeline.model.blocks import MLP, Conditioned, SimNorm
+from pipeline.model.compute import PLAIN, Compute
 from pipeline.model.policy import Policy, squashed_gaussian
 from pipeline.model.q_ensemble import QEnsemble, make_target
 
@@ -24,15 +25,15 @@ PARTS = {
 
 
 class TaskContext(NamedTuple):
-    """The first layer of every network, already applied to n tasks. It is stale once the weights change."""
+    """Every network, told n tasks and ready for use. It is stale once the weights change."""
 
-    encoder: FirstLayer
-    dynamics: FirstLayer
-    reward: FirstLayer
-    policy: FirstLayer
-    q: tuple[FirstLayer, ...]
-    target_q: tuple[FirstLayer, ...]
-    termination: FirstLayer | None = None
+    encoder: Conditioned
+    dynamics: Conditioned
+    reward: Conditioned
+    policy: Conditioned
+    q: tuple[Conditioned, ...]
+    target_q: tuple[Conditioned, ...]
+    termination: Conditioned | None = None
 
     def take(self, rows: Tensor) -> "TaskContext":
         """Repeat the tasks as `rows` (B,) says: row i of the result belongs to task rows[i]."""
@@ -45,6 +46,11 @@ class TaskContext(NamedTuple):
             tuple(member.take(rows) for member in self.target_q),
             None if self.termination is None else self.termination.take(rows),
         )
+
+    def biases(self) -> list[Tensor]:
+        """Return the tensors that hold a row per task."""
+        everyone = (self.encoder, self.dynamics, self.reward, self.policy, self.termination, *self.q)
+        return [told.bias for told in everyone if told is not None]
 
 
 class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["world-model", "reinforcement-learning"]):
@@ -81,16 +87,29 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
         bins = torch.linspace(config.bin_min, config.bin_max, config.num_bins)
         self.register_buffer("bins", bins, persistent=False)
 
-    def context(self, task_emb: Tensor) -> TaskContext:
-        """Apply the first layer of every network to task embeddings (n, E)."""
+    def context(
+        self,
+        task_emb: Tensor,
+        compute: Compute = PLAIN,
+        q: Sequence[int] | None = None,
+        target_q: Sequence[int] | None = None,
+    ) -> TaskContext:
+        """Tell every network its tasks (n, E).
+
+        Args:
+            task_emb: (n, E)
+            compute: how the networks are to be computed.
+            q: the Q members that will be asked; None for all.
+            target_q: the target Q members that will be asked; None for all.
+        """
         return TaskContext(
-            self.encoder.condition(task_emb),
-            self.dynamics.condition(task_emb),
-            self.reward_head.condition(task_emb),
-            self.policy_head.condition(task_emb),
-            self.q_heads.condition(task_emb),
-            self.target_q_heads.condition(task_emb),
-            None if self.termination_head is None else self.termination_head.condition(task_emb),
+            self.encoder.condition(task_emb, compute),
+            self.dynamics.condition(task_emb, compute),
+            self.reward_head.condition(task_emb, compute),
+            self.policy_head.condition(task_emb, compute),
+            self.q_heads.condition(task_emb, compute, q),
+            self.target_q_heads.condition(task_emb, compute, target_q),
+            None if self.termination_head is None else self.termination_head.condition(task_emb, compute),
         )
 
     def encode(self, obs: Tensor, ctx: TaskContext) -> Tensor:
@@ -127,7 +146,7 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
             a: (..., n, A)
             ctx: of n rows.
             target: use the slowly following copies.
-            members: which ones; None for all.
+            members: which of those that `ctx` was made for; None for all of them.
 
         Returns:
             (M', ..., n, K) logits; `two_hot.decode` reads them.

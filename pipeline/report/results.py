@@ -72,6 +72,7 @@ class Scores(BaseModel):
     mean: dict[str, dict[str, Estimate]]
     pairs: list[Pair]
     open_loop: list[OpenLoop] = []
+    weights: dict[str, str] = {}  # SHA-256 of each checkpoint's model.safetensors
 
     @property
     def tasks(self) -> list[str]:

@@ -13,33 +13,30 @@ from pipeline.config import near
 from pipeline.tasks.rendering import RenderingUnavailable, backend
 
 
-class GymnasiumTask:
-    """One registered Gymnasium environment, its own time limit taken off.
+class GymnasiumSimulator:
+    """A Gymnasium environment as a `Simulator`.
 
     Args:
-        env_id: a registered id, `Pendulum-v1`, or `module:namespace/Name-v0`, which imports the module first.
-        env_kwargs: keyword arguments of `gymnasium.make`.
+        name: what errors call it.
+        env: the environment, without a time limit; with `render_mode="rgb_array"` if it will be drawn.
         render_size: pixels of a picture's side, 0 if none will be drawn.
 
     Raises:
-        ValueError: no such environment, or its actions or observations are of a kind that the agent cannot use.
+        ValueError: its actions or observations are of a kind that the agent cannot use.
     """
 
-    def __init__(self, env_id: str, env_kwargs: dict[str, Any], render_size: int = 0) -> None:
-        drawing: dict[str, Any] = {}
-        if render_size:
-            os.environ.setdefault("MUJOCO_GL", backend())  # Gymnasium reads it when it first draws
-            drawing["render_mode"] = "rgb_array"
-        self._env_id, self._render_size = env_id, render_size
-        self.env = _make(env_id, {"max_episode_steps": -1, **drawing, **env_kwargs})
-        self._action_space = _usable_actions(env_id, self.env.action_space)
+    def __init__(self, name: str, env: gymnasium.Env, render_size: int = 0) -> None:
+        self.env = env
+        self._name, self._render_size = name, render_size
+        self._action_space = _usable_actions(name, env.action_space)
         self.low, self.high = self._action_space.low.ravel(), self._action_space.high.ravel()
-        if not self.env.observation_space.is_np_flattenable:
+        if not env.observation_space.is_np_flattenable:
             raise ValueError(
-                f"{env_id}: its observations are {self.env.observation_space}; expected numbers in a Box or a Dict of "
+                f"{name}: its observations are {env.observation_space}; expected numbers in a Box or a Dict of "
                 "Boxes. Wrap the environment so that it gives one vector."
             )
-        self.obs_dim = flatdim(self.env.observation_space)
+        self.obs_dim = flatdim(env.observation_space)
+        self._is_box = isinstance(env.observation_space, Box)
         self._obs: Any = None
 
     def reset(self, seed: int) -> None:
@@ -55,7 +52,8 @@ class GymnasiumTask:
 
     def observe(self, out: np.ndarray) -> None:
         """Write the observation into `out`, (obs_dim,) float32."""
-        flat = np.asarray(flatten(self.env.observation_space, self._obs))
+        # Gymnasium's flatten is slow, and needed for nested observations alone.
+        flat = np.ravel(self._obs) if self._is_box else np.asarray(flatten(self.env.observation_space, self._obs))
         if flat.shape != out.shape:
             raise ValueError(f"expected {out.size} numbers, as its observation_space says, got shape {flat.shape}")
         out[:] = flat
@@ -65,12 +63,36 @@ class GymnasiumTask:
         try:
             frame = self.env.render()
         except Exception as error:
-            raise RenderingUnavailable(f"{self._env_id} cannot draw itself: {error}") from error
+            raise RenderingUnavailable(f"{self._name} cannot draw itself: {error}") from error
         return _resize(np.asarray(frame), self._render_size)
 
     def close(self) -> None:
         """Release the environment."""
         self.env.close()
+
+
+class GymnasiumTask(GymnasiumSimulator):
+    """One registered Gymnasium environment, its own time limit taken off.
+
+    Args:
+        env_id: a registered id, `Pendulum-v1`, or `module:namespace/Name-v0`, which imports the module first.
+        env_kwargs: keyword arguments of `gymnasium.make`.
+        render_size: pixels of a picture's side, 0 if none will be drawn.
+
+    Raises:
+        ValueError: no such environment, or its actions or observations are of a kind that the agent cannot use.
+    """
+
+    def __init__(self, env_id: str, env_kwargs: dict[str, Any], render_size: int = 0) -> None:
+        drawing = drawing_options() if render_size else {}
+        env = _make(env_id, {"max_episode_steps": -1, **drawing, **env_kwargs})
+        super().__init__(env_id, env, render_size)
+
+
+def drawing_options() -> dict[str, Any]:
+    """Return the keyword argument that makes a Gymnasium environment draw without a display."""
+    os.environ.setdefault("MUJOCO_GL", backend())  # Gymnasium reads it when it first draws
+    return {"render_mode": "rgb_array"}
 
 
 def _make(env_id: str, kwargs: dict[str, Any]) -> gymnasium.Env:

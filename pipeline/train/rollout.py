@@ -66,24 +66,20 @@ class Collector:
         self._action = torch.zeros(num_envs, longest, model.action_dim)
         self._reward = torch.zeros(num_envs, longest)
         self._length = np.zeros(num_envs, dtype=np.int64)
-        self.episodes = np.zeros(num_envs, dtype=np.int64)  # finished episodes per environment
+        self.episodes = np.zeros(num_envs, dtype=np.int64)  # episodes ended per environment, lost ones too
         self._actor.reset(num_envs, seed=seed)
         self._start(self._envs.reset())
+        self.episodes[:] = self._envs.episodes
 
     def step(self, plan: bool | Tensor, constraint_weight: float | Tensor) -> list[Finished]:
         """Step every environment once and return the episodes that ended with it.
 
-                Args:
-        <<<<<<< HEAD
-                    plan: with the planner, else with the policy alone; for all, or (N,) bool.
-                    constraint_weight: how much the plan starts from the policy's own, in [0, 1], for all or (N,).
-        =======
-                    plan: with the planner, else with the policy alone.
-                    constraint_weight: how much the plan starts from the policy's own, in [0, 1].
+        Args:
+            plan: with the planner, else with the policy alone; for all, or (N,) bool.
+            constraint_weight: how much the plan starts from the policy's own, in [0, 1], for all or (N,).
 
-                Raises:
-                    ValueError: an observation or reward is not finite; the task is named.
-        >>>>>>> main
+        Raises:
+            ValueError: an observation or reward is not finite; the task is named.
         """
         everyone = np.arange(len(self._specs))
         action = self._actor.act(
@@ -104,9 +100,10 @@ class Collector:
         self._obs[everyone, self._length] = torch.from_numpy(step.final_obs)
         done = step.terminated | step.truncated
         finished = [self._finish(int(i), bool(step.terminated[i]), bool(step.success[i])) for i in np.flatnonzero(done)]
-        if finished:
+        done |= step.lost  # a failed episode never reaches the replay
+        if done.any():
             self._length[done] = 0
-            self.episodes[done] += 1
+            self.episodes[done] = self._envs.episodes[done]
             self._obs[torch.from_numpy(done), 0] = torch.from_numpy(step.obs[done])
             self._actor.begin_episodes(torch.from_numpy(done))
         return finished

@@ -24,6 +24,7 @@ from accelerate import Accelerator
 from pipeline import config
 from pipeline.demonstrate.workers import available_cores
 from pipeline.files import write_json
+from pipeline.model.compute import Compute, choose
 
 _PACKAGES = (
     "torch",
@@ -59,6 +60,16 @@ def start(runtime: config.Runtime, seed: int) -> Accelerator:
             "Start with `python -m stages.<name>`."
         )
     return accelerator
+
+
+def compute(runtime: config.Runtime, device: torch.device) -> tuple[Compute, Compute]:
+    """Return how learning and how acting are computed.
+
+    Raises:
+        ValueError: this machine lacks what `runtime` asks for.
+    """
+    learning = choose(runtime.matmul, runtime.compile, device)
+    return learning, learning._replace(bfloat16=runtime.plan_products == "bfloat16")
 
 
 def seed_everything(seed: int) -> None:

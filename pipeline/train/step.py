@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import Learning
+from pipeline.model.compute import PLAIN, Compute
 from pipeline.model.q_ensemble import polyak_update
 from pipeline.model.scale import RunningScale
 from pipeline.model.task_table import TaskTable
@@ -36,6 +37,7 @@ class Learner:
         learning: coefficients and optimiser settings.
         warmup_updates: linear warm-up of the learning rates.
         accelerator: averages gradients and gathers values over processes; None for one process.
+        compute: how the losses are to be computed.
 
     Raises:
         ValueError: the table does not fit the model, or no parameter is trainable.
@@ -48,6 +50,7 @@ class Learner:
         learning: Learning,
         warmup_updates: int = 0,
         accelerator: Accelerator | None = None,
+        compute: Compute = PLAIN,
     ):
         sizes = (table.embeddings.shape[2], table.action_mask.shape[1])
         if sizes != (model.config.task_dim, model.config.action_dim):
@@ -57,7 +60,7 @@ class Learner:
                 "to the encoder's width and model.action_dim to the widest action"
             )
         self.model, self.table, self.learning = model, table, learning
-        self.warmup_updates = warmup_updates
+        self.warmup_updates, self.compute = warmup_updates, compute
         self._group = accelerator if accelerator is not None and accelerator.num_processes > 1 else None
         self.updates = 0
         self.lr_scale = 1.0  # of both optimisers, for a phase that learns more slowly
@@ -102,7 +105,7 @@ class Learner:
         if isinstance(draws, torch.Generator):
             draws = UpdateDraws.sample(batch, self.table.num_phrasings, self.model.config.num_q, draws)
         bc_coef = self.learning.bc_coef if mode == "pretrain" else self.learning.online_bc_coef
-        found = model_losses(self.model, self.table, batch, draws, self.learning, bc_coef)
+        found = model_losses(self.model, self.table, batch, draws, self.learning, bc_coef, self.compute)
         metrics = {
             f"{part}_loss": getattr(found, part).detach() for part in ("total", "consistency", "reward", "value")
         }
@@ -118,7 +121,8 @@ class Learner:
         return metrics
 
     def _update_policy(self, batch: Batch, found: ModelLosses, draws: UpdateDraws) -> dict[str, Tensor]:
-        loss = policy_losses(self.model, self.table, batch, found.z, draws, self.learning, self.scale.value)
+        scale = self.scale.value
+        loss = policy_losses(self.model, self.table, batch, found.z, draws, self.learning, scale, self.compute)
         metrics = {
             "policy_loss": loss.total.detach(),
             "imitation_error": loss.imitation.detach(),

@@ -33,13 +33,9 @@ def load_embeddings(specs: Sequence[TaskSpec]) -> TaskEmbeddings:
     """
     embeddings = TaskEmbeddings.load(EMBEDDINGS)
     names = [spec.name for spec in specs]
-    embeddings.check(names, [texts(spec) for spec in specs], embeddings.encoder)
+    training, unseen = [spec.training_texts() for spec in specs], [spec.unseen_text() for spec in specs]
+    embeddings.check(names, training, embeddings.encoder, unseen)
     return embeddings.select(names)
-
-
-def texts(spec: TaskSpec) -> list[str]:
-    """Return all texts of a task, the canonical one first."""
-    return [spec.text(phrasing) for phrasing in range(len(spec.instructions))]
 
 
 def task_table(
@@ -147,12 +143,12 @@ def observation_statistics(
 ) -> tuple[Tensor, Tensor]:
     """Return mean and std (n, O) of what each task's body observes in the demonstrations.
 
-    Tasks with the same embodiment share them: nothing in an observation tells which of the two it came from.
+    Tasks with the same embodiment and width share them: nothing in an observation tells which of the two it came from.
     Dims that hardly move keep their scale, so that noise is not blown up; padding stays 0.
     """
     mean, std = torch.zeros(len(specs), obs_dim), torch.ones(len(specs), obs_dim)
-    for body in {spec.embodiment for spec in specs}:
-        rows = [row for row, spec in enumerate(specs) if spec.embodiment == body]
+    for body in {(spec.embodiment, spec.obs_dim) for spec in specs}:
+        rows = [row for row, spec in enumerate(specs) if (spec.embodiment, spec.obs_dim) == body]
         obs = torch.cat([torch.from_numpy(e.obs) for row in rows for e in demos[specs[row].name]])
         mean[rows], std[rows] = statistics_of(obs, obs_dim)
     return mean, std
