@@ -86,8 +86,8 @@ def main() -> None:
     cells = [cell for cell in cells if cell.way != "cloning" or cell.demos]
 
     settings, tasks = read_settings(env_steps), config.load(config.Tasks)
-    accelerator = start(settings.runtime, settings.seed)
-    print(f"few-shot: {len(cells)} cells on {accelerator.device}", flush=True)
+    ranks = start(settings.runtime, settings.seed)
+    print(f"few-shot: {len(cells)} cells on {ranks.device}", flush=True)
     folder = ROOT / "few_shot" / fingerprint([settings.adapt, settings.learning, [str(env_steps)]], [options.base], 0)
     specs = {spec.name: spec for spec in registry.get(sorted({cell.task for cell in cells}), tasks.folder)}
     demos = collect_demos(list(specs.values()), max(cell.demos for cell in cells), folder, tasks)
@@ -100,7 +100,7 @@ def main() -> None:
             shutil.rmtree(folder / cell.name, ignore_errors=True)
         found[cell] = read_json(path, "python -m benchmarks.few_shot")
     before = {
-        seed: before_scores(options.base, seed, settings, folder, accelerator.device)
+        seed: before_scores(options.base, seed, settings, folder, ranks.device)
         for seed in sorted({c.seed for c in cells})
     }
     tables = summarise(found, before, env_steps, settings.evaluate)
@@ -124,7 +124,7 @@ def read_settings(env_steps: int) -> Settings:
     learning, measured, runtime = (
         config.load(config.Learning),
         config.load(config.Evaluate),
-        config.load(config.Runtime),
+        dataclasses.replace(config.load(config.Runtime), trackers=()),  # a thousand curves would tell nobody anything
     )
     return Settings(adapting, learning, measured, runtime, config.load_seed())
 

@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,9 @@ from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv
 from pipeline.train.early_stop import EarlyStop
 from pipeline.train.evaluate import Evaluator, record, summarise
-from pipeline.train.loops import Loop, learn_offline, learn_online
+from pipeline.train.loop import Loop
+from pipeline.train.loops import learn_offline, learn_online
+from pipeline.train.ranks import Ranks
 from pipeline.train.runtime import compute
 from pipeline.train.step import Learner
 from pipeline.train.workspace import (
@@ -34,9 +36,6 @@ from pipeline.train.workspace import (
     task_discount,
 )
 from pipeline.video import write_video
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 Event = Literal["zero-shot", "evaluated", "demonstrated", "adapted"]
 Watch = Callable[[Event, list[dict[str, float]]], None]  # told what has just happened, and every evaluation so far
@@ -135,7 +134,7 @@ def adapt(
     demonstrations: Sequence[Episode],
     settings: Settings,
     scratch: Path,
-    accelerator: Accelerator | None = None,
+    ranks: Ranks | None = None,
     watch: Watch | None = None,
 ) -> Adapted:
     """Put an adapter for a known task into the agent and train it: on demonstrations first, then online.
@@ -148,7 +147,7 @@ def adapt(
         demonstrations: of it; may be empty, and is then learned from interaction alone.
         settings: all parameters.
         scratch: where the run is saved, and taken up again.
-        accelerator: names the device.
+        ranks: the process of the run, which names the precision; it is one.
         watch: hears of every step forward.
 
     Raises:
@@ -189,7 +188,7 @@ def adapt(
             demonstrations,
             dataclasses.replace(settings, learning=learning),
             scratch,
-            accelerator,
+            ranks,
             lambda event, points: watch(event, [start, *points]),
         )
         adapted = score("adapted")
@@ -205,7 +204,7 @@ def learn(
     demonstrations: Sequence[Episode],
     settings: Settings,
     scratch: Path,
-    accelerator: Accelerator | None = None,
+    ranks: Ranks | None = None,
     watch: Watch | None = None,
 ) -> list[Loop]:
     """Train whatever is trainable in the agent's model on one task, and leave the best weights of each phase in it.
@@ -223,7 +222,7 @@ def learn(
         buffer = demo_buffer(named, agent.table.names, model, agent.planner.horizon, place)
     first = offline if buffer is not None and offline.updates else online
     how, _ = compute(runtime, agent.device)
-    learner = Learner(agent.model, agent.table, settings.learning, first.warmup_updates, accelerator, how)
+    learner = Learner(agent.model, agent.table, settings.learning, first.warmup_updates, ranks, how, runtime.accumulate)
     loops: list[Loop] = []
 
     def begin(name: str, label: str, evaluator: Evaluator) -> tuple[Loop, EarlyStop]:
@@ -234,7 +233,9 @@ def learn(
             settings.adapt.patience,
             lambda: watch("evaluated", curve(loops)),
         )
-        loop = Loop(label, scratch / name, learner, agent.actor, evaluator, seed, plan=True, early_stop=best)
+        loop = Loop(
+            label, scratch / name, learner, agent.actor, evaluator, seed, runtime, ranks, plan=True, early_stop=best
+        )
         loops.append(loop)
         return loop, best
 
@@ -264,7 +265,7 @@ def curve(loops: Sequence[Loop]) -> list[dict[str, float]]:
     """Return every evaluation of the adaptation, over its phases."""
     points, seconds_before = [], 0.0
     for loop in loops:
-        columns = (loop.log.history(name) for name in ("eval/score", "clock/seconds", "clock/updates"))
+        columns = (loop.history(name) for name in ("eval/score", "clock/seconds", "clock/updates"))
         for (position, score), (_, seconds), (_, updates) in zip(*columns, strict=True):
             points.append(
                 {

@@ -158,6 +158,11 @@ class Runtime:
     plan_products: Literal["float32", "bfloat16"]  # of planning: bfloat16 is faster, and values differ by 1 to 2 %
     compile: bool  # compile planning and losses (a C++ compiler, 1 to 5 minutes at first use): pays in long runs
     env_workers: CountOrZero  # processes that step environments; 0 = in the main process
+    precision: Literal["fp32", "bf16"]  # of the products in an update; weights and optimisers stay float32
+    accumulate: Count  # pieces a batch is computed in for one update: the same update in less memory
+    keep_saves: Count  # resumable saves kept; an older one goes once a newer one was read back whole
+    stop_seconds: CountOrZero  # a SIGTERM ends the run this many seconds later, saved or not; 0 = it takes its time
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...]  # told of the metrics beside DVCLive
     replay: Literal["memory", "device", "disk"]  # where transitions are kept: the device's own memory saves copies, ...
     # ... files (in .resume/, mapped into memory) may be larger than memory
 

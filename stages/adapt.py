@@ -29,22 +29,22 @@ def main() -> None:
         config.load_seed(),
     )
     tasks, demos = config.load(config.Tasks), config.load(config.Demos)
-    accelerator = start(settings.runtime, settings.seed)
+    ranks = start(settings.runtime, settings.seed)
     (spec,) = registry.get([name], tasks.folder)
-    _, acting = compute(settings.runtime, accelerator.device)
-    agent = Agent.from_pretrained(BASE, device=accelerator.device, compute=acting)
+    _, acting = compute(settings.runtime, ranks.device)
+    agent = Agent.from_pretrained(BASE, device=ranks.device, compute=acting)
     demonstrations = load_demonstrations([spec])[name] if demos.held_out_episodes else []
     introduce(agent, spec, load_embeddings([spec]), demonstrations, settings.learning, settings.seed)
     out = CHECKPOINTS / "adapt" / name
 
     inputs = [DEMOS / name] if demonstrations else []
     with scratch_folder(f"adapt-{name}", settings.shaping, [*inputs, EMBEDDINGS, BASE], settings.seed) as scratch:
-        done = adapt(agent, spec, demonstrations, settings, scratch, accelerator)
+        done = adapt(agent, spec, demonstrations, settings, scratch, ranks)
         agent.save_adapter(out / "adapter", name)
         with atomic_folder(out / "videos") as folder:
             film(agent, spec, settings, folder / "adapted.mp4")
         for loop in done.loops:
-            loop.log.publish(out / "metrics" / loop.scratch.name)
+            loop.publish(out / "metrics" / loop.scratch.name)
         Summary("adapt", done.seconds).write(out / "metrics", **done.summary(name))
     before, after = (scores["plan"]["score"] for scores in (done.zero_shot, done.adapted))
     print(f"adapt: {name}: {before:.3f} zero-shot, {after:.3f} adapted", file=sys.stderr)

@@ -16,6 +16,7 @@ from pipeline.tasks import registry
 from pipeline.tasks.rendering import RenderingUnavailable
 from pipeline.tasks.spec import TaskSpec
 from pipeline.train.evaluate import Evaluator, Result, record, summarise
+from pipeline.train.ranks import Ranks
 from pipeline.train.runtime import Summary, compute, run_stage, start
 from pipeline.train.workspace import CHECKPOINTS
 from pipeline.video import write_video
@@ -27,17 +28,19 @@ MODES = {"policy": False, "plan": True}
 def main() -> None:
     tasks, runtime, settings = config.load(config.Tasks), config.load(config.Runtime), config.load(config.Evaluate)
     seed = config.load_seed()
-    accelerator, summary = start(runtime, seed), Summary("evaluate")
-    _, how = compute(runtime, accelerator.device)
+    ranks, summary = start(runtime, seed), Summary("evaluate")
+    _, how = compute(runtime, ranks.device)
     specs = registry.get(tasks.train, tasks.folder)
     agents = {
-        name: Agent.from_pretrained(CHECKPOINTS / name / "model", device=accelerator.device, compute=how)
+        name: Agent.from_pretrained(CHECKPOINTS / name / "model", device=ranks.device, compute=how)
         for name in ("pretrain", "finetune")
     }
     actors = {name: agent.told(settings.phrasing) for name, agent in agents.items()}
-    results = play(actors, specs, settings, runtime, seed)
-    told_other = play_pairs(actors["finetune"], tasks, specs, settings, runtime, seed)
-    open_loop = play_open_loop(actors["finetune"], specs, settings, runtime, seed)
+    results = play(actors, specs, settings, runtime, seed, ranks)
+    told_other = play_pairs(actors["finetune"], tasks, specs, settings, runtime, seed, ranks)
+    open_loop = play_open_loop(actors["finetune"], specs, settings, runtime, seed, ranks)
+    if not ranks.is_main:
+        return
 
     models: dict[str, Any] = {}
     means: dict[str, Any] = {}
@@ -63,13 +66,18 @@ def main() -> None:
 
 
 def play(
-    actors: dict[str, Actor], specs: Sequence[TaskSpec], settings: config.Evaluate, runtime: config.Runtime, seed: int
+    actors: dict[str, Actor],
+    specs: Sequence[TaskSpec],
+    settings: config.Evaluate,
+    runtime: config.Runtime,
+    seed: int,
+    ranks: Ranks,
 ) -> dict[tuple[str, str], dict[str, Result]]:
     """Play every task with every checkpoint in every mode, from the same starts."""
     model = actors["finetune"].model.config
     names = [spec.name for spec in specs]
     with Evaluator(
-        specs, settings.episodes, model.obs_dim, model.action_dim, seed + 100, runtime.env_workers
+        specs, settings.episodes, model.obs_dim, model.action_dim, seed + 100, runtime.env_workers, ranks
     ) as evaluator:
         return {
             (name, mode): dict(
@@ -87,6 +95,7 @@ def play_pairs(
     settings: config.Evaluate,
     runtime: config.Runtime,
     seed: int,
+    ranks: Ranks,
 ) -> dict[str, dict[str, Result]]:
     """Play each task of a pair with the other's instruction; the results are keyed by the task that scores."""
     if not tasks.pairs:
@@ -96,7 +105,7 @@ def play_pairs(
     told = [other[spec.name] for spec in paired]
     model = actor.model.config
     with Evaluator(
-        paired, settings.episodes, model.obs_dim, model.action_dim, seed + 200, runtime.env_workers
+        paired, settings.episodes, model.obs_dim, model.action_dim, seed + 200, runtime.env_workers, ranks
     ) as evaluator:
         return {
             mode: dict(
@@ -111,7 +120,12 @@ def play_pairs(
 
 
 def play_open_loop(
-    actor: Actor, specs: Sequence[TaskSpec], settings: config.Evaluate, runtime: config.Runtime, seed: int
+    actor: Actor,
+    specs: Sequence[TaskSpec],
+    settings: config.Evaluate,
+    runtime: config.Runtime,
+    seed: int,
+    ranks: Ranks,
 ) -> list[dict[str, Any]]:
     """Play every task with plans that are executed for so many steps without looking; one entry per number of steps."""
     if not settings.open_loop_steps:
@@ -119,7 +133,7 @@ def play_open_loop(
     model, names = actor.model.config, [spec.name for spec in specs]
     entries = []
     with Evaluator(
-        specs, settings.open_loop_episodes, model.obs_dim, model.action_dim, seed + 400, runtime.env_workers
+        specs, settings.open_loop_episodes, model.obs_dim, model.action_dim, seed + 400, runtime.env_workers, ranks
     ) as evaluator:
         for steps in settings.open_loop_steps:
             blind = OpenLoopActor(actor, steps, settings.open_loop_horizon)
@@ -164,4 +178,4 @@ def film(actor: Actor, specs: Sequence[TaskSpec], settings: config.Evaluate, see
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, several=True)

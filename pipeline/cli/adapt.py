@@ -82,9 +82,9 @@ def adapt_to_task(options: argparse.Namespace) -> None:
     if (out / "adapter_config.json").exists():
         raise ValueError(f"{out} already holds an adapter. Choose another folder with --output, or remove that one.")
     demonstrations, files = read_demos(options, spec)
-    accelerator = start(settings.runtime, settings.seed)
-    _, acting = compute(settings.runtime, accelerator.device)
-    agent = Agent.from_pretrained(options.checkpoint, device=accelerator.device, compute=acting)
+    ranks = start(settings.runtime, settings.seed)
+    _, acting = compute(settings.runtime, ranks.device)
+    agent = Agent.from_pretrained(options.checkpoint, device=ranks.device, compute=acting)
     if options.adapter:
         begun = agent.add_adapter(options.adapter, trainable=True)
         if begun != spec.name:
@@ -100,10 +100,10 @@ def adapt_to_task(options: argparse.Namespace) -> None:
     watch = Watching(agent, spec, settings, out)
     try:
         with scratch_folder(f"adapt-{spec.name}", shaping, files, settings.seed) as scratch:
-            done = adapt(agent, spec, demonstrations, settings, scratch, accelerator, watch)
+            done = adapt(agent, spec, demonstrations, settings, scratch, ranks, watch)
             save(agent, spec.name, out)
             for loop in done.loops:
-                loop.log.publish(out / "metrics" / loop.scratch.name)
+                loop.publish(out / "metrics" / loop.scratch.name)
             Summary("adapt", done.seconds).write(out, **done.summary(spec.name), nearest=dict(nearest))
     except KeyboardInterrupt:
         print("adapt: stopped. What was saved is kept: the same command goes on from there.", file=sys.stderr)

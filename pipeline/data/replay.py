@@ -38,6 +38,7 @@ class ReplayBuffer:
         device: where rows are kept and batches come from.
         folder: keep the rows in memory-mapped files there (on the CPU), which may be larger than memory. Files that lie
             there are overwritten: `state_tensors` is what a run resumes from.
+        attach: the files are those another process has made and filled, and are mapped as they are.
         task_weights: (n,) how often each row of the task table is drawn, relative to the others; None leaves it to how
             many episodes each has.
 
@@ -56,6 +57,7 @@ class ReplayBuffer:
         device: torch.device | str = "cpu",
         folder: Path | None = None,
         task_weights: Tensor | None = None,
+        attach: bool = False,
     ):
         if capacity <= horizon:
             raise ValueError(f"a replay of {capacity} rows cannot hold a slice of {horizon} transitions")
@@ -66,7 +68,9 @@ class ReplayBuffer:
         if keep_expert_actions:
             columns["expert_action"] = (capacity, action_dim)
         rows = {
-            name: torch.zeros(shape, device=device) if folder is None else _mapped(folder / f"{name}.f32", shape)
+            name: torch.zeros(shape, device=device)
+            if folder is None
+            else _mapped(folder / f"{name}.f32", shape, attach)
             for name, shape in columns.items()
         }
         self.obs, self.action, self.reward = rows["obs"], rows["action"], rows["reward"]
@@ -91,6 +95,41 @@ class ReplayBuffer:
     def num_added(self) -> int:
         """Episodes ever stored, those overwritten since included: `state_tensors(since=...)` counts by it."""
         return self._episodes.end
+
+    def mean_age(self) -> float:
+        """Return how many transitions were added since a stored episode, in the mean over episodes."""
+        lengths = self._episodes.read(self._episodes.first)[0][1].double()
+        return float((lengths.sum() - lengths.cumsum(0)).mean()) if len(lengths) else 0.0
+
+    def weight_of(self, rows: Tensor) -> float:
+        """Return how often episodes of tasks (n,) are drawn together, relative to those of other tasks."""
+        return float(len(rows) if self._task_weights is None else self._task_weights[rows].sum())
+
+    def index_tensors(self) -> dict[str, Tensor]:
+        """Return where the stored episodes lie, for a buffer attached to the same files."""
+        columns, imitation = self._episodes.read(0)
+        counters = [self._episodes.first, self._episodes.end, self._next_row]
+        return {"episodes": columns, "imitation": imitation, "counters": torch.tensor(counters)}
+
+    def load_index(self, index: dict[str, Tensor]) -> None:
+        """Take over what `index_tensors` of the buffer that filled the files returned."""
+        first, _, self._next_row = index["counters"].tolist()
+        self._episodes = EpisodeTable(self.horizon, self._task_weights)
+        self._episodes.first = self._episodes.end = first
+        for (start, length, task, terminated), weight in zip(
+            index["episodes"].T.tolist(), index["imitation"].tolist(), strict=True
+        ):
+            self._episodes.append(start, length, task, bool(terminated), weight)
+
+    def copy_to(self, device: torch.device) -> ReplayBuffer:
+        """Return a buffer with the same episodes, kept on another device."""
+        widths = self.obs.shape[1], self.action.shape[1]
+        expert = "expert_action" in self._names
+        copy = ReplayBuffer(self.capacity, *widths, self.horizon, expert, device, None, self._task_weights)
+        for name in self._names:
+            getattr(copy, name).copy_(getattr(self, name))
+        copy.load_index(self.index_tensors())
+        return copy
 
     def add(
         self,
@@ -182,7 +221,8 @@ class ReplayBuffer:
                 f"of width {self.obs.shape[1]}: replay_capacity or model.obs_dim was changed"
             )
         since = end - columns.shape[1]
-        if since <= first:
+        # The first of several may leave out what had been dropped by the time of the last.
+        if since <= first or not self.num_added:
             self._episodes = EpisodeTable(self.horizon, self._task_weights)
             self._episodes.first = self._episodes.end = since
         if self._episodes.end != since:
@@ -287,9 +327,11 @@ def _gather(column: Tensor, rows: Tensor, out: Tensor) -> None:
             torch.index_select(column, 0, step, out=target)
 
 
-def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
+def _mapped(path: Path, shape: tuple[int, ...], attach: bool) -> Tensor:
     """Return a float32 tensor in a file whose space is reserved: a full disk must not kill the process later."""
     size = math.prod(shape)
+    if attach:
+        return torch.from_file(str(path), shared=True, size=size, dtype=torch.float32).view(shape)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     try:

@@ -69,7 +69,7 @@ class Finish(NamedTuple):
     def __call__(self, x: Tensor, compute: Compute) -> Tensor:
         """Map x (rows, out); without a LayerNorm to float32."""
         if self.weight is None or self.bias is None:
-            return x.float() if compute.bfloat16 else x
+            return x.float() if x.dtype == torch.bfloat16 else x
         if self.group:
             return norm_simnorm(x, self.weight, self.bias, self.group, compute)
         return norm_mish(x, self.weight, self.bias, compute)
@@ -120,7 +120,10 @@ class Conditioned(NamedTuple):
         if out.shape[:-1] != a.shape[:-1]:
             out = out.expand(*a.shape[:-1], -1).clone(memory_format=torch.contiguous_format)
         # The product is accumulated in place: one pass over the result less than adding it.
-        out.view(-1, out.shape[-1]).addmm_(a.flatten(0, -2).to(out.dtype), self.weight_a.t())
+        weight_a = self.weight_a.t().to(
+            out.dtype
+        )  # autocast may have made `out` bfloat16, and leaves this product alone
+        out.view(-1, out.shape[-1]).addmm_(a.flatten(0, -2).to(out.dtype), weight_a)
         return out
 
 

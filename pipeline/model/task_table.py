@@ -64,7 +64,7 @@ class TaskTable:
         """Return the table on a device."""
         parts = (part.to(device) for part in (self.embeddings, self.action_mask, self.discount))
         statistics = (part if part is None else part.to(device) for part in (self.obs_mean, self.obs_std))
-        return TaskTable(self.names, *parts, *statistics, self.constraint.to(device))
+        return TaskTable(self.names, *parts, *statistics, constraint=self.constraint.to(device))
 
     def normalize(self, obs: Tensor, task: Tensor) -> Tensor:
         """Centre and scale observations (..., B, O) of tasks (B,), to at most 10 std; as they came without statistics.

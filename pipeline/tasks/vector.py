@@ -54,8 +54,8 @@ class _Death(Exception):
 class VectorEnv:
     """N environments, which start the next episode by themselves.
 
-    Episode e of environment i is determined by (seed, i, e) and the actions alone: results do not depend on
-    `num_workers`.
+    Episode e of environment i is determined by (seed, numbers[i], e) and the actions alone: results do not depend on
+    `num_workers`, nor on which process of a run an environment is dealt to.
 
     An environment that fails in the middle of an episode (it raises, or returns NaN or a wrong shape) begins its next
     one, and the step's `lost` says so. So do all environments of a worker process that dies or stands still for a
@@ -68,13 +68,22 @@ class VectorEnv:
         action_dim: padded width of actions.
         seed: seed of all episodes.
         num_workers: processes that step them; 0 = in this process.
+        numbers: number of each environment in the whole run, where this vector is a part of it; None = 0 to N - 1.
 
     Raises:
         ValueError: a task cannot be built (with `num_workers=0`).
         WorkerError: a task cannot be built in a worker.
     """
 
-    def __init__(self, specs: Sequence[TaskSpec], obs_dim: int, action_dim: int, seed: int, num_workers: int) -> None:
+    def __init__(
+        self,
+        specs: Sequence[TaskSpec],
+        obs_dim: int,
+        action_dim: int,
+        seed: int,
+        num_workers: int,
+        numbers: Sequence[int] | None = None,
+    ) -> None:
         n = len(specs)
         if n == 0:
             raise ValueError("VectorEnv needs at least one task.")
@@ -83,14 +92,18 @@ class VectorEnv:
         self._workers: list[_Worker] = []
         self._memory: int | None = None
         self._group: EnvGroup | None = None
+        numbers = list(range(n) if numbers is None else numbers)
         numbered = list(enumerate(specs))
+        self._under_way = False
+        self._dead: dict[int, _Death] = {}  # workers that could not be told of the command under way
         if num_workers == 0:
             self._arrays = view(bytearray(num_bytes(n, obs_dim, action_dim)), n, obs_dim, action_dim)
-            self._group = EnvGroup(numbered, self._arrays, seed)
+            self._group = EnvGroup(numbered, self._arrays, seed, numbers)
             return
         memory = self._memory = _shared_memory(num_bytes(n, obs_dim, action_dim))
         self._arrays = view(mmap.mmap(memory, 0), n, obs_dim, action_dim)
-        order = self._order = {"num_envs": n, "obs_dim": obs_dim, "action_dim": action_dim, "seed": seed}
+        order = {"num_envs": n, "obs_dim": obs_dim, "action_dim": action_dim, "seed": seed, "numbers": numbers}
+        self._order = order
         try:
             for first in range(min(num_workers, n)):
                 self._workers.append(_Worker(numbered[first::num_workers], order, memory))
@@ -120,23 +133,45 @@ class VectorEnv:
         return self._arrays.obs.copy()
 
     def step(self, action: np.ndarray) -> Step:
-        """Take one agent step in each environment.
+        """Take one agent step in each environment: `begin_step` and `end_step` in one."""
+        self.begin_step(action)
+        return self.end_step()
+
+    def begin_step(self, action: np.ndarray) -> None:
+        """Let the workers take one agent step in each environment, and return without waiting for them.
+
+        With `num_workers=0` the step is taken by `end_step`.
 
         Args:
             action: (N, A) in [-1, 1].
 
         Raises:
-            TaskFailure: a task keeps failing.
-            WorkerError: a worker's environments cannot be built anew.
+            RuntimeError: the step before was not ended.
         """
+        if self._under_way:
+            raise RuntimeError("a step was begun and not ended: call `end_step` first.")
         if action.shape != self._arrays.action.shape:
             raise ValueError(f"expected actions of shape {self._arrays.action.shape}, got {action.shape}.")
         self._arrays.action[:] = action
+        if not self._group:
+            self._send(STEP)
+        self._under_way = True
+
+    def end_step(self) -> Step:
+        """Wait for the step that was begun and return what it gave.
+
+        Raises:
+            TaskFailure: a task keeps failing.
+            WorkerError: a worker's environments cannot be built anew.
+        """
+        if not self._under_way:
+            raise RuntimeError("no step was begun: call `begin_step` first.")
+        self._under_way = False
         if self._group:
             self._group.step()
             self._count(self._group.failures)
         else:
-            self._command(STEP)
+            self._await_all(STEP)
         _, *results, _, _ = self._arrays
         step = Step(*(array.copy() for array in results))
         self._failures[step.terminated | step.truncated] = 0
@@ -186,9 +221,15 @@ class VectorEnv:
         self.close()
 
     def _command(self, command: bytes, played: Sequence[np.ndarray] = ()) -> None:
+        if self._under_way:
+            raise RuntimeError("a step was begun and not ended: call `end_step` first.")
+        self._send(command, played)
+        self._await_all(command)
+
+    def _send(self, command: bytes, played: Sequence[np.ndarray] = ()) -> None:
         if not self._workers:
             raise RuntimeError("this VectorEnv is closed.")
-        dead: dict[int, _Death] = {}
+        self._dead.clear()
         try:
             for number, worker in enumerate(self._workers):
                 try:
@@ -196,7 +237,14 @@ class VectorEnv:
                     if command == RESTORE:
                         worker.send_record(self._arrays.episode, played)
                 except _Death as death:
-                    dead[number] = death
+                    self._dead[number] = death
+        except BaseException:
+            self.close()
+            raise
+
+    def _await_all(self, command: bytes) -> None:
+        dead = self._dead
+        try:
             for number, worker in enumerate(self._workers):
                 if number not in dead:
                     try:

@@ -48,7 +48,7 @@ def _build(order: dict, memory: int) -> EnvGroup:
     widths = order["num_envs"], order["obs_dim"], order["action_dim"]
     arrays = view(mmap.mmap(memory, 0), *widths)
     specs = [(index, parse_spec(values, "a worker's orders")) for index, values in order["specs"]]
-    return EnvGroup(specs, arrays, order["seed"])
+    return EnvGroup(specs, arrays, order["seed"], order["numbers"])
 
 
 def _obey(group: EnvGroup, connection: Connection) -> None:

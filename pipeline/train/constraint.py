@@ -62,7 +62,8 @@ class Evidence:
     that is better takes over within a few episodes, and what nothing can improve is hardly put at risk.
 
     Args:
-        rows: (N,) row of the task table of each environment.
+        rows: (N,) row of the task table of each environment of the run, on whichever rank it is: all ranks hear of all
+            episodes and decide alike.
         names: the tasks of the table.
         memory: episodes of a task after which old ones have faded; the model and the policy change meanwhile.
         seed: of the draws.
@@ -90,8 +91,9 @@ class Evidence:
 
     def publish(self, table: TaskTable) -> None:
         """Write the constraint that is believed best into the table, for every task that was played."""
-        for row in sorted(set(self._rows)):
-            table.constraint[row] = POLICY if self._too_early(row) else int(np.argmax(self.beliefs(row)[0]))
+        rows = [row for row in sorted(set(self._rows)) if float(self._sums[row, :, 0].sum()) > 0]
+        best = [POLICY if self._too_early(row) else int(np.argmax(self.beliefs(row)[0])) for row in rows]
+        table.constraint[rows] = torch.tensor(best, dtype=torch.long, device=table.constraint.device)
 
     def metrics(self) -> dict[str, float]:
         """Return each task's weight: the share of its recent episodes that the policy played alone."""

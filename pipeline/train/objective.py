@@ -28,13 +28,33 @@ class UpdateDraws(NamedTuple):
     policy_members: tuple[int, int]  # Q members whose mean the policy climbs
 
     @classmethod
-    def sample(cls, batch: Batch, num_phrasings: int, num_q: int, generator: torch.Generator) -> UpdateDraws:
-        """Draw for a batch; the tensors end up on its device, wherever the generator lives."""
+    def sample(
+        cls,
+        batch: Batch,
+        num_phrasings: int,
+        num_q: int,
+        generator: torch.Generator,
+        members: torch.Generator | None = None,
+    ) -> UpdateDraws:
+        """Draw for a batch; the tensors end up on its device, wherever the generator lives.
+
+        `members`, if given, draws the Q members: processes that share a batch must take the same.
+        """
         (horizon, size, action_dim), device = batch.action.shape, batch.action.device
         normal = torch.randn(2 * horizon + 1, size, action_dim, generator=generator, device=generator.device).to(device)
         phrasing = torch.randint(num_phrasings, (size,), generator=generator, device=generator.device).to(device)
-        td_members, policy_members = draw_members(num_q, generator), draw_members(num_q, generator)
+        td_members, policy_members = (draw_members(num_q, members or generator) for _ in range(2))
         return cls(phrasing, normal[:horizon], td_members, normal[horizon:], policy_members)
+
+    def split(self, sizes: Sequence[int]) -> list[UpdateDraws]:
+        """Split along the batch into parts of `sizes` slices."""
+        tensors = zip(
+            self.phrasing.split(sizes), self.td_noise.split(sizes, 1), self.policy_noise.split(sizes, 1), strict=True
+        )
+        return [
+            UpdateDraws(phrasing, td_noise, self.td_members, policy_noise, self.policy_members)
+            for phrasing, td_noise, policy_noise in tensors
+        ]
 
 
 class ModelLosses(NamedTuple):

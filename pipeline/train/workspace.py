@@ -17,6 +17,7 @@ from pipeline.language.embeddings import TaskEmbeddings
 from pipeline.model.task_table import TaskTable
 from pipeline.progress import Progress
 from pipeline.tasks.spec import TaskSpec
+from pipeline.train.ranks import Ranks
 from pipeline.train.schedules import discount
 
 DEMOS = Path("datasets/demos")
@@ -80,9 +81,11 @@ def task_discount(spec: TaskSpec, learning: config.Learning) -> float:
     return discount(spec.episode_length, learning.discount_min, learning.discount_max)
 
 
-def load_demonstrations(specs: Sequence[TaskSpec]) -> dict[str, list[Episode]]:
-    """Load the demonstrations of these tasks, by name."""
-    demos = {}
+def load_demonstrations(specs: Sequence[TaskSpec], ranks: Ranks | None = None) -> dict[str, list[Episode]]:
+    """Load the demonstrations of these tasks, by name; of several processes, rank 0 alone does."""
+    demos: dict[str, list[Episode]] = {}
+    if ranks is not None and not ranks.is_main:
+        return demos
     with Progress("loading demonstrations", len(specs), "tasks") as progress:
         for spec in specs:
             demos[spec.name] = load_demos(DEMOS, spec.name)
@@ -121,6 +124,34 @@ def replay_place(
     )
 
 
+def shared_demo_buffer(
+    ranks: Ranks,
+    demos: dict[str, list[Episode]],
+    names: Sequence[str],
+    model: config.Model,
+    horizon: int,
+    place: ReplayPlace,
+    scratch: Path,
+) -> ReplayBuffer:
+    """Put demonstrations into one buffer, held in memory once per machine however many processes read it.
+
+    Rank 0 alone needs `demos`; it writes files that the others map into their memory.
+    """
+    if ranks.count == 1:
+        return demo_buffer(demos, names, model, horizon, place)
+    folder = scratch / "transitions" / "demos"
+    index = None
+    if ranks.is_main:
+        on_cpu = place._replace(device=torch.device("cpu"), folder=folder.parent)
+        index = demo_buffer(demos, names, model, horizon, on_cpu).index_tensors()
+    index = ranks.from_main(index)
+    rows = int((index["episodes"][1] + 1).sum())
+    widths = model.obs_dim, model.action_dim
+    buffer = ReplayBuffer(rows, *widths, horizon, True, "cpu", folder, place.task_weights, attach=True)
+    buffer.load_index(index)
+    return buffer if place.device.type == "cpu" else buffer.copy_to(place.device)
+
+
 def demo_buffer(
     demos: dict[str, list[Episode]], names: Sequence[str], model: config.Model, horizon: int, place: ReplayPlace
 ) -> ReplayBuffer:
@@ -130,9 +161,9 @@ def demo_buffer(
     return from_demos(rows, model.obs_dim, model.action_dim, horizon, place.device, folder, place.task_weights)
 
 
-def online_buffer(capacity: int, model: config.Model, horizon: int, place: ReplayPlace) -> ReplayBuffer:
-    """Make the buffer that takes what is collected."""
-    folder = place.folder / "online" if place.folder else None
+def online_buffer(capacity: int, model: config.Model, horizon: int, place: ReplayPlace, rank: int = 0) -> ReplayBuffer:
+    """Make the buffer that takes what is collected by one rank."""
+    folder = place.folder / f"online-{rank:04d}" if place.folder else None
     return ReplayBuffer(
         capacity, model.obs_dim, model.action_dim, horizon, False, place.device, folder, place.task_weights
     )

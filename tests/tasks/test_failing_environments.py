@@ -156,11 +156,14 @@ def test_only_whole_episodes_reach_the_replay(trouble, num_workers):
         *([trouble("deadly", trouble="dies", when=0.15)] if num_workers else []),
     ]
     kept = []
-    replay: Any = SimpleNamespace(add=lambda *episode, imitation: kept.append(copy.deepcopy(episode)))
+    replay: Any = SimpleNamespace(horizon=1, add=lambda *episode, imitation: kept.append(copy.deepcopy(episode)))
     actor = Half()
     with VectorEnv(specs, 3, 1, 1, num_workers) as envs:
         collector = Collector(specs, torch.arange(len(specs)), envs, actor, replay, "all", seed=0)
-        finished = [episode for _ in range(60) for episode in collector.step(plan=False, constraint_weight=1.0)]
+        finished = []
+        for _ in range(60):
+            collector.begin_step(plan=False, constraint_weight=1.0)
+            finished += collector.end_step()
         assert collector.episodes.tolist() == envs.episodes.tolist()
     assert len(kept) == len(finished)
     assert {episode.task for episode in finished} == {spec.name for spec in specs}
