@@ -18,6 +18,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline import config, store
@@ -27,7 +28,8 @@ from pipeline.language.encoder import TextEncoder, load_encoder
 from pipeline.model.actor import Actor
 from pipeline.model.adapters import Adapters
 from pipeline.model.compute import Compute, choose
-from pipeline.model.task_table import TaskTable
+from pipeline.model.grow import grow
+from pipeline.model.task_table import TIED, TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.tasks.spec import TaskSpec
 
@@ -82,6 +84,11 @@ class Agent:
         """The known tasks as tensors. Rows beyond `tasks` are instructions that were given."""
         return self.actor.table
 
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The adapters that were created or added, by the name of their task."""
+        return self._adapters.names
+
     # --- loading and saving ---------------------------------------------------------------------------------------
 
     @classmethod
@@ -110,7 +117,8 @@ class Agent:
         for row, spec in zip(mask, found.specs, strict=True):
             row[: spec.action_dim] = 1
         vectors, discount = torch.from_numpy(found.embeddings.vectors), torch.tensor(found.discounts)
-        table = TaskTable(found.embeddings.names, vectors, mask, discount, found.obs_mean, found.obs_std)
+        statistics = found.obs_mean, found.obs_std
+        table = TaskTable(found.embeddings.names, vectors, mask, discount, *statistics, found.constraint)
         model = found.model.to(device)
         agent = cls(model, found.specs, found.embeddings, table, found.planner, compute)
         agent.base, agent.commit = found.base, commit
@@ -130,8 +138,10 @@ class Agent:
         names, specs = list(self.tasks), list(self.tasks.values())
         rows, table = self.actor.rows(names), self.table.to("cpu")
         discounts, embeddings = table.discount[rows].tolist(), self.embeddings.select(names)
-        statistics = [part if part is None else part[rows] for part in (table.obs_mean, table.obs_std)]
-        content = store.Checkpoint(self.model, specs, discounts, embeddings, self.planner, "", *statistics)
+        mean, std = (part if part is None else part[rows] for part in (table.obs_mean, table.obs_std))
+        content = store.Checkpoint(
+            self.model, specs, discounts, embeddings, self.planner, "", mean, std, table.constraint[rows]
+        )
         self.base = store.write_checkpoint(folder, content)
 
     def with_planner(self, planner: config.Planner) -> Agent:
@@ -141,6 +151,31 @@ class Agent:
         agent.actor = Actor(self.model, self.table, planner, self.actor.compute)
         agent.reset()
         return agent
+
+    def grown(self, obs_dim: int, action_dim: int) -> Agent:
+        """Return a copy for wider observations and actions, whose policy acts as before on the known tasks.
+
+        Plans are as good as before but not the same: wider actions draw other random numbers.
+
+        Args:
+            obs_dim: O, at least the present one.
+            action_dim: A, at least the present one.
+
+        Raises:
+            ValueError: it would become narrower, or adapters are in.
+        """
+        if self._adapters.names:
+            raise ValueError("adapters are in this agent: load it anew, grow it, and adapt the wider one.")
+        model, table = grow(self.model, obs_dim, action_dim), self.table
+        more_obs, more_actions = obs_dim - self.model.config.obs_dim, action_dim - self.model.config.action_dim
+        wider = dataclasses.replace(
+            table,
+            action_mask=F.pad(table.action_mask, (0, more_actions)),
+            obs_mean=None if table.obs_mean is None else F.pad(table.obs_mean, (0, more_obs)),
+            obs_std=None if table.obs_std is None else F.pad(table.obs_std, (0, more_obs), value=1.0),
+            constraint=table.constraint.clone(),
+        )
+        return Agent(model, list(self.tasks.values()), self.embeddings, wider, self.planner, self.actor.compute)
 
     def told(self, phrasing: Literal["canonical", "unseen"]) -> Actor:
         """Return an actor that is told each task in its canonical words, or in those that training never draws."""
@@ -218,10 +253,25 @@ class Agent:
         if spec.name in self.table.names:
             raise ValueError(f"the task {spec.name!r} is known already.")
         if spec.obs_dim > self.model.config.obs_dim:
-            raise ValueError(f"{spec.name} has {spec.obs_dim} observation dims, the model {self.model.config.obs_dim}.")
+            raise ValueError(
+                f"{spec.name} has {spec.obs_dim} observation dims, the model takes up to {self.model.config.obs_dim}. "
+                f"`eft grow CHECKPOINT FOLDER --obs-dim {spec.obs_dim}` makes it wider, acting as before on old tasks."
+            )
         self._append(embeddings.select([spec.name]), spec.action_dim, discount, statistics)
         self.tasks[spec.name] = spec
         self._rows.clear()  # what was said may now mean this task
+
+    def embed(self, spec: TaskSpec) -> TaskEmbeddings:
+        """Return the vectors of a task's texts by this agent's own text encoder, which is loaded if need be."""
+        phrasings = self.table.num_phrasings
+        return embed(self._load_encoder(), [spec.name], [spec.training_texts()], phrasings, [spec.unseen_text()])
+
+    def nearest_tasks(self, task: str, count: int) -> list[tuple[str, float]]:
+        """Return the `count` other known tasks that read most like a known one, with the cosine of their vectors."""
+        canonical = torch.from_numpy(self.embeddings.vectors[:, 0])
+        cosines = torch.cosine_similarity(canonical[self._row_of(task)].unsqueeze(0), canonical)
+        others = [(name, float(cosines[self.table.names.index(name)])) for name in self.tasks if name != task]
+        return sorted(others, key=lambda pair: -pair[1])[:count]
 
     def create_adapter(self, task: str, parts: Sequence[str], rank: int, alpha: float) -> None:
         """Put in a new low-rank adapter for a known task, named after it. It is then all that is trained.
@@ -242,8 +292,16 @@ class Agent:
             raise ValueError("an adapter belongs to a saved base: load the agent from a checkpoint before adapting it.")
         discount = float(self.table.discount[self._row_of(task)])
         row, table = self._row_of(task), self.table.to("cpu")
-        statistics = [part if part is None else part[row : row + 1] for part in (table.obs_mean, table.obs_std)]
-        about = store.AdapterTask(self.tasks[task], discount, self.embeddings.select([task]), self.base, *statistics)
+        mean, std = (part if part is None else part[row : row + 1] for part in (table.obs_mean, table.obs_std))
+        about = store.AdapterTask(
+            self.tasks[task],
+            discount,
+            self.embeddings.select([task]),
+            self.base,
+            mean,
+            std,
+            int(table.constraint[row]),
+        )
         store.write_adapter(folder, self._adapters, task, about)
 
     def add_adapter(
@@ -282,6 +340,7 @@ class Agent:
             statistics = None if mean is None or std is None else (mean, std)
             self.add_task(about.spec, about.embeddings, about.discount, statistics)
         self._adapters.load(folder, name, trainable)
+        self.table.constraint[self._row_of(name)] = about.constraint
         self.actor.refresh()
         return name
 
@@ -367,7 +426,8 @@ class Agent:
         if not 1 <= action_dim <= self.model.config.action_dim:
             raise ValueError(
                 f"{embeddings.names[0]!r} has {action_dim} action dims, the model takes 1 to "
-                f"{self.model.config.action_dim}."
+                f"{self.model.config.action_dim}. `eft grow CHECKPOINT FOLDER --action-dim {action_dim}` makes it "
+                "wider, acting as before on old tasks."
             )
         self.embeddings = self.embeddings.join(embeddings)
         mask = torch.zeros_like(self.table.action_mask[:1])
@@ -380,6 +440,7 @@ class Agent:
             torch.cat([self.table.discount, torch.tensor([discount], device=self.device)]),
             mean,
             std,
+            torch.cat([self.table.constraint, torch.tensor([TIED], device=self.device)]),
         )
 
     def _statistics(self, text: str, given: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | None]:

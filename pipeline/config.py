@@ -193,8 +193,11 @@ class Finetune:
     envs_per_task: Count  # environments of each task stepping together
     warmup_updates: CountOrZero  # linear warm-up of the learning rates, whose optimisers start anew
     seeding_episodes: Count  # episodes per environment played by the policy alone before anything is trained
-    constraint_steps: CountOrZero  # env_steps during which the plan starts fully from the policy ...
-    constraint_decay: CountOrZero  # ... and env_steps over which that weight then falls to 0
+    constraint: Literal["evidence", "schedule"]  # how far plans may leave the policy: by measured scores, per task ...
+    # ... or by the published schedule, for all tasks alike
+    evidence_memory: Annotated[int, Field(ge=2)]  # evidence: episodes of a task after which old ones have faded
+    constraint_steps: CountOrZero  # schedule: env_steps during which the plan starts fully from the policy ...
+    constraint_decay: CountOrZero  # schedule: ... and env_steps over which that weight then falls to 0
     replay_capacity: Count  # transitions kept
     log_every: Count  # env_steps between log lines
     save_every: Count  # env_steps between resumable saves
@@ -218,9 +221,16 @@ class Evaluate:
     phrasing: Literal["canonical", "unseen"]  # what the evaluate stage tells it; unseen: the one training never draws
     confidence: Annotated[float, Field(gt=0, lt=1)]  # of the bootstrap intervals
     bootstrap_samples: Count
+    open_loop_steps: tuple[Count, ...]  # of each plan, executed without looking again; one score each, [] for none
+    open_loop_horizon: Count  # steps those plans look ahead
+    open_loop_episodes: Annotated[int, Field(ge=2)]  # per task and number of steps
     video_size: CountOrZero  # pixels of a video's side; 0 = no videos
     video_every: Count  # agent steps per frame
     video_fps: Count  # frames per second of the mp4
+
+    def __post_init__(self) -> None:
+        if any(steps > self.open_loop_horizon for steps in self.open_loop_steps):
+            raise ValueError("evaluate.open_loop_steps exceed evaluate.open_loop_horizon: there is no plan that far")
 
 
 @dataclass(frozen=True, config=_strict)
@@ -231,6 +241,8 @@ class Adapt:
     rank: Count  # of the low-rank change of each linear layer
     alpha: Positive  # the change is scaled by alpha / rank
     lr: Positive  # Adam step size of the adapter
+    stop_score: Fraction  # a phase ends once the evaluations during it reach this score; the final one is another
+    patience: Count  # ... or once so many of them in a row brought no new best, whose weights are kept
     pretrain: Pretrain  # learning from the task's demonstrations; updates 0 leaves it out
     finetune: Finetune  # then learning online; env_steps 0 leaves it out
 

@@ -3,7 +3,7 @@
 A checkpoint is a folder in Hub form:
     config.json          sizes of the world model
     model.safetensors    its weights
-    tasks.json           planner settings; for each task its catalogue entry and discount
+    tasks.json           planner settings; for each task its catalogue entry, discount, constraint of plans
     task_embeddings/     the vectors of the tasks' texts, the texts, the encoder's id
 An adapter is a folder in PEFT's form (adapter_config.json, adapter_model.safetensors) with, for its task, a task.json
 and task_embeddings/ alike. Nothing is pickled, and no code is read from either.
@@ -29,6 +29,7 @@ from pipeline import config
 from pipeline.files import atomic_folder, read_json, write_json
 from pipeline.language.embeddings import TaskEmbeddings
 from pipeline.model.adapters import Adapters
+from pipeline.model.task_table import CONSTRAINTS, TIED
 from pipeline.model.world_model import WorldModel
 from pipeline.tasks.spec import TaskSpec, parse_spec
 
@@ -61,6 +62,7 @@ class Checkpoint(NamedTuple):
     base: str  # SHA-256 of model.safetensors
     obs_mean: Tensor | None  # (n, O) statistics that observations are normalised by; None where they are not
     obs_std: Tensor | None
+    constraint: Tensor  # (n,) of task_table.CONSTRAINTS
 
 
 class AdapterTask(NamedTuple):
@@ -72,6 +74,7 @@ class AdapterTask(NamedTuple):
     base: str  # SHA-256 of the model.safetensors it was trained on
     obs_mean: Tensor | None  # (1, O) statistics that its observations are normalised by; None where they are not
     obs_std: Tensor | None
+    constraint: int  # of task_table.CONSTRAINTS
 
 
 def fetch(
@@ -149,6 +152,7 @@ def write_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> str:
     tasks = [
         {
             "discount": discount,
+            "constraint": CONSTRAINTS[int(checkpoint.constraint[row])],
             "obs_mean": _row(checkpoint.obs_mean, row),
             "obs_std": _row(checkpoint.obs_std, row),
             "task": dataclasses.asdict(spec),
@@ -187,7 +191,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     embeddings = _read_embeddings(folder, [spec.name for spec in specs])
     model = _read_model(folder, embeddings.dim)
     statistics = _statistics(entries, model.config.obs_dim, path)
-    return Checkpoint(model, specs, discounts, embeddings, planner, sha256(folder / "model.safetensors"), *statistics)
+    constraint = torch.tensor([_constraint(entry, path) for entry in entries])
+    base = sha256(folder / "model.safetensors")
+    return Checkpoint(model, specs, discounts, embeddings, planner, base, *statistics, constraint)
 
 
 def write_adapter(folder: str | Path, adapters: Adapters, name: str, task: AdapterTask) -> None:
@@ -199,6 +205,7 @@ def write_adapter(folder: str | Path, adapters: Adapters, name: str, task: Adapt
             "format": FORMAT,
             "base": task.base,
             "discount": task.discount,
+            "constraint": CONSTRAINTS[task.constraint],
             "obs_mean": _row(task.obs_mean, 0),
             "obs_std": _row(task.obs_std, 0),
             "task": dataclasses.asdict(task.spec),
@@ -219,7 +226,8 @@ def read_adapter_task(folder: Path) -> AdapterTask:
     base = _entry(content, "base", str, path)
     widths = len(content.get("obs_mean") or [])
     statistics = _statistics([content], widths, path)
-    return AdapterTask(spec, _discount(content, str(path)), _read_embeddings(folder, [spec.name]), base, *statistics)
+    embeddings, constraint = _read_embeddings(folder, [spec.name]), _constraint(content, path)
+    return AdapterTask(spec, _discount(content, str(path)), embeddings, base, *statistics, constraint)
 
 
 def sha256(path: Path) -> str:
@@ -295,6 +303,14 @@ def _statistics(entries: list[Any], obs_dim: int, path: Path) -> tuple[Tensor, T
     if not (sound and std.isfinite().all()):
         raise ValueError(f"{path}: `obs_mean` and `obs_std` must be {obs_dim} finite numbers, each std above 0.")
     return mean, std
+
+
+def _constraint(entry: dict[str, Any], path: Path) -> int:
+    """Read how far plans may leave the policy; what was saved before this was measured says nothing and is `tied`."""
+    name = entry.get("constraint", CONSTRAINTS[TIED])
+    if name not in CONSTRAINTS:
+        raise ValueError(f"{path}: `constraint` is {name!r}, expected one of {', '.join(CONSTRAINTS)}.")
+    return CONSTRAINTS.index(name)
 
 
 def _discount(entry: Any, where: str) -> float:

@@ -11,6 +11,7 @@ from pipeline import config
 from pipeline.agent import Agent
 from pipeline.files import atomic_folder, write_json
 from pipeline.model.actor import Actor
+from pipeline.model.open_loop import OpenLoopActor
 from pipeline.tasks import registry
 from pipeline.tasks.rendering import RenderingUnavailable
 from pipeline.tasks.spec import TaskSpec
@@ -37,6 +38,7 @@ def main() -> None:
     actors = {name: agent.told(settings.phrasing) for name, agent in agents.items()}
     results = play(actors, specs, settings, runtime, seed, ranks)
     told_other = play_pairs(actors["finetune"], tasks, specs, settings, runtime, seed, ranks)
+    open_loop = play_open_loop(actors["finetune"], specs, settings, runtime, seed, ranks)
     if not ranks.is_main:
         return
 
@@ -53,7 +55,8 @@ def main() -> None:
         film(actors["finetune"], specs, settings, seed, folder)
     with atomic_folder(OUT / "metrics") as folder:
         weights = {name: agent.base for name, agent in agents.items()}  # only what was evaluated is released
-        write_json(folder / "scores.json", {"models": models, "mean": means, "pairs": pairs, "weights": weights})
+        scores = {"models": models, "mean": means, "pairs": pairs, "open_loop": open_loop, "weights": weights}
+        write_json(folder / "scores.json", scores)
         summary.write(folder, episodes=settings.episodes, matmul=how.matmul)
     for name, modes in means.items():
         print(
@@ -114,6 +117,30 @@ def play_pairs(
             )
             for mode, plan in MODES.items()
         }
+
+
+def play_open_loop(
+    actor: Actor,
+    specs: Sequence[TaskSpec],
+    settings: config.Evaluate,
+    runtime: config.Runtime,
+    seed: int,
+    ranks: Ranks,
+) -> list[dict[str, Any]]:
+    """Play every task with plans that are executed for so many steps without looking; one entry per number of steps."""
+    if not settings.open_loop_steps:
+        return []
+    model, names = actor.model.config, [spec.name for spec in specs]
+    entries = []
+    with Evaluator(
+        specs, settings.open_loop_episodes, model.obs_dim, model.action_dim, seed + 400, runtime.env_workers, ranks
+    ) as evaluator:
+        for steps in settings.open_loop_steps:
+            blind = OpenLoopActor(actor, steps, settings.open_loop_horizon)
+            results = evaluator.run(blind, names, True, f"evaluate: {steps} steps without feedback", seed)
+            tasks, mean = summarise(dict(zip(names, results, strict=True)), settings, seed)
+            entries.append({"steps": steps, "tasks": tasks, "mean": mean})
+    return entries
 
 
 def pair_table(

@@ -213,7 +213,7 @@ def test_newt_has_the_published_numbers(tmp_path):
         "finetune": {
             "env_steps": 100_000_000, "utd": 0.075, "batch_size": 1024, "demo_fraction": 0.5, "imitate": "all",
             "lr_scale": 1, "envs_per_task": 1, "warmup_updates": 0, "seeding_episodes": 5,
-            "constraint_steps": 2_000_000, "constraint_decay": 10_000_000,
+            "constraint": "schedule", "constraint_steps": 2_000_000, "constraint_decay": 10_000_000,
         },
     }  # fmt: skip
     for section, values in published.items():

@@ -25,11 +25,12 @@ tasks:
   folder: my_tasks
 evaluate:
   {{episodes: 10, phrasing: canonical, confidence: 0.95, bootstrap_samples: 100, video_size: 64, video_every: 1,
-    video_fps: 20}}
+    video_fps: 20, open_loop_steps: [8, 48], open_loop_horizon: 48, open_loop_episodes: 2}}
 """
 SECTIONS = [
     "curves",
     "scores",
+    "open-loop",
     "instructions",
     "adaptation",
     "demonstrations",
@@ -121,7 +122,9 @@ def evaluation(rng: np.random.Generator) -> dict:
     matrix = [[0.91, 0.22], [0.35, 0.84]]
     bound = {"low": [[s - 0.05 for s in row] for row in matrix], "high": [[s + 0.05 for s in row] for row in matrix]}
     pairs = [{"tasks": TASKS[:2], "mode": mode, "scores": matrix} | bound for mode in ("policy", "plan")]
-    return {"models": models, "mean": mean, "pairs": pairs}
+    blind = {steps: estimate(0.8 - steps / 100, 0.03) for steps in (8, 48)}
+    open_loop = [{"steps": steps, "tasks": dict.fromkeys(TASKS, e), "mean": e} for steps, e in blind.items()]
+    return {"models": models, "mean": mean, "pairs": pairs, "open_loop": open_loop}
 
 
 def adaptation(task: str, gain: float, seconds: float) -> dict:
@@ -304,6 +307,7 @@ def test_there_is_a_chart_of_each_curve(page):
     labels = [attrs["aria-label"] for tag, attrs in page.tags if tag == "svg"]
     assert labels.count("Score against time") == 2
     assert "Score against environment steps" in labels
+    assert "Score against steps without feedback" in labels
     assert {f"{task}: score against environment steps" for task in HELD_OUT} <= set(labels)
     assert {*TASKS, "consistency", "total"} <= set(labels)
 
@@ -341,7 +345,7 @@ def test_a_fresh_clone_gives_a_page_that_names_every_stage(tmp_path):
     assert sorted(results.missing) == sorted(stages)
     for stage in stages:
         assert f"The stage {stage} has not run" in page.words("cost")
-    for stage, section in {"demos": "demonstrations", "pretrain": "curves", "evaluate": "scores"}.items():
+    for stage, section in {"demos": "demonstrations", "pretrain": "curves", "evaluate": "open-loop"}.items():
         assert f"dvc repro {stage} makes it" in page.words(section)
 
 

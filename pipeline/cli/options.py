@@ -43,3 +43,8 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, not {text!r}")
     return int(text)
+
+
+def count_or_zero(text: str) -> int:
+    """Read the value of an option that counts something and may be 0."""
+    return 0 if text == "0" else count(text)

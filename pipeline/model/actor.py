@@ -11,7 +11,7 @@ from pipeline import config
 from pipeline.config import near
 from pipeline.model.compute import PLAIN, Compute
 from pipeline.model.planner import plan as make_plan
-from pipeline.model.task_table import TaskTable
+from pipeline.model.task_table import POLICY, TIED, TaskTable
 from pipeline.model.world_model import TaskContext, WorldModel
 
 
@@ -68,16 +68,22 @@ class Actor:
 
     @torch.no_grad()
     def act(
-        self, obs: Tensor, rows: Tensor, plan: bool, explore: bool = False, constraint_weight: float | Tensor = 1.0
+        self,
+        obs: Tensor,
+        rows: Tensor,
+        plan: bool | Tensor,
+        explore: bool = False,
+        constraint_weight: float | Tensor | None = None,
     ) -> Tensor:
         """Choose one action per environment.
 
         Args:
             obs: (N, O)
             rows: (N,) rows of the task table.
-            plan: by planning, else by the policy alone.
+            plan: by planning, else by the policy alone; for all, or (N,) bool.
             explore: with noise, as in training.
-            constraint_weight: in [0, 1], how far a plan starts from the policy's own rollouts.
+            constraint_weight: in [0, 1], how far a plan starts from the policy's own rollouts, for all or (N,); None
+                plans under each task's constraint in the table, which may be the policy's own action.
 
         Returns:
             (N, A) in [-1, 1], on the CPU.
@@ -95,7 +101,12 @@ class Actor:
         tasks = rows.to(device)
         obs = self.table.normalize(obs.to(device), tasks)
         mask = self.table.action_mask[tasks]
-        if plan:
+        planned = torch.as_tensor(plan, device=device).expand(len(rows))
+        if constraint_weight is None:
+            constraint = self.table.constraint[tasks]
+            planned, constraint_weight = planned & (constraint != POLICY), (constraint == TIED).float()
+        action = torch.zeros_like(mask)
+        if planned.any():
             made = make_plan(
                 self.model,
                 ctx,
@@ -111,9 +122,10 @@ class Actor:
             )
             self._prev_mean, action = made.mean, made.action
             self._is_first = torch.zeros_like(self._is_first)
-        else:
+        if not planned.all():
             noise = torch.randn(mask.shape, generator=self._generator).to(device) if explore else None
-            action = self.model.policy(self.model.encode(obs, ctx), ctx, mask, noise).action
+            own = self.model.policy(self.model.encode(obs, ctx), ctx, mask, noise).action
+            action = torch.where(planned.unsqueeze(1), action, own)
         return action.cpu()
 
     def state_tensors(self) -> dict[str, Tensor]:

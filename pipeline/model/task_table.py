@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+# How far plans may leave the policy: its own actions are taken, plans start from its rollouts, or they are free.
+CONSTRAINTS = ("policy", "tied", "free")
+POLICY, TIED, FREE = range(3)
 
 
 @dataclass(frozen=True)
@@ -22,15 +26,18 @@ class TaskTable:
     discount: Tensor  # (n,) float32 in (0, 1]
     obs_mean: Tensor | None = None  # (n, O) float32 of what each task's body observes; None to take it as it comes
     obs_std: Tensor | None = None  # (n, O) float32, positive
+    constraint: Tensor = field(default_factory=lambda: torch.zeros(0))  # (n,) int64 of CONSTRAINTS; left out: all tied
 
     def __post_init__(self) -> None:
         n = len(self.names)
+        if not len(self.constraint):
+            object.__setattr__(self, "constraint", torch.full((n,), TIED))
         if self.embeddings.ndim != 3 or self.action_mask.ndim != 2 or self.discount.ndim != 1:
             raise ValueError(
                 "a task table takes embeddings (n, P, E), action_mask (n, A) and discount (n,); they came as "
                 f"{tuple(self.embeddings.shape)}, {tuple(self.action_mask.shape)} and {tuple(self.discount.shape)}"
             )
-        for part in ("embeddings", "action_mask", "discount"):
+        for part in ("embeddings", "action_mask", "discount", "constraint"):
             if len(getattr(self, part)) != n:
                 raise ValueError(f"a task table of {n} names has {len(getattr(self, part))} rows of {part}")
         if (self.obs_mean is None) != (self.obs_std is None):
@@ -57,7 +64,7 @@ class TaskTable:
         """Return the table on a device."""
         parts = (part.to(device) for part in (self.embeddings, self.action_mask, self.discount))
         statistics = (part if part is None else part.to(device) for part in (self.obs_mean, self.obs_std))
-        return TaskTable(self.names, *parts, *statistics)
+        return TaskTable(self.names, *parts, *statistics, constraint=self.constraint.to(device))
 
     def normalize(self, obs: Tensor, task: Tensor) -> Tensor:
         """Centre and scale observations (..., B, O) of tasks (B,), to at most 10 std; as they came without statistics.

@@ -56,6 +56,7 @@ def render(results: Results) -> str:
         pretrain_charts=_training_charts(results.curves["pretrain"], "updates", PRETRAINED),
         finetune_charts=_training_charts(results.curves["finetune"], "environment steps", FINETUNED),
         adaptation_charts={task: _adaptation_charts(adapted) for task, adapted in results.adapted.items()},
+        open_loop_chart=_open_loop_chart(results),
         stages=_stages(results),
     )
 
@@ -96,6 +97,17 @@ def _training_charts(curves: Mapping[str, Curve], unit: str, colour: str) -> dic
             line = Line(curve.steps, curve.values, colour)
             charts["losses"][label] = line_chart(label, unit, [line], scores=False, small=True)
     return charts
+
+
+def _open_loop_chart(results: Results) -> Any:
+    """Return the chart of scores against steps executed without feedback, None where that was not evaluated."""
+    if results.scores is None or not results.scores.open_loop:
+        return None
+    found = results.scores.open_loop
+    x = [entry.steps for entry in found]
+    lines = [Line(x, [entry.tasks[task].score for entry in found], MUTED, faint=True) for task in found[0].tasks]
+    lines.append(Line(x, [entry.mean.score for entry in found], FINETUNED, "mean over tasks"))
+    return line_chart("Score against steps without feedback", "steps executed of each plan", lines)
 
 
 def _adaptation_charts(adapted: Adaptation) -> list[Any]:

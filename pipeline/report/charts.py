@@ -22,6 +22,14 @@ _COLOURS = {
     "#000004": "--pretrained",
     "#000005": "--finetuned",
 }
+# What the page sets these variables to by day.
+_DAY = {
+    "--ink": "#1d2629",
+    "--muted": "#65737a",
+    "--rule": "#e2ded5",
+    "--pretrained": "#6d8a98",
+    "--finetuned": "#d9541e",
+}
 INK, MUTED, RULE, PRETRAINED, FINETUNED = _COLOURS
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, in the page's font
@@ -109,6 +117,15 @@ def line_chart(
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _inline(buffer.getvalue(), title)
+
+
+def as_file(chart: Markup) -> str:
+    """Return a chart as an SVG file of its own, which every viewer shows, with the page's colours by day."""
+    svg = str(chart)
+    for variable, colour in _DAY.items():
+        svg = svg.replace(f"var({variable})", colour)
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return svg.replace("<svg ", f'<svg {spaces} style="background: white; font-family: sans-serif" ', 1) + "\n"
 
 
 def _draw(axes: Axes, line: Line) -> None:

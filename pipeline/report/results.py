@@ -57,12 +57,21 @@ class Pair(BaseModel):
         return "weak" if all(self.scores[own][own] > self.scores[other][own] for own, other in columns) else "no"
 
 
+class OpenLoop(BaseModel):
+    """Scores of plans of which so many steps are executed without feedback."""
+
+    steps: int
+    tasks: dict[str, Estimate]
+    mean: Estimate
+
+
 class Scores(BaseModel):
     """The evaluation (scores.json): by checkpoint ("pretrain", "finetune"), mode ("policy", "plan") and task."""
 
     models: dict[str, dict[str, dict[str, Estimate]]]
     mean: dict[str, dict[str, Estimate]]
     pairs: list[Pair]
+    open_loop: list[OpenLoop] = []
     weights: dict[str, str] = {}  # SHA-256 of each checkpoint's model.safetensors
 
     @property

@@ -19,6 +19,7 @@ from pipeline.progress import Progress
 from pipeline.shapes import Batch
 from pipeline.tasks.spec import TaskSpec
 from pipeline.train.checkpoint import Saves
+from pipeline.train.early_stop import EarlyStop
 from pipeline.train.evaluate import Evaluator, GivenUp
 from pipeline.train.interrupt import Interrupt
 from pipeline.train.metrics import Clock, MetricsLog, memory_mb, start_trackers
@@ -43,6 +44,10 @@ class Loop:
         runtime: how many saves are kept, how long a SIGTERM may take, which trackers are told.
         ranks: the processes of the run.
         plan: evaluate with planning, else the policy alone.
+        early_stop: may end the loop after an evaluation.
+
+    Attributes:
+        stopped: whether it did.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class Loop:
         runtime: config.Runtime,
         ranks: Ranks | None = None,
         plan: bool = False,
+        early_stop: EarlyStop | None = None,
     ):
         self.label, self.scratch, self.learner, self.actor, self.evaluator = label, scratch, learner, actor, evaluator
         self.seed, self.plan, self.runtime, self.ranks = seed, plan, runtime, ranks or Ranks()
@@ -81,6 +87,14 @@ class Loop:
             trackers = start_trackers(runtime.trackers, run, self.position, {"seed": seed, "ranks": self.ranks.count})
             self.log = MetricsLog(scratch / "metrics", self.position, trackers)
         self._logged = self.position, learner.updates
+        self._early_stop = early_stop
+        reached = early_stop is not None and self.resumed is not None and early_stop.reached(self.scores)
+        self.stopped = self.ranks.from_main(reached)
+
+    @property
+    def scores(self) -> list[float]:
+        """The mean score of every evaluation so far; known to rank 0."""
+        return list(dict(self.history("eval/score")).values())  # once each: one that was owed may be logged twice
 
     @property
     def same_ranks(self) -> bool:
@@ -135,7 +149,7 @@ class Loop:
         self.owes_evaluation = due(before, self.position, settings.eval_every) or last
         if self.owes_evaluation and not stop:
             stop = not self.evaluate(specs, progress, interrupt)
-        if due(before, self.position, settings.save_every) or last or stop:
+        if due(before, self.position, settings.save_every) or last or stop or self.stopped:
             with self.clock.phase("save"):
                 save()
         if stop:
@@ -210,6 +224,8 @@ class Loop:
                 },
             )
         progress.write(f"{self.label}: score {mean:.3f} after {self.position} {progress.unit}")
+        if self._early_stop is not None:
+            self.stopped = self.ranks.from_main(self._early_stop.evaluated(self.scores) if self.ranks.is_main else None)
         return True
 
     def save(

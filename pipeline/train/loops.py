@@ -13,17 +13,19 @@ from pipeline.progress import Progress
 from pipeline.shapes import Batch
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv
+from pipeline.train.constraint import Evidence, Schedule, make_constraint
 from pipeline.train.interrupt import Interrupt
 from pipeline.train.loop import RANK_SEEDS, Loop
 from pipeline.train.ranks import Ranks
-from pipeline.train.rollout import Collector, deal_episodes, deal_state
-from pipeline.train.schedules import constraint_weight
+from pipeline.train.rollout import Collector, Finished, deal_episodes, deal_state
+
+_CONSTRAINT = "constraint."  # before the names of what the constraint's rule saves
 
 
 def learn_offline(
     loop: Loop, settings: config.Pretrain, sample: Callable[[int, torch.Generator], Batch], specs: Sequence[TaskSpec]
 ) -> None:
-    """Learn from demonstrations alone, up to `settings.updates`.
+    """Learn from demonstrations alone, up to `settings.updates` or until the loop stops early.
 
     Args:
         loop: what is updated, saved and logged.
@@ -39,7 +41,7 @@ def learn_offline(
     ):
         if loop.owes_evaluation and not loop.evaluate(specs, progress, interrupt):
             interrupt.leave()
-        while loop.position < total:
+        while loop.position < total and not loop.stopped:
             with loop.clock.phase("sample"):
                 batch = sample(share, loop.generator)
             loop.update(batch, "pretrain")
@@ -73,7 +75,7 @@ def learn_online(
     collecting: Actor,
     specs: Sequence[TaskSpec],
 ) -> None:
-    """Learn online, up to `settings.env_steps` over all environments of all ranks together.
+    """Learn online, up to `settings.env_steps` over all environments of all ranks together, or until it stops early.
 
     While the environments take a step, the learner makes the updates that are due: they read what was stored before
     that step, so that the order of everything is fixed, however long either takes.
@@ -90,24 +92,28 @@ def learn_online(
     """
     loop.learner.lr_scale = settings.lr_scale
     ranks, num_envs, total = loop.ranks, len(env_specs), settings.env_steps
-    own_specs = ranks.deal(env_specs)
-    rows = collecting.rows([spec.name for spec in own_specs])
+    all_rows, own_specs = collecting.rows([spec.name for spec in env_specs]), ranks.deal(env_specs)
+    numbers = ranks.deal(range(num_envs))
+    rows = all_rows[numbers]
     seed = loop.seed + 2 + RANK_SEEDS * ranks.rank
     if loop.resumed and not loop.same_ranks:
         seed += loop.position
     collector = Collector(own_specs, rows, envs, collecting, replay, settings.imitate, seed)
+    constraint = make_constraint(settings, all_rows, collecting.table.names, loop.seed + 4)
     drawn = ranks.collect(replay.weight_of(rows))
     num_demos, num_own = _shares(loop, settings, num_envs, demos is not None, drawn)
     updates_owed = 0.0
     if loop.resumed:
         _take_up(loop, collector, replay, rows)
+        _take_up_constraint(loop, constraint)
         updates_owed = loop.resumed.values["updates_owed"]
 
     def save() -> None:
-        loop.save(collector.state_tensors(), {"updates_owed": updates_owed}, replay)
+        decided = {f"{_CONSTRAINT}{name}": tensor for name, tensor in constraint.state_tensors().items()}
+        loop.save({**collector.state_tensors(), **decided}, {"updates_owed": updates_owed}, replay)
 
     def measure() -> dict[str, float]:
-        return _measure(loop, replay)
+        return {**_measure(loop, replay), **constraint.metrics()}
 
     with (
         Interrupt(loop.runtime.stop_seconds) as interrupt,
@@ -116,16 +122,16 @@ def learn_online(
         owed = loop.owes_evaluation or loop.position == 0
         if owed and not loop.evaluate(specs, progress, interrupt):
             interrupt.leave()
-        while loop.position < total:
+        while loop.position < total and not loop.stopped:
             not_seeded, stop = ranks.any(
                 not (collector.episodes >= settings.seeding_episodes).all(), interrupt.requested is not None
             )
             if stop:
                 save()
                 interrupt.leave()
-            weight = constraint_weight(loop.position, settings.constraint_steps, settings.constraint_decay)
+            plan, weight = constraint.choose(loop.position, not not_seeded)
             with loop.clock.phase("act"):
-                collector.begin_step(plan=not not_seeded, constraint_weight=weight)
+                collector.begin_step(plan[numbers], weight[numbers])
             updates_owed += 0.0 if not_seeded else num_envs * settings.utd
             while updates_owed >= 1:
                 updates_owed -= 1
@@ -137,6 +143,9 @@ def learn_online(
                 finished = collector.end_step()
             for episode in finished:
                 loop.recent.setdefault(episode.task, []).append((episode.score, episode.episode_return))
+            for episode in _of_all(ranks, finished):
+                constraint.record(episode, not not_seeded)
+                constraint.publish(loop.actor.table)
             before, loop.position = loop.position, loop.position + num_envs
             progress.update(num_envs)
             loop.settle(before, total, settings, specs, progress, interrupt, save, measure)
@@ -189,6 +198,25 @@ def _take_up(loop: Loop, collector: Collector, replay: ReplayBuffer, rows: torch
         for part in saved.replay_parts(rank):
             deal_episodes(part, replay, _mine(owners, ranks.rank))
     loop.saves.forget_replay()
+
+
+def _take_up_constraint(loop: Loop, constraint: Schedule | Evidence) -> None:
+    """Go on with what was measured: all ranks have kept the same, so that any number of them goes on with it."""
+    assert loop.resumed is not None
+    tensors, _ = loop.resumed.of_rank(0)
+    constraint.load_state_tensors(
+        {name.removeprefix(_CONSTRAINT): value for name, value in tensors.items() if name.startswith(_CONSTRAINT)}
+    )
+    constraint.publish(loop.actor.table)
+
+
+def _of_all(ranks: Ranks, finished: Sequence[Finished]) -> list[Finished]:
+    """Return the episodes that have just ended on any rank, in the order of the run's environments and numbered so."""
+    (some,) = ranks.any(bool(finished))
+    if not some:
+        return []
+    own = [episode._replace(env=ranks.rank + ranks.count * episode.env) for episode in finished]
+    return sorted(episode for part in ranks.collect(own) for episode in part)
 
 
 def _mine(owners: Sequence[set[int]], rank: int) -> Callable[[int, int], bool]:

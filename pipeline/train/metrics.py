@@ -64,7 +64,8 @@ class MetricsLog:
 
     def history(self, name: str) -> list[tuple[int, float]]:
         """Return what was logged of one metric so far, as (position, value)."""
-        rows = _read(self.folder / "plots" / "metrics" / f"{name}.tsv")
+        path = self.folder / "plots" / "metrics" / f"{name}.tsv"
+        rows = _read(path) if path.exists() else []
         return [(int(row["step"]), float(row[name.rsplit("/", 1)[-1]])) for row in rows]
 
     def publish(self, target: str | Path) -> None:

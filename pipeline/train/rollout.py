@@ -19,6 +19,7 @@ from pipeline.tasks.vector import VectorEnv
 class Finished(NamedTuple):
     """One episode that has just ended."""
 
+    env: int  # which of the environments
     task: str
     episode_return: float
     score: float
@@ -73,12 +74,12 @@ class Collector:
         self._start(self._envs.reset())
         self.episodes[:] = self._envs.episodes
 
-    def begin_step(self, plan: bool, constraint_weight: float) -> None:
+    def begin_step(self, plan: bool | Tensor, constraint_weight: float | Tensor) -> None:
         """Choose actions and let the environments step; the caller may do something else meanwhile.
 
         Args:
-            plan: with the planner, else with the policy alone.
-            constraint_weight: how much the plan starts from the policy's own, in [0, 1].
+            plan: with the planner, else with the policy alone; for all, or (N,) bool.
+            constraint_weight: how much the plan starts from the policy's own, in [0, 1], for all or (N,).
         """
         everyone = np.arange(len(self._specs))
         action = self._actor.act(
@@ -169,7 +170,7 @@ class Collector:
             int(self._rows[i]),
             imitation={"all": 1.0, "score": score, "none": 0.0}[self._imitate],
         )
-        return Finished(spec.name, episode_return, score)
+        return Finished(i, spec.name, episode_return, score)
 
 
 def deal_state(states: Sequence[dict[str, Tensor]], rank: int, num_ranks: int) -> dict[str, Tensor]:

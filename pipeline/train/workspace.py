@@ -181,7 +181,14 @@ def observation_statistics(
     for body in {(spec.embodiment, spec.obs_dim) for spec in specs}:
         rows = [row for row, spec in enumerate(specs) if (spec.embodiment, spec.obs_dim) == body]
         obs = torch.cat([torch.from_numpy(e.obs) for row in rows for e in demos[specs[row].name]])
-        body_std, body_mean = torch.std_mean(obs, dim=0)
-        mean[rows, : obs.shape[1]] = body_mean
-        std[rows, : obs.shape[1]] = torch.where(body_std < _SMALLEST_STD, 1.0, body_std)
+        mean[rows], std[rows] = statistics_of(obs, obs_dim)
+    return mean, std
+
+
+def statistics_of(obs: Tensor, obs_dim: int) -> tuple[Tensor, Tensor]:
+    """Return mean and std (1, O) of observations (L, o): dims that hardly move keep their scale, padding stays 0."""
+    mean, std = torch.zeros(1, obs_dim), torch.ones(1, obs_dim)
+    body_std, body_mean = torch.std_mean(obs, dim=0)
+    mean[:, : obs.shape[1]] = body_mean
+    std[:, : obs.shape[1]] = torch.where(body_std < _SMALLEST_STD, 1.0, body_std)
     return mean, std

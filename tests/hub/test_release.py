@@ -105,7 +105,7 @@ def test_a_release_describes_its_tasks(root: Path, release: Callable[..., Path])
     content = json.loads((release() / "tasks.json").read_text())
     assert content["encoder"] == "hashed-ngrams-16"
     for entry in content["tasks"]:
-        assert {"obs_mean", "obs_std", "discount", "task"} == entry.keys()
+        assert {"obs_mean", "obs_std", "discount", "constraint", "task"} == entry.keys()
         assert entry["task"]["score"] == "return/1000"
 
 

@@ -30,6 +30,7 @@ from pipeline.model.actor import Actor
 from pipeline.tasks.spec import parse_spec
 from pipeline.tasks.vector import VectorEnv
 from pipeline.train import checkpoint
+from pipeline.train.early_stop import EarlyStop
 from pipeline.train.evaluate import Evaluator
 from pipeline.train.loop import Loop
 from pipeline.train.loops import learn_online, own_environments
@@ -42,6 +43,9 @@ from pipeline.train.workspace import online_buffer, replay_place, shared_demo_bu
 DEFAULTS = {
     "env_steps": 240,
     "lr": 3e-4,
+    "constraint": "evidence",
+    "eval_every": 120,
+    "patience": None,  # evaluations without a new best after which to stop early
     "env_workers": 0,
     "replay": "memory",
     "stop_seconds": 0,
@@ -72,8 +76,9 @@ def main(options: dict) -> None:
     )  # fmt: skip
     settings = config.Finetune(
         env_steps=options["env_steps"], utd=0.1, batch_size=6, demo_fraction=0.5, imitate="none", lr_scale=1.0,
-        envs_per_task=1, warmup_updates=3, seeding_episodes=1, constraint_steps=100, constraint_decay=100,
-        replay_capacity=240, log_every=45, save_every=30, eval_every=120, eval_episodes=1,
+        envs_per_task=1, warmup_updates=3, seeding_episodes=1, constraint=options["constraint"], evidence_memory=10,
+        constraint_steps=100, constraint_decay=100, replay_capacity=240, log_every=45, save_every=30,
+        eval_every=options["eval_every"], eval_episodes=1,
     )  # fmt: skip
     learning, seed = dataclasses.replace(LEARNING, lr=options["lr"]), 1
     ranks = start(runtime, seed)
@@ -93,8 +98,13 @@ def main(options: dict) -> None:
             Evaluator(TASKS, 1, *widths, seed + 1, 0, ranks) as evaluator,
             VectorEnv(own, *widths, seed + 3, runtime.env_workers, numbers) as envs,
         ):
-            loop = Loop("short", scratch, learner, Actor(model, table, TINY_PLANNER), evaluator, seed, runtime, ranks)
+            patience, best = options["patience"], scratch / "best.safetensors"
+            early_stop = EarlyStop(model, best, math.inf, patience) if patience else None
+            actor = Actor(model, table, TINY_PLANNER)
+            loop = Loop("short", scratch, learner, actor, evaluator, seed, runtime, ranks, early_stop=early_stop)
             learn_online(loop, settings, demos, replay, envs, TASKS, Actor(model, table, TINY_PLANNER), TASKS)
+        if early_stop:
+            early_stop.restore()
         Path(f"result-{ranks.rank}.json").write_text(
             json.dumps(
                 {
@@ -102,6 +112,8 @@ def main(options: dict) -> None:
                     "replay": _hash(replay.state_tensors()),
                     "tasks": sorted(set(replay.state_tensors()["episodes"][2].tolist())),
                     "updates": learner.updates,
+                    "stopped_at": loop.position,
+                    "constraint": table.constraint.tolist(),
                     "value_scale": float(learner.scale.value),
                     "demos_mapped": "demos/obs.f32" in Path("/proc/self/maps").read_text(),
                 }

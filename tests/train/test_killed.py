@@ -155,3 +155,22 @@ def test_sigterm_has_a_deadline(server, undisturbed, tmp_path):
     assert server.wait() == [143]
     assert time.monotonic() - started < 10
     assert "no save was possible within 1 s" in said(tmp_path)
+
+
+def test_a_run_that_stops_early_does_so_again_where_it_was_killed(server, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    stopping = {"eval_every": 30, "patience": 2, "env_steps": 600}
+    assert server.run(whole, **stopping) == [0], said(whole)
+    assert 60 <= result(whole)["stopped_at"] < 600
+    for number in (2, 5):  # in the middle of the first save, and of a later one
+        assert server.run(broken, kill_at_write=number, **stopping) == [-signal.SIGKILL]
+    assert server.run(broken, **stopping) == [0], said(broken)
+    assert result(broken) == result(whole)
+
+
+def test_the_published_schedule_is_resumed_alike(server, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert server.run(whole, constraint="schedule") == [0], said(whole)
+    assert server.run(broken, constraint="schedule", kill_at_write=11) == [-signal.SIGKILL]
+    assert server.run(broken, constraint="schedule") == [0], said(broken)
+    assert result(broken) == result(whole)

@@ -54,7 +54,7 @@ def test_two_processes_go_on_alike_and_a_third_number_says_what_differs(server, 
     assert (first["tasks"], second["tasks"]) == ([0, 2], [1])
     assert first["demos_mapped"]
     assert second["demos_mapped"]
-    for what in ("learner", "value_scale", "updates"):
+    for what in ("learner", "value_scale", "updates", "constraint"):
         assert first[what] == second[what], what
     assert sorted(path.name for path in whole.glob("metrics/*")) == ["metrics.json", "plots"]
 
@@ -75,8 +75,8 @@ def test_a_save_of_two_processes_is_taken_up_by_one_and_by_three(server, tmp_pat
         assert positions(folder)
         assert server.run(folder, ranks=count) == [0] * count, said(folder)
         assert f"goes on with {count} processes from a save of 2" in said(folder)
-        learners = {result(folder, rank)["learner"] for rank in range(count)}
-        assert len(learners) == 1
+        found = [(result(folder, rank)["learner"], result(folder, rank)["constraint"]) for rank in range(count)]
+        assert found == found[:1] * count
         assert sum(len(result(folder, rank)["tasks"]) for rank in range(count)) >= 3
 
 

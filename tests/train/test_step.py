@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator, debug_launcher
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
 from benchmarks.problem import LEARNING, TINY, make_batch, make_model, make_table
@@ -228,6 +229,7 @@ def test_bfloat16_products_give_nearly_the_same_losses(mode: Mode) -> None:
     full, half = make_learner(), make_learner(ranks=Ranks(Accelerator(cpu=True, mixed_precision="bf16")))
     batch = make_batch(full.table, batch_size=64)
     first, second = (one.update(batch, mode, torch.Generator().manual_seed(0)) for one in (full, half))
+    AcceleratorState._reset_state(reset_partial_state=True)  # of this process, which other tests start otherwise
     for name in ("total_loss", "reward_loss", "value_loss", "consistency_loss"):
         assert float(second[name]) == pytest.approx(float(first[name]), rel=0.03), name
         assert float(second[name]) != float(first[name]), f"{name}: nothing was computed in bfloat16"

@@ -1,0 +1,312 @@
+"""How fast a held-out task is learned, from how much, in which way, and what is forgotten by it.
+
+    python -m benchmarks.few_shot            6 tasks of 3 domains, 3 seeds, 4 ways, 0 to 20 demonstrations: many hours
+    python -m benchmarks.few_shot --quick    one task, one seed, two ways, 5 demonstrations: minutes
+
+Needs the base of a finished `dvc repro finetune` (or --base). Every cell, one task learned once, is kept in
+.resume/few_shot/ when it is done: the same command goes on where it stopped. Writes results/adapt.json; with --quick
+or other options the result is printed and written only if --write is given.
+
+Ways: `adapter` on the base; `all` weights of the base; `scratch`, the same learning from random weights; `cloning`,
+nothing but behaviour cloning from random weights. All stop early by the same rule, and see the same demonstrations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import itertools
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from benchmarks.results import claim, write
+from pipeline import config
+from pipeline.adapt import Settings, adapt, curve, introduce, learn
+from pipeline.agent import Agent
+from pipeline.data.demos import load_demos
+from pipeline.demonstrate.collect import collect
+from pipeline.files import read_json, write_json
+from pipeline.model.world_model import WorldModel
+from pipeline.statistics import bootstrap_mean
+from pipeline.tasks import registry
+from pipeline.tasks.spec import TaskSpec
+from pipeline.train.evaluate import Evaluator
+from pipeline.train.runtime import start
+from pipeline.train.scratch import ROOT, fingerprint
+
+TASKS = ("mw-drawer-close", "mw-window-close", "mw-door-close", "cartpole-balance", "reacher-easy", "cup-spin")
+WAYS = ("adapter", "all", "scratch", "cloning")
+DEMOS = (0, 1, 5, 20)
+SEEDS = (1, 2, 3)
+ENV_STEPS = 10_000
+BASE = Path("checkpoints/finetune/model")
+
+
+class Cell(NamedTuple):
+    """One task learned once."""
+
+    task: str
+    way: str
+    demos: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """As a file is called."""
+        return f"{self.task}-{self.way}-{self.demos}-{self.seed}"
+
+
+def main() -> None:
+    """Learn every cell that is not done yet and write results/adapt.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--quick", action="store_true", help="one task, one seed, adapter and scratch, 5 demonstrations"
+    )
+    parser.add_argument("--base", type=Path, default=BASE, help=f"the pretrained checkpoint (default: {BASE})")
+    parser.add_argument("--tasks", nargs="+", help="other tasks")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, help="fewer ways")
+    parser.add_argument("--demos", nargs="+", type=int, help="other numbers of demonstrations")
+    parser.add_argument("--seeds", nargs="+", type=int, help="other seeds")
+    parser.add_argument("--env-steps", type=int, help=f"steps of interaction (default: {ENV_STEPS}, quick: 2000)")
+    parser.add_argument("--write", action="store_true", help="write results/adapt.json although not all was run")
+    options = parser.parse_args()
+    chosen = [options.tasks, options.ways, options.demos, options.seeds]
+    everything = [TASKS, WAYS, DEMOS, SEEDS]
+    little = [TASKS[:1], ("adapter", "scratch"), (5,), SEEDS[:1]]
+    axes = [own or default for own, default in zip(chosen, little if options.quick else everything, strict=True)]
+    env_steps = options.env_steps or (2000 if options.quick else ENV_STEPS)
+    cells = [Cell(task, way, demos, seed) for task, way, demos, seed in itertools.product(*axes)]
+    cells = [cell for cell in cells if cell.way != "cloning" or cell.demos]
+
+    settings, tasks = read_settings(env_steps), config.load(config.Tasks)
+    ranks = start(settings.runtime, settings.seed)
+    print(f"few-shot: {len(cells)} cells on {ranks.device}", flush=True)
+    folder = ROOT / "few_shot" / fingerprint([settings.adapt, settings.learning, [str(env_steps)]], [options.base], 0)
+    specs = {spec.name: spec for spec in registry.get(sorted({cell.task for cell in cells}), tasks.folder)}
+    demos = collect_demos(list(specs.values()), max(cell.demos for cell in cells), folder, tasks)
+    found: dict[Cell, dict[str, Any]] = {}
+    for number, cell in enumerate(cells):
+        path = folder / f"{cell.name}.json"
+        if not path.exists():
+            print(f"few-shot: cell {number + 1} of {len(cells)}: {cell.name}", flush=True)
+            write_json(path, run(cell, specs[cell.task], options.base, demos, settings, folder / cell.name))
+            shutil.rmtree(folder / cell.name, ignore_errors=True)
+        found[cell] = read_json(path, "python -m benchmarks.few_shot")
+    before = {
+        seed: before_scores(options.base, seed, settings, folder, ranks.device)
+        for seed in sorted({c.seed for c in cells})
+    }
+    tables = summarise(found, before, env_steps, settings.evaluate)
+    whole = all(set(everything[axis]) <= set(axes[axis]) for axis in range(4)) and env_steps == ENV_STEPS
+    print_tables(tables)
+    if whole or options.write:
+        words = ["--quick"] * options.quick
+        for name, own in (("tasks", options.tasks), ("ways", options.ways), ("demos", options.demos)):
+            words += [f"--{name}", *map(str, own)] if own else []
+        words += ["--seeds", *map(str, options.seeds)] if options.seeds else []
+        words += ["--env-steps", str(options.env_steps)] if options.env_steps else []
+        seconds = sum(result["wall_seconds"] for result in found.values())
+        command = " ".join(["python -m benchmarks.few_shot", *words, *["--write"] * options.write])
+        write("adapt", command, seconds, claims(found, before), whole_protocol=whole, cells=len(cells), **tables)
+
+
+def read_settings(env_steps: int) -> Settings:
+    """Read params.yaml, with this many environment steps."""
+    adapting = config.load(config.Adapt)
+    adapting = dataclasses.replace(adapting, finetune=dataclasses.replace(adapting.finetune, env_steps=env_steps))
+    learning, measured, runtime = (
+        config.load(config.Learning),
+        config.load(config.Evaluate),
+        dataclasses.replace(config.load(config.Runtime), trackers=()),  # a thousand curves would tell nobody anything
+    )
+    return Settings(adapting, learning, measured, runtime, config.load_seed())
+
+
+def collect_demos(specs: list[TaskSpec], count: int, folder: Path, tasks: config.Tasks) -> Path:
+    """Make as many demonstrations of each task as any cell needs, unless they are there; return their folder."""
+    demos, noted = folder / "demos", folder / "demos.json"
+    wanted = {spec.name: count for spec in specs}
+    if count and not (noted.exists() and all(read_json(noted, "").get(name, 0) >= count for name in wanted)):
+        collecting = dataclasses.replace(config.load(config.Demos), held_out_episodes=count)
+        own = Path(tasks.folder) / "demos"
+        collect([(spec, count) for spec in specs], collecting, config.load_seed(), demos, folder / "attempts", own)
+        write_json(noted, wanted)
+    return demos
+
+
+def run(cell: Cell, spec: TaskSpec, base: Path, demos: Path, settings: Settings, scratch: Path) -> dict[str, Any]:
+    """Learn one cell."""
+    started = time.monotonic()
+    settings = dataclasses.replace(settings, seed=cell.seed)
+    demonstrations = load_demos(demos, cell.task)[: cell.demos] if cell.demos else []
+    agent = Agent.from_pretrained(base, device=start(settings.runtime, cell.seed).device)
+    trained = list(agent.tasks.values())
+    weights = digest(agent.model)
+    introduce(agent, spec, agent.embed(spec), demonstrations, settings.learning, cell.seed)
+    result: dict[str, Any] = {}
+    if cell.way == "adapter":
+        done = adapt(agent, spec, demonstrations, settings, scratch)
+        points, seconds = done.curve, done.seconds
+        result |= {"parameters": done.adapter_parameters, "base_parameters": done.base_parameters}
+    else:
+        if cell.way != "all":
+            torch.manual_seed(cell.seed)
+            agent.model.load_state_dict(WorldModel(agent.model.config).state_dict())
+            agent.actor.refresh()
+        if cell.way == "cloning":
+            alone = dataclasses.replace(settings.learning, consistency_coef=0.0, reward_coef=0.0, value_coef=0.0)
+            offline = dataclasses.replace(settings.adapt.finetune, env_steps=0)
+            settings = dataclasses.replace(
+                settings, learning=alone, adapt=dataclasses.replace(settings.adapt, finetune=offline)
+            )
+            agent.table.constraint[:] = 0  # nothing but the policy has learned anything
+        loops = learn(agent, spec, demonstrations, settings, scratch)
+        points = curve(loops)
+        seconds = points[-1]["seconds"]
+    agent.actor.refresh()
+    result["scores"] = play([spec], agent, settings, "plan", cell.name)[spec.name]
+    if cell.way in ("adapter", "all") and cell.demos == 5:
+        if cell.way == "adapter":
+            agent.set_adapter(None)
+            result["unchanged"] = digest(agent.model) == weights
+        result["trained_tasks"] = play(trained, agent, settings, "policy", f"{cell.name}: what is forgotten")
+    return {**cell._asdict(), **result, "curve": points, "seconds": round(seconds, 1)} | {
+        "wall_seconds": round(time.monotonic() - started, 1)
+    }
+
+
+def before_scores(
+    base: Path, seed: int, settings: Settings, folder: Path, device: torch.device
+) -> dict[str, list[float]]:
+    """Return the base's scores on its own tasks, per episode, by the policy alone."""
+    path = folder / f"before-{seed}.json"
+    if not path.exists():
+        agent = Agent.from_pretrained(base, device=device)
+        specs = list(agent.tasks.values())
+        write_json(path, play(specs, agent, dataclasses.replace(settings, seed=seed), "policy", "before adapting"))
+    return read_json(path, "python -m benchmarks.few_shot")
+
+
+def play(specs: list[TaskSpec], agent: Agent, settings: Settings, mode: str, label: str) -> dict[str, list[float]]:
+    """Return the scores of each task's episodes."""
+    widths, names = (agent.model.config.obs_dim, agent.model.config.action_dim), [spec.name for spec in specs]
+    workers = settings.runtime.env_workers
+    with Evaluator(specs, settings.evaluate.episodes, *widths, settings.seed + 100, workers) as evaluator:
+        results = evaluator.run(agent.actor, names, mode == "plan", label, settings.seed)
+    return {name: result.scores for name, result in zip(names, results, strict=True)}
+
+
+def digest(model: WorldModel) -> str:
+    """Return a hash of a model's own weights, whatever adapters are in."""
+    found = hashlib.sha256()
+    weights = {name.replace(".base_layer", ""): tensor for name, tensor in model.state_dict().items()}
+    for name in sorted(weights):
+        if ".lora_" not in name and not name.startswith("target_q_heads."):
+            found.update(name.encode() + weights[name].cpu().numpy().tobytes())
+    return found.hexdigest()
+
+
+def area(points: list[dict[str, float]], env_steps: int) -> float:
+    """Return the mean score over environment steps 0 to env_steps, linear between evaluations and level after them."""
+    steps, scores = [0.0], [0.0]
+    for point in points:
+        if point["env_steps"] > steps[-1]:
+            steps.append(point["env_steps"])
+            scores.append(point["score"])
+        else:
+            scores[-1] = point["score"]  # the last one before any step counts: demonstrations are used by then
+    grid = np.linspace(0, env_steps, 1001)
+    return float(np.interp(grid, steps, scores).mean())
+
+
+def summarise(
+    found: dict[Cell, dict[str, Any]],
+    before: dict[int, dict[str, list[float]]],
+    env_steps: int,
+    measured: config.Evaluate,
+) -> dict[str, Any]:
+    """Return the tables: scores with intervals over seeds and episodes, areas, and what was forgotten."""
+
+    def estimate(strata: Iterable[list[float]]) -> dict[str, float]:
+        rng = np.random.default_rng(0)
+        return bootstrap_mean(list(strata), measured.confidence, measured.bootstrap_samples, rng)._asdict()
+
+    scores, forgetting = [], []
+    key = lambda cell: (cell.task, cell.way, cell.demos)  # noqa: E731
+    for (task, way, demos), group in itertools.groupby(sorted(found, key=key), key=key):
+        cells = list(group)
+        results = [found[cell] for cell in cells]
+        scores.append(
+            {
+                "task": task,
+                "way": way,
+                "demos": demos,
+                "seeds": [cell.seed for cell in cells],
+                **estimate(result["scores"] for result in results),
+                "area": round(float(np.mean([area(result["curve"], env_steps) for result in results])), 4),
+                "env_steps": max(point["env_steps"] for result in results for point in result["curve"]),
+                "seconds": float(np.mean([result["seconds"] for result in results])),
+                "curves": [[(p["env_steps"], p["score"]) for p in result["curve"]] for result in results],
+            }
+        )
+        after = [
+            (cell, result["trained_tasks"])
+            for cell, result in zip(cells, results, strict=True)
+            if "trained_tasks" in result
+        ]
+        if after:
+            strata = lambda tables: [episodes for table in tables for episodes in table.values()]  # noqa: E731
+            forgetting.append(
+                {
+                    "task": task,
+                    "way": way,
+                    "before": estimate(strata(before[cell.seed] for cell, _ in after)),
+                    "after": estimate(strata(table for _, table in after)),
+                }
+            )
+    return {"scores": scores, "forgetting": forgetting}
+
+
+def claims(found: dict[Cell, dict[str, Any]], before: dict[int, dict[str, list[float]]]) -> dict[str, Any]:
+    """Return the promised figures; what was not run does not hold."""
+
+    def mean(way: str) -> float | None:
+        cells = [c for c in found if c.way == way and c.demos == 5 and c.task.startswith("mw-")]
+        return round(float(np.mean([np.mean(found[c]["scores"]) for c in cells])), 4) if cells else None
+
+    adapter, scratch = mean("adapter"), mean("scratch")
+    own = [result for cell, result in found.items() if cell.way == "adapter"]
+    with_demos = [result for result in own if result["demos"] == 5]
+    checked = [float(r["unchanged"] and r["trained_tasks"] == before[r["seed"]]) for r in with_demos]
+    gain = None if adapter is None or scratch is None else round(adapter - scratch, 4)
+    shares = [result["parameters"] / result["base_parameters"] for result in own]
+    return {
+        "metaworld_5_demos_success": claim(adapter, 0.8, "above"),
+        "metaworld_5_demos_above_scratch": claim(gain, 0.3, "above"),
+        "training_tasks_unchanged": claim(min(checked) if checked else None, 1.0, "above"),
+        "longest_adaptation_seconds": claim(max((r["wall_seconds"] for r in with_demos), default=None), 300, "below"),
+        "adapter_share_of_base": claim(round(max(shares), 4) if shares else None, 0.02, "below"),
+    }
+
+
+def print_tables(tables: dict[str, Any]) -> None:
+    """Print what the report of the run is written from."""
+    print(f"{'task':<20} {'way':<8} {'demos':>5}  score (interval)       area  env_steps  seconds")
+    for row in tables["scores"]:
+        print(
+            f"{row['task']:<20} {row['way']:<8} {row['demos']:>5}  {row['score']:.2f} ({row['low']:.2f} to "
+            f"{row['high']:.2f})  {row['area']:.3f}  {row['env_steps']:>9}  {row['seconds']:>7.0f}"
+        )
+    for row in tables["forgetting"]:
+        print(f"after {row['task']} by {row['way']}: {row['before']['score']:.3f} -> {row['after']['score']:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""`eft adapt`: teach a checkpoint a new task."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.cli.options import add_command, add_folder, count, count_or_zero, own_folder
+
+if TYPE_CHECKING:
+    from pipeline.adapt import Settings
+    from pipeline.agent import Agent
+    from pipeline.data.episode import Episode
+    from pipeline.tasks.spec import TaskSpec
+
+DETAILS = """\
+The task is learned from demonstrations (--demos), from interaction (--env-steps), or from both: first the policy is
+cloned and the model learned from the demonstrations, then it goes on online, planning. Each phase ends early when the
+evaluations on the way are good enough or no longer rise. The checkpoint itself is not changed: what is learned is a
+low-rank adapter in FOLDER, with curve.svg and videos that grow as it runs, metrics/ and summary.json.
+
+All other numbers are those of `adapt`, `learning`, `evaluate`, `runtime` and `seed` in params.yaml. A run that was
+stopped goes on where it was when the same command is given again.
+
+    agent = Agent.from_pretrained("user/base")
+    agent.add_adapter("FOLDER")
+
+examples:
+  eft adapt user/base --task my_tasks/juggle.yaml --demos my_demos --env-steps 20000
+  eft adapt user/base --task my_tasks/juggle.yaml --demos my_demos --env-steps 0    demonstrations alone
+  eft adapt user/base --task mw-drawer-close --env-steps 20000                      interaction alone
+"""
+
+
+def add_to(commands: Any) -> None:
+    """Declare the commands of this file."""
+    adapt = add_command(commands, "adapt", adapt_to_task, "teach a checkpoint a new task, by a low-rank adapter", "")
+    adapt.formatter_class, adapt.epilog = argparse.RawDescriptionHelpFormatter, DETAILS
+    adapt.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder, or user/name on the Hugging Face Hub")
+    adapt.add_argument("--task", required=True, metavar="NAME|FILE", help="a task's name, or the file of your own task")
+    adapt.add_argument(
+        "--demos",
+        type=Path,
+        metavar="DIR",
+        help="holds episodes.parquet or TASK/episodes.parquet (datasets/README.md)",
+    )
+    adapt.add_argument("--num-demos", type=count, metavar="N", help="use the first N demonstrations (default: all)")
+    adapt.add_argument(
+        "--env-steps", type=count_or_zero, metavar="N", help="steps of interaction (default: adapt.finetune.env_steps)"
+    )
+    adapt.add_argument(
+        "--updates",
+        type=count_or_zero,
+        metavar="N",
+        help="updates on the demonstrations alone (default: adapt.pretrain.updates)",
+    )
+    adapt.add_argument("--adapter", type=Path, metavar="DIR", help="train on this adapter, which an earlier run wrote")
+    adapt.add_argument("--nearest", type=count, metavar="N", help="say which N known tasks read most like this one")
+    adapt.add_argument("--output", type=Path, metavar="FOLDER", help="where the adapter goes (default: adapted/TASK)")
+    adapt.add_argument("--params", type=Path, metavar="FILE", help="the parameter file (default: params.yaml)")
+    adapt.add_argument("--no-video", action="store_true", help="film nothing")
+    adapt.add_argument("--seed", type=count_or_zero, metavar="N", help="of everything drawn (default: seed)")
+    add_folder(adapt)
+
+
+def adapt_to_task(options: argparse.Namespace) -> None:
+    """Train an adapter for a task and write it, with curve, videos and metrics."""
+    from pipeline.adapt import adapt, introduce
+    from pipeline.agent import Agent
+    from pipeline.tasks import registry
+    from pipeline.train.runtime import Summary, compute, start
+    from pipeline.train.scratch import scratch_folder
+
+    settings = read_settings(options)
+    is_file = options.task.endswith((".yaml", ".yml"))
+    spec = registry.load_file(options.task) if is_file else registry.get([options.task], own_folder(options))[0]
+    out = options.output or Path("adapted") / spec.name
+    if (out / "adapter_config.json").exists():
+        raise ValueError(f"{out} already holds an adapter. Choose another folder with --output, or remove that one.")
+    demonstrations, files = read_demos(options, spec)
+    ranks = start(settings.runtime, settings.seed)
+    _, acting = compute(settings.runtime, ranks.device)
+    agent = Agent.from_pretrained(options.checkpoint, device=ranks.device, compute=acting)
+    if options.adapter:
+        begun = agent.add_adapter(options.adapter, trainable=True)
+        if begun != spec.name:
+            raise ValueError(f"the adapter in {options.adapter} is for {begun}, not for {spec.name}.")
+        files.append(options.adapter)
+    embeddings = agent.embeddings.select([spec.name]) if spec.name in agent.tasks else agent.embed(spec)
+    introduce(agent, spec, embeddings, demonstrations, settings.learning, settings.seed)
+    nearest = agent.nearest_tasks(spec.name, options.nearest) if options.nearest else []
+    for name, cosine in nearest:
+        print(f"reads like {name} (cosine {cosine:.2f}): {agent.tasks[name].instructions[0]}")
+
+    shaping = [*settings.shaping, agent.base or "", dataclasses.asdict(spec), [str(options.num_demos)]]
+    watch = Watching(agent, spec, settings, out)
+    try:
+        with scratch_folder(f"adapt-{spec.name}", shaping, files, settings.seed) as scratch:
+            done = adapt(agent, spec, demonstrations, settings, scratch, ranks, watch)
+            save(agent, spec.name, out)
+            for loop in done.loops:
+                loop.publish(out / "metrics" / loop.scratch.name)
+            Summary("adapt", done.seconds).write(out, **done.summary(spec.name), nearest=dict(nearest))
+    except KeyboardInterrupt:
+        print("adapt: stopped. What was saved is kept: the same command goes on from there.", file=sys.stderr)
+        raise
+    before, after = (scores["plan"] for scores in (done.zero_shot, done.adapted))
+    print(
+        f"{spec.name}: {before['score']:.2f} zero-shot, {after['score']:.2f} ({after['low']:.2f} to "
+        f"{after['high']:.2f}) adapted, in {done.seconds:.0f} s; the adapter has {done.adapter_parameters:,} "
+        f"parameters, {100 * done.adapter_parameters / done.base_parameters:.1f} % of the checkpoint's\n"
+        f"use it: Agent.from_pretrained({options.checkpoint!r}).add_adapter({str(out)!r})"
+    )
+
+
+def read_settings(options: argparse.Namespace) -> Settings:
+    """Read params.yaml and put what the options say in its place."""
+    from pipeline import config
+    from pipeline.adapt import Settings
+
+    path = options.params or config.PARAMS
+    settings = Settings(
+        config.load(config.Adapt, path),
+        config.load(config.Learning, path),
+        config.load(config.Evaluate, path),
+        config.load(config.Runtime, path),
+        config.load_seed(path) if options.seed is None else options.seed,
+    )
+    adapt = settings.adapt
+    if options.env_steps is not None:
+        adapt = dataclasses.replace(adapt, finetune=dataclasses.replace(adapt.finetune, env_steps=options.env_steps))
+    if options.updates is not None:
+        adapt = dataclasses.replace(adapt, pretrain=dataclasses.replace(adapt.pretrain, updates=options.updates))
+    evaluate = dataclasses.replace(settings.evaluate, video_size=0) if options.no_video else settings.evaluate
+    return dataclasses.replace(settings, adapt=adapt, evaluate=evaluate)
+
+
+def read_demos(options: argparse.Namespace, spec: TaskSpec) -> tuple[list[Episode], list[Path]]:
+    """Return the demonstrations of the task, and the file they are in."""
+    from pipeline.data.demos import FILE, read_episodes
+
+    if options.demos is None:
+        return [], []
+    places = [options.demos / FILE, options.demos / spec.name / FILE]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise ValueError(f"no demonstrations of {spec.name}: neither {places[0]} nor {places[1]} is there.")
+    episodes = read_episodes(path, "what recorded it")
+    if options.num_demos and options.num_demos > len(episodes):
+        raise ValueError(f"{path} holds {len(episodes)} demonstrations, --num-demos asks for {options.num_demos}.")
+    return episodes[: options.num_demos], [path]
+
+
+class Watching:
+    """Draws the curve after every evaluation, and films after every phase, while the adaptation goes on."""
+
+    def __init__(self, agent: Agent, spec: TaskSpec, settings: Settings, out: Path):
+        self._agent, self._spec, self._settings, self._out = agent, spec, settings, out
+
+    def __call__(self, event: str, curve: list[dict[str, float]]) -> None:
+        """Show what has just happened."""
+        from pipeline.adapt import film
+        from pipeline.files import atomic_file
+        from pipeline.report.charts import FINETUNED, Line, as_file, line_chart
+
+        x, y = [point["seconds"] for point in curve], [point["score"] for point in curve]
+        chart = line_chart(f"{self._spec.name}: score against seconds", "seconds", [Line(x, y, FINETUNED)])
+        with atomic_file(self._out / "curve.svg") as partial:
+            partial.write_text(as_file(chart))
+        if event != "evaluated":
+            film(self._agent, self._spec, self._settings, self._out / "videos" / f"{event}.mp4")
+
+
+def save(agent: Agent, name: str, out: Path) -> None:
+    """Put the adapter's files into `out`, beside what lies there; its configuration, by which it is found, last."""
+    whole = out / ".adapter"
+    agent.save_adapter(whole, name)
+    for path in sorted(whole.iterdir(), key=lambda path: path.name == "adapter_config.json"):
+        if (out / path.name).is_dir():
+            shutil.rmtree(out / path.name)
+        path.replace(out / path.name)
+    whole.rmdir()

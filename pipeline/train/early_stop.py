@@ -1,0 +1,68 @@
+"""Ending a loop when its evaluations say so, with the weights that scored best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.files import atomic_file
+from pipeline.model.world_model import WorldModel
+
+
+class EarlyStop:
+    """Keeps the trained weights of the best evaluation, of equal ones the latest.
+
+    What it decides follows from the scores alone, so a resumed loop needs nothing from it but the file.
+
+    Args:
+        model: its trainable parameters, and the target Q heads that follow them, are kept.
+        path: the file they are kept in.
+        stop_score: a score that is good enough.
+        patience: evaluations in a row without a new best after which to stop.
+        watch: called after each evaluation.
+    """
+
+    def __init__(
+        self,
+        model: WorldModel,
+        path: Path,
+        stop_score: float,
+        patience: int,
+        watch: Callable[[], None] = lambda: None,
+    ):
+        self._model, self._path = model, path
+        self._stop_score, self._patience, self._watch = stop_score, patience, watch
+
+    def reached(self, scores: list[float]) -> bool:
+        """Whether to stop after evaluations of these scores."""
+        if not scores:
+            return False
+        best = max(scores)
+        return best >= self._stop_score or len(scores) - 1 - scores.index(best) >= self._patience
+
+    def evaluated(self, scores: list[float]) -> bool:
+        """Keep the present weights if the newest of these scores is the best; return whether to stop."""
+        if scores[-1] == max(scores):
+            with atomic_file(self._path) as partial:
+                save_file({name: tensor.detach().cpu().clone() for name, tensor in self._tensors().items()}, partial)
+        self._watch()
+        return self.reached(scores)
+
+    def restore(self) -> None:
+        """Go back to the best weights, if anything was evaluated."""
+        if self._path.exists():
+            kept = load_file(self._path)
+            with torch.no_grad():
+                for name, tensor in self._tensors().items():
+                    tensor.copy_(kept[name])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {
+            name: parameter
+            for name, parameter in self._model.named_parameters()
+            if parameter.requires_grad or name.startswith("target_q_heads.")
+        }

@@ -1,0 +1,178 @@
+"""`eft adapt` and `eft grow` from the command line, on a real simulator and a task file of one's own."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline import config
+from pipeline.agent import Agent
+from pipeline.cli import main
+from pipeline.data.demos import write_episodes
+from pipeline.data.episode import Episode
+from pipeline.language.embeddings import embed
+from pipeline.language.encoder import HashedNgrams
+from pipeline.model.adapters import CONFIG, WEIGHTS
+from pipeline.model.task_table import TIED, TaskTable
+from pipeline.model.world_model import WorldModel
+from pipeline.tasks import registry
+from pipeline.tasks.registry import make
+
+ROOT = Path(__file__).parent.parent
+TASK = """\
+name: {name}
+suite: gymnasium
+env_id: Pendulum-v1
+embodiment: A pole hangs from a motor{body}.
+instructions: ["{text}", "{text} Quickly."]
+obs_dim: 3
+action_dim: 1
+action_repeat: 1
+episode_length: 20
+score: clip((return+200)/200,0,1)
+"""
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small untrained checkpoint that knows one task, in a working folder with params.yaml and another task."""
+    params = (ROOT / "tests/tiny.yaml").read_text()
+    params = params.replace("  updates: 10\n", "  updates: 8\n").replace("    env_steps: 300", "    env_steps: 120")
+    params = params.replace("  eval_every: 10\n", "  eval_every: 4\n").replace(
+        "    eval_every: 200", "    eval_every: 60"
+    )
+    (tmp_path / "params.yaml").write_text(params)
+    (tmp_path / "my_tasks").mkdir()
+    (tmp_path / "my_tasks/hang.yaml").write_text(TASK.format(name="hang", text="Hang.", body=""))
+    (tmp_path / "swing.yaml").write_text(TASK.format(name="swing", text="Swing up.", body=" of its own"))
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    (spec,) = registry.get(["hang"], "my_tasks")
+    sizes = config.load(config.Model)
+    embeddings = embed(HashedNgrams(sizes.task_dim), ["hang"], [[spec.text(0), spec.text(1)]], 2)
+    mask = torch.zeros(1, sizes.action_dim)
+    mask[0, 0] = 1
+    statistics = torch.zeros(1, sizes.obs_dim), torch.ones(1, sizes.obs_dim)
+    table = TaskTable(embeddings.names, torch.from_numpy(embeddings.vectors), mask, torch.tensor([0.95]), *statistics)
+    agent = Agent(WorldModel(sizes), [spec], embeddings, table, config.load(config.Planner))
+    agent.save_pretrained("base")
+    return tmp_path / "base"
+
+
+def record_demos(folder: Path, count: int) -> None:
+    spec = registry.load_file("swing.yaml")
+    env, episodes = make(spec, 3, 1), []
+    for seed in range(count):
+        obs, _ = env.reset(seed=seed)
+        rows, done = [obs], False
+        actions: list[np.ndarray] = []
+        rewards: list[float] = []
+        while not done:
+            action = np.array([np.clip(-rows[-1][2], -1, 1)], np.float32)
+            obs, reward, terminated, truncated, _ = env.step(action)
+            rows.append(obs)
+            actions.append(action)
+            rewards.append(reward)
+            done = terminated or truncated
+        acted = np.stack(actions)
+        total = float(np.sum(rewards))
+        episodes.append(
+            Episode(
+                "swing", np.stack(rows).astype(np.float32), acted, acted, np.array(rewards, np.float32), False, False,
+                spec.evaluate(total, False), float(np.float32(rewards).sum()), seed, "by hand",
+            )
+        )  # fmt: skip
+    env.close()
+    write_episodes(folder / "episodes.parquet", episodes)
+
+
+def test_both_kinds_of_experience_make_an_adapter_that_loads(base: Path, capsys: pytest.CaptureFixture[str]):
+    record_demos(Path("demos"), 3)
+    weights = (base / "model.safetensors").read_bytes()
+    arguments = ["adapt", "base", "--task", "swing.yaml", "--demos", "demos", "--num-demos", "2", "--nearest", "1"]
+    arguments += ["--no-video", "--output", "out"]
+    assert main([*arguments, "--debug"]) == 0
+    said = capsys.readouterr().out
+    assert "reads like hang (cosine" in said
+    assert "use it: Agent.from_pretrained('base').add_adapter('out')" in said
+    assert (base / "model.safetensors").read_bytes() == weights
+    assert ET.parse("out/curve.svg").getroot().tag.endswith("svg")
+    summary = json.loads(Path("out/summary.json").read_text())
+    assert summary["demos"] == 2
+    points = [(point["env_steps"], point["updates"]) for point in summary["curve"]]
+    assert points[0] == (0, 0)
+    assert points[-1][0] > 0
+    assert points[-1][1] > 8
+    agent = Agent.from_pretrained("base")
+    before = agent.model.state_dict()["encoder.0.linear.weight"].clone()
+    assert agent.add_adapter("out") == "swing"
+    assert agent.table.constraint[agent.actor.rows(["swing"])].item() in range(3)
+    agent.reset(seed=0)
+    with_adapter = agent.act(np.ones(3), task="swing", plan=False)
+    agent.set_adapter(None)
+    assert not np.array_equal(with_adapter, agent.act(np.ones(3), task="swing", plan=False))
+    assert torch.equal(agent.model.state_dict()["encoder.0.linear.base_layer.weight"], before)
+    assert not list(Path(".resume").glob("adapt-*"))
+    assert main(arguments) == 2
+    assert "already holds an adapter" in capsys.readouterr().err
+    # Trained on, it is wrapped once as before, and moves from where it was.
+    more = ["adapt", "base", "--task", "swing.yaml", "--demos", "demos", "--env-steps", "0", "--no-video"]
+    assert main([*more, "--adapter", "out", "--output", "more", "--debug"]) == 0
+    first, second = (load_file(Path(folder, WEIGHTS)) for folder in ("out", "more"))
+    assert {name: tensor.shape for name, tensor in first.items()} == {name: t.shape for name, t in second.items()}
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+def test_interaction_alone_or_demonstrations_alone(base: Path, capsys: pytest.CaptureFixture[str]):
+    record_demos(Path("demos/swing"), 1)
+    common = ["adapt", "base", "--task", "swing.yaml", "--no-video", "--output"]
+    assert main([*common, "alone", "--env-steps", "60"]) == 0
+    assert {point["env_steps"] for point in json.loads(Path("alone/summary.json").read_text())["curve"]} > {0}
+    assert main([*common, "cloned", "--env-steps", "0", "--demos", "demos"]) == 0
+    assert {point["env_steps"] for point in json.loads(Path("cloned/summary.json").read_text())["curve"]} == {0}
+    # What the body observes is centred and scaled, though no demonstration and no known task says how.
+    statistics = json.loads(Path("alone/task.json").read_text())["obs_std"]
+    assert statistics[0] != 1
+    assert statistics[3:] == [1.0] * (len(statistics) - 3)
+    capsys.readouterr()
+    assert main([*common, "none", "--env-steps", "0"]) == 2
+    assert "nothing to learn swing from" in capsys.readouterr().err
+    assert not Path("none", CONFIG).exists()
+    assert main([*common, "none", "--demos", "my_tasks"]) == 2
+    assert "no demonstrations of swing" in capsys.readouterr().err
+
+
+def test_a_checkpoint_grows_and_wider_tasks_say_so(base: Path, capsys: pytest.CaptureFixture[str]):
+    wide = Path("swing.yaml").read_text().replace("obs_dim: 3", "obs_dim: 50")
+    Path("wide.yaml").write_text(wide)
+    assert main(["adapt", "base", "--task", "wide.yaml", "--env-steps", "20"]) == 2
+    assert "`eft grow CHECKPOINT FOLDER --obs-dim 50`" in capsys.readouterr().err
+    assert main(["grow", "base", "wider", "--obs-dim", "50", "--action-dim", "6"]) == 0
+    old, new = Agent.from_pretrained("base"), Agent.from_pretrained("wider")
+    assert (new.model.config.obs_dim, new.model.config.action_dim) == (50, 6)
+    obs = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    for agent in (old, new):
+        agent.reset(5, seed=0)
+    acted = [agent.act(obs, task="hang", plan=False) for agent in (old, new)]
+    np.testing.assert_allclose(*acted, rtol=1e-5, atol=1e-6)
+    assert main(["grow", "base", "wider"]) == 2
+    assert main(["grow", "base", "other"]) == 2
+    assert "already: say with --obs-dim" in capsys.readouterr().err
+
+
+def test_a_constraint_is_kept_with_the_checkpoint_and_older_ones_are_tied(base: Path):
+    agent = Agent.from_pretrained(base)
+    agent.table.constraint[0] = 0
+    agent.save_pretrained("kept")
+    assert Agent.from_pretrained("kept").table.constraint.tolist() == [0]
+    path = Path("kept/tasks.json")
+    content = json.loads(path.read_text())
+    del content["tasks"][0]["constraint"]
+    path.write_text(json.dumps(content))
+    assert Agent.from_pretrained("kept").table.constraint.tolist() == [TIED]
