@@ -26,6 +26,7 @@ from pipeline.model.adapters import Adapters
 from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.tasks.spec import TaskSpec
+from pipeline.vision.sight import Sight, load_sight
 
 
 class Agent:
@@ -37,6 +38,7 @@ class Agent:
         embeddings: of the same tasks, in the same order.
         table: the same tasks as tensors.
         planner: how to plan.
+        vision: what it sees beside or in place of the state; None for the state alone.
 
     Attributes:
         tasks: name -> TaskSpec of every known task.
@@ -52,6 +54,7 @@ class Agent:
         embeddings: TaskEmbeddings,
         table: TaskTable,
         planner: config.Planner,
+        vision: config.Vision | None = None,
     ):
         names = tuple(spec.name for spec in specs)
         if names != embeddings.names or names != table.names:
@@ -65,6 +68,9 @@ class Agent:
         self.actor = Actor(model, table.to(self.device), planner)
         self.base: str | None = None
         self.encoder: TextEncoder | None = None
+        self.vision = None if vision is None or vision.observe == "state" else vision
+        self._sight: Sight | None = None
+        self._picture_encoder: str | None = None  # id of the one it was trained with, where that is known
         self._adapters = Adapters(model)
         self.reset()
 
@@ -72,6 +78,23 @@ class Agent:
     def table(self) -> TaskTable:
         """The known tasks as tensors. Rows beyond `tasks` are instructions that were given."""
         return self.actor.table
+
+    @property
+    def sight(self) -> Sight | None:
+        """What turns pictures into observations, loaded when first asked for; None where the state is all it observes.
+
+        Raises:
+            OSError, ValueError: the picture encoder is not to be had, or not the one that the agent was trained with.
+        """
+        if self._sight is None and self.vision is not None:
+            sight = load_sight(self.vision, self.device)
+            if sight and self._picture_encoder not in (None, sight.encoder.id):
+                raise ValueError(
+                    f"this agent was trained with the picture encoder {self._picture_encoder}, but "
+                    f"{self.vision.encoder} is {sight.encoder.id}: its vectors would mean something else."
+                )
+            self._sight = sight
+        return self._sight
 
     # --- loading and saving ---------------------------------------------------------------------------------------
 
@@ -97,8 +120,8 @@ class Agent:
         vectors, discount = torch.from_numpy(found.embeddings.vectors), torch.tensor(found.discounts)
         table = TaskTable(found.embeddings.names, vectors, mask, discount, found.obs_mean, found.obs_std)
         model = found.model.to(device)
-        agent = cls(model, found.specs, found.embeddings, table, found.planner)
-        agent.base = found.base
+        agent = cls(model, found.specs, found.embeddings, table, found.planner, found.vision)
+        agent.base, agent._picture_encoder = found.base, found.picture_encoder
         return agent
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -116,7 +139,8 @@ class Agent:
         rows, table = self.actor.rows(names), self.table.to("cpu")
         discounts, embeddings = table.discount[rows].tolist(), self.embeddings.select(names)
         statistics = [part if part is None else part[rows] for part in (table.obs_mean, table.obs_std)]
-        content = store.Checkpoint(self.model, specs, discounts, embeddings, self.planner, "", *statistics)
+        seen = (self.vision, self.sight.encoder.id) if self.sight else (None, None)
+        content = store.Checkpoint(self.model, specs, discounts, embeddings, self.planner, "", *statistics, *seen)
         self.base = store.write_checkpoint(folder, content)
 
     def with_planner(self, planner: config.Planner) -> Agent:
@@ -142,6 +166,7 @@ class Agent:
         action_dim: int | None = None,
         plan: bool = True,
         explore: bool = False,
+        picture: np.ndarray | None = None,
     ) -> np.ndarray:
         """Choose an action.
 
@@ -152,6 +177,8 @@ class Agent:
             action_dim: width of the action, for an instruction that belongs to no known task.
             plan: with the planner, else with the policy alone.
             explore: with noise, as in training.
+            picture: for an agent that sees (`vision` is not None), what is to be seen: (P, P, 3) or (N, P, P, 3)
+                uint8 RGB, upright, P being `vision.size`. Draw it as `eft act` does: `make(..., render_size=P)`.
 
         Returns:
             (a,) or (N, a) float32 in [-1, 1], without padding.
@@ -165,6 +192,7 @@ class Agent:
         self._check_obs(obs, batch, self.tasks.get(self.table.names[row]))
         padded = np.zeros((len(batch), self.model.config.obs_dim), dtype=np.float32)
         padded[:, : batch.shape[1]] = batch
+        self._look(padded, batch.shape[1], self.tasks.get(self.table.names[row]), picture)
         rows = torch.full((len(batch),), row)
         action = self.actor.act(torch.from_numpy(padded), rows, plan, explore).numpy()
         action = action[:, : int(self.table.action_mask[row].sum())]
@@ -193,8 +221,9 @@ class Agent:
         """
         if spec.name in self.table.names:
             raise ValueError(f"the task {spec.name!r} is known already.")
-        if spec.obs_dim > self.model.config.obs_dim:
-            raise ValueError(f"{spec.name} has {spec.obs_dim} observation dims, the model {self.model.config.obs_dim}.")
+        width = self.sight.width(spec.obs_dim) if self.sight else spec.obs_dim
+        if max(width, spec.obs_dim) > self.model.config.obs_dim:
+            raise ValueError(f"{spec.name} has {width} observation dims, the model {self.model.config.obs_dim}.")
         self._append(embeddings.select([spec.name]), spec.action_dim, discount, statistics)
         self.tasks[spec.name] = spec
 
@@ -355,6 +384,28 @@ class Agent:
         elif given is None:
             given = torch.zeros_like(mean[:1]), torch.ones_like(std[:1])
         return torch.cat([mean, given[0].to(self.device)]), torch.cat([std, given[1].to(self.device)])
+
+    def _look(self, padded: np.ndarray, width: int, spec: TaskSpec | None, picture: np.ndarray | None) -> None:
+        """Put what is seen into the padded states (N, O), whose first `width` values are the state."""
+        sight = self.sight
+        if (sight is None) != (picture is None):
+            raise ValueError(
+                "this agent observes pictures beside or in place of the state: give `picture`."
+                if sight
+                else "this agent observes states alone: leave out `picture`, or load an agent that sees."
+            )
+        if sight is None or picture is None:
+            return
+        obs_dim = spec.obs_dim if spec else width
+        if sight.width(obs_dim) > padded.shape[1]:
+            raise ValueError(
+                f"a state of {obs_dim} and a picture's vector of {sight.encoder.dim} values do not fit into the "
+                f"{padded.shape[1]} that this agent observes: give the state without padding."
+            )
+        pictures = picture if picture.ndim == 4 else picture[None]
+        if len(pictures) != len(padded):
+            raise ValueError(f"`picture` is of {len(pictures)} environments, `obs` of {len(padded)}.")
+        sight.look(padded, [obs_dim] * len(padded), sight.encoder.encode(pictures))
 
     def _check_obs(self, obs: np.ndarray, batch: np.ndarray, spec: TaskSpec | None) -> None:
         widest = self.model.config.obs_dim

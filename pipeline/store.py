@@ -49,6 +49,8 @@ class Checkpoint(NamedTuple):
     base: str  # SHA-256 of model.safetensors
     obs_mean: Tensor | None  # (n, O) statistics that observations are normalised by; None where they are not
     obs_std: Tensor | None
+    vision: config.Vision | None = None  # what is seen beside or in place of the state; None for the state alone
+    picture_encoder: str | None = None  # id of the picture encoder
 
 
 class AdapterTask(NamedTuple):
@@ -114,6 +116,7 @@ def write_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> str:
                 "format": FORMAT,
                 "encoder": checkpoint.embeddings.encoder,
                 "planner": dataclasses.asdict(checkpoint.planner),
+                **_vision_entry(checkpoint),
                 "tasks": tasks,
             },
         )
@@ -136,7 +139,14 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     embeddings = _read_embeddings(folder, [spec.name for spec in specs])
     model = _read_model(folder, embeddings.dim)
     statistics = _statistics(entries, model.config.obs_dim, path)
-    return Checkpoint(model, specs, discounts, embeddings, planner, sha256(folder / "model.safetensors"), *statistics)
+    base = sha256(folder / "model.safetensors")
+    if (vision := content.get("vision")) is not None:
+        vision = config.parse(config.Vision, vision, f"{path}: vision")
+        return Checkpoint(
+            model, specs, discounts, embeddings, planner, base, *statistics, vision,
+            _entry(content, "picture_encoder", str, path),
+        )
+    return Checkpoint(model, specs, discounts, embeddings, planner, base, *statistics)
 
 
 def write_adapter(folder: str | Path, adapters: Adapters, name: str, task: AdapterTask) -> None:
@@ -226,6 +236,13 @@ def _entry(content: dict[str, Any], key: str, kind: Any, path: Path) -> Any:
     if not isinstance(content.get(key), kind):
         raise ValueError(f"{path}: `{key}` is {content.get(key)!r}, which is not what belongs there.")
     return content[key]
+
+
+def _vision_entry(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What tasks.json says of pictures: nothing where none are observed."""
+    if checkpoint.vision is None:
+        return {}
+    return {"vision": dataclasses.asdict(checkpoint.vision), "picture_encoder": checkpoint.picture_encoder}
 
 
 def _row(values: Tensor | None, row: int) -> list[float] | None:

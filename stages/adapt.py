@@ -15,11 +15,11 @@ from pipeline.files import atomic_folder
 from pipeline.tasks import registry
 from pipeline.tasks.rendering import RenderingUnavailable
 from pipeline.tasks.spec import TaskSpec
-from pipeline.tasks.vector import VectorEnv
 from pipeline.train.evaluate import Evaluator, record, summarise
 from pipeline.train.loops import Loop, learn_offline, learn_online
 from pipeline.train.runtime import Summary, run_stage, start
 from pipeline.train.scratch import scratch_folder
+from pipeline.train.seeing import make_envs
 from pipeline.train.step import Learner
 from pipeline.train.workspace import (
     CHECKPOINTS,
@@ -47,7 +47,7 @@ def main() -> None:
     accelerator = start(runtime, seed)
     (spec,) = registry.get([name], tasks.folder)
     agent = Agent.from_pretrained(BASE, device=accelerator.device)
-    demonstrations = load_demonstrations([spec]) if demos_settings.held_out_episodes else {}
+    demonstrations = load_demonstrations([spec], agent.sight) if demos_settings.held_out_episodes else {}
     statistics = observation_statistics([spec], demonstrations, agent.model.config.obs_dim) if demonstrations else None
     agent.add_task(spec, load_embeddings([spec]), task_discount(spec, learning), statistics)
     model, out = agent.model.config, CHECKPOINTS / "adapt" / name
@@ -56,7 +56,7 @@ def main() -> None:
     inputs = [DEMOS / name] if demos else []
     with scratch_folder(f"adapt-{name}", [settings, learning], [*inputs, EMBEDDINGS, BASE], seed) as scratch:
         widths = model.obs_dim, model.action_dim
-        with Evaluator([spec], measured.episodes, *widths, seed + 100, runtime.env_workers) as evaluator:
+        with Evaluator([spec], measured.episodes, *widths, seed + 100, runtime.env_workers, agent.sight) as evaluator:
 
             def score(label: str) -> dict[str, dict[str, Any]]:
                 found = {
@@ -112,15 +112,15 @@ def learn(
     phases = settings.pretrain, settings.finetune
     if demos is None and settings.pretrain.updates:
         raise ValueError("demos.held_out_episodes is 0, so set adapt.pretrain.updates to 0: there is nothing to clone")
-    with Evaluator([spec], phases[0].eval_episodes, *widths, seed + 1, runtime.env_workers) as evaluator:
+    with Evaluator([spec], phases[0].eval_episodes, *widths, seed + 1, runtime.env_workers, agent.sight) as evaluator:
         offline = Loop(f"adapt {spec.name}", scratch / "pretrain", learner, agent.actor, evaluator, seed, plan=True)
         if demos is not None:
             learn_offline(offline, settings.pretrain, demos.sample, [spec])
     env_specs = [spec] * settings.finetune.envs_per_task
     replay = ReplayBuffer(settings.finetune.replay_capacity, *widths, agent.planner.horizon)
     with (
-        Evaluator([spec], phases[1].eval_episodes, *widths, seed + 1, runtime.env_workers) as evaluator,
-        VectorEnv(env_specs, *widths, seed + 3, runtime.env_workers) as envs,
+        Evaluator([spec], phases[1].eval_episodes, *widths, seed + 1, runtime.env_workers, agent.sight) as evaluator,
+        make_envs(agent.sight, env_specs, *widths, seed + 3, runtime.env_workers) as envs,
     ):
         online = Loop(
             f"adapt {spec.name} online", scratch / "finetune", learner, agent.actor, evaluator, seed, plan=True
@@ -151,7 +151,7 @@ def film(agent: Agent, spec: TaskSpec, measured: config.Evaluate, seed: int, fol
     """Record one planned episode with the adapter."""
     if measured.video_size:
         try:
-            frames, _ = record(agent.actor, spec, seed + 300, measured)
+            frames, _ = record(agent.actor, spec, seed + 300, measured, agent.sight)
             write_video(folder / "adapted.mp4", frames, measured.video_fps)
         except RenderingUnavailable as error:
             print(f"adapt: no video: {error}", file=sys.stderr)

@@ -18,6 +18,7 @@ from pipeline.train.evaluate import Evaluator, Result, record, summarise
 from pipeline.train.runtime import Summary, run_stage, start
 from pipeline.train.workspace import CHECKPOINTS
 from pipeline.video import write_video
+from pipeline.vision.sight import Sight
 
 OUT = CHECKPOINTS / "evaluate"
 MODES = {"policy": False, "plan": True}
@@ -28,12 +29,13 @@ def main() -> None:
     seed = config.load_seed()
     accelerator, summary = start(runtime, seed), Summary("evaluate")
     specs = registry.get(tasks.train, tasks.folder)
-    actors = {
-        name: Agent.from_pretrained(CHECKPOINTS / name / "model", device=accelerator.device).actor
+    agents = {
+        name: Agent.from_pretrained(CHECKPOINTS / name / "model", device=accelerator.device)
         for name in ("pretrain", "finetune")
     }
-    results = play(actors, specs, settings, runtime, seed)
-    told_other = play_pairs(actors["finetune"], tasks, specs, settings, runtime, seed)
+    actors, sight = {name: agent.actor for name, agent in agents.items()}, agents["finetune"].sight
+    results = play(actors, specs, settings, runtime, seed, sight)
+    told_other = play_pairs(actors["finetune"], tasks, specs, settings, runtime, seed, sight)
 
     models: dict[str, Any] = {}
     means: dict[str, Any] = {}
@@ -45,7 +47,7 @@ def main() -> None:
         for mode in MODES
     ]
     with atomic_folder(OUT / "videos") as folder:
-        film(actors["finetune"], specs, settings, seed, folder)
+        film(actors["finetune"], specs, settings, seed, folder, sight)
     with atomic_folder(OUT / "metrics") as folder:
         write_json(folder / "scores.json", {"models": models, "mean": means, "pairs": pairs})
         summary.write(folder, episodes=settings.episodes)
@@ -57,13 +59,18 @@ def main() -> None:
 
 
 def play(
-    actors: dict[str, Actor], specs: Sequence[TaskSpec], settings: config.Evaluate, runtime: config.Runtime, seed: int
+    actors: dict[str, Actor],
+    specs: Sequence[TaskSpec],
+    settings: config.Evaluate,
+    runtime: config.Runtime,
+    seed: int,
+    sight: Sight | None,
 ) -> dict[tuple[str, str], dict[str, Result]]:
     """Play every task with every checkpoint in every mode, from the same starts."""
     model = actors["finetune"].model.config
     names = [spec.name for spec in specs]
     with Evaluator(
-        specs, settings.episodes, model.obs_dim, model.action_dim, seed + 100, runtime.env_workers
+        specs, settings.episodes, model.obs_dim, model.action_dim, seed + 100, runtime.env_workers, sight
     ) as evaluator:
         return {
             (name, mode): dict(
@@ -81,6 +88,7 @@ def play_pairs(
     settings: config.Evaluate,
     runtime: config.Runtime,
     seed: int,
+    sight: Sight | None,
 ) -> dict[str, dict[str, Result]]:
     """Play each task of a pair with the other's instruction; the results are keyed by the task that scores."""
     if not tasks.pairs:
@@ -90,7 +98,7 @@ def play_pairs(
     told = [other[spec.name] for spec in paired]
     model = actor.model.config
     with Evaluator(
-        paired, settings.episodes, model.obs_dim, model.action_dim, seed + 200, runtime.env_workers
+        paired, settings.episodes, model.obs_dim, model.action_dim, seed + 200, runtime.env_workers, sight
     ) as evaluator:
         return {
             mode: dict(
@@ -122,13 +130,15 @@ def pair_table(
     return table
 
 
-def film(actor: Actor, specs: Sequence[TaskSpec], settings: config.Evaluate, seed: int, folder: Path) -> None:
+def film(
+    actor: Actor, specs: Sequence[TaskSpec], settings: config.Evaluate, seed: int, folder: Path, sight: Sight | None
+) -> None:
     """Record one planned episode of every task as mp4, with an index; without pictures the index is empty."""
     index = []
     if settings.video_size:
         try:
             for spec in specs:
-                frames, score = record(actor, spec, seed + 300, settings)
+                frames, score = record(actor, spec, seed + 300, settings, sight)
                 write_video(folder / f"{spec.name}.mp4", frames, settings.video_fps)
                 index.append(
                     {"task": spec.name, "instruction": spec.instructions[0], "score": score, "file": f"{spec.name}.mp4"}

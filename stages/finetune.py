@@ -7,11 +7,11 @@ from pipeline.agent import Agent
 from pipeline.data.replay import ReplayBuffer
 from pipeline.model.actor import Actor
 from pipeline.tasks import registry
-from pipeline.tasks.vector import VectorEnv
 from pipeline.train.evaluate import Evaluator
 from pipeline.train.loops import Loop, learn_online
 from pipeline.train.runtime import Summary, run_stage, start
 from pipeline.train.scratch import scratch_folder
+from pipeline.train.seeing import make_envs
 from pipeline.train.step import Learner
 from pipeline.train.workspace import CHECKPOINTS, DEMOS, demo_buffer, load_demonstrations
 
@@ -27,7 +27,7 @@ def main() -> None:
     evaluated = Agent.from_pretrained(PRETRAINED, device=accelerator.device).with_planner(planner)
     world_model, model = evaluated.model, evaluated.model.config
     table = evaluated.table
-    demos = demo_buffer(load_demonstrations(specs), table.names, model, planner.horizon)
+    demos = demo_buffer(load_demonstrations(specs, evaluated.sight), table.names, model, planner.horizon)
     env_specs = [spec for spec in specs for _ in range(settings.envs_per_task)]
 
     shaping = [tasks.train, planner, learning, settings]
@@ -36,9 +36,11 @@ def main() -> None:
         replay = ReplayBuffer(settings.replay_capacity, model.obs_dim, model.action_dim, planner.horizon)
         with (
             Evaluator(
-                specs, settings.eval_episodes, model.obs_dim, model.action_dim, seed + 1, runtime.env_workers
+                specs, settings.eval_episodes, model.obs_dim, model.action_dim, seed + 1, runtime.env_workers, evaluated.sight
             ) as evaluator,
-            VectorEnv(env_specs, model.obs_dim, model.action_dim, seed + 3, runtime.env_workers) as envs,
+            make_envs(
+                evaluated.sight, env_specs, model.obs_dim, model.action_dim, seed + 3, runtime.env_workers
+            ) as envs,
         ):
             loop = Loop("finetune", scratch, learner, Actor(world_model, table, planner), evaluator, seed)
             learn_online(loop, settings, demos, replay, envs, env_specs, Actor(world_model, table, planner), specs)

@@ -21,6 +21,7 @@ from pipeline.train.workspace import (
     load_embeddings,
     task_table,
 )
+from pipeline.vision.sight import load_sight
 
 
 def main() -> None:
@@ -34,21 +35,23 @@ def main() -> None:
     accelerator = start(runtime, seed)
     specs = registry.get(tasks.train, tasks.folder)
     embeddings = load_embeddings(specs)
-    demonstrations = load_demonstrations(specs)
-    table = task_table(specs, embeddings, demonstrations, model, learning).to(accelerator.device)
+    vision = config.load(config.Vision)
+    sight = load_sight(vision, accelerator.device)
+    demonstrations = load_demonstrations(specs, sight)
+    table = task_table(specs, embeddings, demonstrations, model, learning, sight).to(accelerator.device)
     demos = demo_buffer(demonstrations, table.names, model, planner.horizon)
 
-    shaping = [tasks.train, model, planner, learning, settings]
+    shaping = [tasks.train, model, planner, learning, settings, *([vision] if sight else [])]
     with scratch_folder("pretrain", shaping, [DEMOS, EMBEDDINGS], seed) as scratch:
         world_model = WorldModel(model).to(accelerator.device)
         learner = Learner(world_model, table, learning, settings.warmup_updates, accelerator)
         actor = Actor(world_model, table, planner)
         with Evaluator(
-            specs, settings.eval_episodes, model.obs_dim, model.action_dim, seed + 1, runtime.env_workers
+            specs, settings.eval_episodes, model.obs_dim, model.action_dim, seed + 1, runtime.env_workers, sight
         ) as evaluator:
             loop = Loop("pretrain", scratch, learner, actor, evaluator, seed)
             learn_offline(loop, settings, demos.sample, specs)
-        agent = Agent(world_model, specs, embeddings, table, planner)
+        agent = Agent(world_model, specs, embeddings, table, planner, vision)
         agent.save_pretrained(CHECKPOINTS / "pretrain" / "model")
         loop.log.publish(CHECKPOINTS / "pretrain" / "metrics")
         Summary("pretrain", loop.seconds).write(

@@ -1,7 +1,11 @@
 """What holds for every test."""
 
+import json
 import os
 import signal
+from pathlib import Path
+
+import pytest
 
 # The tensors of tests are tiny: more threads would only wait for each other. Set before torch is imported, and passed
 # on to the processes that tests start.
@@ -9,3 +13,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Started in the background of a script, a process ignores Ctrl-C and hands that on; the tests of Ctrl-C need it heard.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+@pytest.fixture(scope="session")
+def picture_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small DINOv2 of random weights: vectors of 16 values from pictures of 28 x 28 pixels."""
+    import torch
+    from transformers import Dinov2Config, Dinov2Model
+
+    folder = tmp_path_factory.mktemp("encoders") / "tiny-dinov2"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2}
+        Dinov2Model(Dinov2Config(image_size=28, patch_size=14, **sizes)).save_pretrained(folder)
+    statistics = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(statistics))
+    return folder

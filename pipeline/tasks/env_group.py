@@ -22,23 +22,35 @@ class Arrays(NamedTuple):
     truncated: np.ndarray  # (N,) bool
     final_obs: np.ndarray  # (N, O) float32, true last observation of the step
     success: np.ndarray  # (N,) bool
+    picture: np.ndarray  # (N, P, P, 3) uint8 RGB of `obs`; P is 0 where nothing is drawn
+    final_picture: np.ndarray  # (N, P, P, 3) uint8 RGB of `final_obs`, written only where the step ended an episode
 
 
-def layout(n: int, obs_dim: int, action_dim: int) -> list[tuple[tuple[int, ...], type]]:
-    """Return shape and type of each of the `Arrays` for `n` environments."""
-    wide, flag = (n, obs_dim), ((n,), np.bool_)
-    return [((n, action_dim), np.float32), (wide, np.float32), ((n,), np.float32), flag, flag, (wide, np.float32), flag]
+class Widths(NamedTuple):
+    """What decides the size of the `Arrays`."""
+
+    num_envs: int  # N
+    obs_dim: int  # O
+    action_dim: int  # A
+    picture_size: int  # P, pixels of a picture's side
 
 
-def num_bytes(n: int, obs_dim: int, action_dim: int) -> int:
+def layout(widths: Widths) -> list[tuple[tuple[int, ...], type]]:
+    """Return shape and type of each of the `Arrays`."""
+    n, obs_dim, action_dim, side = widths
+    wide, flag, picture = ((n, obs_dim), np.float32), ((n,), np.bool_), ((n, side, side, 3), np.uint8)
+    return [((n, action_dim), np.float32), wide, ((n,), np.float32), flag, flag, wide, flag, picture, picture]
+
+
+def num_bytes(widths: Widths) -> int:
     """Return the size of the buffer that `view` needs."""
-    return sum(_padded(shape, kind) for shape, kind in layout(n, obs_dim, action_dim))
+    return sum(_padded(shape, kind) for shape, kind in layout(widths))
 
 
-def view(buffer: Any, n: int, obs_dim: int, action_dim: int) -> Arrays:
+def view(buffer: Any, widths: Widths) -> Arrays:
     """Lay the `Arrays` over one writable buffer."""
     arrays, offset = [], 0
-    for shape, kind in layout(n, obs_dim, action_dim):
+    for shape, kind in layout(widths):
         arrays.append(np.frombuffer(buffer, kind, math.prod(shape), offset).reshape(shape))
         offset += _padded(shape, kind)
     return Arrays(*arrays)
@@ -55,11 +67,11 @@ class EnvGroup:
 
     def __init__(self, specs: Sequence[tuple[int, TaskSpec]], arrays: Arrays, seed: int) -> None:
         self._arrays, self._seed = arrays, seed
-        obs_dim, action_dim = arrays.obs.shape[1], arrays.action.shape[1]
+        obs_dim, action_dim, self._size = arrays.obs.shape[1], arrays.action.shape[1], arrays.picture.shape[1]
         self._envs = []
         for index, spec in specs:
             try:
-                self._envs.append((index, make(spec, obs_dim, action_dim)))
+                self._envs.append((index, make(spec, obs_dim, action_dim, self._size)))
             except Exception as error:
                 error.add_note(f"This happened when building task {spec.name} ({spec.suite}: {spec.env_id}).")
                 raise
@@ -72,12 +84,15 @@ class EnvGroup:
 
     def step(self) -> None:
         """Take one agent step in each environment; where an episode ends, start the next."""
-        _, obs, reward, terminated, truncated, final_obs, success = self._arrays
+        _, obs, reward, terminated, truncated, final_obs, success, picture, final_picture = self._arrays
         for index, env in self._envs:
             last, reward[index], terminated[index], truncated[index], info = env.step(self._arrays.action[index])
             final_obs[index] = obs[index] = last
             success[index] = info["success"]
-            if terminated[index] or truncated[index]:
+            over = terminated[index] or truncated[index]
+            if self._size:
+                (final_picture if over else picture)[index] = env.render()
+            if over:
                 self._begin(index, env, self._episodes[index] + 1)
 
     def restore(self, episodes: Iterable[int], actions: Iterable[np.ndarray]) -> None:
@@ -96,6 +111,8 @@ class EnvGroup:
                         f"after {step + 1} of {len(played)} recorded actions. The record is of another task, seed or "
                         "simulator version: start the run anew."
                     )
+            if self._size:
+                self._arrays.picture[index] = env.render()
 
     def close(self) -> None:
         """Release every environment."""
@@ -105,6 +122,8 @@ class EnvGroup:
     def _begin(self, index: int, env: Any, episode: int) -> None:
         self._episodes[index] = episode
         self._arrays.obs[index], _ = env.reset(seed=episode_seed(self._seed, index, episode))
+        if self._size:
+            self._arrays.picture[index] = env.render()
 
 
 def episode_seed(seed: int, index: int, episode: int) -> int:

@@ -38,20 +38,25 @@ class _AntSucceeds:
     """ManiSkill's ants define no success, which the score of these tasks is made of."""
 
     ASSETS: tuple[str, ...] = ()
+    SPEED: float  # meters per second along x
 
     def evaluate(self: Any) -> dict[str, Any]:
         info = super().evaluate()  # type: ignore[misc]
-        fast = info["cmass_linvel"][:, 0] >= _FAST_ENOUGH * self.move_speed
+        fast = info["cmass_linvel"][:, 0] >= _FAST_ENOUGH * self.SPEED
         # The height of ManiSkill's own reward is an entry of the torso's rotation; this one is the height.
         return {**info, "success": fast & (self.agent.robot.links_map["torso"].pose.p[:, 2] >= _TORSO_UP)}
 
 
 class AntWalk(_AntSucceeds, ManiSkillAntWalk):
-    """An ant walks along x at 0.5 m/s."""
+    """An ant walks along x."""
+
+    SPEED = 0.5
 
 
 class AntRun(_AntSucceeds, ManiSkillAntRun):
-    """An ant runs along x at 4 m/s."""
+    """An ant runs along x."""
+
+    SPEED = 4.0
 
 
 class _SparseCartpole:

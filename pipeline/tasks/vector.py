@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import TypeAdapter
 
-from pipeline.tasks.env_group import EnvGroup, num_bytes, view
+from pipeline.tasks.env_group import EnvGroup, Widths, num_bytes, view
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.worker import DONE, RESET, RESTORE, STEP
 
@@ -32,6 +32,8 @@ class Step(NamedTuple):
     truncated: np.ndarray  # (N,) bool
     final_obs: np.ndarray  # (N, O) float32; true last observation where the episode ended, else `obs`
     success: np.ndarray  # (N,) bool, of the step just taken
+    picture: np.ndarray  # (N, P, P, 3) uint8 RGB of `obs`; P is 0 where nothing is drawn
+    final_picture: np.ndarray  # (N, P, P, 3) uint8 RGB of `final_obs` where the episode ended; undefined elsewhere
 
 
 class WorkerError(RuntimeError):
@@ -50,13 +52,22 @@ class VectorEnv:
         action_dim: padded width of actions.
         seed: seed of all episodes.
         num_workers: processes that step them; 0 = in this process.
+        picture_size: P, pixels of a side of the pictures that are drawn of every observation; 0 draws none.
 
     Raises:
         ValueError: a task cannot be built (with `num_workers=0`).
         WorkerError: a task cannot be built in a worker.
     """
 
-    def __init__(self, specs: Sequence[TaskSpec], obs_dim: int, action_dim: int, seed: int, num_workers: int) -> None:
+    def __init__(
+        self,
+        specs: Sequence[TaskSpec],
+        obs_dim: int,
+        action_dim: int,
+        seed: int,
+        num_workers: int,
+        picture_size: int = 0,
+    ) -> None:
         n = len(specs)
         if n == 0:
             raise ValueError("VectorEnv needs at least one task.")
@@ -65,13 +76,14 @@ class VectorEnv:
         self._workers: list[_Worker] = []
         self._group: EnvGroup | None = None
         numbered = list(enumerate(specs))
+        widths = Widths(n, obs_dim, action_dim, picture_size)
         if num_workers == 0:
-            self._arrays = view(bytearray(num_bytes(n, obs_dim, action_dim)), n, obs_dim, action_dim)
+            self._arrays = view(bytearray(num_bytes(widths)), widths)
             self._group = EnvGroup(numbered, self._arrays, seed)
             return
-        memory = _shared_memory(num_bytes(n, obs_dim, action_dim))
-        self._arrays = view(mmap.mmap(memory, 0), n, obs_dim, action_dim)
-        order = {"num_envs": n, "obs_dim": obs_dim, "action_dim": action_dim, "seed": seed}
+        memory = _shared_memory(num_bytes(widths))
+        self._arrays = view(mmap.mmap(memory, 0), widths)
+        order = {"widths": widths, "seed": seed}
         try:
             for first in range(min(num_workers, n)):
                 self._workers.append(_Worker(numbered[first::num_workers], order, memory))
@@ -81,6 +93,11 @@ class VectorEnv:
             raise
         finally:
             os.close(memory)
+
+    @property
+    def picture(self) -> np.ndarray:
+        """The pictures of the current observations, (N, P, P, 3) uint8 RGB."""
+        return self._arrays.picture.copy()
 
     def reset(self) -> np.ndarray:
         """Start episode 0 of each environment; return the first observations, (N, O) float32."""

@@ -18,6 +18,8 @@ from pipeline.statistics import summarise_tasks
 from pipeline.tasks.registry import make
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv
+from pipeline.train.seeing import make_envs
+from pipeline.vision.sight import Sight
 
 _ENVS_PER_TASK = 5  # enough to fill a batch, few enough to keep the simulators' memory small
 
@@ -45,10 +47,18 @@ class Evaluator:
         action_dim: A.
         seed: of the first episodes; independent of training's.
         num_workers: processes stepping the environments.
+        sight: what is observed beside or in place of the state, None for the state alone.
     """
 
     def __init__(
-        self, specs: Sequence[TaskSpec], episodes: int, obs_dim: int, action_dim: int, seed: int, num_workers: int
+        self,
+        specs: Sequence[TaskSpec],
+        episodes: int,
+        obs_dim: int,
+        action_dim: int,
+        seed: int,
+        num_workers: int,
+        sight: Sight | None = None,
     ):
         self.specs, self.episodes = list(specs), episodes
         self._envs_per_task = min(episodes, _ENVS_PER_TASK)
@@ -57,7 +67,7 @@ class Evaluator:
         for length in sorted({spec.episode_length for spec in specs}):
             members = [i for i, spec in enumerate(specs) if spec.episode_length == length]
             repeated = [specs[i] for i in members for _ in range(self._envs_per_task)]
-            envs = VectorEnv(repeated, obs_dim, action_dim, seed, min(num_workers, len(repeated)))
+            envs = make_envs(sight, repeated, obs_dim, action_dim, seed, min(num_workers, len(repeated)))
             self._groups.append((members, envs))
 
     def __enter__(self) -> Evaluator:
@@ -137,14 +147,25 @@ def summarise(
     }, mean._asdict()
 
 
-def record(actor: Actor, spec: TaskSpec, seed: int, settings: config.Evaluate) -> tuple[list[np.ndarray], float]:
+def record(
+    actor: Actor, spec: TaskSpec, seed: int, settings: config.Evaluate, sight: Sight | None = None
+) -> tuple[list[np.ndarray], float]:
     """Play one planned episode and return its frames (size, size, 3) uint8 and its score.
+
+    An actor that sees is filmed as it sees: in the size of its pictures.
 
     Raises:
         RenderingUnavailable: the machine has no EGL; the message names the packages.
     """
     model = actor.model.config
-    env = make(spec, model.obs_dim, model.action_dim, render_size=settings.video_size)
+    env = make(spec, model.obs_dim, model.action_dim, sight.encoder.size if sight else settings.video_size)
+
+    def look(obs: np.ndarray) -> np.ndarray:
+        batch = obs[None].copy()
+        if sight:
+            sight.look(batch, [spec.obs_dim], sight.encoder.encode(env.render()[None]))
+        return batch
+
     try:
         rows = actor.rows([spec.name])
         obs, _ = env.reset(seed=seed)
@@ -152,7 +173,7 @@ def record(actor: Actor, spec: TaskSpec, seed: int, settings: config.Evaluate) -
         frames, total, success = [env.render()], 0.0, False
         done, number = False, 0
         while not done:
-            action = actor.act(torch.from_numpy(obs[None]), rows, plan=True)[0].numpy()
+            action = actor.act(torch.from_numpy(look(obs)), rows, plan=True)[0].numpy()
             obs, reward, terminated, truncated, info = env.step(action)
             total, number = total + float(reward), number + 1
             success, done = bool(info["success"]), terminated or truncated
