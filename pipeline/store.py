@@ -143,7 +143,14 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     if (vision := content.get("vision")) is not None:
         vision = config.parse(config.Vision, vision, f"{path}: vision")
         return Checkpoint(
-            model, specs, discounts, embeddings, planner, base, *statistics, vision,
+            model,
+            specs,
+            discounts,
+            embeddings,
+            planner,
+            base,
+            *statistics,
+            vision,
             _entry(content, "picture_encoder", str, path),
         )
     return Checkpoint(model, specs, discounts, embeddings, planner, base, *statistics)

@@ -36,7 +36,13 @@ def main() -> None:
         replay = ReplayBuffer(settings.replay_capacity, model.obs_dim, model.action_dim, planner.horizon)
         with (
             Evaluator(
-                specs, settings.eval_episodes, model.obs_dim, model.action_dim, seed + 1, runtime.env_workers, evaluated.sight
+                specs,
+                settings.eval_episodes,
+                model.obs_dim,
+                model.action_dim,
+                seed + 1,
+                runtime.env_workers,
+                evaluated.sight,
             ) as evaluator,
             make_envs(
                 evaluated.sight, env_specs, model.obs_dim, model.action_dim, seed + 3, runtime.env_workers

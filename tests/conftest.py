@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Started in the background of a script, a process ignores Ctrl-C and hands that on; the tests of Ctrl-C need it heard.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
 @pytest.fixture(scope="session")
 def picture_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small DINOv2 of random weights: vectors of 16 values from pictures of 28 x 28 pixels."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-import mani_skill.envs  # registers its tasks
 import numpy as np
 import sapien
 from mani_skill.agents.registration import REGISTERED_AGENTS

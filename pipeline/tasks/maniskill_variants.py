@@ -4,13 +4,13 @@ Torch is ManiSkill's own language; only methods of its tensors are used here, ea
 
 | env_id | reward of one simulator step | success |
 |---|---|---|
-| AntWalk, AntRun | ManiSkill's: speed along x up to the target, upright | 0.8 of the target speed, torso off the ground |
+| AntWalk, AntRun | ManiSkill's: speed along x up to the target, upright | 0.8 of that speed, torso off the ground |
 | CartpoleBalanceSparse, CartpoleSwingUpSparse | 1 while the pole is upright near the middle | none |
 | Reach | nearness of the tool to a point; 1 once there and still | tool within 2.5 cm and still |
 | PickYCB | ManiSkill's, for one object of the YCB set | object within 2.5 cm of the goal and robot still |
-| PushYCB | nearness of tool to object and of object to the goal; 1 on success | object within 10 cm of the goal, on the table |
+| PushYCB | nearness of tool to object and of object to goal; 1 on success | object within 10 cm of it, on the table |
 
-Observations are ManiSkill's of the base task; `Reach` has tool pose, goal and the vector between them after the joints.
+Observations are ManiSkill's of the base task; in `Reach`, tool pose, goal and their difference follow the joints.
 """
 
 from __future__ import annotations

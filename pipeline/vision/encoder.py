@@ -1,6 +1,6 @@
 """The frozen picture encoder: any image model that `transformers.AutoModel` builds, by name.
 
-Pictures arrive in the size that the simulator drew them in, so nothing is resized: `vision.size` is what the model sees.
+Pictures arrive in the size that the simulator drew them in: nothing is resized, `vision.size` is what the model sees.
 """
 
 from __future__ import annotations
@@ -128,7 +128,9 @@ def _statistics(folder: Path) -> tuple[Tensor, Tensor]:
     try:
         mean, std = (torch.tensor([float(v) for v in content[key]]) for key in ("image_mean", "image_std"))
     except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{path}: `image_mean` and `image_std` are not three numbers: {json.dumps(content)[:200]}") from None
+        raise ValueError(
+            f"{path}: `image_mean` and `image_std` are not three numbers: {json.dumps(content)[:200]}"
+        ) from None
     if mean.shape != (3,) or std.shape != (3,) or not (std > 0).all():
         raise ValueError(f"{path}: `image_mean` and `image_std` must be three numbers each, std above 0.")
     return mean, std
