@@ -43,7 +43,7 @@ class ManiSkill:
                 + near(env_id, [*REGISTERED_ENVS, *VARIANTS])
             )
         needed = make.ASSETS if env_id in VARIANTS else registered.asset_download_ids
-        robot = REGISTERED_AGENTS.get(env_kwargs.get("robot_uids", getattr(make, "ROBOT", "")))
+        robot = REGISTERED_AGENTS.get(env_kwargs.get("robot_uids", ""))
         _require([*(needed or []), *(robot.asset_download_ids if robot else [])])
         self._on_gpu = _has_cuda()
         drawing = {

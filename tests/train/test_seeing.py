@@ -194,7 +194,7 @@ def make_agent(spec: TaskSpec, encoder: Path) -> Agent:
 def test_an_agent_that_sees_acts_on_pictures_and_says_so(painter: TaskSpec, picture_encoder: Path, tmp_path: Path):
     agent = make_agent(painter, picture_encoder)
     for parameter in agent.model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+        torch.nn.init.normal_(parameter, std=0.2)
     agent.save_pretrained(tmp_path / "agent")
     agent = Agent.from_pretrained(tmp_path / "agent")
     state, white = np.zeros(2, np.float32), np.full((SIZE, SIZE, 3), 255, np.uint8)
