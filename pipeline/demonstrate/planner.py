@@ -1,4 +1,4 @@
-"""Sampling model-predictive control on the true simulator: an expert for dm_control tasks, without training.
+"""Sampling model-predictive control on the true simulator: an expert without training.
 
 At each replanning, P noisy action sequences around the last plan are rolled out from the present state, and the plan
 becomes the weighted mean of the best. The mean is executed rather than the best sample: it is a smoother function of
@@ -9,16 +9,15 @@ Source: Williams et al. 2017 (MPPI); Pinneri et al. 2020 (kept elites, shifted p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 from ruamel.yaml import YAML
-
-from pipeline.demonstrate.simulator import PlanningSimulator, Reward
 
 RECIPES = Path(__file__).with_name("recipes.yaml")
 
@@ -55,17 +54,28 @@ def load_recipes() -> dict[str, Recipe]:
     return {task: parse({**content["all"], **own}) for task, own in content["tasks"].items()}
 
 
+class RollOut(Protocol):
+    """A planning copy of an episode's simulator."""
+
+    action_dim: int
+
+    def __call__(self, actions: np.ndarray) -> Any:
+        """Return what actions (P, T, a) in [-1, 1] lead to, in the form that the reward reads."""
+
+
 class Planner:
     """Plans one episode, from wherever its simulator stands.
 
     Args:
         recipe: how.
-        simulator: the planning copy of the episode's physics.
-        reward: reward of rolled-out states.
+        simulator: the planning copy of the episode's simulator.
+        reward: reward (P, T) of what it returns.
         rng: where the noise comes from.
     """
 
-    def __init__(self, recipe: Recipe, simulator: PlanningSimulator, reward: Reward, rng: np.random.Generator):
+    def __init__(
+        self, recipe: Recipe, simulator: RollOut, reward: Callable[[Any], np.ndarray], rng: np.random.Generator
+    ):
         self.recipe, self.simulator, self.reward, self.rng = recipe, simulator, reward, rng
         self.mean = np.zeros((recipe.horizon, simulator.action_dim))
         self._elites = self.mean[None]

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import numpy as np
 
 from pipeline.data.episode import Episode
+from pipeline.demonstrate.desk import desk_script, has_desk_script
+from pipeline.demonstrate.paths import has_path, path
 from pipeline.demonstrate.planner import Planner, load_recipes
 from pipeline.demonstrate.rewards import REWARDS, SHAPING
 from pipeline.demonstrate.scripted import Script, has_script
@@ -27,25 +29,29 @@ _QUIET_END = 0.2
 
 
 def expert_method(spec: TaskSpec) -> str:
-    """Return `scripted` or `planner`: who demonstrates this task.
+    """Return `scripted`, `path` (follows the way through a maze) or `planner`: who demonstrates this task.
 
     Raises:
         ValueError: nobody does; the message says how to bring demonstrations.
     """
     if spec.suite == "metaworld" and has_script(spec.env_id):
         return "scripted"
-    if spec.suite.startswith("dmcontrol") and spec.name in load_recipes():
+    if spec.suite == "robodesk" and has_desk_script(spec.env_id):
+        return "scripted"
+    if has_path(spec):
+        return "path"
+    if (spec.suite.startswith("dmcontrol") or spec.suite == "miniarcade") and spec.name in load_recipes():
         return "planner"
     raise ValueError(
-        f"{spec.name} has no expert: Meta-World tasks have scripted ones, DeepMind Control tasks need a recipe in "
-        "pipeline/demonstrate/recipes.yaml. Either bring demonstrations of it (datasets/README.md says how), or list "
+        f"{spec.name} has no expert: Meta-World and RoboDesk tasks have scripted ones, mazes are walked by a point, "
+        "DeepMind Control and MiniArcade tasks need a recipe in pipeline/demonstrate/recipes.yaml. Either bring demonstrations of it (datasets/README.md says how), or list "
         "it under tasks.held_out with demos.held_out_episodes: 0, to adapt to it from interaction alone."
     )
 
 
 def least_score(spec: TaskSpec) -> float:
     """Return the score from which on a demonstration is good enough to be kept."""
-    return 1.0 if expert_method(spec) == "scripted" else load_recipes()[spec.name].min_score
+    return load_recipes()[spec.name].min_score if expert_method(spec) == "planner" else 1.0
 
 
 def attempt_seed(seed: int, task: str, attempt: int) -> int:
@@ -72,7 +78,7 @@ def play(spec: TaskSpec, seed: int, attempt: int, action_noise: float) -> Episod
     env = make(spec, spec.obs_dim, spec.action_dim)
     try:
         obs, info = env.reset(seed=episode_seed)
-        act = Script(spec.env_id).act if method == "scripted" else planned(spec, env, rng)
+        act = expert(spec, env, rng)
         noise = disturbance(spec, action_noise if attempt % 2 else 0.0, rng)
         observations, actions, intended, rewards = [obs], [], [], []
         success, over, terminated = bool(info["success"]), False, False
@@ -103,8 +109,33 @@ def play(spec: TaskSpec, seed: int, attempt: int, action_noise: float) -> Episod
     )
 
 
-def planned(spec: TaskSpec, env: TaskEnv, rng: np.random.Generator) -> Act:
-    """Return the planner of an episode that has just been reset."""
+def expert(spec: TaskSpec, env: TaskEnv, rng: np.random.Generator) -> Act:
+    """Return who acts in an episode that has just been reset."""
+    method = expert_method(spec)
+    if method == "path":
+        return path(env)
+    if method == "scripted":
+        return desk_script(spec.env_id) if spec.suite == "robodesk" else Script(spec.env_id).act
+    planner = planned_game(spec, env, rng) if spec.suite == "miniarcade" else planned(spec, env, rng)
+    ready: list[np.ndarray] = []
+
+    def act(obs: np.ndarray, success: bool) -> np.ndarray:
+        if not ready:
+            ready.extend(planner.plan())
+        return ready.pop(0)
+
+    return act
+
+
+def planned_game(spec: TaskSpec, env: TaskEnv, rng: np.random.Generator) -> Planner:
+    """Return the planner of a game of MiniArcade."""
+    from pipeline.demonstrate.arcade import GameSimulator
+
+    return Planner(load_recipes()[spec.name], GameSimulator(env.simulator), lambda rewards: rewards, rng)
+
+
+def planned(spec: TaskSpec, env: TaskEnv, rng: np.random.Generator) -> Planner:
+    """Return the planner of a dm_control task."""
     recipe = load_recipes()[spec.name]
     inner = env.simulator.env  # type: ignore[attr-defined]  # dm_control's environment
     substeps = round(inner.control_timestep() / inner.physics.timestep())
@@ -114,15 +145,7 @@ def planned(spec: TaskSpec, env: TaskEnv, rng: np.random.Generator) -> Act:
     def reward(states: States) -> np.ndarray:
         return base(states) if shaping is None else base(states) + shaping(states)
 
-    planner = Planner(recipe, simulator, reward, rng)
-    ready: list[np.ndarray] = []
-
-    def act(obs: np.ndarray, success: bool) -> np.ndarray:
-        if not ready:
-            ready.extend(planner.plan())
-        return ready.pop(0)
-
-    return act
+    return Planner(recipe, simulator, reward, rng)
 
 
 def disturbance(spec: TaskSpec, std: float, rng: np.random.Generator) -> np.ndarray:

@@ -53,7 +53,7 @@ class Atari:
         self._ale = ale_py.ALEInterface()
         self._ale.setFloat("repeat_action_probability", 0.0)
         self._ale.setInt("random_seed", 0)
-        self._ale.loadROM(roms.get_rom_path(_GAMES[env_id]))
+        self._ale.loadROM(str(roms.get_rom_path(_GAMES[env_id])))
         self._ale.reset_game()
         # A reset leaves traces of the game before it; a saved state does not, and loading the game anew is slow.
         self._first = self._ale.cloneSystemState()

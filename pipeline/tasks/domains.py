@@ -32,7 +32,7 @@ DOMAINS: dict[str, Domain] = {
     "box2d": Domain("pipeline.tasks.box2d:Box2D", "box2d", ("Box2D",)),
     "robodesk": Domain("pipeline.tasks.robodesk:RoboDesk", "robodesk", ("robodesk", "gym")),
     "ogbench": Domain("pipeline.tasks.ogbench:OGBench", "ogbench", ("ogbench",)),
-    "miniarcade": Domain("pipeline.tasks.miniarcade:MiniArcade", "miniarcade", ("pygame",)),
+    "miniarcade": Domain("pipeline.tasks.miniarcade.adapter:MiniArcade", "miniarcade", ()),
     "atari": Domain("pipeline.tasks.atari:Atari", "atari", ("ale_py",)),
     "gymnasium": Domain("pipeline.tasks.any_gymnasium:GymnasiumTask", None, ()),
 }

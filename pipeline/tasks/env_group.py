@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import traceback
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +12,7 @@ import numpy as np
 
 from pipeline.tasks.registry import make
 from pipeline.tasks.spec import TaskSpec
+from pipeline.tasks.task_env import SimulationError, TaskEnv
 
 
 class Arrays(NamedTuple):
@@ -22,8 +25,16 @@ class Arrays(NamedTuple):
     truncated: np.ndarray  # (N,) bool
     final_obs: np.ndarray  # (N, O) float32, true last observation of the step
     success: np.ndarray  # (N,) bool
+    lost: np.ndarray  # (N,) bool, the episode under way failed and counts for nothing; another one began
+    episode: np.ndarray  # (N,) int64, number of the episode that each environment is in
+    beats: np.ndarray  # (N,) int64, counted up before and after each call of an environment: odd while it is busy
     picture: np.ndarray  # (N, P, P, 3) uint8 RGB of `obs`; P is 0 where nothing is drawn
     final_picture: np.ndarray  # (N, P, P, 3) uint8 RGB of `final_obs`, written only where the step ended an episode
+
+
+MAX_FAILURES = (
+    3  # of one environment, one after the other without a finished episode between; the next one stops the run
+)
 
 
 class Widths(NamedTuple):
@@ -38,8 +49,10 @@ class Widths(NamedTuple):
 def layout(widths: Widths) -> list[tuple[tuple[int, ...], type]]:
     """Return shape and type of each of the `Arrays`."""
     n, obs_dim, action_dim, side = widths
-    wide, flag, picture = ((n, obs_dim), np.float32), ((n,), np.bool_), ((n, side, side, 3), np.uint8)
-    return [((n, action_dim), np.float32), wide, ((n,), np.float32), flag, flag, wide, flag, picture, picture]
+    wide, flag, count = ((n, obs_dim), np.float32), ((n,), np.bool_), ((n,), np.int64)
+    picture = ((n, side, side, 3), np.uint8)
+    start = [((n, action_dim), np.float32), wide, ((n,), np.float32), flag, flag]
+    return [*start, wide, flag, flag, count, count, picture, picture]
 
 
 def num_bytes(widths: Widths) -> int:
@@ -59,6 +72,9 @@ def view(buffer: Any, widths: Widths) -> Arrays:
 class EnvGroup:
     """Some environments of a vector, in this process.
 
+    An environment that fails (it raises, or returns NaN or a wrong shape) is built anew and begins its next episode;
+    the row of `lost` says so, and `failures` holds the error.
+
     Args:
         specs: index in the vector and task of each environment.
         arrays: where to read actions and write results; rows are indices in the vector.
@@ -66,34 +82,38 @@ class EnvGroup:
     """
 
     def __init__(self, specs: Sequence[tuple[int, TaskSpec]], arrays: Arrays, seed: int) -> None:
-        self._arrays, self._seed = arrays, seed
-        obs_dim, action_dim, self._size = arrays.obs.shape[1], arrays.action.shape[1], arrays.picture.shape[1]
-        self._envs = []
-        for index, spec in specs:
-            try:
-                self._envs.append((index, make(spec, obs_dim, action_dim, self._size)))
-            except Exception as error:
-                error.add_note(f"This happened when building task {spec.name} ({spec.suite}: {spec.env_id}).")
-                raise
-        self._episodes = dict.fromkeys((index for index, _ in specs), 0)
+        self._arrays, self._seed, self._specs = arrays, seed, dict(specs)
+        self._size = arrays.picture.shape[1]
+        self._envs = {index: self._build(spec) for index, spec in specs}
+        self.failures: list[tuple[int, str]] = []  # of the last call: index, and error with its traceback
 
     def reset(self) -> None:
         """Start episode 0 of each environment."""
-        for index, env in self._envs:
-            self._begin(index, env, 0)
+        self.failures = []
+        for index in self._envs:
+            self._begin(index, 0)
 
     def step(self) -> None:
         """Take one agent step in each environment; where an episode ends, start the next."""
-        _, obs, reward, terminated, truncated, final_obs, success, picture, final_picture = self._arrays
-        for index, env in self._envs:
-            last, reward[index], terminated[index], truncated[index], info = env.step(self._arrays.action[index])
+        self.failures = []
+        action, obs, reward, terminated, truncated, final_obs, success, lost, _, beats, *pictures = self._arrays
+        picture, final_picture = pictures
+        for index, env in self._envs.items():
+            beats[index] += 1
+            try:
+                last, reward[index], terminated[index], truncated[index], info = env.step(action[index])
+            except SimulationError as error:
+                self._lose(index, error)
+                continue
+            finally:
+                beats[index] += 1
             final_obs[index] = obs[index] = last
-            success[index] = info["success"]
+            success[index], lost[index] = info["success"], False
             over = terminated[index] or truncated[index]
             if self._size:
                 (final_picture if over else picture)[index] = env.render()
             if over:
-                self._begin(index, env, self._episodes[index] + 1)
+                self._begin(index, int(self._arrays.episode[index]) + 1)
 
     def restore(self, episodes: Iterable[int], actions: Iterable[np.ndarray]) -> None:
         """Go to the given episode of each environment, in this group's order, and replay its actions (L, A).
@@ -101,9 +121,12 @@ class EnvGroup:
         Raises:
             ValueError: an episode ends within its actions, so they are not its beginning.
         """
-        for (index, env), episode, played in zip(self._envs, episodes, actions, strict=True):
-            self._begin(index, env, episode)
+        self.failures = []
+        for index, episode, played in zip(self._envs, episodes, actions, strict=True):
+            self._begin(index, episode)
             for step, action in enumerate(played):
+                env = self._envs[index]
+                self._arrays.beats[index] += 2
                 self._arrays.obs[index], _, terminated, truncated, _ = env.step(action)
                 if terminated or truncated:
                     raise ValueError(
@@ -112,18 +135,55 @@ class EnvGroup:
                         "simulator version: start the run anew."
                     )
             if self._size:
-                self._arrays.picture[index] = env.render()
+                self._arrays.picture[index] = self._envs[index].render()
 
     def close(self) -> None:
         """Release every environment."""
-        for _, env in self._envs:
+        for env in self._envs.values():
             env.close()
 
-    def _begin(self, index: int, env: Any, episode: int) -> None:
-        self._episodes[index] = episode
-        self._arrays.obs[index], _ = env.reset(seed=episode_seed(self._seed, index, episode))
-        if self._size:
-            self._arrays.picture[index] = env.render()
+    def _build(self, spec: TaskSpec) -> TaskEnv:
+        try:
+            return make(spec, self._arrays.obs.shape[1], self._arrays.action.shape[1], self._size)
+        except Exception as error:
+            error.add_note(f"This happened when building task {spec.name} ({spec.suite}: {spec.env_id}).")
+            raise
+
+    def _begin(self, index: int, episode: int) -> None:
+        """Start an episode; one that cannot be started is a failure, and the next one is tried."""
+        for attempt in range(MAX_FAILURES + 1):
+            self._arrays.episode[index] = episode + attempt
+            seed = episode_seed(self._seed, index, episode + attempt)
+            self._arrays.beats[index] += 1
+            try:
+                self._arrays.obs[index], _ = self._envs[index].reset(seed=seed)
+                if self._size:
+                    self._arrays.picture[index] = self._envs[index].render()
+                return
+            except SimulationError as error:
+                self.failures.append((index, _report(error)))
+                if attempt == MAX_FAILURES:
+                    raise
+            finally:
+                self._arrays.beats[index] += 1
+            self._rebuild(index)
+
+    def _lose(self, index: int, error: SimulationError) -> None:
+        self.failures.append((index, _report(error)))
+        self._rebuild(index)  # a simulator that failed halfway through a step may be in any state
+        self._begin(index, int(self._arrays.episode[index]) + 1)
+        _, obs, reward, terminated, truncated, final_obs, success, lost, *_ = self._arrays
+        reward[index], terminated[index], truncated[index], success[index] = 0, False, False, False
+        final_obs[index], lost[index] = obs[index], True
+
+    def _rebuild(self, index: int) -> None:
+        with contextlib.suppress(Exception):  # it is broken: whether it closes well does not matter
+            self._envs[index].close()
+        self._envs[index] = self._build(self._specs[index])
+
+
+def _report(error: Exception) -> str:
+    return f"{error}\n\n{''.join(traceback.format_exception(error))}"
 
 
 def episode_seed(seed: int, index: int, episode: int) -> int:

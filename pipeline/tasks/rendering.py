@@ -26,13 +26,13 @@ class Camera:
     Args:
         model: the `mujoco.MjModel`.
         size: pixels of a side.
-        camera: number or name of a camera of the model.
+        camera: number or name of a camera of the model; or a free camera, as the fields of MuJoCo's `MjvCamera` by name.
 
     Raises:
         RenderingUnavailable: no OpenGL driver could be started.
     """
 
-    def __init__(self, model: mujoco.MjModel, size: int, camera: int | str) -> None:
+    def __init__(self, model: mujoco.MjModel, size: int, camera: int | str | dict[str, Any]) -> None:
         import mujoco
 
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, size)
@@ -46,8 +46,12 @@ class Camera:
         self._scene = mujoco.MjvScene(model, maxgeom=5000)
         self._options = mujoco.MjvOption()
         self._view = mujoco.MjvCamera()
-        self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        self._view.fixedcamid = model.camera(camera).id
+        if isinstance(camera, dict):
+            for name, value in camera.items():
+                setattr(self._view, name, value)
+        else:
+            self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
+            self._view.fixedcamid = model.camera(camera).id
         self._rectangle = mujoco.MjrRect(0, 0, size, size)
 
     def draw(self, data: mujoco.MjData) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import mmap
 import os
 import signal
@@ -13,14 +14,17 @@ import tempfile
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 from pydantic import TypeAdapter
 
-from pipeline.tasks.env_group import EnvGroup, Widths, num_bytes, view
+from pipeline.tasks.env_group import MAX_FAILURES, EnvGroup, Widths, num_bytes, view
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.worker import DONE, RESET, RESTORE, STEP
+
+STILL_SECONDS = 60.0  # a worker that for so long neither begins nor ends a call of an environment is ended
+_log = logging.getLogger(__name__)
 
 
 class Step(NamedTuple):
@@ -32,6 +36,7 @@ class Step(NamedTuple):
     truncated: np.ndarray  # (N,) bool
     final_obs: np.ndarray  # (N, O) float32; true last observation where the episode ended, else `obs`
     success: np.ndarray  # (N,) bool, of the step just taken
+    lost: np.ndarray  # (N,) bool; the episode failed and must not be used, `obs` is the first of another one
     picture: np.ndarray  # (N, P, P, 3) uint8 RGB of `obs`; P is 0 where nothing is drawn
     final_picture: np.ndarray  # (N, P, P, 3) uint8 RGB of `final_obs` where the episode ended; undefined elsewhere
 
@@ -40,11 +45,24 @@ class WorkerError(RuntimeError):
     """A worker failed; the message holds the task and the worker's own traceback."""
 
 
+class TaskFailure(RuntimeError):
+    """A task keeps failing; the message names it and holds its last error."""
+
+
+class _Death(Exception):
+    """A worker process ended, or was ended because it stood still; the message says how."""
+
+
 class VectorEnv:
     """N environments, which start the next episode by themselves.
 
     Episode e of environment i is determined by (seed, i, e) and the actions alone: results do not depend on
     `num_workers`.
+
+    An environment that fails in the middle of an episode (it raises, or returns NaN or a wrong shape) begins its next
+    one, and the step's `lost` says so. So do all environments of a worker process that dies or stands still for a
+    minute; the process is started again. Both are logged. A task that fails time and again without finishing an
+    episode between stops the run.
 
     Args:
         specs: the task of each environment; repeat one to have several of it.
@@ -72,8 +90,9 @@ class VectorEnv:
         if n == 0:
             raise ValueError("VectorEnv needs at least one task.")
         self.specs = tuple(specs)
-        self.episodes = np.zeros(n, np.int64)  # number of the episode that each environment is in
+        self._failures = np.zeros(n, np.int64)  # of each environment, since it last finished an episode
         self._workers: list[_Worker] = []
+        self._memory: int | None = None
         self._group: EnvGroup | None = None
         numbered = list(enumerate(specs))
         widths = Widths(n, obs_dim, action_dim, picture_size)
@@ -81,18 +100,25 @@ class VectorEnv:
             self._arrays = view(bytearray(num_bytes(widths)), widths)
             self._group = EnvGroup(numbered, self._arrays, seed)
             return
-        memory = _shared_memory(num_bytes(widths))
+        memory = self._memory = _shared_memory(num_bytes(widths))
         self._arrays = view(mmap.mmap(memory, 0), widths)
-        order = {"widths": widths, "seed": seed}
+        order = self._order = {"widths": widths, "seed": seed}
         try:
             for first in range(min(num_workers, n)):
                 self._workers.append(_Worker(numbered[first::num_workers], order, memory))
-            self._wait()
+            for worker in self._workers:
+                worker.wait(None)
+        except _Death as death:
+            self.close()
+            raise WorkerError(str(death)) from None
         except BaseException:
             self.close()
             raise
-        finally:
-            os.close(memory)
+
+    @property
+    def episodes(self) -> np.ndarray:
+        """(N,) int64, the number of the episode that each environment is in."""
+        return self._arrays.episode.copy()
 
     @property
     def picture(self) -> np.ndarray:
@@ -101,9 +127,11 @@ class VectorEnv:
 
     def reset(self) -> np.ndarray:
         """Start episode 0 of each environment; return the first observations, (N, O) float32."""
-        self.episodes[:] = 0
+        self._failures[:] = 0
+        self._arrays.episode[:] = 0
         if self._group:
             self._group.reset()
+            self._count(self._group.failures)
         else:
             self._command(RESET)
         return self._arrays.obs.copy()
@@ -115,19 +143,19 @@ class VectorEnv:
             action: (N, A) in [-1, 1].
 
         Raises:
-            SimulationError: a simulator failed (with `num_workers=0`).
-            WorkerError: one failed in a worker.
+            TaskFailure: a task keeps failing.
+            WorkerError: a worker's environments cannot be built anew.
         """
         if action.shape != self._arrays.action.shape:
             raise ValueError(f"expected actions of shape {self._arrays.action.shape}, got {action.shape}.")
         self._arrays.action[:] = action
         if self._group:
             self._group.step()
+            self._count(self._group.failures)
         else:
             self._command(STEP)
-        _, *results = self._arrays
-        step = Step(*(array.copy() for array in results))
-        self.episodes += step.terminated | step.truncated
+        step = Step(*(getattr(self._arrays, name).copy() for name in Step._fields))
+        self._failures[step.terminated | step.truncated] = 0
         return step
 
     def restore(self, episodes: np.ndarray, actions: Sequence[np.ndarray]) -> np.ndarray:
@@ -147,9 +175,10 @@ class VectorEnv:
         played = [np.ascontiguousarray(one, np.float32).reshape(-1, width) for one in actions]
         if len(episodes) != n or len(played) != n:
             raise ValueError(f"expected {n} episodes and {n} records, got {len(episodes)} and {len(played)}.")
-        self.episodes[:] = episodes
+        self._arrays.episode[:] = episodes
         if self._group:
             self._group.restore(self.episodes.tolist(), played)
+            self._count(self._group.failures)
         else:
             self._command(RESTORE, played)
         return self._arrays.obs.copy()
@@ -162,7 +191,9 @@ class VectorEnv:
             worker.connection.close()  # which tells it to end
         for worker in self._workers:
             worker.reap()
-        self._workers, self._group = [], None
+        if self._memory is not None:
+            os.close(self._memory)
+        self._workers, self._group, self._memory = [], None, None
 
     def __enter__(self) -> VectorEnv:
         return self
@@ -173,26 +204,85 @@ class VectorEnv:
     def _command(self, command: bytes, played: Sequence[np.ndarray] = ()) -> None:
         if not self._workers:
             raise RuntimeError("this VectorEnv is closed.")
+        dead: dict[int, _Death] = {}
         try:
-            for worker in self._workers:
-                worker.send(command)
-                if command == RESTORE:
-                    worker.send_record(self.episodes, played)
-            self._wait()
+            for number, worker in enumerate(self._workers):
+                try:
+                    worker.send(command)
+                    if command == RESTORE:
+                        worker.send_record(self._arrays.episode, played)
+                except _Death as death:
+                    dead[number] = death
+            for number, worker in enumerate(self._workers):
+                if number not in dead:
+                    try:
+                        self._count(worker.wait(self._arrays.beats))
+                    except _Death as death:
+                        dead[number] = death
+            if command == RESTORE and dead:  # nothing is under way yet that could go on without them
+                raise WorkerError(str(next(iter(dead.values()))))
+            for number, death in dead.items():
+                self._revive(number, death)
         except BaseException:  # also Ctrl-C: an answer left unread would be taken for the next one
             self.close()
             raise
 
-    def _wait(self) -> None:
-        for worker in self._workers:
-            worker.wait()
+    def _revive(self, number: int, death: _Death) -> None:
+        """Start a dead worker again, its environments in their next episodes; as often as it takes, within limits."""
+        old = self._workers[number]
+        indices, arrays = old.indices, self._arrays
+        while True:
+            busy = [index for index in indices if arrays.beats[index] % 2]
+            tasks = ", ".join(sorted({self.specs[index].name for index in busy})) or "no task"
+            _log.warning(
+                "%s It was busy with %s. It is started again; its %d environments begin new episodes, what they were "
+                "in the middle of is lost.",
+                death,
+                tasks,
+                len(indices),
+            )
+            self._count([(index, str(death)) for index in busy or indices], log=False)
+            arrays.beats[indices] = 0
+            try:
+                assert self._memory is not None
+                new = self._workers[number] = _Worker(old.specs, self._order, self._memory)
+                new.wait(None)
+                arrays.episode[indices] += 1
+                new.send(RESTORE)
+                new.send_record(arrays.episode, [np.zeros((0, arrays.action.shape[1]), np.float32)] * len(self.specs))
+                self._count(new.wait(arrays.beats))
+                break
+            except _Death as again:
+                death = again
+        for results in (arrays.reward, arrays.terminated, arrays.truncated, arrays.success):
+            results[indices] = 0
+        arrays.final_obs[indices] = arrays.obs[indices]
+        arrays.lost[indices] = True
+
+    def _count(self, failures: Sequence[tuple[int, str]], log: bool = True) -> None:
+        """Log failures and count them; stop where one environment keeps failing."""
+        for index, error in failures:
+            self._failures[index] += 1
+            if self._failures[index] > MAX_FAILURES:
+                self._stop(index, error)
+            if log:
+                _log.warning("%s This episode is lost and another one begins.", error.partition("\n\n")[0])
+
+    def _stop(self, index: int, error: str) -> NoReturn:
+        self.close()
+        name = self.specs[index].name
+        raise TaskFailure(
+            f"task {name} failed {MAX_FAILURES + 1} times without finishing an episode between. `eft check-task` "
+            f"examines it; leave it out of tasks.train to go on without it. The last error: {error}"
+        )
 
 
 class _Worker:
     """The parent's end of one worker process."""
 
     def __init__(self, specs: Sequence[tuple[int, TaskSpec]], order: dict, memory: int) -> None:
-        self._indices = [index for index, _ in specs]
+        self.specs = specs
+        self.indices = [index for index, _ in specs]
         self._names = sorted({spec.name for _, spec in specs})
         ours, theirs = socket.socketpair()
         with theirs:
@@ -218,20 +308,38 @@ class _Worker:
             raise self._died() from None
 
     def send_record(self, episodes: np.ndarray, played: Sequence[np.ndarray]) -> None:
-        mine = [played[index] for index in self._indices]
-        record = {"episodes": episodes[self._indices].tolist(), "shapes": [one.shape for one in mine]}
+        mine = [played[index] for index in self.indices]
+        record = {"episodes": episodes[self.indices].tolist(), "shapes": [one.shape for one in mine]}
         self.send(json.dumps(record).encode())
         for one in mine:
             self.send(one.tobytes())
 
-    def wait(self) -> None:
+    def wait(self, beats: np.ndarray | None) -> list[tuple[int, str]]:
+        """Return the failures that the answer tells of.
+
+        Args:
+            beats: (N,) of the whole vector; while they change the worker is alive. None waits however long it takes.
+
+        Raises:
+            WorkerError: the worker reports an error, and has ended.
+            _Death: it ended without a word, or stood still and was ended.
+        """
         try:
+            last = None
+            while beats is not None and not self.connection.poll(STILL_SECONDS):
+                now = beats[self.indices].tolist()
+                if now == last:
+                    raise self._died(f"stood still for {STILL_SECONDS:g} s and was ended", kill=True)
+                last = now
             answer = self.connection.recv_bytes()
         except (EOFError, ConnectionError):
             raise self._died() from None
-        if answer != DONE:
-            report = json.loads(answer)
+        if answer == DONE:
+            return []
+        report = json.loads(answer)
+        if "error" in report:
             raise WorkerError(f"{report['error']}\n\nIn the worker:\n{report['traceback']}")
+        return [(index, error) for index, error in report["failures"]]
 
     def reap(self) -> None:
         try:
@@ -240,12 +348,15 @@ class _Worker:
             self._process.kill()
             self._process.wait()
 
-    def _died(self) -> WorkerError:
+    def _died(self, how: str | None = None, kill: bool = False) -> _Death:
+        if kill:
+            self._process.kill()
+        self.connection.close()
         self.reap()
         code = self._process.returncode
-        why = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
+        why = f"ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
         hint = " (often: out of memory)" if code == -signal.SIGKILL else ""
-        return WorkerError(f"a worker ended {why}{hint}. Its tasks: {', '.join(self._names)}.")
+        return _Death(f"a worker {how or why + hint}. Its tasks: {', '.join(self._names)}.")
 
 
 def _shared_memory(size: int) -> int:

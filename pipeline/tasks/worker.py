@@ -35,7 +35,7 @@ def main() -> None:
         connection.send_bytes(DONE)
         while True:
             _obey(group, connection)
-            connection.send_bytes(DONE)
+            connection.send_bytes(json.dumps({"failures": group.failures}).encode() if group.failures else DONE)
     except (EOFError, ConnectionError):
         return
     except Exception as error:

@@ -126,6 +126,7 @@ class Evaluator:
                     result.episode_returns.append(float(returns[i]))
                     played[i] += 1
                     progress.update(1)
+            done |= step.lost  # another episode takes the place of a failed one
             returns[done] = 0
             actor.begin_episodes(torch.from_numpy(done))
 

@@ -56,9 +56,10 @@ class Collector:
         self._action = torch.zeros(num_envs, longest, model.action_dim)
         self._reward = torch.zeros(num_envs, longest)
         self._length = np.zeros(num_envs, dtype=np.int64)
-        self.episodes = np.zeros(num_envs, dtype=np.int64)  # finished episodes per environment
+        self.episodes = np.zeros(num_envs, dtype=np.int64)  # episodes ended per environment, lost ones too
         self._actor.reset(num_envs, seed=seed)
         self._start(self._envs.reset())
+        self.episodes[:] = self._envs.episodes
 
     def step(self, plan: bool, constraint_weight: float) -> list[Finished]:
         """Step every environment once and return the episodes that ended with it.
@@ -78,9 +79,10 @@ class Collector:
         self._obs[everyone, self._length] = torch.from_numpy(step.final_obs)
         done = step.terminated | step.truncated
         finished = [self._finish(int(i), bool(step.terminated[i]), bool(step.success[i])) for i in np.flatnonzero(done)]
-        if finished:
+        done |= step.lost  # a failed episode never reaches the replay
+        if done.any():
             self._length[done] = 0
-            self.episodes[done] += 1
+            self.episodes[done] = self._envs.episodes[done]
             self._obs[torch.from_numpy(done), 0] = torch.from_numpy(step.obs[done])
             self._actor.begin_episodes(torch.from_numpy(done))
         return finished

@@ -112,12 +112,12 @@ def observation_statistics(
 ) -> tuple[Tensor, Tensor]:
     """Return mean and std (n, O) of what each task's body observes in the demonstrations.
 
-    Tasks with the same embodiment share them: nothing in an observation tells which of the two it came from.
+    Tasks with the same embodiment and width share them: nothing in an observation tells which of the two it came from.
     Dims that hardly move keep their scale, so that noise is not blown up; padding stays 0.
     """
     mean, std = torch.zeros(len(specs), obs_dim), torch.ones(len(specs), obs_dim)
-    for body in {spec.embodiment for spec in specs}:
-        rows = [row for row, spec in enumerate(specs) if spec.embodiment == body]
+    for body in {(spec.embodiment, spec.obs_dim) for spec in specs}:
+        rows = [row for row, spec in enumerate(specs) if (spec.embodiment, spec.obs_dim) == body]
         obs = torch.cat([torch.from_numpy(e.obs) for row in rows for e in demos[specs[row].name]])
         body_std, body_mean = torch.std_mean(obs, dim=0)
         mean[rows, : obs.shape[1]] = body_mean

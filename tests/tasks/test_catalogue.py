@@ -29,8 +29,6 @@ def test_agrees_with_the_table_of_the_benchmark(domain):
     rows = [row for row in LISTED if row["domain"] == domain]
     suite = SUITES.get(domain, domain)
     ours = {name for name, spec in CATALOGUE.items() if spec.suite == suite and spec.split in ("train", "held_out")}
-    if not ours:
-        pytest.skip(f"no task of the domain {domain} is in this catalogue")
     assert ours == {row["task"] for row in rows}
     for row in rows:
         spec = CATALOGUE[row["task"]]
