@@ -36,16 +36,15 @@ class ManiSkill:
 
     def __init__(self, env_id: str, env_kwargs: dict[str, Any], render_size: int = 0) -> None:
         registered = REGISTERED_ENVS.get(env_id)
-        make = VARIANTS.get(env_id) or (registered and registered.cls)
-        if make is None:
+        make: Any = VARIANTS.get(env_id) or (registered and registered.cls)
+        if not make:
             raise ValueError(
                 f"env_id {env_id!r} is not a ManiSkill task; it looks like `PickCube-v1`."
                 + near(env_id, [*REGISTERED_ENVS, *VARIANTS])
             )
-        needed = make.ASSETS if env_id in VARIANTS else registered.asset_download_ids
+        needed = registered.asset_download_ids if registered else make.ASSETS
         robot = REGISTERED_AGENTS.get(env_kwargs.get("robot_uids", ""))
         _require([*(needed or []), *(robot.asset_download_ids if robot else [])])
-        self._on_gpu = _has_cuda()
         drawing = {
             "render_mode": "rgb_array",
             "human_render_camera_configs": {"width": render_size, "height": render_size},
@@ -57,7 +56,7 @@ class ManiSkill:
                 reward_mode="normalized_dense",
                 num_envs=1,
                 sim_backend="physx_cpu",
-                render_backend="gpu" if self._on_gpu else "cpu",
+                render_backend="gpu" if _has_cuda() else "cpu",
                 **(drawing if render_size else {}),
                 **env_kwargs,
             )

@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import sapien
 from mani_skill.envs.sapien_env import BaseEnv
 from mani_skill.envs.tasks.control.ant import AntRun as ManiSkillAntRun
 from mani_skill.envs.tasks.control.ant import AntWalk as ManiSkillAntWalk
@@ -84,7 +85,13 @@ class Reach(PickCubeEnv):
         self.table_scene = TableSceneBuilder(self, robot_init_qpos_noise=self.robot_init_qpos_noise)
         self.table_scene.build()
         self.goal_site = actors.build_sphere(
-            self.scene, self.goal_thresh, [0, 1, 0, 1], "goal_site", "kinematic", add_collision=False
+            self.scene,
+            radius=self.goal_thresh,
+            color=[0, 1, 0, 1],
+            name="goal_site",
+            body_type="kinematic",
+            add_collision=False,
+            initial_pose=sapien.Pose(),
         )
 
     def _initialize_episode(self, env_idx: Any, options: dict) -> None:
