@@ -85,9 +85,10 @@ class PictureEncoder:
                 f"expected pictures (n, {self.size}, {self.size}, 3) of uint8, got {pictures.shape} of "
                 f"{pictures.dtype}: draw them in the size of vision.size."
             )
+        if not len(pictures):
+            return np.zeros((0, self.dim), np.float32)
         parts = torch.from_numpy(np.ascontiguousarray(pictures)).split(self._batch_size)
-        vectors = [self._encode(part).cpu().numpy() for part in parts]
-        return np.concatenate(vectors) if vectors else np.zeros((0, self.dim), np.float32)
+        return np.concatenate([self._encode(part).cpu().numpy() for part in parts])
 
     @torch.inference_mode()
     def _encode(self, pictures: Tensor) -> Tensor:
