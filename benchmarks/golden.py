@@ -53,6 +53,17 @@ _INPUT_KEYS = (
     *(f"plan.in.{name}" for name in ("gumbel_exponential", "is_first", "noise", "obs", "prev_mean", "task")),
     "in.task_embeddings",
 )
+# The published file's prior_coef of 10 acts nowhere; the discount's bounds are fixed in the original's code.
+_NOT_LISTED = {
+    "prior_coef": 1.0,
+    "termination_coef": 0.0,
+    "normalize_obs": False,
+    "online_bc_coef": 0.0,
+    "discount_min": 0.95,
+    "discount_max": 0.995,
+}
+_LEARNING_KEYS = tuple(f.name for f in dataclasses.fields(config.Learning) if f.name not in _NOT_LISTED)
+_PLANNER_KEYS = ("num_iterations", *(f.name for f in dataclasses.fields(config.Planner) if f.name != "iterations"))
 
 
 class Fixture:
@@ -70,6 +81,9 @@ class Fixture:
         if meta is None or missing:
             raise ValueError(f"{path} lacks {', '.join(missing) or 'its metadata key `meta`'}: it is no golden fixture")
         self.meta = json.loads(meta)
+        unsaid = sorted({*_LEARNING_KEYS, *_PLANNER_KEYS} - self.meta.keys())
+        if unsaid:
+            raise ValueError(f"{path}: its metadata key `meta` lacks {', '.join(unsaid)}: it is no golden fixture")
         self.newt = load_newt_checkpoint(checkpoint)
         self.table = TaskTable(
             tuple(f"task-{i}" for i in range(len(self["in.task_embeddings"]))),
@@ -102,16 +116,7 @@ class Fixture:
         return model
 
     def _learning(self) -> config.Learning:
-        # The published file's prior_coef of 10 acts nowhere; the discount's bounds are fixed in the original's code.
-        not_listed = {
-            "prior_coef": 1.0,
-            "normalize_obs": False,
-            "online_bc_coef": 0.0,
-            "discount_min": 0.95,
-            "discount_max": 0.995,
-        }
-        names = [field.name for field in dataclasses.fields(config.Learning)]
-        return config.Learning(**not_listed, **{name: self.meta[name] for name in names if name not in not_listed})
+        return config.Learning(**_NOT_LISTED, **{name: self.meta[name] for name in _LEARNING_KEYS})
 
     def planner(self) -> config.Planner:
         """Return the planner's settings."""
@@ -234,7 +239,7 @@ def _plan(fixture: Fixture) -> Iterator[tuple[str, Tensor]]:
         ctx = model.context(fixture.table.embeddings[task, 0])
         z = model.encode(fixture["plan.in.obs"], ctx)
         discounts = torch.ones(planner.horizon + 1, len(task))
-        trajectories, _, _ = policy_rollouts(model, ctx, z, mask, discounts, draws.policy_noise)
+        trajectories, *_ = policy_rollouts(model, ctx, z, mask, discounts, draws.policy_noise)
     found = plan(
         model,
         ctx,

@@ -45,6 +45,12 @@ class PlainModel:
         heads = self.model.target_q_heads if target else self.model.q_heads
         return torch.stack([_mlp(head, torch.cat([z, emb, a], -1)) for head in heads])
 
+    def termination(self, z: Tensor, emb: Tensor) -> Tensor:
+        """Logits (...) of the episode having ended for good at z; without a head it never does."""
+        if self.model.termination_head is None:
+            return torch.full(z.shape[:-1], -torch.inf)
+        return _mlp(self.model.termination_head, torch.cat([z, emb], -1)).squeeze(-1)
+
     def policy(self, z: Tensor, emb: Tensor, mask: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """p: the sampled action (..., A) and its scaled entropy (...)."""
         mean, raw = _mlp(self.model.policy_head, torch.cat([z, emb], -1)).chunk(2, -1)
@@ -107,7 +113,7 @@ def model_losses(
     rho = _rho(learning.rho, horizon)
     mask, emb = table.action_mask[batch.task], table.embeddings[batch.task, draws.phrasing]
     zs = [plain.encode(batch.obs[0], emb)]
-    consistency = reward = value = bc = torch.zeros(())
+    consistency = reward = value = bc = termination = torch.zeros(())
     for t in range(horizon):
         z, action = zs[-1], batch.action[t]
         with torch.no_grad():
@@ -121,12 +127,16 @@ def model_losses(
         reward = reward + rho[t] * plain.cross_entropy(plain.reward(z, action, emb), batch.reward[t]).mean()
         for logits in plain.q(z, action, emb):
             value = value + rho[t] * plain.cross_entropy(logits, target).mean() / model.config.num_q
+        if model.config.termination:
+            logit = plain.termination(zs[-1], emb)
+            likelihood = torch.where(batch.terminated[t] == 1, F.logsigmoid(logit), F.logsigmoid(-logit))
+            termination = termination - likelihood.mean() / horizon
         if bc_coef:
             imitated, entropy = plain.policy(z, emb, mask, draws.policy_noise[t])
             error = ((imitated - batch.expert_action[t]) ** 2 * mask).sum(-1) / mask.sum(-1)
             bc = bc + rho[t] * (batch.imitation * error - learning.entropy_coef * entropy).mean() / horizon
     total = learning.consistency_coef * consistency + learning.reward_coef * reward + learning.value_coef * value
-    total = total + bc_coef * bc
+    total = total + bc_coef * bc + learning.termination_coef * termination
     return PlainLosses(total, consistency, reward, value, bc, torch.stack(zs).detach())
 
 
@@ -163,8 +173,8 @@ class PlainLearner:
     def __init__(self, model: WorldModel, table: TaskTable, learning: config.Learning):
         self.model, self.table, self.learning = model, table, learning
         self.scale = torch.ones(1)
-        world = [model.dynamics, model.reward_head, model.q_heads, model.policy_head]
-        self.world = [parameter for network in world for parameter in network.parameters()]
+        world = [model.dynamics, model.reward_head, model.q_heads, model.policy_head, model.termination_head]
+        self.world = [parameter for network in world if network for parameter in network.parameters()]
         encoder = list(model.encoder.parameters())
         groups = [{"params": encoder, "lr": learning.lr * learning.encoder_lr_scale}, {"params": self.world}]
         self.model_optimizer = torch.optim.Adam(groups, lr=learning.lr)
@@ -237,11 +247,11 @@ def plan(
     for i in range(planner.iterations):
         samples = (mean.unsqueeze(1) + std.unsqueeze(1) * draws.sample_noise[i]).clamp(-1, 1)
         actions = torch.cat([policy_actions, samples], 1) * mask
-        z, value, weight = z0, torch.zeros(planner.num_samples, num_envs), torch.ones(num_envs)
+        z, value, weight = z0, torch.zeros(planner.num_samples, num_envs), torch.ones(planner.num_samples, num_envs)
         for action in actions:
             value = value + weight * plain.decode(plain.reward(z, action, emb))
             z = plain.next(z, action, emb)
-            weight = weight * discount
+            weight = weight * discount * (torch.sigmoid(plain.termination(z, emb)) <= 0.5)
         action, _ = plain.policy(z, emb, mask, draws.value_noise[i])
         q = plain.decode(plain.q(z, action, emb))
         value = value + weight * (q[draws.members[i][0]] + q[draws.members[i][1]]) / 2

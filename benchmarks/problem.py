@@ -12,6 +12,7 @@ from pipeline.shapes import Batch
 TINY = config.Model(
     obs_dim=9, action_dim=4, task_dim=7, latent_dim=16, enc_dim=12, num_enc_layers=2, mlp_dim=20, num_q=3,
     num_bins=21, bin_min=-5.0, bin_max=5.0, simnorm_dim=8, log_std_min=-10.0, log_std_max=2.0,
+    termination=False,
 )  # fmt: skip
 TINY_PLANNER = config.Planner(
     horizon=3, iterations=2, num_samples=12, num_policy_samples=4, num_elites=5, min_std=0.05, max_std=2.0,
@@ -19,8 +20,8 @@ TINY_PLANNER = config.Planner(
 )  # fmt: skip
 LEARNING = config.Learning(
     lr=3e-4, encoder_lr_scale=0.3, grad_clip_norm=20.0, tau=0.01, rho=0.5, consistency_coef=20.0, reward_coef=0.1,
-    value_coef=0.1, bc_coef=1.0, online_bc_coef=0.5, prior_coef=1.0, entropy_coef=1e-4, normalize_obs=False,
-    discount_min=0.95, discount_max=0.995,
+    value_coef=0.1, bc_coef=1.0, online_bc_coef=0.5, prior_coef=1.0, entropy_coef=1e-4, termination_coef=0.7,
+    normalize_obs=False, discount_min=0.95, discount_max=0.995,
 )  # fmt: skip
 
 
@@ -61,7 +62,7 @@ def make_batch(
         action,
         expert_action,
         3 * torch.randn(horizon, batch_size, generator=draw),
-        (torch.rand(horizon, batch_size, generator=draw) < 0.2).float(),
+        (torch.rand(horizon, batch_size, generator=draw) < 0.2).to(torch.get_default_dtype()),
         task,
         torch.rand(batch_size, generator=draw),
     )

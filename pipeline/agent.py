@@ -8,10 +8,13 @@ action = agent.act(obs, task="walker-walk")
 from __future__ import annotations
 
 import copy
+import dataclasses
+import re
 import secrets
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,6 +26,7 @@ from pipeline.language.embeddings import TaskEmbeddings, embed
 from pipeline.language.encoder import TextEncoder, load_encoder
 from pipeline.model.actor import Actor
 from pipeline.model.adapters import Adapters
+from pipeline.model.compute import Compute, choose
 from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.tasks.spec import TaskSpec
@@ -38,12 +42,14 @@ class Agent:
         embeddings: of the same tasks, in the same order.
         table: the same tasks as tensors.
         planner: how to plan.
+        compute: how, e.g. in bfloat16 or compiled; None chooses the library and nothing else.
         vision: what it sees beside or in place of the state; None for the state alone.
 
     Attributes:
         tasks: name -> TaskSpec of every known task.
         actor: acts in many environments at once, by rows of the task table.
         base: SHA-256 of the weights file the model was loaded from, None for one that was not.
+        commit: of the Hub's repo it was loaded from, None where it came from a folder.
         encoder: the text encoder for instructions that are new; None until one is needed.
     """
 
@@ -54,6 +60,7 @@ class Agent:
         embeddings: TaskEmbeddings,
         table: TaskTable,
         planner: config.Planner,
+        compute: Compute | None = None,
         vision: config.Vision | None = None,
     ):
         names = tuple(spec.name for spec in specs)
@@ -65,13 +72,15 @@ class Agent:
         self.model, self.embeddings, self.planner = model, embeddings, planner
         self.tasks = {spec.name: spec for spec in specs}
         self.device = next(model.parameters()).device
-        self.actor = Actor(model, table.to(self.device), planner)
+        self.actor = Actor(model, table.to(self.device), planner, compute or choose("auto", False, self.device))
         self.base: str | None = None
+        self.commit: str | None = None
         self.encoder: TextEncoder | None = None
         self.vision = None if vision is None or vision.observe == "state" else vision
         self._sight: Sight | None = None
         self._picture_encoder: str | None = None  # id of the one it was trained with, where that is known
         self._adapters = Adapters(model)
+        self._rows: dict[tuple[str, int | None, int], int] = {}  # of instructions that were said before
         self.reset()
 
     @property
@@ -100,7 +109,11 @@ class Agent:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, revision: str | None = None, device: torch.device | str = "cpu"
+        cls,
+        source: str | Path,
+        revision: str | None = None,
+        device: torch.device | str = "cpu",
+        compute: Compute | None = None,
     ) -> Agent:
         """Load an agent from a folder or from the Hub.
 
@@ -108,20 +121,22 @@ class Agent:
             source: a checkpoint's folder, or `owner/name` on the Hub.
             revision: commit, tag or branch on the Hub; None for the newest.
             device: where to compute.
+            compute: how, e.g. in bfloat16 or compiled; None chooses the library and nothing else.
 
         Raises:
             OSError: it is not there, or the Hub could not be reached.
             ValueError: a file of it is damaged or does not fit the others.
         """
-        found = store.read_checkpoint(store.fetch(source, revision, store.CHECKPOINT_FILES))
+        folder, commit = store.fetch(source, revision, store.CHECKPOINT_FILES)
+        found = store.read_checkpoint(folder)
         mask = torch.zeros(len(found.specs), found.model.config.action_dim)
         for row, spec in zip(mask, found.specs, strict=True):
             row[: spec.action_dim] = 1
         vectors, discount = torch.from_numpy(found.embeddings.vectors), torch.tensor(found.discounts)
         table = TaskTable(found.embeddings.names, vectors, mask, discount, found.obs_mean, found.obs_std)
         model = found.model.to(device)
-        agent = cls(model, found.specs, found.embeddings, table, found.planner, found.vision)
-        agent.base, agent._picture_encoder = found.base, found.picture_encoder
+        agent = cls(model, found.specs, found.embeddings, table, found.planner, compute, found.vision)
+        agent.base, agent.commit, agent._picture_encoder = found.base, commit, found.picture_encoder
         return agent
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -146,10 +161,17 @@ class Agent:
     def with_planner(self, planner: config.Planner) -> Agent:
         """Return this agent with other planner settings; the model is shared."""
         agent = copy.copy(self)
-        agent.tasks, agent.planner = dict(self.tasks), planner
-        agent.actor = Actor(self.model, self.table, planner)
+        agent.tasks, agent.planner, agent._rows = dict(self.tasks), planner, {}
+        agent.actor = Actor(self.model, self.table, planner, self.actor.compute)
         agent.reset()
         return agent
+
+    def told(self, phrasing: Literal["canonical", "unseen"]) -> Actor:
+        """Return an actor that is told each task in its canonical words, or in those that training never draws."""
+        if phrasing == "canonical":
+            return self.actor
+        unseen = torch.from_numpy(self.embeddings.unseen_vectors[:, None]).to(self.device)
+        return Actor(self.model, dataclasses.replace(self.table, embeddings=unseen), self.planner, self.actor.compute)
 
     # --- acting ---------------------------------------------------------------------------------------------------
 
@@ -173,8 +195,10 @@ class Agent:
         Args:
             obs: (o,) or, for N environments, (N, o): as the task's environment gives it, or zero-padded to O.
             task: name of a known task; or
-            instruction: what to do. Best said as the training texts are: `<body> <what to do>`.
-            action_dim: width of the action, for an instruction that belongs to no known task.
+            instruction: what to do. One of a known task's instructions, with or without its body, is that task (case
+                and punctuation do not count). A new one is best said as training texts are: `<body> <what to do>`.
+            action_dim: width of the action, for an instruction that belongs to no known task. It may be left out where
+                the known tasks that observe as many values all have one body: the instruction is then for that body.
             plan: with the planner, else with the policy alone.
             explore: with noise, as in training.
             picture: for an agent that sees (`vision` is not None), what is to be seen: (P, P, 3) or (N, P, P, 3)
@@ -186,9 +210,9 @@ class Agent:
         Raises:
             ValueError: the task is unknown, the widths do not fit, or `reset` was for another number of environments.
         """
-        row = self._row(task, instruction, action_dim)
         obs = np.asarray(obs, dtype=np.float32)
         batch = np.atleast_2d(obs)
+        row = self._row(task, instruction, action_dim, batch.shape[-1])
         self._check_obs(obs, batch, self.tasks.get(self.table.names[row]))
         padded = np.zeros((len(batch), self.model.config.obs_dim), dtype=np.float32)
         padded[:, : batch.shape[1]] = batch
@@ -226,6 +250,7 @@ class Agent:
             raise ValueError(f"{spec.name} has {width} observation dims, the model {self.model.config.obs_dim}.")
         self._append(embeddings.select([spec.name]), spec.action_dim, discount, statistics)
         self.tasks[spec.name] = spec
+        self._rows.clear()  # what was said may now mean this task
 
     def create_adapter(self, task: str, parts: Sequence[str], rank: int, alpha: float) -> None:
         """Put in a new low-rank adapter for a known task, named after it. It is then all that is trained.
@@ -272,7 +297,7 @@ class Agent:
             OSError: it is not there, or the Hub could not be reached.
             ValueError: it was trained on another base or another text encoder, or it is damaged.
         """
-        folder = store.fetch(source, revision, store.ADAPTER_FILES, subfolder)
+        folder = store.fetch(source, revision, store.ADAPTER_FILES, subfolder).folder
         about = store.read_adapter_task(folder)
         name = about.spec.name
         if about.base != self.base:
@@ -304,7 +329,7 @@ class Agent:
             )
         return self.table.names.index(name)
 
-    def _row(self, task: str | None, instruction: str | None, action_dim: int | None) -> int:
+    def _row(self, task: str | None, instruction: str | None, action_dim: int | None, obs_dim: int) -> int:
         """Return the row of the task table for what `act` was told; a new instruction gets a new row."""
         if (task is None) == (instruction is None):
             raise ValueError(
@@ -316,10 +341,18 @@ class Agent:
                 raise ValueError(f"{task} has {self.tasks[task].action_dim} action dims, not action_dim={action_dim}.")
             return row
         assert instruction is not None
-        for name, spec in self.tasks.items():
-            row = self.table.names.index(name)
-            if instruction in self.embeddings.texts[row] and action_dim in (None, spec.action_dim):
-                return row
+        said = instruction, action_dim, obs_dim
+        if said not in self._rows:
+            self._rows[said] = self._row_said(*said)
+        return self._rows[said]
+
+    def _row_said(self, instruction: str, action_dim: int | None, obs_dim: int) -> int:
+        if (known := self._named(instruction, action_dim)) is not None:
+            return self.table.names.index(known)
+        bodies = {(spec.embodiment, spec.action_dim) for spec in self.tasks.values() if spec.obs_dim == obs_dim}
+        if action_dim is None and len(bodies) == 1:
+            body, action_dim = bodies.pop()
+            instruction = instruction if instruction.startswith(body) else f"{body} {instruction}"
         if action_dim is None:
             raise ValueError(
                 f"the instruction {instruction!r} is the text of no known task, so `action_dim` is needed beside it. "
@@ -330,6 +363,16 @@ class Agent:
             vectors = embed(self._load_encoder(), [name], [[instruction]], self.table.num_phrasings)
             self._append(vectors, action_dim, statistics.median(self.table.discount.tolist()))
         return self.table.names.index(name)
+
+    def _named(self, instruction: str, action_dim: int | None) -> str | None:
+        """Return the known task that an instruction is of; None if there is none, or several bodies share it."""
+        said = _words(instruction)
+        fitting = [spec for spec in self.tasks.values() if action_dim in (None, spec.action_dim)]
+        for texts in (lambda spec: self.embeddings.select([spec.name]).texts[0], lambda spec: spec.instructions):
+            names = [spec.name for spec in fitting if said in map(_words, texts(spec))]
+            if len(names) == 1:
+                return names[0]
+        return None
 
     def _load_encoder(self) -> TextEncoder:
         expected = self.embeddings.encoder
@@ -422,3 +465,7 @@ class Agent:
             )
         if not np.isfinite(batch).all():
             raise ValueError("`obs` holds values that are not finite (NaN or infinity).")
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.casefold()))

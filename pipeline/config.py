@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -34,7 +34,8 @@ class Tasks:
     train: tuple[str, ...]  # tasks trained together
     held_out: tuple[str, ...]  # tasks never trained on, adapted to one by one
     pairs: tuple[tuple[str, str], ...]  # pairs of training tasks with the same body and start: the instruction test
-    folder: str  # folder of your own task files (*.yaml)
+    weights: dict[str, NotNegative]  # how often a task is drawn, others 1; {} = episodes alike (published)
+    folder: str  # folder of your own task files (*.yaml), or one such file
 
     def __post_init__(self) -> None:
         twice = sorted({name for name in self.train + self.held_out if (self.train + self.held_out).count(name) > 1})
@@ -47,6 +48,13 @@ class Tasks:
         paired = [name for pair in self.pairs for name in pair]
         if len(set(paired)) < len(paired):
             raise ValueError("a task is named twice in tasks.pairs; each may belong to one pair")
+        for name in self.weights:
+            if name not in self.train:
+                raise ValueError(
+                    f"tasks.weights names {name!r}, which is not in tasks.train.{near(name, list(self.train))}"
+                )
+        if self.weights and not any(self.weights.get(name, 1) for name in self.train):
+            raise ValueError("tasks.weights sets every training task to 0: nothing would be drawn")
 
 
 @dataclass(frozen=True, config=_strict)
@@ -65,7 +73,7 @@ class Language:
     """The frozen text encoder."""
 
     encoder: str  # a Hub id, a folder, or `hashed-ngrams-<width>` (no download, for tests)
-    phrasings: Count  # phrasings of each instruction used in training, the first being the canonical one
+    phrasings: Count  # phrasings of each instruction used in training, the canonical one first; never the last one
 
 
 @dataclass(frozen=True, config=_strict)
@@ -96,6 +104,7 @@ class Model:
     simnorm_dim: Count  # group width of SimNorm
     log_std_min: float  # of the policy
     log_std_max: float  # of the policy
+    termination: bool  # predict whether a step ends the episode for good, so that plans value nothing beyond it
 
     def __post_init__(self) -> None:
         if self.latent_dim % self.simnorm_dim:
@@ -144,6 +153,7 @@ class Learning:
     online_bc_coef: NotNegative  # the same online, where it keeps the latents fit for the policy; published: 0
     prior_coef: NotNegative  # behaviour cloning in the online policy loss
     entropy_coef: NotNegative
+    termination_coef: NotNegative  # of the cross-entropy of terminations, where model.termination is on
     normalize_obs: bool  # centre and scale observations by each body's mean and std over the demonstrations
     discount_min: Fraction  # bounds of the discount derived from the episode length
     discount_max: Fraction
@@ -155,7 +165,17 @@ class Runtime:
 
     device: Literal["auto", "cpu", "cuda"]  # auto = CUDA where there is one
     threads: CountOrZero  # torch CPU threads; 0 = one per core
+    matmul: Literal["auto", "torch", "onednn"]  # library of float32 products on a CPU; auto = by the processor
+    plan_products: Literal["float32", "bfloat16"]  # of planning: bfloat16 is faster, and values differ by 1 to 2 %
+    compile: bool  # compile planning and losses (a C++ compiler, 1 to 5 minutes at first use): pays in long runs
     env_workers: CountOrZero  # processes that step environments; 0 = in the main process
+    precision: Literal["fp32", "bf16"]  # of the products in an update; weights and optimisers stay float32
+    accumulate: Count  # pieces a batch is computed in for one update: the same update in less memory
+    keep_saves: Count  # resumable saves kept; an older one goes once a newer one was read back whole
+    stop_seconds: CountOrZero  # a SIGTERM ends the run this many seconds later, saved or not; 0 = it takes its time
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...]  # told of the metrics beside DVCLive
+    replay: Literal["memory", "device", "disk"]  # where transitions are kept: the device's own memory saves copies, ...
+    # ... files (in .resume/, mapped into memory) may be larger than memory
 
 
 @dataclass(frozen=True, config=_strict)
@@ -192,12 +212,21 @@ class Finetune:
     eval_every: Count  # env_steps between evaluations of the policy
     eval_episodes: Count  # per task
 
+    def __post_init__(self) -> None:
+        demos = self.batch_size * self.demo_fraction
+        if abs(demos - round(demos)) > 1e-6:
+            raise ValueError(
+                f"batch_size {self.batch_size} x demo_fraction {self.demo_fraction} is {demos:g} slices, "
+                "no whole number: change one of them"
+            )
+
 
 @dataclass(frozen=True, config=_strict)
 class Evaluate:
     """Scores that are reported."""
 
     episodes: Annotated[int, Field(ge=2)]  # per task and mode
+    phrasing: Literal["canonical", "unseen"]  # what the evaluate stage tells it; unseen: the one training never draws
     confidence: Annotated[float, Field(gt=0, lt=1)]  # of the bootstrap intervals
     bootstrap_samples: Count
     video_size: CountOrZero  # pixels of a video's side; 0 = no videos
@@ -225,11 +254,12 @@ class Adapt:
 
 @dataclass(frozen=True, config=_strict)
 class Publish:
-    """The release on the Hugging Face Hub."""
+    """The releases on the Hugging Face Hub."""
 
-    repo_id: str | None  # `user/name`; null makes the release folder and pushes nothing
-    private: bool
-    tag: str | None  # version tag put on the commit
+    repo_id: str | None  # `owner/name` of the model; null makes the release folder and pushes nothing
+    demos_repo_id: str | None  # `owner/name` of the demonstrations' data set; null likewise
+    private: bool  # new repos are private; one that exists stays as it is
+    tag: str | None  # version tag put on the commits
 
 
 SECTIONS: dict[str, type] = {
@@ -310,6 +340,15 @@ def near(name: str, known: list[str]) -> str:
     """Return ` Did you mean …?` for the names in `known` that resemble `name`, or nothing."""
     matches = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(f'`{match}`' for match in matches)}?" if matches else ""
+
+
+def is_mapping(key: str) -> bool:
+    """Whether a parameter, e.g. `tasks.weights`, maps names of the user's choice to values, and is no section."""
+    name, *parts = key.split(".")
+    kind: Any = SECTIONS.get(name)
+    for part in parts:
+        kind = get_type_hints(kind).get(part) if isinstance(kind, type) else None
+    return get_origin(kind) is dict
 
 
 def _describe(section: type, problem: dict[str, Any]) -> str:

@@ -83,7 +83,7 @@ def read_json(path: str | Path, made_by: str) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist. It is written by `{made_by}`: run that first.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # the latter: lists within lists without end
         raise ValueError(f"{path} is not valid JSON ({error}). Delete it and run `{made_by}` again.") from None
 
 

@@ -45,13 +45,24 @@ def load_newt_checkpoint(path: str | Path) -> NewtCheckpoint:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         weights = {name.removeprefix("module."): value for name, value in saved["model"].items()}
         scale = saved["scale"]["value"]
+        _refuse_lies(path, {**weights, "scale": scale})
         mask, embeddings = weights.pop("_action_masks"), weights.pop("_task_emb.weight")
         log_std_min, log_std_dif = float(weights.pop("log_std_min")), float(weights.pop("log_std_dif"))
         state_dict = {our_name(name): value for name, value in weights.items()}
         model = _infer_sizes(state_dict, mask.shape[1], embeddings.shape[1], log_std_min, log_std_min + log_std_dif)
-    except (KeyError, TypeError, AttributeError, RuntimeError, pickle.UnpicklingError) as error:
+    except KeyError as error:
+        hint = ": a single-task one, which knows no language?" if error.args == ("_task_emb.weight",) else ""
+        raise ValueError(f"{path} is not a Newt checkpoint: {error} is missing{hint}") from None
+    except (TypeError, AttributeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} is not a Newt checkpoint: {error!r} while reading it") from error
     return NewtCheckpoint(model, state_dict, embeddings, mask, scale.reshape(1))
+
+
+def _refuse_lies(path: str | Path, tensors: dict[str, Tensor]) -> None:
+    """Refuse a tensor that says it is larger than what the file holds of it, before memory is taken for it."""
+    for name, tensor in tensors.items():
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError(f"{path}: {name} says it is {tuple(tensor.shape)}, which is more than the file holds.")
 
 
 def our_name(name: str) -> str:
@@ -88,4 +99,5 @@ def _infer_sizes(
         simnorm_dim=_SIMNORM_DIM,
         log_std_min=log_std_min,
         log_std_max=log_std_max,
+        termination=False,
     )

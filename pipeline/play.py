@@ -59,7 +59,7 @@ def play(
             frames = [env.render()] if render_size else []
             total, length, done, success = 0.0, 0, False, False
             while not done:
-                sees = {"picture": frames[-1]} if agent.vision else {}
+                sees: dict[str, Any] = {"picture": frames[-1]} if agent.vision else {}
                 obs, reward, terminated, truncated, info = env.step(agent.act(obs, plan=plan, **told, **sees))
                 total, length, success, done = total + reward, length + 1, info["success"], terminated or truncated
                 if render_size:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,13 +39,15 @@ def list_presets(folder: str | Path = PRESETS) -> dict[str, str]:
     return found
 
 
-def apply_preset(name: str, folder: str | Path = PRESETS, params: str | Path = config.PARAMS) -> list[Change]:
-    """Write the values of a preset into a parameter file; everything else in it stays as it is, byte for byte.
+def apply_presets(
+    names: Sequence[str], folder: str | Path = PRESETS, params: str | Path = config.PARAMS
+) -> list[Change]:
+    """Write the values of presets into a parameter file, one after the other; all else stays as it is, byte for byte.
 
     Comments stay too, except those between the items of a list that is replaced.
 
     Args:
-        name: of the preset, `<folder>/<name>.yaml`.
+        names: of the presets, `<folder>/<name>.yaml`; a later one wins, e.g. `newt`, then `size-b`.
         folder: where presets are.
         params: the parameter file.
 
@@ -53,19 +55,34 @@ def apply_preset(name: str, folder: str | Path = PRESETS, params: str | Path = c
         What changed; empty if the file already said all of it, and then it is not written.
 
     Raises:
-        ValueError: the preset is unknown or not valid YAML, names a parameter that `params` does not have, or the
+        ValueError: a preset is unknown or not valid YAML, names a parameter that `params` does not have, or the
             result would not be valid; nothing is written then.
     """
     folder, params = Path(folder), Path(params)
     known = list_presets(folder)
-    if name not in known:
-        raise ValueError(
-            f"there is no preset `{name}` in {folder}.{config.near(name, list(known))} "
-            f"There are: {', '.join(known) or 'none'}."
-        )
-    path = folder / f"{name}.yaml"
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"there is no preset `{name}` in {folder}.{config.near(name, list(known))} "
+                f"There are: {', '.join(known) or 'none'}."
+            )
     config.read_params(params)
-    text, preset = params.read_text(), path.read_text()
+    before = text = params.read_text()
+    changes: dict[str, Change] = {}
+    for name in names:
+        text, found = _apply(text, folder / f"{name}.yaml")
+        for change in found:
+            changes[change.key] = change._replace(old=changes.get(change.key, change).old)
+    if text != before:
+        _check(text, f"{params} with preset {' and '.join(f'`{name}`' for name in names)}")
+        with atomic_file(params) as partial:
+            partial.write_text(text)
+    return [change for change in changes.values() if change.old != change.new]
+
+
+def _apply(text: str, path: Path) -> tuple[str, list[Change]]:
+    """Return the text of a parameter file with the values of the preset in `path`, and what they change."""
+    preset = path.read_text()
     try:
         old, new = (_yaml().compose(content) for content in (text, preset))
     except YAMLError as error:
@@ -75,11 +92,7 @@ def apply_preset(name: str, folder: str | Path = PRESETS, params: str | Path = c
     found = list(_compare(old, new, preset, "", path))
     for edit, _ in sorted(found, key=lambda pair: pair[0].start, reverse=True):
         text = text[: edit.start] + edit.new + text[edit.end :]
-    if found:
-        _check(text, f"{params} with preset `{name}`")
-        with atomic_file(params) as partial:
-            partial.write_text(text)
-    return [change for _, change in found]
+    return text, [change for _, change in found]
 
 
 def _yaml() -> YAML:
@@ -97,9 +110,10 @@ def _compare(
             section = f"`{prefix.rstrip('.')}` of the parameters" if prefix else "the parameters"
             raise ValueError(f"{path}: `{prefix}{key}` is not in {section}.{config.near(key, list(values))}")
         old_key, old_value = values[key]
+        section = isinstance(old_value, MappingNode) and not config.is_mapping(prefix + key)
         if isinstance(old_value, MappingNode) != isinstance(new_value, MappingNode):
             raise ValueError(f"{path}: `{prefix}{key}` must be a section where params.yaml has one, and only there.")
-        if isinstance(old_value, MappingNode):
+        if section:
             yield from _compare(old_value, new_value, preset, f"{prefix}{key}.", path)
             continue
         change = Change(prefix + key, _value(old_value), _value(new_value))
@@ -127,6 +141,8 @@ def _end(node: Node) -> int:
 
 def _write(node: Node, source: str, indent: int | None = None) -> str:
     """Write a value as its source spells it (`3e-4` stays `3e-4`): a list in one line, or one item per line."""
+    if isinstance(node, MappingNode):
+        return "{" + ", ".join(f"{key.value}: {_write(value, source)}" for key, value in node.value) + "}"
     if not isinstance(node, SequenceNode):
         return source[node.start_mark.index : node.end_mark.index] or "null"
     items = [_write(item, source) for item in node.value]

@@ -20,15 +20,20 @@ class Progress:
         total: how many units there are.
         unit: the unit, e.g. `updates`, `env_steps`, `episodes`.
         done: units finished before (a resumed run); they do not count into the rate.
+        every_seconds: between lines where there is no terminal.
+        quiet: count and show nothing, as the second and further processes of a run do.
     """
 
-    def __init__(self, label: str, total: int, unit: str, done: int = 0, every_seconds: float = 10.0):
+    def __init__(
+        self, label: str, total: int, unit: str, done: int = 0, every_seconds: float = 10.0, quiet: bool = False
+    ):
+        self.quiet = quiet
         self.label, self.total, self.unit, self.done, self.every_seconds = label, total, unit, done, every_seconds
         self.values: dict[str, Any] = {}
         self._first, self._started = done, time.monotonic()
         self._printed = self._started
         self._bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not quiet:
             self._bar = tqdm(total=total, initial=done, desc=label, unit=f" {unit}", dynamic_ncols=True)
 
     def update(self, count: int = 1, **values: Any) -> None:
@@ -39,14 +44,14 @@ class Progress:
             if values:
                 self._bar.set_postfix_str(self._describe_values(), refresh=False)
             self._bar.update(count)
-        elif time.monotonic() - self._printed >= self.every_seconds:
+        elif not self.quiet and time.monotonic() - self._printed >= self.every_seconds:
             self._print()
 
     def write(self, line: str) -> None:
         """Print a line without tearing the bar."""
         if self._bar is not None:
             self._bar.write(line, file=sys.stderr)
-        else:
+        elif not self.quiet:
             print(line, file=sys.stderr, flush=True)
 
     def __enter__(self) -> Progress:
@@ -55,7 +60,7 @@ class Progress:
     def __exit__(self, *exc: object) -> None:
         if self._bar is not None:
             self._bar.close()
-        else:
+        elif not self.quiet:
             self._print()
 
     def _describe_values(self) -> str:

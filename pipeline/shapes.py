@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -28,6 +29,10 @@ class Batch(NamedTuple):
     terminated: Tensor  # (T, B) float32, 1 where the episode ended for good after this step
     task: Tensor  # (B,) int64, row of the task table
     imitation: Tensor  # (B,) float32 in [0, 1], weight of the online imitation term: 1 for demonstrations
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device."""
+        return Batch(*(part.to(device, non_blocking=True) for part in self))
 
 
 class Plan(NamedTuple):

@@ -35,7 +35,19 @@ from pipeline.tasks.spec import TaskSpec, parse_spec
 FORMAT = 1  # of tasks.json and task.json
 CHECKPOINT_FILES = ["config.json", "model.safetensors", "tasks.json", "task_embeddings/*"]
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors", "task.json", "task_embeddings/*"]
-REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+RELEASE_FILES = [
+    *CHECKPOINT_FILES, "README.md", "metrics.json", "replay.mp4", ".eval_results/*.yaml",
+    *(f"adapters/*/{name}" for name in ADAPTER_FILES),
+]  # fmt: skip
+DEMOS_FILES = ["README.md", "*/episodes.parquet"]
+REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+
+
+class Found(NamedTuple):
+    """Where a checkpoint or adapter lies on this machine."""
+
+    folder: Path
+    commit: str | None  # of the Hub's repo; None for a folder of the user's
 
 
 class Checkpoint(NamedTuple):
@@ -64,35 +76,74 @@ class AdapterTask(NamedTuple):
     obs_std: Tensor | None
 
 
-def fetch(source: str | Path, revision: str | None, files: list[str], subfolder: str = "") -> Path:
-    """Return the local folder of a checkpoint or adapter, downloading it from the Hub if `source` is a repo id.
+def fetch(
+    source: str | Path, revision: str | None, files: list[str], subfolder: str = "", kind: str = "model"
+) -> Found:
+    """Find a checkpoint or adapter, downloading it from the Hub if `source` is a repo id.
+
+    All files come from one commit, whatever is pushed meanwhile. Without a network the Hub's cache answers.
 
     Args:
         source: a folder, or `owner/name` on the Hub.
         revision: commit, tag or branch on the Hub; None for the newest.
         files: patterns of the files to download, within `subfolder`.
         subfolder: where in the folder or repo to look.
+        kind: of the repo, `model` or `dataset`.
 
     Raises:
-        ValueError: `source` is neither a folder nor a repo id.
+        ValueError: `source` is neither a folder nor a repo id, or a file is a link that leads out of it.
         OSError: the Hub could not be reached, or does not have it.
     """
+    parts = Path(subfolder).parts
+    if Path(subfolder).is_absolute() or ".." in parts or set(subfolder) & set("*?[\\"):
+        raise ValueError(f"the subfolder {subfolder!r} is not a plain path within {source}.")
     if Path(source).is_dir():
         if revision is not None:
             raise ValueError(f"{source} is a folder, which has no revisions: leave out revision={revision!r}.")
-        return Path(source) / subfolder
-    if not REPO_ID.fullmatch(str(source)):
-        raise ValueError(f"{source} is neither a folder that exists nor a repo id of the form owner/name.")
-    patterns = [f"{subfolder}/{name}" if subfolder else name for name in files]
+        folder, commit, inside = Path(source) / subfolder, None, Path(source)
+    else:
+        if not REPO_ID.fullmatch(str(source)):
+            raise ValueError(f"{source} is neither a folder that exists nor a repo id of the form owner/name.")
+        patterns = [f"{subfolder}/{name}" if subfolder else name for name in files]
+        snapshot = download(str(source), revision, patterns, kind)
+        # The cache's own links lead from snapshots/<commit>/ to blobs/ beside it.
+        folder, commit, inside = snapshot / subfolder, snapshot.name, snapshot.parent.parent
+    _refuse_links(folder, files, inside)
+    return Found(folder, commit)
+
+
+def download(repo: str, revision: str | None, patterns: list[str] | None, kind: str = "model") -> Path:
+    """Bring files of one commit of a repo into the Hub's cache, and return their folder, named after the commit.
+
+    Raises:
+        OSError: the Hub could not be reached, or does not have it.
+    """
     try:
-        local = Path(snapshot_download(str(source), revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, repo_type=kind))
     except (OSError, ValueError, HTTPError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise OSError(
-            f"{source} is no folder here and could not be had from the Hub"
-            f"{f' at revision {revision}' if revision else ''}: {str(error).strip().splitlines()[0]} "
+            f"{repo} is no folder here and could not be had from the Hub"
+            f"{f' at revision {revision}' if revision else ''}: {reason} "
             "Check the name; a private repo needs `hf auth login` first."
         ) from None
-    return local / subfolder
+
+
+def listed(folder: Path, patterns: list[str]) -> list[str]:
+    """Return the files of a folder that patterns name, by their paths in it."""
+    paths = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
+
+
+def _refuse_links(folder: Path, files: list[str], inside: Path) -> None:
+    """Refuse links by which a folder from elsewhere would have other files of this machine read."""
+    limit = inside.resolve()
+    for path in [folder, *(folder / name for name in listed(folder, files))]:
+        if not path.resolve().is_relative_to(limit):
+            raise ValueError(
+                f"{path} is a link that leads out of {inside}: it was not followed. Copy the file there instead "
+                "(with DVC: `dvc config cache.type reflink,copy`)."
+            )
 
 
 def write_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> str:

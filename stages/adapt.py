@@ -16,8 +16,9 @@ from pipeline.tasks import registry
 from pipeline.tasks.rendering import RenderingUnavailable
 from pipeline.tasks.spec import TaskSpec
 from pipeline.train.evaluate import Evaluator, record, summarise
-from pipeline.train.loops import Loop, learn_offline, learn_online
-from pipeline.train.runtime import Summary, run_stage, start
+from pipeline.train.loop import Loop
+from pipeline.train.loops import learn_offline, learn_online
+from pipeline.train.runtime import Summary, compute, run_stage, start
 from pipeline.train.scratch import scratch_folder
 from pipeline.train.seeing import make_envs
 from pipeline.train.step import Learner
@@ -25,10 +26,13 @@ from pipeline.train.workspace import (
     CHECKPOINTS,
     DEMOS,
     EMBEDDINGS,
+    ReplayPlace,
     demo_buffer,
     load_demonstrations,
     load_embeddings,
     observation_statistics,
+    online_buffer,
+    replay_place,
     task_discount,
 )
 from pipeline.video import write_video
@@ -44,19 +48,27 @@ def main() -> None:
     learning = dataclasses.replace(config.load(config.Learning), lr=settings.lr)
     tasks, demos_settings = config.load(config.Tasks), config.load(config.Demos)
     measured = config.load(config.Evaluate)
-    accelerator = start(runtime, seed)
+    ranks = start(runtime, seed)
     (spec,) = registry.get([name], tasks.folder)
-    agent = Agent.from_pretrained(BASE, device=accelerator.device)
-    demonstrations = load_demonstrations([spec], agent.sight) if demos_settings.held_out_episodes else {}
+    how_learning, how_acting = compute(runtime, ranks.device)
+    agent = Agent.from_pretrained(BASE, device=ranks.device, compute=how_acting)
+    demonstrations = load_demonstrations([spec], sight=agent.sight) if demos_settings.held_out_episodes else {}
     statistics = observation_statistics([spec], demonstrations, agent.model.config.obs_dim) if demonstrations else None
     agent.add_task(spec, load_embeddings([spec]), task_discount(spec, learning), statistics)
     model, out = agent.model.config, CHECKPOINTS / "adapt" / name
-    demos = demo_buffer(demonstrations, agent.table.names, model, agent.planner.horizon) if demonstrations else None
 
-    inputs = [DEMOS / name] if demos else []
+    inputs = [DEMOS / name] if demonstrations else []
     with scratch_folder(f"adapt-{name}", [settings, learning], [*inputs, EMBEDDINGS, BASE], seed) as scratch:
         widths = model.obs_dim, model.action_dim
-        with Evaluator([spec], measured.episodes, *widths, seed + 100, runtime.env_workers, agent.sight) as evaluator:
+        place = replay_place(runtime, ranks.device, scratch)
+        demos = (
+            demo_buffer(demonstrations, agent.table.names, model, agent.planner.horizon, place)
+            if demonstrations
+            else None
+        )
+        with Evaluator(
+            [spec], measured.episodes, *widths, seed + 100, runtime.env_workers, sight=agent.sight
+        ) as evaluator:
 
             def score(label: str) -> dict[str, dict[str, Any]]:
                 found = {
@@ -69,8 +81,10 @@ def main() -> None:
             base_parameters = sum(p.numel() for p in agent.model.parameters() if p.requires_grad)
             agent.create_adapter(name, settings.parts, settings.rank, settings.alpha)
             first = settings.pretrain if settings.pretrain.updates else settings.finetune
-            learner = Learner(agent.model, agent.table, learning, first.warmup_updates, accelerator)
-            loops = learn(agent, spec, learner, demos, settings, scratch, seed, runtime)
+            learner = Learner(
+                agent.model, agent.table, learning, first.warmup_updates, ranks, how_learning, runtime.accumulate
+            )
+            loops = learn(agent, spec, learner, demos, place, settings, scratch, seed, runtime)
             agent.actor.refresh()
             adapted = score("adapted")
 
@@ -78,7 +92,7 @@ def main() -> None:
         with atomic_folder(out / "videos") as folder:
             film(agent, spec, measured, seed, folder)
         for loop in loops:
-            loop.log.publish(out / "metrics" / loop.scratch.name)
+            loop.publish(out / "metrics" / loop.scratch.name)
         trained = sum(p.numel() for p in agent.model.parameters() if p.requires_grad)
         Summary("adapt", sum(loop.seconds for loop in loops)).write(
             out / "metrics",
@@ -102,6 +116,7 @@ def learn(
     spec: TaskSpec,
     learner: Learner,
     demos: ReplayBuffer | None,
+    place: ReplayPlace,
     settings: config.Adapt,
     scratch: Path,
     seed: int,
@@ -112,18 +127,21 @@ def learn(
     phases = settings.pretrain, settings.finetune
     if demos is None and settings.pretrain.updates:
         raise ValueError("demos.held_out_episodes is 0, so set adapt.pretrain.updates to 0: there is nothing to clone")
-    with Evaluator([spec], phases[0].eval_episodes, *widths, seed + 1, runtime.env_workers, agent.sight) as evaluator:
-        offline = Loop(f"adapt {spec.name}", scratch / "pretrain", learner, agent.actor, evaluator, seed, plan=True)
+    sight, workers = agent.sight, runtime.env_workers
+    with Evaluator([spec], phases[0].eval_episodes, *widths, seed + 1, workers, sight=sight) as evaluator:
+        offline = Loop(
+            f"adapt {spec.name}", scratch / "pretrain", learner, agent.actor, evaluator, seed, runtime, plan=True
+        )
         if demos is not None:
             learn_offline(offline, settings.pretrain, demos.sample, [spec])
     env_specs = [spec] * settings.finetune.envs_per_task
-    replay = ReplayBuffer(settings.finetune.replay_capacity, *widths, agent.planner.horizon)
+    replay = online_buffer(settings.finetune.replay_capacity, agent.model.config, agent.planner.horizon, place)
     with (
-        Evaluator([spec], phases[1].eval_episodes, *widths, seed + 1, runtime.env_workers, agent.sight) as evaluator,
-        make_envs(agent.sight, env_specs, *widths, seed + 3, runtime.env_workers) as envs,
+        Evaluator([spec], phases[1].eval_episodes, *widths, seed + 1, workers, sight=sight) as evaluator,
+        make_envs(sight, env_specs, *widths, seed + 3, workers) as envs,
     ):
         online = Loop(
-            f"adapt {spec.name} online", scratch / "finetune", learner, agent.actor, evaluator, seed, plan=True
+            f"adapt {spec.name} online", scratch / "finetune", learner, agent.actor, evaluator, seed, runtime, plan=True
         )
         collecting = agent.with_planner(agent.planner).actor
         learn_online(online, settings.finetune, demos, replay, envs, env_specs, collecting, [spec])
@@ -134,7 +152,7 @@ def curve(offline: Loop, online: Loop) -> list[dict[str, float]]:
     """Return every evaluation of the adaptation, over both phases."""
     points = []
     for loop, seconds_before in ((offline, 0.0), (online, offline.seconds)):
-        columns = (loop.log.history(name) for name in ("eval/score", "clock/seconds", "clock/updates"))
+        columns = (loop.history(name) for name in ("eval/score", "clock/seconds", "clock/updates"))
         for (position, score), (_, seconds), (_, updates) in zip(*columns, strict=True):
             points.append(
                 {

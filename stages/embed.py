@@ -26,12 +26,13 @@ def main() -> None:
     tasks, language = config.load(config.Tasks), config.load(config.Language)
     specs = registry.get([*tasks.train, *tasks.held_out], tasks.folder)
     encoder = load_encoder(language.encoder)
-    texts = [[spec.text(phrasing) for phrasing in range(len(spec.instructions))] for spec in specs]
-    embeddings = embed(encoder, [spec.name for spec in specs], texts, language.phrasings)
+    training, unseen = [spec.training_texts() for spec in specs], [spec.unseen_text() for spec in specs]
+    embeddings = embed(encoder, [spec.name for spec in specs], training, language.phrasings, unseen)
     embeddings.save(OUT)
     see(specs)
     print(
-        f"embed: {len(specs)} tasks x {language.phrasings} phrasings, {encoder.dim} values by {encoder.id} -> {OUT}",
+        f"embed: {len(specs)} tasks x {language.phrasings} phrasings and one for evaluation, "
+        f"{encoder.dim} values by {encoder.id} -> {OUT}",
         file=sys.stderr,
     )
 

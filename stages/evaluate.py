@@ -15,7 +15,8 @@ from pipeline.tasks import registry
 from pipeline.tasks.rendering import RenderingUnavailable
 from pipeline.tasks.spec import TaskSpec
 from pipeline.train.evaluate import Evaluator, Result, record, summarise
-from pipeline.train.runtime import Summary, run_stage, start
+from pipeline.train.ranks import Ranks
+from pipeline.train.runtime import Summary, compute, run_stage, start
 from pipeline.train.workspace import CHECKPOINTS
 from pipeline.video import write_video
 from pipeline.vision.sight import Sight
@@ -27,15 +28,18 @@ MODES = {"policy": False, "plan": True}
 def main() -> None:
     tasks, runtime, settings = config.load(config.Tasks), config.load(config.Runtime), config.load(config.Evaluate)
     seed = config.load_seed()
-    accelerator, summary = start(runtime, seed), Summary("evaluate")
+    ranks, summary = start(runtime, seed), Summary("evaluate")
+    _, how = compute(runtime, ranks.device)
     specs = registry.get(tasks.train, tasks.folder)
     agents = {
-        name: Agent.from_pretrained(CHECKPOINTS / name / "model", device=accelerator.device)
+        name: Agent.from_pretrained(CHECKPOINTS / name / "model", device=ranks.device, compute=how)
         for name in ("pretrain", "finetune")
     }
-    actors, sight = {name: agent.actor for name, agent in agents.items()}, agents["finetune"].sight
-    results = play(actors, specs, settings, runtime, seed, sight)
-    told_other = play_pairs(actors["finetune"], tasks, specs, settings, runtime, seed, sight)
+    actors, sight = {name: agent.told(settings.phrasing) for name, agent in agents.items()}, agents["finetune"].sight
+    results = play(actors, specs, settings, runtime, seed, ranks, sight)
+    told_other = play_pairs(actors["finetune"], tasks, specs, settings, runtime, seed, ranks, sight)
+    if not ranks.is_main:
+        return
 
     models: dict[str, Any] = {}
     means: dict[str, Any] = {}
@@ -49,8 +53,9 @@ def main() -> None:
     with atomic_folder(OUT / "videos") as folder:
         film(actors["finetune"], specs, settings, seed, folder, sight)
     with atomic_folder(OUT / "metrics") as folder:
-        write_json(folder / "scores.json", {"models": models, "mean": means, "pairs": pairs})
-        summary.write(folder, episodes=settings.episodes)
+        weights = {name: agent.base for name, agent in agents.items()}  # only what was evaluated is released
+        write_json(folder / "scores.json", {"models": models, "mean": means, "pairs": pairs, "weights": weights})
+        summary.write(folder, episodes=settings.episodes, matmul=how.matmul)
     for name, modes in means.items():
         print(
             f"evaluate: {name}: " + ", ".join(f"{mode} {mean['score']:.3f}" for mode, mean in modes.items()),
@@ -64,13 +69,14 @@ def play(
     settings: config.Evaluate,
     runtime: config.Runtime,
     seed: int,
+    ranks: Ranks,
     sight: Sight | None,
 ) -> dict[tuple[str, str], dict[str, Result]]:
     """Play every task with every checkpoint in every mode, from the same starts."""
     model = actors["finetune"].model.config
     names = [spec.name for spec in specs]
     with Evaluator(
-        specs, settings.episodes, model.obs_dim, model.action_dim, seed + 100, runtime.env_workers, sight
+        specs, settings.episodes, model.obs_dim, model.action_dim, seed + 100, runtime.env_workers, ranks, sight
     ) as evaluator:
         return {
             (name, mode): dict(
@@ -88,6 +94,7 @@ def play_pairs(
     settings: config.Evaluate,
     runtime: config.Runtime,
     seed: int,
+    ranks: Ranks,
     sight: Sight | None,
 ) -> dict[str, dict[str, Result]]:
     """Play each task of a pair with the other's instruction; the results are keyed by the task that scores."""
@@ -98,7 +105,7 @@ def play_pairs(
     told = [other[spec.name] for spec in paired]
     model = actor.model.config
     with Evaluator(
-        paired, settings.episodes, model.obs_dim, model.action_dim, seed + 200, runtime.env_workers, sight
+        paired, settings.episodes, model.obs_dim, model.action_dim, seed + 200, runtime.env_workers, ranks, sight
     ) as evaluator:
         return {
             mode: dict(
@@ -149,4 +156,4 @@ def film(
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, several=True)

@@ -8,17 +8,19 @@ from pipeline.model.actor import Actor
 from pipeline.model.world_model import WorldModel
 from pipeline.tasks import registry
 from pipeline.train.evaluate import Evaluator
-from pipeline.train.loops import Loop, learn_offline
-from pipeline.train.runtime import Summary, run_stage, start
+from pipeline.train.loop import Loop
+from pipeline.train.loops import learn_offline
+from pipeline.train.runtime import Summary, compute, run_stage, start
 from pipeline.train.scratch import scratch_folder
 from pipeline.train.step import Learner
 from pipeline.train.workspace import (
     CHECKPOINTS,
     DEMOS,
     EMBEDDINGS,
-    demo_buffer,
     load_demonstrations,
     load_embeddings,
+    replay_place,
+    shared_demo_buffer,
     task_table,
 )
 from pipeline.vision.sight import load_sight
@@ -32,36 +34,45 @@ def main() -> None:
         config.load(config.Pretrain),
     )
     seed = config.load_seed()
-    accelerator = start(runtime, seed)
+    ranks = start(runtime, seed)
+    how_learning, how_acting = compute(runtime, ranks.device)
     specs = registry.get(tasks.train, tasks.folder)
     embeddings = load_embeddings(specs)
     vision = config.load(config.Vision)
-    sight = load_sight(vision, accelerator.device)
-    demonstrations = load_demonstrations(specs, sight)
-    table = task_table(specs, embeddings, demonstrations, model, learning, sight).to(accelerator.device)
-    demos = demo_buffer(demonstrations, table.names, model, planner.horizon)
+    sight = load_sight(vision, ranks.device)
+    demonstrations = load_demonstrations(specs, ranks, sight)
+    table = task_table(specs, embeddings, demonstrations, model, learning, sight) if ranks.is_main else None
+    table = ranks.from_main(table).to(ranks.device)
 
-    shaping = [tasks.train, model, planner, learning, settings, *([vision] if sight else [])]
-    with scratch_folder("pretrain", shaping, [DEMOS, EMBEDDINGS], seed) as scratch:
-        world_model = WorldModel(model).to(accelerator.device)
-        learner = Learner(world_model, table, learning, settings.warmup_updates, accelerator)
-        actor = Actor(world_model, table, planner)
-        with Evaluator(
-            specs, settings.eval_episodes, model.obs_dim, model.action_dim, seed + 1, runtime.env_workers, sight
-        ) as evaluator:
-            loop = Loop("pretrain", scratch, learner, actor, evaluator, seed)
-            learn_offline(loop, settings, demos.sample, specs)
-        agent = Agent(world_model, specs, embeddings, table, planner, vision)
-        agent.save_pretrained(CHECKPOINTS / "pretrain" / "model")
-        loop.log.publish(CHECKPOINTS / "pretrain" / "metrics")
-        Summary("pretrain", loop.seconds).write(
-            CHECKPOINTS / "pretrain" / "metrics",
-            updates=learner.updates,
-            parameters=sum(parameter.numel() for parameter in world_model.parameters() if parameter.requires_grad),
-            demonstrations=demos.num_episodes,
-            transitions=demos.num_transitions,
+    shaping = [tasks.train, tasks.weights, model, planner, learning, settings, *([vision] if sight else [])]
+    with scratch_folder("pretrain", shaping, [DEMOS, EMBEDDINGS], seed, ranks) as scratch:
+        place = replay_place(runtime, ranks.device, scratch, table.names, tasks.weights)
+        demos = shared_demo_buffer(ranks, demonstrations, table.names, model, planner.horizon, place, scratch)
+        demonstrations.clear()
+        world_model = WorldModel(model).to(ranks.device)
+        learner = Learner(
+            world_model, table, learning, settings.warmup_updates, ranks, how_learning, runtime.accumulate
         )
+        actor = Actor(world_model, table, planner, how_acting)
+        with Evaluator(
+            specs, settings.eval_episodes, model.obs_dim, model.action_dim, seed + 1, runtime.env_workers, ranks, sight
+        ) as evaluator:
+            loop = Loop("pretrain", scratch, learner, actor, evaluator, seed, runtime, ranks)
+            learn_offline(loop, settings, demos.sample, specs)
+        if ranks.is_main:
+            agent = Agent(world_model, specs, embeddings, table, planner, vision=vision)
+            agent.save_pretrained(CHECKPOINTS / "pretrain" / "model")
+            loop.publish(CHECKPOINTS / "pretrain" / "metrics")
+            Summary("pretrain", loop.seconds).write(
+                CHECKPOINTS / "pretrain" / "metrics",
+                updates=learner.updates,
+                parameters=sum(parameter.numel() for parameter in world_model.parameters() if parameter.requires_grad),
+                demonstrations=demos.num_episodes,
+                transitions=demos.num_transitions,
+                processes=ranks.count,
+                matmul=how_learning.matmul,
+            )
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, several=True)

@@ -1,4 +1,4 @@
-"""The release folder in the form of the Hub, pushed when publish.repo_id is set -> checkpoints/publish/."""
+"""Release folders in the form of the Hub, pushed when their repo ids are set -> checkpoints/publish/."""
 
 from __future__ import annotations
 
@@ -7,41 +7,51 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from pipeline import config, hub
-from pipeline.files import atomic_folder, write_json
+from pipeline import config
+from pipeline.files import atomic_folder
+from pipeline.hub.demos import write_demos_release
+from pipeline.hub.push import Pushed, check_repo_id, hashes, push, write_receipt
+from pipeline.hub.release import write_release
 from pipeline.report.results import read_results
+from pipeline.tasks import registry
 from pipeline.train.runtime import Summary, run_stage
 
 OUT = Path("checkpoints/publish")
+DEMOS = Path("datasets/demos")
 
 
 def main() -> None:
-    settings, summary = config.load(config.Publish), Summary("publish")
-    if settings.repo_id is not None:
-        hub.check_repo_id(settings.repo_id)
-    release = OUT / "release"
-    hub.write_release(".", read_results("."), release, settings.repo_id)
-    files = hub.hashes(release)
+    settings, tasks, summary = config.load(config.Publish), config.load(config.Tasks), Summary("publish")
+    for parameter in ("repo_id", "demos_repo_id"):
+        if getattr(settings, parameter) is not None:
+            check_repo_id(getattr(settings, parameter), f"publish.{parameter}")
+    write_release(".", read_results("."), OUT / "release", settings.repo_id, settings.demos_repo_id)
+    specs = registry.get([*tasks.train, *tasks.held_out], tasks.folder)
+    shown = [spec for spec in specs if (DEMOS / spec.name).is_dir()]  # a task may be learned without any
+    write_demos_release(DEMOS, shown, OUT / "demos", settings.demos_repo_id)
+
+    pushed = {
+        "receipt": send(OUT / "release", settings.repo_id, "publish.repo_id", settings),
+        "demos_receipt": send(OUT / "demos", settings.demos_repo_id, "publish.demos_repo_id", settings),
+    }
+    with atomic_folder(OUT / "metrics") as folder:
+        for (name, done), release in zip(pushed.items(), (OUT / "release", OUT / "demos"), strict=True):
+            write_receipt(folder / f"{name}.json", done, settings.tag, hashes(release))
+        summary.write(folder)
+
+
+def send(release: Path, repo: str | None, parameter: str, settings: config.Publish) -> Pushed | None:
+    """Push one release, if it has a repo, and say what came of it."""
+    files = hashes(release)
     size = sum((release / name).stat().st_size for name in files) / 2**20
     print(f"publish: {len(files)} files, {size:.1f} MiB -> {release}", file=sys.stderr)
-
-    pushed = None
-    if settings.repo_id is None:
-        print("publish: publish.repo_id is not set, so nothing was pushed", file=sys.stderr)
-    else:
-        pushed = hub.push(release, settings, HfApi())
-        news = "pushed" if pushed.new else "nothing new;"
-        print(f"publish: {news} {pushed.repo} at commit {pushed.commit}", file=sys.stderr)
-
-    with atomic_folder(OUT / "metrics") as folder:
-        receipt = {
-            "repo": pushed.repo if pushed else None,
-            "commit": pushed.commit if pushed else None,
-            "tag": settings.tag if pushed else None,
-            "files": files,
-        }
-        write_json(folder / "receipt.json", receipt)
-        summary.write(folder)
+    if repo is None:
+        print(f"publish: {parameter} is not set, so it was not pushed", file=sys.stderr)
+        return None
+    pushed = push(release, repo, settings.private, settings.tag, HfApi())
+    news = "pushed" if pushed.new else "nothing new;"
+    print(f"publish: {news} {pushed.repo} at commit {pushed.commit}", file=sys.stderr)
+    return pushed
 
 
 if __name__ == "__main__":

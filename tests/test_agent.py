@@ -21,7 +21,7 @@ from pipeline.tasks.spec import TaskSpec
 
 SIZES = config.Model(
     obs_dim=6, action_dim=3, task_dim=16, latent_dim=16, enc_dim=12, num_enc_layers=2, mlp_dim=16, num_q=2,
-    num_bins=11, bin_min=-5.0, bin_max=5.0, simnorm_dim=8, log_std_min=-10.0, log_std_max=2.0,
+    num_bins=11, bin_min=-5.0, bin_max=5.0, simnorm_dim=8, log_std_min=-10.0, log_std_max=2.0, termination=False,
 )  # fmt: skip
 PLANNER = config.Planner(
     horizon=3, iterations=2, num_samples=16, num_policy_samples=4, num_elites=4, min_std=0.05, max_std=2.0,
@@ -228,6 +228,21 @@ def test_a_new_instruction_acts_with_its_own_vector(agent: Agent, checkpoint: Pa
     assert list(Agent.from_pretrained(checkpoint).tasks) == ["walk", "reach", "push"]
 
 
+def test_a_known_instruction_needs_no_body_and_no_capitals(agent: Agent) -> None:
+    obs = obs_for(SPECS[1])
+    by_name = agent.act(obs, task="reach", plan=False)
+    rows = len(agent.table.names)
+    assert np.array_equal(agent.act(obs, instruction="Reach the goal", plan=False), by_name)
+    assert len(agent.table.names) == rows
+
+
+def test_a_new_instruction_is_for_the_body_that_observes_as_much(agent: Agent) -> None:
+    obs = np.ones(4, dtype=np.float32)
+    short = agent.act(obs, instruction="jump", plan=False)
+    assert np.array_equal(short, agent.act(obs, instruction="A small body. jump", action_dim=2, plan=False))
+    assert short.shape == (2,)
+
+
 def test_another_encoder_is_refused(agent: Agent) -> None:
     agent.encoder = HashedNgrams(32)
     with pytest.raises(ValueError, match=r"trained with the text encoder hashed-ngrams-16, but hashed-ngrams-32"):
@@ -241,7 +256,7 @@ def test_another_encoder_is_refused(agent: Agent) -> None:
         (np.ones(4), {}, "one of the two"),
         (np.ones(4), {"task": "walk", "instruction": "walk"}, "one of the two"),
         (np.ones(4), {"task": "walk", "action_dim": 3}, "2 action dims, not action_dim=3"),
-        (np.ones(4), {"instruction": "A small body. jump."}, "`action_dim` is needed"),
+        (np.ones(3), {"instruction": "A small body. jump."}, "`action_dim` is needed"),
         (np.ones(4), {"instruction": "jump", "action_dim": 9}, "9 action dims, the model takes 1 to 3"),
         (np.ones(4), {"instruction": "jump", "action_dim": 0}, "0 action dims"),
         (np.ones(5), {"task": "walk"}, r"shape \(5,\); expected 4 \(or 6, zero-padded\)"),

@@ -155,7 +155,7 @@ def test_own_tasks_come_from_the_folder_of_params(folder, capsys):
     [
         (["tasks", "walker-wlak"], "task `walker-wlak` is not known. Did you mean `walker-walk`"),
         (["tasks", "--suite", "dm_control"], "the suite `dm_control`. Did you mean `dmcontrol`"),
-        (["tasks", "--split", "test"], "the split `test`. There are: train"),
+        (["tasks", "--split", "test"], "the split `test`. There are: extra, held_out, train"),
         (["tasks", "--folder", "nowhere"], "nowhere, does not exist"),
         (["check-task", "nothing.yaml"], "nothing.yaml does not exist"),
         (["check-task", "walker-wlak"], "Did you mean `walker-walk`"),

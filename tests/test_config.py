@@ -67,6 +67,15 @@ def test_numbers_in_scientific_notation_are_numbers(params):
         (config.Model, "latent_dim: 16", "latent_dim: 12", ["latent_dim 12 is not a multiple of model.simnorm_dim 8"]),
         (config.Planner, "num_elites: 4", "num_elites: 99", ["num_elites exceeds planner.num_samples"]),
         (config.Tasks, "held_out: [mw-drawer-close]", "held_out: [mw-reach]", ["listed twice", "mw-reach"]),
+        (config.Tasks, "weights: {}", "weights: {mw-rech: 2}", ["'mw-rech'", "not in tasks.train", "`mw-reach`"]),
+        (config.Tasks, "weights: {}", "weights: {mw-reach: -1}", ["`weights.mw-reach` is -1", "greater than or equal"]),
+        (
+            config.Tasks,
+            "weights: {}",
+            "weights: {mw-reach: 0, mw-pick-place: 0, mw-drawer-open: 0}",
+            ["every training task to 0"],
+        ),
+        (config.Finetune, "batch_size: 16", "batch_size: 15", ["15 x demo_fraction 0.5 is 7.5 slices"]),
         (config.Tasks, "[[mw-reach, mw-pick-place]]", "[[mw-reach, mw-push]]", ["'mw-push'", "not in tasks.train"]),
     ],
 )
@@ -101,14 +110,16 @@ def test_an_unknown_section_names_its_near_match(params):
 def test_a_missing_section_says_what_it_holds(params):
     text = params.read_text()
     params.write_text(text[: text.index("publish:")])
-    with pytest.raises(ValueError, match=r"the section `publish` is missing. It holds: repo_id, private, tag"):
+    with pytest.raises(
+        ValueError, match=r"section `publish` is missing. It holds: repo_id, demos_repo_id, private, tag"
+    ):
         config.load(config.Publish, params)
 
 
 @pytest.mark.parametrize("content", ["publish: 3\n", "publish:\n", "publish: [a]\n"])
 def test_a_section_without_names_is_refused(params, content):
     params.write_text(content)
-    with pytest.raises(ValueError, match=r"publish: expected named values \(repo_id, private, tag\)"):
+    with pytest.raises(ValueError, match=r"publish: expected named values \(repo_id, demos_repo_id, private, tag\)"):
         config.load(config.Publish, params)
 
 

@@ -5,9 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline import config
-from pipeline.presets import Change, apply_preset, list_presets
+from pipeline.model.world_model import WorldModel
+from pipeline.presets import Change, apply_presets, list_presets
 from pipeline.tasks import registry
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +30,7 @@ def write(folder: Path, text: str) -> Path:
 def test_only_the_named_values_change_and_keep_their_spelling(tmp_path, params):
     before = params.read_text()
     presets = write(tmp_path, "learning: {lr: 1e-3}\nadapt:\n  pretrain:\n    updates: 77\nseed: 5  # five\n")
-    changes = apply_preset("big", presets, params)
+    changes = apply_presets(["big"], presets, params)
     assert sorted(changes) == [
         Change("adapt.pretrain.updates", 10, 77),
         Change("learning.lr", 3e-4, 1e-3),
@@ -51,6 +53,7 @@ tasks:  # the run's tasks
   # Two that share a body.
   pairs:
     - [mw-reach, mw-push]  # trailing
+  weights: {}
   held_out: [mw-drawer-close]   # alone
   # Your own files.
   folder: my_tasks
@@ -58,7 +61,7 @@ tasks:  # the run's tasks
 """
     params.write_text(text[:start] + tasks + text[end:])
     presets = write(tmp_path, "tasks:\n  train: [a, b, c]\n  held_out:\n  - x\n  - y\n  pairs: [[a, c]]\n")
-    apply_preset("big", presets, params)
+    apply_presets(["big"], presets, params)
     expected = tasks.replace("- mw-reach\n    - mw-push", "- a\n    - b\n    - c")
     expected = expected.replace("- [mw-reach, mw-push]", "- [a, c]").replace("[mw-drawer-close]", "[x, y]")
     assert params.read_text() == text[:start] + expected + text[end:]
@@ -68,29 +71,41 @@ def test_null_is_written_over_and_restored(tmp_path, params):
     before = params.read_text()
     presets = write(tmp_path, 'publish: {repo_id: "me/model"}\n')
     (presets / "back.yaml").write_text("publish:\n  repo_id:\n")
-    apply_preset("big", presets, params)
+    apply_presets(["big"], presets, params)
     assert config.load(config.Publish, params).repo_id == "me/model"
-    assert apply_preset("back", presets, params) == [Change("publish.repo_id", "me/model", None)]
+    assert apply_presets(["back"], presets, params) == [Change("publish.repo_id", "me/model", None)]
     assert params.read_text() == before
 
 
 def test_a_key_with_nothing_behind_it_takes_a_value(tmp_path, params):
     params.write_text(params.read_text().replace("tag: null", "tag:"))
-    apply_preset("big", write(tmp_path, "publish: {tag: v1}\n"), params)
+    apply_presets(["big"], write(tmp_path, "publish: {tag: v1}\n"), params)
     assert config.load(config.Publish, params).tag == "v1"
 
 
 def test_an_empty_list_and_back(tmp_path, params):
     presets = write(tmp_path, "tasks: {pairs: []}\n")
-    apply_preset("big", presets, params)
+    apply_presets(["big"], presets, params)
     assert config.load(config.Tasks, params).pairs == ()
+
+
+def test_a_mapping_of_free_names_is_a_value(tmp_path, params):
+    before = params.read_text()
+    presets = write(tmp_path, "tasks:\n  weights:\n    mw-reach: 2.5\n    mw-pick-place: 3\n")
+    (presets / "back.yaml").write_text("tasks: {weights: {}}\n")
+    weights = {"mw-reach": 2.5, "mw-pick-place": 3}
+    assert apply_presets(["big"], presets, params) == [Change("tasks.weights", {}, weights)]
+    assert "weights: {mw-reach: 2.5, mw-pick-place: 3}\n" in params.read_text()
+    assert config.load(config.Tasks, params).weights == weights
+    apply_presets(["back"], presets, params)
+    assert params.read_text() == before
 
 
 def test_applying_twice_changes_nothing_and_does_not_write(tmp_path, params):
     presets = write(tmp_path, "seed: 9\n")
-    apply_preset("big", presets, params)
+    apply_presets(["big"], presets, params)
     written = params.stat().st_mtime_ns, params.stat().st_ino
-    assert apply_preset("big", presets, params) == []
+    assert apply_presets(["big"], presets, params) == []
     assert (params.stat().st_mtime_ns, params.stat().st_ino) == written
 
 
@@ -112,26 +127,95 @@ def test_applying_twice_changes_nothing_and_does_not_write(tmp_path, params):
 def test_a_wrong_preset_is_refused_and_nothing_is_written(tmp_path, params, preset, message):
     before = params.read_text()
     with pytest.raises(ValueError, match=message):
-        apply_preset("big", write(tmp_path, preset), params)
+        apply_presets(["big"], write(tmp_path, preset), params)
     assert params.read_text() == before
 
 
 def test_an_unknown_preset_names_its_near_matches(tmp_path, params):
     presets = write(tmp_path, "# Fifty tasks.\nseed: 1\n")
     with pytest.raises(ValueError, match=re.escape("no preset `bigg`")) as error:
-        apply_preset("bigg", presets, params)
+        apply_presets(["bigg"], presets, params)
     assert "Did you mean `big`?" in str(error.value)
     assert list_presets(presets) == {"big": "Fifty tasks."}
 
 
+PRESETS = ROOT / "presets"
+SIZES = ("size-s", "size-b", "size-l", "size-xl")
+
+
+def test_a_later_preset_wins_and_all_is_written_or_nothing(tmp_path, params):
+    before = params.read_text()
+    presets = write(tmp_path, "seed: 9\nlearning: {lr: 1e-3}\n")
+    (presets / "more.yaml").write_text("seed: 4\n")
+    (presets / "back.yaml").write_text("seed: 3\n")
+    (presets / "wrong.yaml").write_text("seed: 5\nmodel: {num_q: 1}\n")
+    with pytest.raises(ValueError, match="with preset `big` and `wrong`: model: `num_q` is 1"):
+        apply_presets(["big", "wrong"], presets, params)
+    assert params.read_text() == before
+    changes = apply_presets(["big", "more"], presets, params)
+    assert sorted(changes) == [Change("learning.lr", 3e-4, 1e-3), Change("seed", 3, 4)]
+    params.write_text(before)
+    assert apply_presets(["more", "back"], presets, params) == []
+    assert params.read_text() == before
+
+
 def test_the_presets_of_the_project_fit_its_parameters_and_tasks(tmp_path):
-    presets = list_presets(ROOT / "presets")
-    assert {"mt50", "dmc"} <= set(presets)
+    presets = list_presets(PRESETS)
+    assert {"newt", "newt-cpu", "quickstart", "mt50", "dmc", *SIZES} <= set(presets)
     for name, description in presets.items():
         params = Path(shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml"))
-        apply_preset(name, ROOT / "presets", params)
+        apply_presets([name], PRESETS, params)  # which reads every section anew
         assert description, f"presets/{name}.yaml should begin with a comment that says what it is"
         tasks, model = config.load(config.Tasks, params), config.load(config.Model, params)
         for spec in registry.get(tasks.train + tasks.held_out):
             assert spec.obs_dim <= model.obs_dim
             assert spec.action_dim <= model.action_dim
+
+
+def test_quickstart_brings_the_default_parameters_back(tmp_path):
+    params = Path(shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml"))
+    apply_presets(["mt50", "newt", "size-xl", "quickstart"], PRESETS, params)
+    ours, default = config.read_params(PRESETS / "quickstart.yaml"), config.read_params(ROOT / "params.yaml")
+    assert ours == default, "copy what was changed in params.yaml into presets/quickstart.yaml"
+    assert config.read_params(params) == default
+
+
+@pytest.mark.parametrize(("size", "millions"), list(zip(SIZES, (2.14, 7.26, 20.4, 81.6), strict=True)))
+def test_sizes_have_the_published_numbers_of_parameters(tmp_path, size, millions):
+    params = Path(shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml"))
+    apply_presets(["newt", size], PRESETS, params)
+    with torch.device("meta"):
+        model = WorldModel(config.load(config.Model, params))
+    online = sum(value.numel() for name, value in model.named_parameters() if not name.startswith("target_"))
+    assert online / 1e6 == pytest.approx(millions, rel=0.005)
+
+
+def test_newt_has_the_published_numbers(tmp_path):
+    params = Path(shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml"))
+    apply_presets(["quickstart", "newt"], PRESETS, params)
+    read = {name: config.load(section, params) for name, section in config.SECTIONS.items()}
+    published = {
+        "model": {
+            "obs_dim": 128, "action_dim": 16, "task_dim": 512, "latent_dim": 512, "enc_dim": 1024, "mlp_dim": 1024,
+            "num_enc_layers": 3, "num_q": 5, "num_bins": 101, "bin_min": -10, "bin_max": 10, "simnorm_dim": 8,
+            "log_std_min": -10, "log_std_max": 2, "termination": False,
+        },
+        "planner": {
+            "horizon": 3, "iterations": 6, "num_samples": 512, "num_policy_samples": 24, "num_elites": 64,
+            "min_std": 0.05, "max_std": 2, "temperature": 0.5,
+        },
+        "learning": {
+            "lr": 3e-4, "encoder_lr_scale": 0.3, "grad_clip_norm": 20, "tau": 0.01, "rho": 0.5,
+            "consistency_coef": 20, "reward_coef": 0.1, "value_coef": 0.1, "bc_coef": 1, "online_bc_coef": 0,
+            "prior_coef": 1, "entropy_coef": 1e-4, "normalize_obs": False, "discount_min": 0.95, "discount_max": 0.995,
+        },
+        "pretrain": {"updates": 200_000, "batch_size": 1024, "warmup_updates": 5000},
+        "finetune": {
+            "env_steps": 100_000_000, "utd": 0.075, "batch_size": 1024, "demo_fraction": 0.5, "imitate": "all",
+            "lr_scale": 1, "envs_per_task": 1, "warmup_updates": 0, "seeding_episodes": 5,
+            "constraint_steps": 2_000_000, "constraint_decay": 10_000_000,
+        },
+    }  # fmt: skip
+    for section, values in published.items():
+        assert {name: getattr(read[section], name) for name in values} == values
+    assert read["language"].encoder == "openai/clip-vit-base-patch32"

@@ -21,8 +21,11 @@ tasks:
   train: [{train}]
   held_out: [{held_out}]
   pairs: [[walker-walk, walker-run]]  # <only the instruction> differs
+  weights: {{}}
   folder: my_tasks
-evaluate: {{episodes: 10, confidence: 0.95, bootstrap_samples: 100, video_size: 64, video_every: 1, video_fps: 20}}
+evaluate:
+  {{episodes: 10, phrasing: canonical, confidence: 0.95, bootstrap_samples: 100, video_size: 64, video_every: 1,
+    video_fps: 20}}
 """
 SECTIONS = [
     "curves",

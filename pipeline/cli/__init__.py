@@ -11,9 +11,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pipeline.cli import act, preset, tasks
+from pipeline.cli import act, hub, importing, preset, tasks
 
-GROUPS = (tasks, act, preset)  # in the order of the help
+GROUPS = (tasks, act, hub, importing, preset)  # in the order of the help
 
 DESCRIPTION = """\
 Eft pretrains a language-conditioned world model on demonstrations, finetunes it on many tasks at once,
@@ -28,7 +28,12 @@ examples:
   eft check-task my_tasks/juggle.yaml --frame juggle.png
   eft act checkpoints/finetune/model --task walker-run --video run.mp4
   eft act checkpoints/finetune/model --task walker-run --instruction "Stand still."
+  eft info user/name                           sizes, tasks and scores of a release on the Hub
+  eft act user/name --task walker-run --video run.mp4
+  eft push --repo user/name --dry-run          what a push of the release would send
+  eft import minari data/door-human --task my-door
   eft preset mt50 && dvc repro                 a larger set-up, written into params.yaml
+  eft preset newt size-b                       the published numbers with a smaller model
 """
 
 

@@ -24,6 +24,7 @@ def add_to(commands: Any) -> None:
         "eft act checkpoints/finetune/model --task mw-reach --episodes 5 --video reach.mp4",
     )
     act.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder, or user/name on the Hugging Face Hub")
+    act.add_argument("--revision", metavar="REV", help="commit, tag or branch on the Hub (default: the newest)")
     act.add_argument("--task", required=True, help="the task whose environment it acts in and is scored by")
     act.add_argument(
         "--instruction",
@@ -46,7 +47,7 @@ def act_in_task(options: argparse.Namespace) -> None:
     from pipeline.video import write_video
 
     spec = registry.get([options.task], own_folder(options))[0]
-    agent = Agent.from_pretrained(options.checkpoint)
+    agent = Agent.from_pretrained(options.checkpoint, options.revision)
     if options.adapter:
         agent.add_adapter(options.adapter)
     if options.instruction is None and spec.name not in agent.tasks:

@@ -24,6 +24,9 @@ def add_folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--folder", metavar="FOLDER", help="your own task files (default: tasks.folder of params.yaml, if there is one)"
     )
+    parser.add_argument(
+        "--task-file", dest="folder", metavar="FILE", help="the one file of your own task, in place of --folder"
+    )
 
 
 def own_folder(options: argparse.Namespace) -> str | None:

@@ -12,25 +12,28 @@ from pipeline.cli.options import add_command
 
 def add_to(commands: Any) -> None:
     """Declare the commands of this file."""
-    preset = add_command(commands, "preset", write_preset, "write a preset into params.yaml", "eft preset quickstart")
-    preset.add_argument("name", nargs="?", metavar="NAME", help="the preset; without it, all are listed")
+    preset = add_command(commands, "preset", write_preset, "write presets into params.yaml", "eft preset newt size-b")
+    preset.add_argument(
+        "names", nargs="*", metavar="NAME", help="presets, a later one wins; without any, all are listed"
+    )
 
 
 def write_preset(options: argparse.Namespace) -> None:
-    """Write a preset into params.yaml and print what changed, or list the presets."""
+    """Write presets into params.yaml and print what changed, or list the presets."""
     from pipeline import presets
 
-    if options.name is None:
+    if not options.names:
         for name, description in presets.list_presets().items():
             print(f"{name:<12} {description}")
         return
-    changes = presets.apply_preset(options.name)
+    changes = presets.apply_presets(options.names)
+    named = f"preset `{'` and `'.join(options.names)}`"
     for change in changes:
         print(f"{change.key}: {_brief(change.old)} -> {_brief(change.new)}")
     print(
-        f"params.yaml now holds preset `{options.name}`: {len(changes)} parameters changed. Run `dvc repro`."
+        f"params.yaml now holds {named}: {len(changes)} parameters changed. Run `dvc repro`."
         if changes
-        else f"params.yaml already holds preset `{options.name}`: nothing changed."
+        else f"params.yaml already holds {named}: nothing changed."
     )
 
 

@@ -7,11 +7,15 @@ a time, and never wraps around the end, so a slice is always contiguous.
 
 from __future__ import annotations
 
+import math
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from pipeline.data.episode_table import EpisodeTable
 from pipeline.shapes import Batch
 
 if TYPE_CHECKING:
@@ -21,7 +25,9 @@ if TYPE_CHECKING:
 class ReplayBuffer:
     """Episodes of many tasks, sampled in slices of `horizon` transitions.
 
-    The distribution is the original's: the episode uniformly, then its start uniformly.
+    The distribution is the original's: the episode uniformly, then its start uniformly; with `task_weights`, the task
+    by weight before that. A transition takes 4 (O + A + 1) bytes, and 4 A more for what an expert intended; an episode
+    takes one row more than it has transitions, and at most 80 bytes of bookkeeping.
 
     Args:
         capacity: rows, i.e. transitions plus one row per episode.
@@ -29,36 +35,101 @@ class ReplayBuffer:
         action_dim: A, width actions are padded to.
         horizon: T, transitions per slice.
         keep_expert_actions: also store what the expert intended; without it the executed action is imitated.
+        device: where rows are kept and batches come from.
+        folder: keep the rows in memory-mapped files there (on the CPU), which may be larger than memory. Files that lie
+            there are overwritten: `state_tensors` is what a run resumes from.
+        attach: the files are those another process has made and filled, and are mapped as they are.
+        task_weights: (n,) how often each row of the task table is drawn, relative to the others; None leaves it to how
+            many episodes each has.
+
+    Raises:
+        ValueError: the capacity is below a slice, a weight is impossible, or files are asked for on another device.
+        OSError: the files do not fit on the disk.
     """
 
-    def __init__(self, capacity: int, obs_dim: int, action_dim: int, horizon: int, keep_expert_actions: bool = False):
+    def __init__(
+        self,
+        capacity: int,
+        obs_dim: int,
+        action_dim: int,
+        horizon: int,
+        keep_expert_actions: bool = False,
+        device: torch.device | str = "cpu",
+        folder: Path | None = None,
+        task_weights: Tensor | None = None,
+        attach: bool = False,
+    ):
         if capacity <= horizon:
             raise ValueError(f"a replay of {capacity} rows cannot hold a slice of {horizon} transitions")
-        self.capacity, self.horizon = capacity, horizon
-        self.obs = torch.zeros(capacity, obs_dim)
-        self.action = torch.zeros(capacity, action_dim)
-        self.expert_action = torch.zeros(capacity, action_dim) if keep_expert_actions else self.action
-        self.reward = torch.zeros(capacity)
-        self.terminated = torch.zeros(capacity)
-        # One entry per stored episode, oldest first; `_starts[i]` is its first row, `_lengths[i]` its transitions.
-        self._starts: list[int] = []
-        self._lengths: list[int] = []
-        self._tasks: list[int] = []
-        self._imitation: list[float] = []
+        if folder is not None and torch.device(device).type != "cpu":
+            raise ValueError(f"a replay in files is read by the CPU, not by {device}: choose one of the two")
+        self.capacity, self.horizon, self.device = capacity, horizon, torch.device(device)
+        columns = {"obs": (capacity, obs_dim), "action": (capacity, action_dim), "reward": (capacity,)}
+        if keep_expert_actions:
+            columns["expert_action"] = (capacity, action_dim)
+        rows = {
+            name: torch.zeros(shape, device=device)
+            if folder is None
+            else _mapped(folder / f"{name}.f32", shape, attach)
+            for name, shape in columns.items()
+        }
+        self.obs, self.action, self.reward = rows["obs"], rows["action"], rows["reward"]
+        self.expert_action = rows.get("expert_action", self.action)
+        self._names = tuple(rows)
+        self._task_weights = task_weights
+        self._episodes = EpisodeTable(horizon, task_weights)
         self._next_row = 0
-        self._table = torch.empty(3, 0, dtype=torch.int64)  # starts, possible slice starts, tasks: what sampling reads
-        self._imitation_table = torch.empty(0)
         self._offsets = torch.arange(horizon + 1).unsqueeze(1)
 
     @property
     def num_episodes(self) -> int:
         """Episodes stored."""
-        return len(self._starts)
+        return len(self._episodes)
 
     @property
     def num_transitions(self) -> int:
         """Transitions stored."""
-        return sum(self._lengths)
+        return self._episodes.num_transitions
+
+    @property
+    def num_added(self) -> int:
+        """Episodes ever stored, those overwritten since included: `state_tensors(since=...)` counts by it."""
+        return self._episodes.end
+
+    def mean_age(self) -> float:
+        """Return how many transitions were added since a stored episode, in the mean over episodes."""
+        lengths = self._episodes.read(self._episodes.first)[0][1].double()
+        return float((lengths.sum() - lengths.cumsum(0)).mean()) if len(lengths) else 0.0
+
+    def weight_of(self, rows: Tensor) -> float:
+        """Return how often episodes of tasks (n,) are drawn together, relative to those of other tasks."""
+        return float(len(rows) if self._task_weights is None else self._task_weights[rows].sum())
+
+    def index_tensors(self) -> dict[str, Tensor]:
+        """Return where the stored episodes lie, for a buffer attached to the same files."""
+        columns, imitation = self._episodes.read(0)
+        counters = [self._episodes.first, self._episodes.end, self._next_row]
+        return {"episodes": columns, "imitation": imitation, "counters": torch.tensor(counters)}
+
+    def load_index(self, index: dict[str, Tensor]) -> None:
+        """Take over what `index_tensors` of the buffer that filled the files returned."""
+        first, _, self._next_row = index["counters"].tolist()
+        self._episodes = EpisodeTable(self.horizon, self._task_weights)
+        self._episodes.first = self._episodes.end = first
+        for (start, length, task, terminated), weight in zip(
+            index["episodes"].T.tolist(), index["imitation"].tolist(), strict=True
+        ):
+            self._episodes.append(start, length, task, bool(terminated), weight)
+
+    def copy_to(self, device: torch.device) -> ReplayBuffer:
+        """Return a buffer with the same episodes, kept on another device."""
+        widths = self.obs.shape[1], self.action.shape[1]
+        expert = "expert_action" in self._names
+        copy = ReplayBuffer(self.capacity, *widths, self.horizon, expert, device, None, self._task_weights)
+        for name in self._names:
+            getattr(copy, name).copy_(getattr(self, name))
+        copy.load_index(self.index_tensors())
+        return copy
 
     def add(
         self,
@@ -85,122 +156,205 @@ class ReplayBuffer:
             False if the episode is shorter than a slice and was left out.
 
         Raises:
-            ValueError: the episode does not fit into the buffer, or holds values that are not finite.
+            ValueError: the episode does not fit into the buffer, or holds values that are not finite; nothing was
+                stored.
         """
         length = len(action)
-        if len(obs) != length + 1 or len(reward) != length:
-            raise ValueError(
-                f"an episode of {length} actions needs {length + 1} observations and {length} rewards; "
-                f"it came with {len(obs)} and {len(reward)}"
-            )
+        given = {"obs": obs, "action": action, "reward": reward}
+        if "expert_action" in self._names:
+            given["expert_action"] = action if expert_action is None else expert_action
+        self._check(given, length, task)
         if length < self.horizon:
             return False
-        if length + 1 > self.capacity:
-            raise ValueError(f"an episode of {length} transitions does not fit into a replay of {self.capacity} rows")
-        for name, values in (("observation", obs), ("action", action), ("reward", reward)):
-            if not torch.isfinite(values).all():
-                raise ValueError(f"an episode of task row {task} holds a {name} that is not finite; it was not stored")
         start = self._make_room(length + 1)
-        rows = slice(start, start + length)
-        self.obs[start : start + length + 1] = 0
-        self.obs[start : start + length + 1, : obs.shape[1]] = obs
-        self.action[start : start + length + 1] = 0
-        self.action[rows, : action.shape[1]] = action
-        if expert_action is not None and self.expert_action is not self.action:
-            self.expert_action[start : start + length + 1] = 0
-            self.expert_action[rows, : expert_action.shape[1]] = expert_action
-        self.reward[rows] = reward
-        self.terminated[rows] = 0
-        self.terminated[start + length - 1] = float(terminated)
-        self._starts.append(start)
-        self._lengths.append(length)
-        self._tasks.append(task)
-        self._imitation.append(imitation)
-        self._refresh_table()
+        for name, values in given.items():
+            rows = getattr(self, name)[start : start + length + 1]
+            if values.shape[1:] != rows.shape[1:] or len(values) < len(rows):
+                rows.zero_()
+            (rows[: len(values)] if rows.ndim == 1 else rows[: len(values), : values.shape[1]]).copy_(values)
+        self._episodes.append(start, length, task, terminated, imitation)
         return True
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
-        """Draw `batch_size` slices.
+        """Draw `batch_size` slices, on the buffer's device.
 
         Raises:
             ValueError: nothing is stored yet.
         """
-        if not self._starts:
-            raise ValueError("the replay holds no episode yet: nothing to sample from")
-        starts, num_slices, tasks = self._table
-        episode = torch.randint(len(starts), (batch_size,), generator=generator)
-        offset = (torch.rand(batch_size, generator=generator, dtype=torch.float64) * num_slices[episode]).long()
-        rows = starts[episode] + offset + self._offsets  # (T + 1, B)
-        steps = rows[:-1]
-        action = self.action[steps]
-        same = self.expert_action is self.action
-        return Batch(
-            obs=self.obs[rows],
-            action=action,
-            expert_action=action if same else self.expert_action[steps],
-            reward=self.reward[steps],
-            terminated=self.terminated[steps],
-            task=tasks[episode],
-            imitation=self._imitation_table[episode],
-        )
+        batch = self._empty(batch_size)
+        self._fill(batch, 0, batch_size, generator)
+        return batch
 
-    def state_tensors(self) -> dict[str, Tensor]:
-        """Return everything needed to continue bit for bit, as tensors that safetensors can hold."""
-        used = max((s + n + 1 for s, n in zip(self._starts, self._lengths, strict=True)), default=0)
-        state = {name: getattr(self, name)[:used].contiguous() for name in ("obs", "action", "reward", "terminated")}
-        if self.expert_action is not self.action:
-            state["expert_action"] = self.expert_action[:used].contiguous()
-        state["episodes"] = torch.tensor([self._starts, self._lengths, self._tasks], dtype=torch.int64).reshape(3, -1)
-        state["imitation"] = self._imitation_table.clone()
-        state["next_row"] = torch.tensor([self._next_row])
-        return state
+    def state_tensors(self, since: int = 0) -> dict[str, Tensor]:
+        """Return everything needed to continue bit for bit, as tensors that safetensors can hold.
+
+        Args:
+            since: leave out the rows of the episodes that were already there when `num_added` was this. What was
+                returned then and what is returned now, loaded one after the other, give the buffer of now.
+        """
+        columns, imitation = self._episodes.read(since)
+        spans: list[list[int]] = []  # of rows, as few as there are gaps
+        for start, length in columns[:2].T.tolist():
+            if spans and spans[-1][1] == start:
+                spans[-1][1] = start + length + 1
+            else:
+                spans.append([start, start + length + 1])
+        state = {}
+        for name in self._names:
+            parts = [getattr(self, name)[start:end] for start, end in spans] or [getattr(self, name)[:0]]
+            state[name] = parts[0] if len(parts) == 1 else torch.cat(parts)
+        counters = [self._episodes.first, self._episodes.end, self._next_row]
+        return state | {"episodes": columns, "imitation": imitation, "counters": torch.tensor(counters)}
 
     def load_state_tensors(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state_tensors` returned.
+        """Take over what `state_tensors` returned; of a state since another, that other must be loaded before.
 
         Raises:
-            ValueError: the saved rows do not fit into this buffer.
+            ValueError: the saved rows do not fit into this buffer, or do not follow what it holds.
         """
-        used = len(state["obs"])
-        if used > self.capacity or state["obs"].shape[1] != self.obs.shape[1]:
+        columns, imitation = state["episodes"], state["imitation"]
+        first, end, next_row = state["counters"].tolist()
+        last_row = int((columns[0] + columns[1]).max()) if columns.numel() else 0
+        if last_row >= self.capacity or state["obs"].shape[1] != self.obs.shape[1]:
             raise ValueError(
-                f"the saved replay has {used} rows of width {state['obs'].shape[1]}, this one {self.capacity} "
+                f"the saved replay has {last_row + 1} rows of width {state['obs'].shape[1]}, this one {self.capacity} "
                 f"of width {self.obs.shape[1]}: replay_capacity or model.obs_dim was changed"
             )
-        for name in ("obs", "action", "reward", "terminated"):
-            getattr(self, name)[:used] = state[name]
-        if self.expert_action is not self.action:
-            self.expert_action[:used] = state["expert_action"]
-        self._starts, self._lengths, self._tasks = state["episodes"].tolist()
-        self._imitation = state["imitation"].tolist()
-        self._next_row = int(state["next_row"])
-        self._refresh_table()
+        since = end - columns.shape[1]
+        # The first of several may leave out what had been dropped by the time of the last.
+        if since <= first or not self.num_added:
+            self._episodes = EpisodeTable(self.horizon, self._task_weights)
+            self._episodes.first = self._episodes.end = since
+        if self._episodes.end != since:
+            raise ValueError(
+                f"the saved replay goes on after episode {since}, this one ends with {self._episodes.end}: a save "
+                "between the two is missing"
+            )
+        while self._episodes.first < min(first, self._episodes.end):
+            self._episodes.drop_oldest()
+        read = 0
+        rows = {name: getattr(self, name) for name in self._names}
+        for (start, length, task, terminated), weight in zip(columns.T.tolist(), imitation.tolist(), strict=True):
+            for name, column in rows.items():
+                column[start : start + length + 1] = state[name][read : read + length + 1]
+            self._episodes.append(start, length, task, bool(terminated), weight)
+            read += length + 1
+        self._next_row = next_row
+
+    def _check(self, given: dict[str, Tensor], length: int, task: int) -> None:
+        num_tasks = math.inf if self._task_weights is None else len(self._task_weights)
+        if not 0 <= task < num_tasks:
+            raise ValueError(f"an episode came with task row {task}: expected at least 0 and below {num_tasks}")
+        if len(given["obs"]) != length + 1 or len(given["reward"]) != length:
+            raise ValueError(
+                f"an episode of {length} actions needs {length + 1} observations and {length} rewards; "
+                f"it came with {len(given['obs'])} and {len(given['reward'])}"
+            )
+        if length + 1 > self.capacity:
+            raise ValueError(
+                f"an episode of {length} transitions does not fit into a replay of {self.capacity} rows: raise "
+                "replay_capacity"
+            )
+        for name, values in given.items():
+            width, widest = values.shape[1:], getattr(self, name).shape[1:]
+            if len(width) != len(widest) or width > widest:
+                raise ValueError(
+                    f"an episode of task row {task} has `{name}` of shape {tuple(values.shape)}; this replay takes at "
+                    f"most {tuple(widest)} values per step"
+                )
+            finite = torch.isfinite(values)
+            if not finite.all():
+                step = int((~finite).reshape(len(values), -1).any(1).nonzero()[0])
+                raise ValueError(
+                    f"an episode of task row {task} holds a value of `{name}` that is not finite at step {step}; it "
+                    "was not stored"
+                )
 
     def _make_room(self, rows: int) -> int:
         """Free `rows` contiguous rows, dropping the oldest episodes that lie there, and return the first."""
-        start = self._next_row
+        start, episodes = self._next_row, self._episodes
         if start + rows > self.capacity:
             # The tail of the ring is too short: episodes there are dropped too, since they are the oldest.
-            while self._starts and self._starts[0] >= start:
-                self._drop_oldest()
+            while len(episodes) and episodes.oldest_start() >= start:
+                episodes.drop_oldest()
             start = 0
-        while self._starts and start <= self._starts[0] < start + rows:
-            self._drop_oldest()
+        while len(episodes) and start <= episodes.oldest_start() < start + rows:
+            episodes.drop_oldest()
         self._next_row = start + rows
         return start
 
-    def _drop_oldest(self) -> None:
-        for column in (self._starts, self._lengths, self._tasks, self._imitation):
-            column.pop(0)
+    def _empty(self, batch_size: int, expert_actions: bool | None = None) -> Batch:
+        """Return a batch to be filled; without expert actions those are the executed ones."""
+        steps, wide = self.horizon, self.action.shape[1]
+        if expert_actions is None:
+            expert_actions = self.expert_action is not self.action
 
-    def _refresh_table(self) -> None:
-        starts = torch.tensor(self._starts)
-        num_slices = torch.tensor(self._lengths) - self.horizon + 1
-        self._table = torch.stack([starts, num_slices, torch.tensor(self._tasks)])
-        self._imitation_table = torch.tensor(self._imitation)
+        def empty(*shape: int) -> Tensor:
+            return torch.empty(shape, device=self.device)
+
+        action = empty(steps, batch_size, wide)
+        return Batch(
+            empty(steps + 1, batch_size, self.obs.shape[1]),
+            action,
+            empty(steps, batch_size, wide) if expert_actions else action,
+            empty(steps, batch_size),
+            torch.zeros(steps, batch_size, device=self.device),
+            torch.empty(batch_size, dtype=torch.int64, device=self.device),
+            empty(batch_size),
+        )
+
+    def _fill(self, batch: Batch, first: int, num: int, generator: torch.Generator) -> None:
+        """Draw `num` slices into a batch, at `first` and behind."""
+        drawn = self._episodes.draw(num, generator)
+        rows = (drawn.start + self._offsets).to(self.device)  # (T + 1, num)
+        at = slice(first, first + num)
+        _gather(self.obs, rows, batch.obs[:, at])
+        _gather(self.action, rows[:-1], batch.action[:, at])
+        if batch.expert_action is not batch.action:
+            _gather(self.expert_action, rows[:-1], batch.expert_action[:, at])
+        _gather(self.reward, rows[:-1], batch.reward[:, at])
+        batch.terminated[-1, at] = drawn.terminated.to(self.device, torch.float32)
+        batch.task[at] = drawn.task.to(self.device)
+        batch.imitation[at] = drawn.imitation.to(self.device)
 
 
-def from_demos(episodes: list[tuple[int, Episode]], obs_dim: int, action_dim: int, horizon: int) -> ReplayBuffer:
+def _gather(column: Tensor, rows: Tensor, out: Tensor) -> None:
+    """Copy column[rows] into `out`; both (T', n, ...), `out` being a part of a batch or all of it."""
+    if out.is_contiguous():
+        torch.index_select(column, 0, rows.flatten(), out=out.view(-1, *out.shape[2:]))
+    else:  # one step's part lies in one piece
+        for step, target in zip(rows, out, strict=True):
+            torch.index_select(column, 0, step, out=target)
+
+
+def _mapped(path: Path, shape: tuple[int, ...], attach: bool) -> Tensor:
+    """Return a float32 tensor in a file whose space is reserved: a full disk must not kill the process later."""
+    size = math.prod(shape)
+    if attach:
+        return torch.from_file(str(path), shared=True, size=size, dtype=torch.float32).view(shape)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    try:
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, 4 * size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise OSError(
+            f"{path} needs {4 * size / 2**30:.2f} GiB, which could not be reserved: {error}. Free some space or lower "
+            "replay_capacity."
+        ) from None
+    return torch.from_file(str(path), shared=True, size=size, dtype=torch.float32).view(shape)
+
+
+def from_demos(
+    episodes: list[tuple[int, Episode]],
+    obs_dim: int,
+    action_dim: int,
+    horizon: int,
+    device: torch.device | str = "cpu",
+    folder: Path | None = None,
+    task_weights: Tensor | None = None,
+) -> ReplayBuffer:
     """Put demonstrations into a buffer of exactly their size.
 
     Args:
@@ -208,6 +362,9 @@ def from_demos(episodes: list[tuple[int, Episode]], obs_dim: int, action_dim: in
         obs_dim: O.
         action_dim: A.
         horizon: T.
+        device: of the buffer.
+        folder: of the buffer.
+        task_weights: of the buffer.
 
     Raises:
         ValueError: there are none, or one is wider than the padding or shorter than the horizon.
@@ -215,7 +372,7 @@ def from_demos(episodes: list[tuple[int, Episode]], obs_dim: int, action_dim: in
     if not episodes:
         raise ValueError("there are no demonstrations to learn from: run `dvc repro demos` and see demos.episodes")
     rows = sum(len(episode.obs) for _, episode in episodes)
-    buffer = ReplayBuffer(rows, obs_dim, action_dim, horizon, keep_expert_actions=True)
+    buffer = ReplayBuffer(rows, obs_dim, action_dim, horizon, True, device, folder, task_weights)
     for task, episode in episodes:
         if episode.obs.shape[1] > obs_dim or episode.action.shape[1] > action_dim:
             raise ValueError(
@@ -244,15 +401,22 @@ def sample_mixture(
 ) -> Batch:
     """Draw `fraction` of the batch from `first` and the rest from `second`, e.g. demonstrations and online data.
 
+    Both are copied straight into the batch, which is on the device of both.
+
     Raises:
-        ValueError: one of the two gets no slice although its share is not 0.
+        ValueError: a share is no whole number of slices.
     """
     count = round(batch_size * fraction)
-    if count in (0, batch_size) and 0 < fraction < 1:
-        raise ValueError(f"a batch of {batch_size} cannot be split {fraction:.0%} to {1 - fraction:.0%}: raise it")
+    if abs(count - batch_size * fraction) > 1e-6:
+        raise ValueError(
+            f"a batch of {batch_size} cannot be split {fraction:.0%} to {1 - fraction:.0%}: {fraction} x "
+            f"{batch_size} = {batch_size * fraction:g} slices is no whole number; change the batch size"
+        )
     if count == batch_size:
         return first.sample(batch_size, generator)
     if count == 0:
         return second.sample(batch_size, generator)
-    parts = zip(first.sample(count, generator), second.sample(batch_size - count, generator), strict=True)
-    return Batch(*(torch.cat(pair, dim=min(1, pair[0].ndim - 1)) for pair in parts))
+    batch = first._empty(batch_size, expert_actions=True)
+    first._fill(batch, 0, count, generator)
+    second._fill(batch, count, batch_size - count, generator)
+    return batch

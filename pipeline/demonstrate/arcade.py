@@ -1,4 +1,4 @@
-"""MiniArcade for the planner: action sequences played from a copy of the state, with a hint where points are far apart."""
+"""MiniArcade for the planner: actions played from a copy of the state, with a hint where points are far apart."""
 
 from __future__ import annotations
 

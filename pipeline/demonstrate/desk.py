@@ -16,9 +16,8 @@ _BUTTON_Y, _BUTTON_Z = 0.625, 0.76
 _STEP = 0.01  # m per simulator step at full action
 _CLOSED = -1.0
 
-Reach = Callable[
-    [np.ndarray], tuple[np.ndarray, float]
-]  # observation -> where the hand should go (3,), and how hastily
+# Observation -> where the hand should go (3,), and how hastily.
+Reach = Callable[[np.ndarray], tuple[np.ndarray, float]]
 
 
 def has_desk_script(env_id: str) -> bool:
@@ -58,7 +57,7 @@ def _slide(obs: np.ndarray) -> tuple[np.ndarray, float]:
         return np.array([hand[0], 0.68, handle[2]]), 1.0
     if hand[1] < 0.75:
         return np.array([handle[0] - 0.08, handle[1], handle[2]]), 1.0
-    return handle + [0.2, 0, 0], 1.0
+    return handle + np.array([0.2, 0, 0]), 1.0
 
 
 def _block_in_bin(obs: np.ndarray) -> tuple[np.ndarray, float]:

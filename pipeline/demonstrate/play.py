@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from pipeline.demonstrate.simulator import PlanningSimulator, States, suite_rewa
 from pipeline.tasks.registry import make
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.task_env import TaskEnv
+
+if TYPE_CHECKING:
+    from pipeline.tasks.miniarcade.adapter import MiniArcade
 
 Act = Callable[[np.ndarray, bool], np.ndarray]  # observation and success -> action (a,) in [-1, 1]
 
@@ -43,9 +47,10 @@ def expert_method(spec: TaskSpec) -> str:
     if (spec.suite.startswith("dmcontrol") or spec.suite == "miniarcade") and spec.name in load_recipes():
         return "planner"
     raise ValueError(
-        f"{spec.name} has no expert: Meta-World and RoboDesk tasks have scripted ones, mazes are walked by a point, "
-        "DeepMind Control and MiniArcade tasks need a recipe in pipeline/demonstrate/recipes.yaml. Either bring demonstrations of it (datasets/README.md says how), or list "
-        "it under tasks.held_out with demos.held_out_episodes: 0, to adapt to it from interaction alone."
+        f"{spec.name} has no expert: Meta-World and RoboDesk tasks have scripted ones, points in mazes follow the way, "
+        "DeepMind Control and MiniArcade tasks need a recipe in pipeline/demonstrate/recipes.yaml. Either bring "
+        "demonstrations of it (datasets/README.md says how), or list it under tasks.held_out with "
+        "demos.held_out_episodes: 0, to adapt to it from interaction alone."
     )
 
 
@@ -131,7 +136,8 @@ def planned_game(spec: TaskSpec, env: TaskEnv, rng: np.random.Generator) -> Plan
     """Return the planner of a game of MiniArcade."""
     from pipeline.demonstrate.arcade import GameSimulator
 
-    return Planner(load_recipes()[spec.name], GameSimulator(env.simulator), lambda rewards: rewards, rng)
+    simulator = GameSimulator(cast("MiniArcade", env.simulator))
+    return Planner(load_recipes()[spec.name], simulator, lambda rewards: rewards, rng)
 
 
 def planned(spec: TaskSpec, env: TaskEnv, rng: np.random.Generator) -> Planner:

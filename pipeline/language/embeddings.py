@@ -27,14 +27,28 @@ class TaskEmbeddings:
         names: the n tasks.
         texts: for each task, the P texts its vectors were made from.
         encoder: id of the text encoder, which names its weights.
+        unseen_vectors: (n, E) float32, of one more phrasing of each task, kept for evaluation: training never draws it.
+        unseen_texts: for each task, the text of that vector.
     """
 
     vectors: np.ndarray
     names: tuple[str, ...]
     texts: tuple[tuple[str, ...], ...]
     encoder: str
+    unseen_vectors: np.ndarray
+    unseen_texts: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        kept = (len(self.names), self.vectors.shape[-1])
+        if self.unseen_vectors.shape != kept or self.unseen_vectors.dtype != np.float32:
+            raise ValueError(
+                f"task embeddings: the phrasings kept for evaluation need float32 vectors of shape {kept}, "
+                f"not {self.unseen_vectors.dtype} {self.unseen_vectors.shape}."
+            )
+        if len(self.unseen_texts) != len(self.names) or not np.isfinite(self.unseen_vectors).all():
+            raise ValueError(
+                "task embeddings: every task needs one text kept for evaluation and a finite vector of it."
+            )
         shape = (len(self.names), len(self.texts[0]) if self.texts else 0)
         if self.vectors.ndim != 3 or self.vectors.shape[:2] != shape or self.vectors.dtype != np.float32:
             raise ValueError(
@@ -63,7 +77,14 @@ class TaskEmbeddings:
                     f"task {name!r} has no embedding.{near(name, list(self.names))} Run `{MADE_BY}` first."
                 )
         rows = [self.names.index(name) for name in names]
-        return TaskEmbeddings(self.vectors[rows], tuple(names), tuple(self.texts[row] for row in rows), self.encoder)
+        return TaskEmbeddings(
+            self.vectors[rows],
+            tuple(names),
+            tuple(self.texts[row] for row in rows),
+            self.encoder,
+            self.unseen_vectors[rows],
+            tuple(self.unseen_texts[row] for row in rows),
+        )
 
     def join(self, other: TaskEmbeddings) -> TaskEmbeddings:
         """Return these tasks followed by those of `other`.
@@ -77,15 +98,25 @@ class TaskEmbeddings:
                 "vectors mean different things. Embed all of them with one encoder."
             )
         vectors = np.concatenate([self.vectors, other.vectors])
-        return TaskEmbeddings(vectors, self.names + other.names, self.texts + other.texts, self.encoder)
+        return TaskEmbeddings(
+            vectors,
+            self.names + other.names,
+            self.texts + other.texts,
+            self.encoder,
+            np.concatenate([self.unseen_vectors, other.unseen_vectors]),
+            self.unseen_texts + other.unseen_texts,
+        )
 
-    def check(self, names: Sequence[str], texts: Sequence[Sequence[str]], encoder: str) -> None:
+    def check(
+        self, names: Sequence[str], texts: Sequence[Sequence[str]], encoder: str, unseen: Sequence[str] | None = None
+    ) -> None:
         """Refuse embeddings that belong to another encoder or to other texts.
 
         Args:
             names: tasks about to be used.
             texts: for each of them, its texts of today (all its phrasings; the first ones are compared).
             encoder: id of the encoder about to be used.
+            unseen: for each of them, its text of today that is kept for evaluation; None does not compare them.
 
         Raises:
             ValueError: names the task and what to do.
@@ -96,6 +127,12 @@ class TaskEmbeddings:
                 f"vectors mean different things. Run `{MADE_BY}` to embed anew, or set language.encoder back."
             )
         mine = self.select(names)
+        for name, embedded, today in zip(names, mine.unseen_texts, unseen or (), strict=False):
+            if embedded != today:
+                raise ValueError(
+                    f"the text of task {name!r} that is kept for evaluation has changed since it was embedded: it was "
+                    f"{embedded!r}, now it is {today!r}. Run `{MADE_BY}`."
+                )
         for name, embedded, today in zip(names, mine.texts, texts, strict=True):
             if _cycle(today, len(embedded)) != embedded:
                 raise ValueError(
@@ -106,11 +143,14 @@ class TaskEmbeddings:
     def save(self, folder: str | Path) -> None:
         """Write vectors.safetensors and texts.json as one folder, whole or not at all."""
         tasks = [
-            {"name": name, "texts": list(texts), "sha256": [_sha256(text) for text in texts]}
-            for name, texts in zip(self.names, self.texts, strict=True)
+            {"name": name, "texts": list(texts), "unseen": kept, "sha256": [_sha256(text) for text in (*texts, kept)]}
+            for name, texts, kept in zip(self.names, self.texts, self.unseen_texts, strict=True)
         ]
         with atomic_folder(folder) as partial:
-            save_file({"vectors": np.ascontiguousarray(self.vectors)}, partial / "vectors.safetensors")
+            vectors = {"vectors": self.vectors, "unseen": self.unseen_vectors}
+            save_file(
+                {name: np.ascontiguousarray(part) for name, part in vectors.items()}, partial / "vectors.safetensors"
+            )
             write_json(partial / "texts.json", {"encoder": self.encoder, "tasks": tasks})
 
     @classmethod
@@ -127,21 +167,29 @@ class TaskEmbeddings:
             encoder, tasks = str(content["encoder"]), content["tasks"]
             names = tuple(str(task["name"]) for task in tasks)
             texts = tuple(tuple(task["texts"]) for task in tasks)
+            unseen = tuple(str(task["unseen"]) for task in tasks)
             hashes = [task["sha256"] for task in tasks]
-            vectors = load_file(folder / "vectors.safetensors")["vectors"]
+            vectors = load_file(folder / "vectors.safetensors")
+            found = vectors["vectors"], vectors["unseen"]
         except (KeyError, TypeError, SafetensorError) as error:
             raise ValueError(f"{folder} does not hold task embeddings ({error!r}). Run `{MADE_BY}` again.") from None
-        for name, phrasings, expected in zip(names, texts, hashes, strict=True):
-            if [_sha256(text) for text in phrasings] != expected:
+        for name, phrasings, kept, expected in zip(names, texts, unseen, hashes, strict=True):
+            if [_sha256(text) for text in (*phrasings, kept)] != expected:
                 raise ValueError(
                     f"{folder / 'texts.json'}: the texts of task {name!r} do not have the hashes beside them, so the "
                     f"file was changed by hand. Change the text in the task's own file, then run `{MADE_BY}`."
                 )
-        return cls(vectors, names, texts, encoder)
+        return cls(found[0], names, texts, encoder, found[1], unseen)
 
 
-def embed(encoder: TextEncoder, names: Sequence[str], texts: Sequence[Sequence[str]], phrasings: int) -> TaskEmbeddings:
-    """Embed `phrasings` texts of every task.
+def embed(
+    encoder: TextEncoder,
+    names: Sequence[str],
+    texts: Sequence[Sequence[str]],
+    phrasings: int,
+    unseen: Sequence[str] | None = None,
+) -> TaskEmbeddings:
+    """Embed `phrasings` texts of every task, and the one kept for evaluation.
 
     A task with more texts uses its first ones; a task with fewer repeats them in turn, so that each of its texts
     is drawn about equally often in training.
@@ -149,14 +197,23 @@ def embed(encoder: TextEncoder, names: Sequence[str], texts: Sequence[Sequence[s
     Args:
         encoder: the text encoder.
         names: n tasks.
-        texts: for each task, its texts, at least one, the canonical one first.
+        texts: for each task, its texts for training, at least one, the canonical one first.
         phrasings: P.
+        unseen: for each task, the text kept for evaluation; the canonical one where there is no other (None: nowhere).
     """
     cycled = tuple(_cycle(task_texts, phrasings) for task_texts in texts)
-    unique = list(dict.fromkeys(text for task_texts in cycled for text in task_texts))
+    kept = tuple(unseen) if unseen is not None else tuple(task_texts[0] for task_texts in texts)
+    unique = list(dict.fromkeys([*(text for task_texts in cycled for text in task_texts), *kept]))
     vector = dict(zip(unique, encoder.encode(unique), strict=True))
     vectors = np.array([[vector[text] for text in task_texts] for task_texts in cycled], np.float32)
-    return TaskEmbeddings(vectors.reshape(len(names), phrasings, encoder.dim), tuple(names), cycled, encoder.id)
+    return TaskEmbeddings(
+        vectors.reshape(len(names), phrasings, encoder.dim),
+        tuple(names),
+        cycled,
+        encoder.id,
+        np.array([vector[text] for text in kept], np.float32).reshape(len(names), encoder.dim),
+        kept,
+    )
 
 
 def _cycle(texts: Sequence[str], count: int) -> tuple[str, ...]:

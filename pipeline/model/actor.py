@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipeline import config
 from pipeline.config import near
+from pipeline.model.compute import PLAIN, Compute
 from pipeline.model.planner import plan as make_plan
 from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import TaskContext, WorldModel
@@ -24,10 +25,11 @@ class Actor:
         model: the world model; several actors may share one.
         table: the tasks rows point into, on the model's device.
         planner: settings.
+        compute: how the networks are to be computed.
     """
 
-    def __init__(self, model: WorldModel, table: TaskTable, planner: config.Planner):
-        self.model, self.table, self.planner = model, table, planner
+    def __init__(self, model: WorldModel, table: TaskTable, planner: config.Planner, compute: Compute = PLAIN):
+        self.model, self.table, self.planner, self.compute = model, table, planner, compute
         self._generator = torch.Generator()
         self._prev_mean = torch.zeros(planner.horizon, 0, model.config.action_dim)
         self._is_first = torch.ones(0, dtype=torch.bool)
@@ -128,6 +130,6 @@ class Actor:
         if self._context is None or self._context_rows is None or not torch.equal(rows, self._context_rows):
             device = self.table.discount.device
             tasks, inverse = torch.unique(rows.to(device), return_inverse=True)
-            self._context = self.model.context(self.table.embeddings[tasks, 0]).take(inverse)
+            self._context = self.model.context(self.table.embeddings[tasks, 0], self.compute, target_q=()).take(inverse)
             self._context_rows = rows.clone()
         return self._context

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.model.compute import PLAIN, Compute, product, ready
+from pipeline.model.kernels import mish, norm_mish, norm_simnorm, simnorm
+
 
 class SimNorm(nn.Module):
-    """Softmax over groups of `group` neighbouring features, so that each group lies on a simplex.
-
-    Source: TD-MPC2 (arXiv 2310.16828), section 3.1.
-    """
+    """Softmax over groups of `group` neighbouring features, so that each group lies on a simplex."""
 
     def __init__(self, group: int):
         super().__init__()
@@ -28,51 +28,15 @@ class SimNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., Z) to (..., Z); Z must be a multiple of `group`."""
-        if x.shape[-1] % self.group:
-            raise ValueError(f"SimNorm needs a width that is a multiple of {self.group}; it came {x.shape[-1]} wide")
-        groups = x.unflatten(-1, (-1, self.group))
-        # A softmax over so few neighbours is slow; over a stride it runs through whole vectors, copies included.
-        return groups.transpose(-1, -2).softmax(-2).transpose(-1, -2).flatten(-2)
+        return simnorm(x, self.group)
 
 
 class Mish(nn.Module):
-    """x tanh(softplus(x)), with one exponential: x - 2 x / (u^2 + 1), where u = e^x + 1.
-
-    torch's own kernel takes 5 times as long on a CPU; on a GPU it is a single one and is used.
-
-    Source: arXiv 1908.08681.
-    """
+    """x tanh(softplus(x))."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map each element."""
-        if x.is_cuda:
-            return F.mish(x)
-        if torch.is_grad_enabled() and x.requires_grad:
-            return _MishWithGradient.apply(x)
-        # Where e^x overflows the quotient is 0, as it should be.
-        return torch.addcdiv(x, x, x.exp().add_(1).square_().add_(1), value=-2)
-
-
-class _MishWithGradient(torch.autograd.Function):
-    """Mish whose derivative is computed on the way forward, while its parts are at hand: 1 - 2 r + 4 x u (u - 1) r^2.
-
-    r stands for 1 / (u^2 + 1).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        u = x.clamp(max=20).exp_().add_(1)  # beyond 20 nothing changes in float32, and u^4 must not overflow
-        square = u.square()
-        slope = torch.sub(square, u).mul_(x)
-        r = square.add_(1).reciprocal_()
-        slope.mul_(r).mul_(2).sub_(1).mul_(r).mul_(2).add_(1)
-        ctx.save_for_backward(slope)
-        return torch.addcmul(x, x, r, value=-2)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (slope,) = ctx.saved_tensors
-        return grad * slope
+        return mish(x)
 
 
 class Block(nn.Module):
@@ -81,7 +45,7 @@ class Block(nn.Module):
     The three are siblings: an adapter that replaces `linear` acts before the normalisation, as a merged one does.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, activation: nn.Module | None):
+    def __init__(self, in_dim: int, out_dim: int, activation: SimNorm | Mish | None):
         super().__init__()
         self.linear = nn.Linear(in_dim, out_dim)
         self.norm = None if activation is None else nn.LayerNorm(out_dim)
@@ -91,36 +55,76 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_dim) to (..., out_dim)."""
-        return self.finish(self.linear(x))
-
-    def finish(self, x: Tensor) -> Tensor:
-        """Apply what follows the linear layer."""
+        x = self.linear(x)
         return x if self.norm is None or self.activation is None else self.activation(self.norm(x))
 
 
-class FirstLayer(NamedTuple):
-    """The first layer of an MLP with the task already applied."""
+class Finish(NamedTuple):
+    """What follows the product of a block; no weight means nothing does."""
 
-    weight_x: Tensor  # (H, X)
+    weight: Tensor | None  # (out,) of the LayerNorm
+    bias: Tensor | None  # (out,)
+    group: int  # of SimNorm; 0 for Mish
+
+    def __call__(self, x: Tensor, compute: Compute) -> Tensor:
+        """Map x (rows, out); without a LayerNorm to float32."""
+        if self.weight is None or self.bias is None:
+            return x.float() if x.dtype == torch.bfloat16 else x
+        if self.group:
+            return norm_simnorm(x, self.weight, self.bias, self.group, compute)
+        return norm_mish(x, self.weight, self.bias, compute)
+
+
+class Layer(NamedTuple):
+    """A block whose weights are ready for use."""
+
+    weight: Tensor  # (out, in)
+    bias: Tensor  # (out,)
+    adapted: nn.Module | None  # the layer itself where its adapter is being trained: it never builds the whole matrix
+    finish: Finish
+
+    def __call__(self, x: Tensor, compute: Compute) -> Tensor:
+        """Map x (rows, in) to (rows, out)."""
+        x = product(x, self.weight, self.bias, compute) if self.adapted is None else self.adapted(x)
+        return self.finish(x, compute)
+
+
+class Conditioned(NamedTuple):
+    """An MLP that has been told n tasks, with its weights ready for use. It is stale once they change."""
+
+    weight_x: Tensor  # (H, X) of the first layer
     weight_a: Tensor  # (H, A), of no columns for an MLP without action
     bias: Tensor  # (n, H): W_e e + b, one row per task
+    finish: Finish  # of the first layer
+    layers: tuple[Layer, ...]  # the others
+    compute: Compute
 
-    def __call__(self, x: Tensor, a: Tensor | None) -> Tensor:
-        """Map x (..., n, X) and a (..., n, A) to (..., n, H); x may have fewer dims in front than a."""
-        out = _add_product(self.bias, x, self.weight_x)
-        return out if a is None else _add_product(out, a, self.weight_a)
+    def __call__(self, x: Tensor, a: Tensor | None = None) -> Tensor:
+        """Map x (..., n, X) and a (..., n, A) to (..., n, out_dim); x may have fewer dims in front than a."""
+        h = self._first(x, a)
+        shape, h = h.shape, h.flatten(0, -2)
+        h = self.finish(h, self.compute)
+        for layer in self.layers:
+            h = layer(h, self.compute)
+        return h.view(*shape[:-1], h.shape[-1])
 
-    def take(self, rows: Tensor) -> FirstLayer:
+    def take(self, rows: Tensor) -> Conditioned:
         """Repeat the tasks as `rows` (B,) says."""
         return self._replace(bias=self.bias.index_select(0, rows))
 
-
-def _add_product(base: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Return base + x W^T for x (..., X), W (H, X) and a base that broadcasts to (..., H)."""
-    shape = (*x.shape[:-1], len(weight))
-    out = base.expand(shape).clone(memory_format=torch.contiguous_format)
-    # The product is accumulated in place: one pass over the result less than adding it.
-    return out.view(-1, len(weight)).addmm_(x.reshape(-1, x.shape[-1]), weight.T).view(shape)
+    def _first(self, x: Tensor, a: Tensor | None) -> Tensor:
+        """The products of the first layer, (..., n, H)."""
+        out = product(x.flatten(0, -2), self.weight_x, None, self.compute).view(*x.shape[:-1], -1) + self.bias
+        if a is None:
+            return out
+        if out.shape[:-1] != a.shape[:-1]:
+            out = out.expand(*a.shape[:-1], -1).clone(memory_format=torch.contiguous_format)
+        # The product is accumulated in place: one pass over the result less than adding it.
+        weight_a = self.weight_a.t().to(
+            out.dtype
+        )  # autocast may have made `out` bfloat16, and leaves this product alone
+        out.view(-1, out.shape[-1]).addmm_(a.flatten(0, -2).to(out.dtype), weight_a)
+        return out
 
 
 class MLP(nn.Sequential):
@@ -142,31 +146,49 @@ class MLP(nn.Sequential):
         a_dim: int,
         hidden_dims: Sequence[int],
         out_dim: int,
-        activation: nn.Module | None = None,
+        activation: SimNorm | None = None,
     ):
         widths = [x_dim + task_dim + a_dim, *hidden_dims]
         hidden = [Block(i, o, Mish()) for i, o in itertools.pairwise(widths)]
         super().__init__(*hidden, Block(widths[-1], out_dim, activation))
         self.widths = (x_dim, task_dim, a_dim)
 
-    def condition(self, task_emb: Tensor) -> FirstLayer:
-        """Apply the first layer to task embeddings (n, E)."""
-        linear = self.blocks[0].linear
-        weight_x, weight_e, weight_a = effective_weight(linear).split(self.widths, dim=1)
-        return FirstLayer(weight_x, weight_a, F.linear(task_emb, weight_e, linear.bias))
-
-    def forward(self, first: FirstLayer, x: Tensor, a: Tensor | None = None) -> Tensor:
-        """Map x (..., n, X) and a (..., n, A) to (..., n, out_dim); `first` comes from `condition`."""
+    def condition(self, task_emb: Tensor, compute: Compute = PLAIN) -> Conditioned:
+        """Tell the MLP its tasks (n, E), and make its weights ready to be computed as `compute` says."""
         head, *rest = self.blocks
-        h = head.finish(first(x, a))
-        for block in rest:
-            h = block(h)
-        return h
+        weight_x, weight_e, weight_a = effective_weight(head.linear).split(self.widths, dim=1)
+        bias = F.linear(task_emb, weight_e, head.linear.bias)
+        return Conditioned(
+            ready(weight_x, compute),
+            weight_a.to(torch.bfloat16) if compute.bfloat16 else weight_a,
+            bias.to(torch.bfloat16) if compute.bfloat16 else bias,
+            _finish(head),
+            tuple(_layer(block, compute) for block in rest),
+            compute,
+        )
+
+    def forward(self, told: Conditioned, x: Tensor, a: Tensor | None = None) -> Tensor:
+        """Map x (..., n, X) and a (..., n, A) to (..., n, out_dim); `told` comes from `condition`."""
+        return told(x, a)
 
     @property
     def blocks(self) -> list[Block]:
         """The layers in order."""
         return cast("list[Block]", list(self))
+
+
+def _layer(block: Block, compute: Compute) -> Layer:
+    linear: Any = block.linear
+    if type(linear) is not nn.Linear and torch.is_grad_enabled():
+        return Layer(linear.get_base_layer().weight, linear.bias, linear, _finish(block))
+    bias = linear.bias.to(torch.bfloat16) if compute.bfloat16 else linear.bias
+    return Layer(ready(effective_weight(linear), compute), bias, None, _finish(block))
+
+
+def _finish(block: Block) -> Finish:
+    if block.norm is None:
+        return Finish(None, None, 0)
+    return Finish(block.norm.weight, block.norm.bias, getattr(block.activation, "group", 0))
 
 
 def effective_weight(linear: Any) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.model.policy import Policy
@@ -51,6 +52,14 @@ def scalar_loss(logits: Tensor, target: Tensor, bins: Tensor, weights: Tensor) -
     """
     entropies = soft_cross_entropy(logits, locate(target, bins)).mean(-1)  # (T,) or (M, T)
     return (entropies @ weights).mean()
+
+
+def termination_loss(logits: Tensor, terminated: Tensor) -> Tensor:
+    """Binary cross-entropy of predicted terminations (T, B), all steps alike; terminated is 1 at an episode's end.
+
+    Source: TD-MPC2 (arXiv 2310.16828), the option `episodic` of its later release.
+    """
+    return F.binary_cross_entropy_with_logits(logits, terminated)
 
 
 def imitation_error(action: Tensor, expert_action: Tensor, action_mask: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline import config
+from pipeline.model.compute import compiled_whole, let_vary
 from pipeline.model.q_ensemble import draw_members
 from pipeline.model.two_hot import decode
 from pipeline.model.world_model import TaskContext, WorldModel
@@ -97,69 +98,168 @@ def plan(
     num_envs, action_dim = action_mask.shape
     if isinstance(draws, torch.Generator):
         draws = PlanDraws.sample(planner, num_envs, action_dim, model.config.num_q, draws).to(obs.device)
-    z = model.encode(obs, ctx)
-    discounts = discount ** torch.arange(planner.horizon + 1, device=obs.device).unsqueeze(1)  # (T + 1, N)
-
-    policy_actions, policy_return, policy_z = policy_rollouts(model, ctx, z, action_mask, discounts, draws.policy_noise)
-    mean, std = _start(planner, prev_mean, is_first, policy_actions, constraint_weight)
+    weight = torch.as_tensor(constraint_weight, dtype=obs.dtype, device=obs.device).reshape(-1, 1)  # (1 or N, 1)
+    compiled = ctx.encoder.compute.compile
+    begin, refine = (compiled_whole(_begin), compiled_whole(_refine)) if compiled else (_begin, _refine)
+    if compiled:
+        weight = weight.expand(num_envs, 1).contiguous()
+        let_vary((obs, is_first, discount, action_mask, weight, *ctx.biases()), 0)
+        let_vary((prev_mean,), 1)
+        let_vary((draws.policy_noise,), 2)
+    start = begin(
+        model,
+        ctx._replace(q=(), target_q=()),
+        obs,
+        planner,
+        prev_mean,
+        is_first,
+        discount,
+        action_mask,
+        draws[0],
+        weight,
+    )
+    if compiled:
+        let_vary((start.z,), 0)
+        let_vary((start.discounts, start.policy_return, start.policy_z), 1)
+        let_vary(() if start.policy_alive is None else (start.policy_alive,), 1)
+        let_vary((start.policy_actions,), 2)
+    mean, std = start.mean, start.std
     for i in range(planner.iterations):
-        samples = (mean.unsqueeze(1) + std.unsqueeze(1) * draws.sample_noise[i]).clamp_(-1, 1).mul_(action_mask)
-        sample_return, sample_z = _rollouts(model, ctx, z, samples, discounts)
-        last_z = torch.cat([policy_z, sample_z])
-        last_action = model.policy(last_z, ctx, action_mask, draws.value_noise[i]).action
-        last_value = decode(model.q(last_z, last_action, ctx, members=draws.members[i]), model.bins).mean(0)
-        value = torch.cat([policy_return, sample_return]) + discounts[-1] * last_value  # (P, N)
-        elites, weights = _elites(torch.cat([policy_actions, samples], dim=1), value, planner)
-        mean = (weights * elites).sum(1) * action_mask
-        std = (weights * (elites - mean.unsqueeze(1)).square()).sum(1).sqrt()
-        std = std.clamp(planner.min_std, planner.max_std) * action_mask
+        # The two members go in as themselves and not as numbers, which a compiled function would be made anew for.
+        pair = ctx._replace(q=tuple(ctx.q[member] for member in draws.members[i]), target_q=())
+        sample_noise, value_noise = draws.sample_noise[i], draws.value_noise[i]
+        if compiled:
+            let_vary((mean, std, value_noise), 1)
+            let_vary((sample_noise,), 2)
+        mean, std, elites, weights = refine(
+            model, pair, planner, start, mean, std, action_mask, sample_noise, value_noise
+        )
 
     # argmax(ln w + G) with Gumbel G picks each elite with the probability of its weight.
-    choice = (weights.squeeze(-1).log() - draws.elite_exponential.log()).argmax(0)
+    choice = (weights.log() - draws.elite_exponential.log()).argmax(0)
     action = elites[0, choice, torch.arange(num_envs, device=obs.device)]
     if explore:
         action = action + std[0] * draws.explore_noise
     return Plan(action.clamp(-1, 1), mean, std)
 
 
+class _Start(NamedTuple):
+    """What all refinements of a plan begin from."""
+
+    z: Tensor  # (N, Z)
+    discounts: Tensor  # (T + 1, N)
+    policy_actions: Tensor  # (T, R, N, A)
+    policy_return: Tensor  # (R, N)
+    policy_z: Tensor  # (R, N, Z), the last latents
+    policy_alive: Tensor | None  # (R, N), where terminations are predicted: the chance of having gone on until then
+    mean: Tensor  # (T, N, A)
+    std: Tensor  # (T, N, A)
+
+
+def _begin(
+    model: WorldModel,
+    ctx: TaskContext,
+    obs: Tensor,
+    planner: config.Planner,
+    prev_mean: Tensor,
+    is_first: Tensor,
+    discount: Tensor,
+    action_mask: Tensor,
+    policy_noise: Tensor,
+    constraint_weight: Tensor,
+) -> _Start:
+    """Encode, roll the policy out and choose where the search starts."""
+    z = model.encode(obs, ctx)
+    discounts = discount ** torch.arange(planner.horizon + 1, device=obs.device).unsqueeze(1)
+    actions, returns, last_z, alive = policy_rollouts(model, ctx, z, action_mask, discounts, policy_noise)
+    mean, std = _start(planner, prev_mean, is_first, actions, constraint_weight)
+    return _Start(z, discounts, actions, returns, last_z, alive, mean, std)
+
+
+def _refine(
+    model: WorldModel,
+    ctx: TaskContext,
+    planner: config.Planner,
+    start: _Start,
+    mean: Tensor,
+    std: Tensor,
+    action_mask: Tensor,
+    sample_noise: Tensor,
+    value_noise: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sample around a mean, judge, and return the new mean and std (T, N, A), elites (T, E, N, A), weights (E, N).
+
+    The Q members of `ctx` are the two whose mean is the final value.
+    """
+    samples = (mean.unsqueeze(1) + std.unsqueeze(1) * sample_noise).clamp_(-1, 1).mul_(action_mask)
+    sample_return, sample_z, sample_alive = _rollouts(model, ctx, start.z, samples, start.discounts)
+    last_z = torch.cat([start.policy_z, sample_z])
+    last_action = model.policy(last_z, ctx, action_mask, value_noise).action
+    last_value = decode(model.q(last_z, last_action, ctx), model.bins).mean(0)
+    if start.policy_alive is not None and sample_alive is not None:
+        last_value = torch.cat([start.policy_alive, sample_alive]) * last_value
+    value = torch.cat([start.policy_return, sample_return]) + start.discounts[-1] * last_value  # (P, N)
+    elites, weights = _elites(torch.cat([start.policy_actions, samples], dim=1), value, planner)
+    mean = (weights * elites).sum(1) * action_mask
+    std = (weights * (elites - mean.unsqueeze(1)).square()).sum(1).sqrt()
+    return mean, std.clamp(planner.min_std, planner.max_std) * action_mask, elites, weights.squeeze(-1)
+
+
 def policy_rollouts(
     model: WorldModel, ctx: TaskContext, z: Tensor, action_mask: Tensor, discounts: Tensor, noise: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Follow the policy from z (N, Z), once per row of its noise (T, R, N, A).
 
     Returns:
-        actions (T, R, N, A), their discounted return (R, N) by `discounts` (T + 1, N), and the last latents (R, N, Z).
+        actions (T, R, N, A), their discounted return (R, N) by `discounts` (T + 1, N), the last latents (R, N, Z), and
+        who is still `alive` there.
     """
-    z = z.expand(noise.shape[1], *z.shape)
+    z, alive = z.expand(noise.shape[1], *z.shape), None
     actions, total = [], torch.zeros(z.shape[:-1], device=z.device)
     for step_noise, weight in zip(noise, discounts, strict=False):
         action = model.policy(z, ctx, action_mask, step_noise).action
-        total = total + weight * decode(model.reward(z, action, ctx), model.bins)
+        reward = decode(model.reward(z, action, ctx), model.bins)
+        total = total + weight * (reward if alive is None else alive * reward)
         z = model.next(z, action, ctx)
+        alive = _still_alive(model, ctx, z, alive)
         actions.append(action)
-    return torch.stack(actions), total, z
+    return torch.stack(actions), total, z, alive
 
 
 def _rollouts(
     model: WorldModel, ctx: TaskContext, z: Tensor, actions: Tensor, discounts: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Follow actions (T, S, N, A) from z (N, Z): discounted return (S, N) and last latents (S, N, Z)."""
-    total = torch.zeros(actions.shape[1:3], device=z.device)
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Follow actions (T, S, N, A) from z (N, Z): discounted return (S, N), last latents (S, N, Z), who is `alive`."""
+    total, alive = torch.zeros(actions.shape[1:3], device=z.device), None
     for action, weight in zip(actions, discounts, strict=False):
-        total = total + weight * decode(model.reward(z, action, ctx), model.bins)
+        reward = decode(model.reward(z, action, ctx), model.bins)
+        total = total + weight * (reward if alive is None else alive * reward)
         z = model.next(z, action, ctx)
-    return total, z
+        alive = _still_alive(model, ctx, z, alive)
+    return total, z, alive
+
+
+def _still_alive(model: WorldModel, ctx: TaskContext, z: Tensor, alive: Tensor | None) -> Tensor | None:
+    """Return 1 where the episode goes on at latents z (..., N, Z) and did before, else 0; None: it always does.
+
+    What is more likely than not to have ended counts as ended.
+
+    Source: TD-MPC2 (arXiv 2310.16828), the option `episodic` of its later release.
+    """
+    if model.termination_head is None:
+        return None
+    goes_on = (model.termination(z, ctx) <= 0).to(z.dtype)
+    return goes_on if alive is None else alive * goes_on
 
 
 def _start(
-    planner: config.Planner, prev_mean: Tensor, is_first: Tensor, policy_actions: Tensor, weight: float | Tensor
+    planner: config.Planner, prev_mean: Tensor, is_first: Tensor, policy_actions: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the first mean and std (T, N, A): the previous plan moved on by one step, mixed with the policy's."""
     mean = torch.zeros_like(prev_mean)
     mean[:-1] = prev_mean[1:]
     mean = mean.masked_fill(is_first.bool().unsqueeze(-1), 0.0)
     std = torch.full_like(mean, planner.max_std)
-    weight = torch.as_tensor(weight, dtype=mean.dtype, device=mean.device).reshape(-1, 1)  # (1, 1) or (N, 1)
     policy_std = policy_actions.std(1, correction=min(1, planner.num_policy_samples - 1))
     std = torch.lerp(std, policy_std, weight).clamp(planner.min_std, planner.max_std)
     return torch.lerp(mean, policy_actions.mean(1), weight), std

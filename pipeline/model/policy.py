@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch import Tensor
 class Policy:
     """What the policy says at some latents; padded action dims are 0 in `mean`, `log_std`, `noise` and `action`.
 
-    Entropies are computed when first asked for: acting needs none.
+    Entropies are computed when asked for: acting needs none.
     """
 
     mean: Tensor  # (..., A) before the squashing
@@ -23,12 +22,12 @@ class Policy:
     action: Tensor  # (..., A) = tanh(mean + noise exp(log_std)), in [-1, 1]
     num_dims: Tensor  # (B,) real action dims, broadcasts against (...)
 
-    @cached_property
+    @property
     def entropy(self) -> Tensor:
         """(...) single-sample estimate of the entropy, nats."""
         return -self._log_probs[1]
 
-    @cached_property
+    @property
     def scaled_entropy(self) -> Tensor:
         """(...) entropy scaled by the number of real action dims, as the method weighs it.
 
@@ -37,7 +36,7 @@ class Policy:
         gaussian, squashed = self._log_probs
         return -squashed * (gaussian * self.num_dims) / (squashed + 1e-8)
 
-    @cached_property
+    @property
     def _log_probs(self) -> tuple[Tensor, Tensor]:
         gaussian = (-0.5 * self.noise**2 - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
         return gaussian, gaussian - torch.log(torch.relu(1 - self.action**2) + 1e-6).sum(-1)

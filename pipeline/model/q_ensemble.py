@@ -10,23 +10,26 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from pipeline.model.blocks import MLP, FirstLayer
+from pipeline.model.blocks import MLP, Conditioned
+from pipeline.model.compute import PLAIN, Compute
 
 
 class QEnsemble(nn.ModuleList):
     """M independent MLPs. They stay apart: one batched product over all members loses on a CPU."""
 
-    def condition(self, task_emb: Tensor) -> tuple[FirstLayer, ...]:
-        """Apply the first layer of every member to task embeddings (n, E)."""
-        return tuple(member.condition(task_emb) for member in self.members)
+    def condition(
+        self, task_emb: Tensor, compute: Compute = PLAIN, members: Sequence[int] | None = None
+    ) -> tuple[Conditioned, ...]:
+        """Tell the named members (None: all) their tasks (n, E)."""
+        heads = self.members
+        chosen = heads if members is None else [heads[m] for m in members]
+        return tuple(head.condition(task_emb, compute) for head in chosen)
 
     def forward(
-        self, firsts: tuple[FirstLayer, ...], z: Tensor, a: Tensor, members: Sequence[int] | None = None
+        self, told: tuple[Conditioned, ...], z: Tensor, a: Tensor, members: Sequence[int] | None = None
     ) -> Tensor:
         """Evaluate the named members (None: all) at z (..., n, Z), a (..., n, A): logits (M', ..., n, K)."""
-        chosen = range(len(self)) if members is None else members
-        heads = self.members
-        return torch.stack([heads[m](firsts[m], z, a) for m in chosen])
+        return torch.stack([told[m](z, a) for m in (range(len(told)) if members is None else members)])
 
     @property
     def members(self) -> list[MLP]:

@@ -8,7 +8,8 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from pipeline import config
-from pipeline.model.blocks import MLP, FirstLayer, SimNorm
+from pipeline.model.blocks import MLP, Conditioned, SimNorm
+from pipeline.model.compute import PLAIN, Compute
 from pipeline.model.policy import Policy, squashed_gaussian
 from pipeline.model.q_ensemble import QEnsemble, make_target
 
@@ -24,14 +25,15 @@ PARTS = {
 
 
 class TaskContext(NamedTuple):
-    """The first layer of every network, already applied to n tasks. It is stale once the weights change."""
+    """Every network, told n tasks and ready for use. It is stale once the weights change."""
 
-    encoder: FirstLayer
-    dynamics: FirstLayer
-    reward: FirstLayer
-    policy: FirstLayer
-    q: tuple[FirstLayer, ...]
-    target_q: tuple[FirstLayer, ...]
+    encoder: Conditioned
+    dynamics: Conditioned
+    reward: Conditioned
+    policy: Conditioned
+    q: tuple[Conditioned, ...]
+    target_q: tuple[Conditioned, ...]
+    termination: Conditioned | None = None
 
     def take(self, rows: Tensor) -> "TaskContext":
         """Repeat the tasks as `rows` (B,) says: row i of the result belongs to task rows[i]."""
@@ -42,7 +44,13 @@ class TaskContext(NamedTuple):
             self.policy.take(rows),
             tuple(member.take(rows) for member in self.q),
             tuple(member.take(rows) for member in self.target_q),
+            None if self.termination is None else self.termination.take(rows),
         )
+
+    def biases(self) -> list[Tensor]:
+        """Return the tensors that hold a row per task."""
+        everyone = (self.encoder, self.dynamics, self.reward, self.policy, self.termination, *self.q)
+        return [told.bias for told in everyone if told is not None]
 
 
 class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["world-model", "reinforcement-learning"]):
@@ -72,18 +80,36 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
         for head in (self.reward_head, *self.q_heads.members):
             nn.init.zeros_(head.blocks[-1].linear.weight)
         self.target_q_heads = make_target(self.q_heads)
+        self.termination_head = None
+        if config.termination:
+            self.termination_head = MLP(latent, task, 0, hidden, 1)
+            nn.init.zeros_(self.termination_head.blocks[-1].linear.weight)
         bins = torch.linspace(config.bin_min, config.bin_max, config.num_bins)
         self.register_buffer("bins", bins, persistent=False)
 
-    def context(self, task_emb: Tensor) -> TaskContext:
-        """Apply the first layer of every network to task embeddings (n, E)."""
+    def context(
+        self,
+        task_emb: Tensor,
+        compute: Compute = PLAIN,
+        q: Sequence[int] | None = None,
+        target_q: Sequence[int] | None = None,
+    ) -> TaskContext:
+        """Tell every network its tasks (n, E).
+
+        Args:
+            task_emb: (n, E)
+            compute: how the networks are to be computed.
+            q: the Q members that will be asked; None for all.
+            target_q: the target Q members that will be asked; None for all.
+        """
         return TaskContext(
-            self.encoder.condition(task_emb),
-            self.dynamics.condition(task_emb),
-            self.reward_head.condition(task_emb),
-            self.policy_head.condition(task_emb),
-            self.q_heads.condition(task_emb),
-            self.target_q_heads.condition(task_emb),
+            self.encoder.condition(task_emb, compute),
+            self.dynamics.condition(task_emb, compute),
+            self.reward_head.condition(task_emb, compute),
+            self.policy_head.condition(task_emb, compute),
+            self.q_heads.condition(task_emb, compute, q),
+            self.target_q_heads.condition(task_emb, compute, target_q),
+            None if self.termination_head is None else self.termination_head.condition(task_emb, compute),
         )
 
     def encode(self, obs: Tensor, ctx: TaskContext) -> Tensor:
@@ -120,7 +146,7 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
             a: (..., n, A)
             ctx: of n rows.
             target: use the slowly following copies.
-            members: which ones; None for all.
+            members: which of those that `ctx` was made for; None for all of them.
 
         Returns:
             (M', ..., n, K) logits; `two_hot.decode` reads them.
@@ -128,6 +154,17 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
         if target:
             return self.target_q_heads(ctx.target_q, z, a, members)
         return self.q_heads(ctx.q, z, a, members)
+
+    def termination(self, z: Tensor, ctx: TaskContext) -> Tensor:
+        """Predict whether the episode has ended for good at latents z (..., n, Z), as logits (...).
+
+        Only for a model with `config.termination`. The prediction looks at the latent that a step leads to.
+
+        Source: TD-MPC2 (arXiv 2310.16828), the option `episodic` of its later release.
+        """
+        assert self.termination_head is not None
+        assert ctx.termination is not None
+        return self.termination_head(ctx.termination, z).squeeze(-1)
 
     def sync_target(self) -> None:
         """Make the target Q heads a fresh copy of the online ones, adapters included.

@@ -63,6 +63,7 @@ class Scores(BaseModel):
     models: dict[str, dict[str, dict[str, Estimate]]]
     mean: dict[str, dict[str, Estimate]]
     pairs: list[Pair]
+    weights: dict[str, str] = {}  # SHA-256 of each checkpoint's model.safetensors
 
     @property
     def tasks(self) -> list[str]:

@@ -6,12 +6,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium.utils.env_checker import check_env
 
 from pipeline.files import atomic_file
+from pipeline.tasks.any_gymnasium import GymnasiumSimulator
 from pipeline.tasks.registry import load_catalogue, make, texts_shared
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.task_env import TaskEnv
@@ -62,6 +63,8 @@ def check_task(
         ("masked actions", lambda: _masked(build(), build())),
         ("random steps", lambda: _random_steps(build())),
     ]
+    if isinstance(env.simulator, GymnasiumSimulator):
+        looks.insert(0, ("bounds", lambda: _bounds(build())))
     if frame is not None:
         looks.append(("picture", lambda: _picture(build(render_size=224), frame)))
     return [*findings, *_look(looks)]
@@ -84,6 +87,24 @@ def _texts(spec: TaskSpec, folder: str | Path | None) -> Finding:
     if shared:
         return Finding("texts", False, shared)
     return Finding("texts", True, f"{len(spec.instructions)} phrasings, none used by another task: {spec.text()!r}")
+
+
+def _bounds(env: TaskEnv) -> str:
+    simulator: Any = env.simulator
+    space, rng = simulator.env.observation_space, np.random.default_rng(0)
+    env.reset(seed=0)
+    for step in range(NUM_STEPS):
+        if not space.contains(simulator._obs):
+            raise ValueError(
+                f"after {step} steps the observation {simulator._obs!r} is not in the environment's observation_space "
+                f"{space}: widen the space's bounds, or give its shape and dtype"
+            )
+        *_, terminated, truncated, _ = env.step(rng.uniform(-1, 1, env.action_space.shape).astype(np.float32))
+        if terminated or truncated:
+            env.reset()
+    env.close()
+    low, high = simulator.low.min(), simulator.high.max()
+    return f"observations keep to the environment's own bounds; actions in [{low:g}, {high:g}] are mapped onto [-1, 1]"
 
 
 def _gymnasium(env: TaskEnv) -> str:

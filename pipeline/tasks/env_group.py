@@ -78,11 +78,14 @@ class EnvGroup:
     Args:
         specs: index in the vector and task of each environment.
         arrays: where to read actions and write results; rows are indices in the vector.
-        seed: seed of the vector.
+        seed: seed of the run.
+        numbers: number in the run of each environment of the vector.
     """
 
-    def __init__(self, specs: Sequence[tuple[int, TaskSpec]], arrays: Arrays, seed: int) -> None:
-        self._arrays, self._seed, self._specs = arrays, seed, dict(specs)
+    def __init__(
+        self, specs: Sequence[tuple[int, TaskSpec]], arrays: Arrays, seed: int, numbers: Sequence[int]
+    ) -> None:
+        self._arrays, self._seed, self._numbers, self._specs = arrays, seed, numbers, dict(specs)
         self._size = arrays.picture.shape[1]
         self._envs = {index: self._build(spec) for index, spec in specs}
         self.failures: list[tuple[int, str]] = []  # of the last call: index, and error with its traceback
@@ -153,7 +156,7 @@ class EnvGroup:
         """Start an episode; one that cannot be started is a failure, and the next one is tried."""
         for attempt in range(MAX_FAILURES + 1):
             self._arrays.episode[index] = episode + attempt
-            seed = episode_seed(self._seed, index, episode + attempt)
+            seed = episode_seed(self._seed, self._numbers[index], episode + attempt)
             self._arrays.beats[index] += 1
             try:
                 self._arrays.obs[index], _ = self._envs[index].reset(seed=seed)
@@ -186,9 +189,9 @@ def _report(error: Exception) -> str:
     return f"{error}\n\n{''.join(traceback.format_exception(error))}"
 
 
-def episode_seed(seed: int, index: int, episode: int) -> int:
+def episode_seed(seed: int, number: int, episode: int) -> int:
     """Return the seed of one episode of one environment, below 2**32; it depends on nothing else."""
-    return int(np.random.SeedSequence((seed, index, episode)).generate_state(1)[0])
+    return int(np.random.SeedSequence((seed, number, episode)).generate_state(1)[0])
 
 
 def _padded(shape: tuple[int, ...], kind: type) -> int:

@@ -1,5 +1,8 @@
 """ManiSkill 3 tasks, and our variants on its robots, as a `Simulator`."""
 
+# pyright: reportMissingImports=false
+# (ManiSkill takes gigabytes and is not part of the development install.)
+
 from __future__ import annotations
 
 import contextlib

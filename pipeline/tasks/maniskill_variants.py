@@ -8,10 +8,13 @@ Torch is ManiSkill's own language; only methods of its tensors are used here, ea
 | CartpoleBalanceSparse, CartpoleSwingUpSparse | 1 while the pole is upright near the middle | none |
 | Reach | nearness of the tool to a point; 1 once there and still | tool within 2.5 cm and still |
 | PickYCB | ManiSkill's, for one object of the YCB set | object within 2.5 cm of the goal and robot still |
-| PushYCB | nearness of tool to object and of object to goal; 1 on success | object within 10 cm of it, on the table |
+| PushYCB | nearness of tool to object and object to goal; 1 on success | object within 10 cm of the goal, on table |
 
 Observations are ManiSkill's of the base task; in `Reach`, tool pose, goal and their difference follow the joints.
 """
+
+# pyright: reportMissingImports=false
+# (ManiSkill takes gigabytes and is not part of the development install.)
 
 from __future__ import annotations
 

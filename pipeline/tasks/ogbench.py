@@ -3,18 +3,19 @@
 Bodies, motors and time steps are OGBench's; mazes, observations and rewards are ours where not said otherwise. Episodes
 never terminate: who reaches the goal has to be there at the last step. A cell of a maze is 4 m wide, as in OGBench.
 
-`point/<maze>`  Action: velocity (x, y). Observation (4): place from the middle of the maze, to the goal (x, y each, in m).
-`ant/<maze>`    Action: torques of the eight joints. Observation (31): the ant's 15 coordinates, its 14 velocities, and from
-                it to the goal (x, y).
-    Reward of both: minus the length of the way that is left, as a part of the longest in the maze, so in [-1, 0], the range
-    of OGBench's own; 0 at the goal. Success: at most 1 m from the goal (point), 0.5 m (ant).
+`point/<maze>`  Action: velocity (x, y). Observation (4): place from the middle of the maze and from there to the goal
+                (x, y each, in m).
+`ant/<maze>`    Action: torques of the eight joints. Observation (31): the ant's 15 coordinates, its 14 velocities, and
+                from it to the goal (x, y).
+    Reward of both: minus the length of the way that is left, as a part of the longest in the maze, so in [-1, 0], the
+    range of OGBench's own; 0 at the goal. Success: at most 1 m from the goal (point), 0.5 m (ant).
 `ant/run`       Run along a direction that changes every 100 steps. Observation (29): 13 coordinates without x and y, 14
                 velocities, the direction (x, y). Reward, OGBench's own: metres moved along the direction in the step of
                 0.1 s; about 0.25 at full speed.
-`ant/ball`      Push the ball to the goal. Observation (42), OGBench's own: 13 coordinates of the ant without x and y, 5 of
-                the ball (height and orientation), 20 velocities, from ant to ball and from ball to goal (x, y each).
-                Reward, OGBench's own: 25 per metre that the ball nears the goal, 10 per metre that the ant nears the ball.
-                Success: the ball is at most 0.5 m from the goal.
+`ant/ball`      Push the ball to the goal. Observation (42), OGBench's own: 13 coordinates of the ant without x and y, 5
+                of the ball (height and orientation), 20 velocities, from ant to ball and from ball to goal (x, y each).
+                Reward, OGBench's own: 25 per metre that the ball nears the goal, 10 per metre that the ant nears the
+                ball. Success: the ball is at most 0.5 m from the goal.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -187,7 +188,7 @@ class _Way:
     def judge(self, env: Any, before: np.ndarray) -> tuple[float, bool]:
         place = env.data.qpos[:2]
         success = bool(np.linalg.norm(place - self.target) <= self._reached)
-        return 0.0 if success else -min(self.left(place) / (_CELL * self._distances.longest), 1.0), success
+        return 0.0 if success else -min(float(self.left(place)) / (_CELL * self._distances.longest), 1.0), success
 
     def left(self, place: np.ndarray) -> np.ndarray:
         """Return the length of the way from places (..., 2) to the goal, (...), all in m."""

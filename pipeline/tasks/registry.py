@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from importlib import resources
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +18,22 @@ from pipeline.tasks.spec import TaskSpec, parse_spec
 from pipeline.tasks.task_env import Simulator, TaskEnv
 
 CATALOG = Path(__file__).parent / "catalog"
+GROUP = "eft.tasks"  # entry points of other packages that ship tasks
 TEXTS = Path(__file__).parent.parent / "texts"  # apart from the rest: a changed text re-runs only what reads texts
 
 
 def load_catalogue(folder: str | Path | None = None) -> dict[str, TaskSpec]:
-    """Read every task: the built-in ones, then the user's own, one per `*.yaml` file.
+    """Read every task: the built-in ones, those that installed packages ship, then the user's own.
 
     Args:
-        folder: folder of the user's own task files, None for the built-in tasks alone.
+        folder: folder of the user's own task files, one task per `*.yaml`, or one such file; None for none.
 
     Raises:
         ValueError: a file is not valid, or two tasks share a name or a text; the files and tasks are named.
     """
     specs: dict[str, TaskSpec] = {}
-    files: dict[str, Path] = {}
-    for spec, path in [*_built_in(), *_own(folder)]:
+    files: dict[str, Path | str] = {}
+    for spec, path in [*_built_in(), *_shipped(), *_own(folder)]:
         if spec.name in specs:
             raise ValueError(f"{path}: the task name `{spec.name}` is taken by {files[spec.name]}. Choose another.")
         specs[spec.name], files[spec.name] = spec, path
@@ -119,10 +122,31 @@ def _built_in() -> list[tuple[TaskSpec, Path]]:
     return found
 
 
+def _shipped() -> list[tuple[TaskSpec, str]]:
+    """Read the task files of installed packages, found by their entry points of the group `eft.tasks`.
+
+    An entry point's value is a package; the task files are the YAML files in it.
+    """
+    found = []
+    for point in entry_points(group=GROUP):
+        try:
+            files = [file for file in resources.files(point.value).iterdir() if file.name.endswith((".yaml", ".yml"))]
+        except (ImportError, OSError) as error:
+            raise ValueError(
+                f"the package {point.dist.name if point.dist else point.name} offers tasks in {point.value!r}, which "
+                f"cannot be read: {error}. Repair or uninstall it."
+            ) from error
+        for file in sorted(files, key=lambda file: file.name):
+            found.append((parse_spec(_parse(file.read_text(), str(file)), str(file)), str(file)))
+    return found
+
+
 def _own(folder: str | Path | None) -> list[tuple[TaskSpec, Path]]:
     if folder is None:
         return []
     folder = Path(folder)
+    if folder.is_file():
+        return [(load_file(folder), folder)]
     if not folder.is_dir():
         raise ValueError(f"the folder of your own tasks, {folder}, does not exist. Create it or correct tasks.folder.")
     return [(load_file(path), path) for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])]
@@ -130,8 +154,15 @@ def _own(folder: str | Path | None) -> list[tuple[TaskSpec, Path]]:
 
 def _read(path: Path) -> Any:
     try:
-        return YAML(typ="safe").load(path.read_text())
+        return _parse(path.read_text(), str(path))
     except FileNotFoundError:
         raise ValueError(f"the task file {path} does not exist.") from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from None
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return YAML(typ="safe").load(text)
+    except YAMLError as error:
+        raise ValueError(f"{where} is not valid YAML: {error}") from None

@@ -26,7 +26,7 @@ class Camera:
     Args:
         model: the `mujoco.MjModel`.
         size: pixels of a side.
-        camera: number or name of a camera of the model; or a free camera, as the fields of MuJoCo's `MjvCamera` by name.
+        camera: number or name of a camera of the model; or the fields of a free one, an `MjvCamera`, by name.
 
     Raises:
         RenderingUnavailable: no OpenGL driver could be started.

@@ -1,6 +1,6 @@
 """RoboDesk: a robot arm at a desk with buttons, a drawer, a sliding door and blocks, as a `Simulator`.
 
-The package's physics, control, starts and dense rewards (in [0, 1] per simulator step), but for three of its oversights:
+The package's physics, control, starts and dense rewards (in [0, 1] per simulator step), without three oversights:
 blocks are compared with where they lay at the start, not with where they are; the places of objects are observed, not
 their velocities twice; and no picture is drawn for every observation.
 
@@ -49,11 +49,11 @@ class RoboDesk:
     """
 
     def __init__(self, env_id: str, env_kwargs: dict[str, Any], render_size: int = 0) -> None:
-        self.desk = _Desk(task=env_id, action_repeat=1, episode_length=None, **env_kwargs)
-        if env_id not in self.desk.all_tasks:
-            raise ValueError(
-                f"env_id {env_id!r} is not a RoboDesk task; it looks like `open_slide`.{near(env_id, self.desk.all_tasks)}"
-            )
+        desk: Any = _Desk  # its own signature calls None, no time limit, a mistake
+        self.desk = desk(task=env_id, action_repeat=1, episode_length=None, **env_kwargs)
+        known = self.desk.all_tasks
+        if env_id not in known:
+            raise ValueError(f"env_id {env_id!r} is not a RoboDesk task; one is `open_slide`.{near(env_id, known)}")
         self.physics = self.desk.physics
         self.low, self.high = -np.ones(5), np.ones(5)
         self.obs_dim = self.physics.model.nq + self.physics.model.nv + 3

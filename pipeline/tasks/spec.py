@@ -50,7 +50,8 @@ class TaskSpec:
         suite: which adapter runs it.
         env_id: the simulator's own name, `walker/walk`, `reach-v3` or `module:namespace/Name-v0`.
         embodiment: one sentence about the body, said before every instruction.
-        instructions: phrasings of what to do, the first being the canonical one.
+        instructions: phrasings of what to do. The first is the canonical one; the last of several is kept for
+            evaluation, training never draws it.
         obs_dim: width of the simulator's observation, before padding.
         action_dim: width of the simulator's action, before padding.
         action_repeat: simulator steps per agent step; their rewards are summed.
@@ -93,6 +94,14 @@ class TaskSpec:
                 "Add phrasings to the task's file, or lower language.phrasings in params.yaml."
             )
         return f"{self.embodiment} {self.instructions[phrasing]}"
+
+    def training_texts(self) -> list[str]:
+        """Return the texts that training may draw, the canonical one first."""
+        return [self.text(phrasing) for phrasing in range(max(1, len(self.instructions) - 1))]
+
+    def unseen_text(self) -> str:
+        """Return the text kept for evaluation; the canonical one where a task has no other."""
+        return self.text(len(self.instructions) - 1)
 
     def evaluate(self, episode_return: float, success: bool) -> float:
         """Score one whole episode, in [0, 1].

@@ -56,8 +56,8 @@ class _Death(Exception):
 class VectorEnv:
     """N environments, which start the next episode by themselves.
 
-    Episode e of environment i is determined by (seed, i, e) and the actions alone: results do not depend on
-    `num_workers`.
+    Episode e of environment i is determined by (seed, numbers[i], e) and the actions alone: results do not depend on
+    `num_workers`, nor on which process of a run an environment is dealt to.
 
     An environment that fails in the middle of an episode (it raises, or returns NaN or a wrong shape) begins its next
     one, and the step's `lost` says so. So do all environments of a worker process that dies or stands still for a
@@ -70,6 +70,7 @@ class VectorEnv:
         action_dim: padded width of actions.
         seed: seed of all episodes.
         num_workers: processes that step them; 0 = in this process.
+        numbers: number of each environment in the whole run, where this vector is a part of it; None = 0 to N - 1.
         picture_size: P, pixels of a side of the pictures that are drawn of every observation; 0 draws none.
 
     Raises:
@@ -84,6 +85,7 @@ class VectorEnv:
         action_dim: int,
         seed: int,
         num_workers: int,
+        numbers: Sequence[int] | None = None,
         picture_size: int = 0,
     ) -> None:
         n = len(specs)
@@ -94,15 +96,18 @@ class VectorEnv:
         self._workers: list[_Worker] = []
         self._memory: int | None = None
         self._group: EnvGroup | None = None
+        numbers = list(range(n) if numbers is None else numbers)
         numbered = list(enumerate(specs))
         widths = Widths(n, obs_dim, action_dim, picture_size)
+        self._under_way = False
+        self._dead: dict[int, _Death] = {}  # workers that could not be told of the command under way
         if num_workers == 0:
             self._arrays = view(bytearray(num_bytes(widths)), widths)
-            self._group = EnvGroup(numbered, self._arrays, seed)
+            self._group = EnvGroup(numbered, self._arrays, seed, numbers)
             return
         memory = self._memory = _shared_memory(num_bytes(widths))
         self._arrays = view(mmap.mmap(memory, 0), widths)
-        order = self._order = {"widths": widths, "seed": seed}
+        order = self._order = {"widths": widths, "seed": seed, "numbers": numbers}
         try:
             for first in range(min(num_workers, n)):
                 self._workers.append(_Worker(numbered[first::num_workers], order, memory))
@@ -137,23 +142,45 @@ class VectorEnv:
         return self._arrays.obs.copy()
 
     def step(self, action: np.ndarray) -> Step:
-        """Take one agent step in each environment.
+        """Take one agent step in each environment: `begin_step` and `end_step` in one."""
+        self.begin_step(action)
+        return self.end_step()
+
+    def begin_step(self, action: np.ndarray) -> None:
+        """Let the workers take one agent step in each environment, and return without waiting for them.
+
+        With `num_workers=0` the step is taken by `end_step`.
 
         Args:
             action: (N, A) in [-1, 1].
 
         Raises:
-            TaskFailure: a task keeps failing.
-            WorkerError: a worker's environments cannot be built anew.
+            RuntimeError: the step before was not ended.
         """
+        if self._under_way:
+            raise RuntimeError("a step was begun and not ended: call `end_step` first.")
         if action.shape != self._arrays.action.shape:
             raise ValueError(f"expected actions of shape {self._arrays.action.shape}, got {action.shape}.")
         self._arrays.action[:] = action
+        if not self._group:
+            self._send(STEP)
+        self._under_way = True
+
+    def end_step(self) -> Step:
+        """Wait for the step that was begun and return what it gave.
+
+        Raises:
+            TaskFailure: a task keeps failing.
+            WorkerError: a worker's environments cannot be built anew.
+        """
+        if not self._under_way:
+            raise RuntimeError("no step was begun: call `begin_step` first.")
+        self._under_way = False
         if self._group:
             self._group.step()
             self._count(self._group.failures)
         else:
-            self._command(STEP)
+            self._await_all(STEP)
         step = Step(*(getattr(self._arrays, name).copy() for name in Step._fields))
         self._failures[step.terminated | step.truncated] = 0
         return step
@@ -202,9 +229,15 @@ class VectorEnv:
         self.close()
 
     def _command(self, command: bytes, played: Sequence[np.ndarray] = ()) -> None:
+        if self._under_way:
+            raise RuntimeError("a step was begun and not ended: call `end_step` first.")
+        self._send(command, played)
+        self._await_all(command)
+
+    def _send(self, command: bytes, played: Sequence[np.ndarray] = ()) -> None:
         if not self._workers:
             raise RuntimeError("this VectorEnv is closed.")
-        dead: dict[int, _Death] = {}
+        self._dead.clear()
         try:
             for number, worker in enumerate(self._workers):
                 try:
@@ -212,7 +245,14 @@ class VectorEnv:
                     if command == RESTORE:
                         worker.send_record(self._arrays.episode, played)
                 except _Death as death:
-                    dead[number] = death
+                    self._dead[number] = death
+        except BaseException:
+            self.close()
+            raise
+
+    def _await_all(self, command: bytes) -> None:
+        dead = self._dead
+        try:
             for number, worker in enumerate(self._workers):
                 if number not in dead:
                     try:

@@ -47,7 +47,7 @@ def main() -> None:
 def _build(order: dict, memory: int) -> EnvGroup:
     arrays = view(mmap.mmap(memory, 0), Widths(*order["widths"]))
     specs = [(index, parse_spec(values, "a worker's orders")) for index, values in order["specs"]]
-    return EnvGroup(specs, arrays, order["seed"])
+    return EnvGroup(specs, arrays, order["seed"], order["numbers"])
 
 
 def _obey(group: EnvGroup, connection: Connection) -> None:

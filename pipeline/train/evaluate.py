@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from pipeline.statistics import summarise_tasks
 from pipeline.tasks.registry import make
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv
+from pipeline.train.ranks import Ranks
 from pipeline.train.seeing import make_envs
 from pipeline.vision.sight import Sight
 
@@ -37,8 +37,12 @@ class Result:
         return float(np.mean(self.scores))
 
 
+class GivenUp(Exception):
+    """An evaluation was stopped half-way; nothing of it counts."""
+
+
 class Evaluator:
-    """Plays the same episodes, from the same seeds, with any number of checkpoints.
+    """Plays the same episodes, from the same seeds, with any number of checkpoints, on all ranks together.
 
     Args:
         specs: the tasks.
@@ -46,7 +50,8 @@ class Evaluator:
         obs_dim: O.
         action_dim: A.
         seed: of the first episodes; independent of training's.
-        num_workers: processes stepping the environments.
+        num_workers: processes stepping the environments, on each rank.
+        ranks: the processes of the run, which the environments are dealt to.
         sight: what is observed beside or in place of the state, None for the state alone.
     """
 
@@ -58,77 +63,122 @@ class Evaluator:
         action_dim: int,
         seed: int,
         num_workers: int,
+        ranks: Ranks | None = None,
         sight: Sight | None = None,
     ):
-        self.specs, self.episodes = list(specs), episodes
-        self._envs_per_task = min(episodes, _ENVS_PER_TASK)
+        self.specs, self.episodes, self._ranks = list(specs), episodes, ranks or Ranks()
+        each = min(episodes, _ENVS_PER_TASK)
         # Tasks of one episode length step together, so that no environment waits for a longer one.
-        self._groups: list[tuple[list[int], VectorEnv]] = []
+        self._groups: list[_Group] = []
         for length in sorted({spec.episode_length for spec in specs}):
             members = [i for i, spec in enumerate(specs) if spec.episode_length == length]
-            repeated = [specs[i] for i in members for _ in range(self._envs_per_task)]
-            envs = make_envs(sight, repeated, obs_dim, action_dim, seed, min(num_workers, len(repeated)))
-            self._groups.append((members, envs))
+            everyone = [(i, copy) for i in members for copy in range(each)]
+            numbers = self._ranks.deal(range(len(everyone)))
+            if numbers:
+                own = [everyone[number] for number in numbers]
+                tasks, copies = np.array(own).T
+                wanted = (episodes - copies + each - 1) // each
+                own_specs = [specs[i] for i in tasks]
+                envs = make_envs(sight, own_specs, obs_dim, action_dim, seed, min(num_workers, len(own)), numbers)
+                self._groups.append(_Group(tasks, copies, wanted, envs))
 
     def __enter__(self) -> Evaluator:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for _, envs in self._groups:
-            envs.close()
+        for group in self._groups:
+            group.envs.close()
 
-    def run(self, actor: Actor, told: Sequence[str], plan: bool, label: str, seed: int) -> list[Result]:
-        """Play every task and return its results, in the order of `specs`.
+    def run(
+        self,
+        actor: Actor,
+        told: Sequence[str],
+        plan: bool,
+        label: str,
+        seed: int,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> list[Result]:
+        """Play every task and return its results on every rank, in the order of `specs`, episodes in a fixed order.
 
         Args:
             actor: acts without exploring.
             told: per task, the name of the task whose instruction the actor is given (normally its own).
             plan: with the planner, else with the policy alone.
             label: for the progress bar.
-            seed: of the actor's own random numbers.
+            seed: of the actor's own random numbers; with planning, results depend on the number of ranks by them.
+            stopped: asked once per step; when it says so the evaluation is given up.
+
+        Raises:
+            GivenUp: on every rank, if any of them was stopped.
         """
+        played: list[_Played] | None = []
+        total = sum(int(group.wanted.sum()) for group in self._groups)
+        with Progress(label, total, "episodes", quiet=not self._ranks.is_main) as progress:
+            for group in self._groups:
+                found = self._play(actor, group, told, plan, seed + self._ranks.rank, progress, stopped)
+                played = None if played is None or found is None else played + found
+        everyone = self._ranks.collect(played)
         results = [Result() for _ in self.specs]
-        total = self.episodes * len(self.specs)
-        with Progress(label, total, "episodes") as progress:
-            for members, envs in self._groups:
-                self._play(actor, members, envs, [told[i] for i in members], plan, seed, results, progress)
+        if any(part is None for part in everyone):
+            raise GivenUp
+        for task, _, _, score, episode_return in sorted(one for part in everyone for one in part):
+            results[task].scores.append(score)
+            results[task].episode_returns.append(episode_return)
         return results
 
     def _play(
         self,
         actor: Actor,
-        members: list[int],
-        envs: VectorEnv,
-        told: list[str],
+        group: _Group,
+        told: Sequence[str],
         plan: bool,
         seed: int,
-        results: list[Result],
         progress: Progress,
-    ) -> None:
-        each = self._envs_per_task
-        task_of = np.repeat(members, each)
-        rows = actor.rows([name for name in told for _ in range(each)])
-        wanted = np.tile([math.ceil((self.episodes - j) / each) for j in range(each)], len(members))
-        played = np.zeros(len(task_of), dtype=int)
-        returns = np.zeros(len(task_of))
-        obs = envs.reset()
-        actor.reset(len(task_of), seed=seed)
-        while (played < wanted).any():
-            step = envs.step(actor.act(torch.from_numpy(obs), rows, plan).numpy())
+        stopped: Callable[[], bool],
+    ) -> list[_Played] | None:
+        rows = actor.rows([told[int(task)] for task in group.tasks])
+        count = np.zeros(len(rows), dtype=int)
+        returns = np.zeros(len(rows))
+        played = []
+        obs = group.envs.reset()
+        actor.reset(len(rows), seed=seed)
+        while (count < group.wanted).any():
+            if stopped():
+                return None
+            step = group.envs.step(actor.act(torch.from_numpy(obs), rows, plan).numpy())
             obs = step.obs
             returns += step.reward
             done = step.terminated | step.truncated
             for i in np.flatnonzero(done):
-                if played[i] < wanted[i]:
-                    result = results[task_of[i]]
-                    spec = self.specs[task_of[i]]
-                    result.scores.append(spec.evaluate(float(returns[i]), bool(step.success[i])))
-                    result.episode_returns.append(float(returns[i]))
-                    played[i] += 1
+                if count[i] < group.wanted[i]:
+                    task, total = int(group.tasks[i]), float(returns[i])
+                    score = self.specs[task].evaluate(total, bool(step.success[i]))
+                    played.append(_Played(task, int(count[i]), int(group.copies[i]), score, total))
+                    count[i] += 1
                     progress.update(1)
             done |= step.lost  # another episode takes the place of a failed one
             returns[done] = 0
             actor.begin_episodes(torch.from_numpy(done))
+        return played
+
+
+class _Group(NamedTuple):
+    """Environments of one episode length, those of this rank."""
+
+    tasks: np.ndarray  # (N,) which task each plays
+    copies: np.ndarray  # (N,) which of the task's environments it is
+    wanted: np.ndarray  # (N,) episodes it plays
+    envs: VectorEnv
+
+
+class _Played(NamedTuple):
+    """One episode that counts; sorted, they come in the order they were seeded in."""
+
+    task: int
+    episode: int
+    copy: int
+    score: float
+    episode_return: float
 
 
 def summarise(

@@ -1,16 +1,10 @@
-"""The two loops of training: on demonstrations alone, and online. Both save, resume, log and evaluate alike."""
+"""The two loops of training: on demonstrations alone, and online. What they do alike is in `loop.py`."""
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from pipeline import config
 from pipeline.data.replay import ReplayBuffer, sample_mixture
@@ -19,106 +13,11 @@ from pipeline.progress import Progress
 from pipeline.shapes import Batch
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv
-from pipeline.train import checkpoint
-from pipeline.train.evaluate import Evaluator
 from pipeline.train.interrupt import Interrupt
-from pipeline.train.metrics import MetricsLog
-from pipeline.train.rollout import Collector
+from pipeline.train.loop import RANK_SEEDS, Loop
+from pipeline.train.ranks import Ranks
+from pipeline.train.rollout import Collector, deal_episodes, deal_state
 from pipeline.train.schedules import constraint_weight
-from pipeline.train.step import Learner, Mode
-
-
-class Loop:
-    """What both loops keep beside the learner: random numbers, averages since the last log line, time, the log.
-
-    Args:
-        scratch: where the run is saved; a save found there is taken up.
-        learner: updated in place.
-        actor: plays the evaluations.
-        evaluator: plays them.
-        seed: of everything drawn.
-        plan: evaluate with planning, else the policy alone.
-    """
-
-    def __init__(
-        self,
-        label: str,
-        scratch: Path,
-        learner: Learner,
-        actor: Actor,
-        evaluator: Evaluator,
-        seed: int,
-        plan: bool = False,
-    ):
-        self.label, self.scratch, self.learner, self.actor, self.evaluator = label, scratch, learner, actor, evaluator
-        self.seed, self.plan = seed, plan
-        self.generator = torch.Generator().manual_seed(seed)
-        self.sums: dict[str, Tensor] = {}
-        self.num_summed = 0
-        self.resumed = checkpoint.load_latest(scratch)
-        self.position = 0
-        self.seconds_before = 0.0
-        if self.resumed:
-            self.position, tensors, values = self.resumed
-            learner.load_state_tensors(tensors["learner"])
-            self.generator.set_state(tensors["loop"].pop("generator"))
-            self.sums = tensors["loop"]
-            self.num_summed, self.seconds_before = values["num_summed"], values["seconds"]
-        self.started = time.monotonic()
-        self.log = MetricsLog(scratch / "metrics", self.position)
-
-    @property
-    def seconds(self) -> float:
-        """Seconds worked on this loop, over all its resumed runs."""
-        return self.seconds_before + time.monotonic() - self.started
-
-    def update(self, batch: Batch, mode: Mode) -> None:
-        """Update the learner on one batch and add its metrics to the averages."""
-        metrics = self.learner.update(batch, mode, self.generator)
-        for name, value in metrics.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
-        self.num_summed += 1
-
-    def log_averages(self, progress: Progress, **more: float) -> None:
-        """Log the averages since the last call, and `more`, at the present position."""
-        averages = {f"train/{name}": float(value) / self.num_summed for name, value in self.sums.items()}
-        self.sums, self.num_summed = {}, 0
-        self.log.log(self.position, {**averages, "time/seconds": self.seconds, **more})
-        progress.update(0, **{key: averages[f"train/{key}"] for key in ("total_loss",) if f"train/{key}" in averages})
-
-    def evaluate(self, specs: Sequence[TaskSpec], progress: Progress) -> float:
-        """Evaluate on all tasks, log scores per task and their mean, and return the mean."""
-        self.actor.refresh()
-        results = self.evaluator.run(
-            self.actor, [spec.name for spec in specs], self.plan, f"{self.label}: evaluating", self.seed + 1
-        )
-        scores = {f"eval/{spec.name}": result.score for spec, result in zip(specs, results, strict=True)}
-        mean = float(np.mean(list(scores.values())))
-        self.log.log(
-            self.position,
-            {
-                **scores,
-                "eval/score": mean,
-                "time/seconds": self.seconds,
-                "clock/seconds": self.seconds,
-                "clock/updates": self.learner.updates,
-            },
-        )
-        progress.write(f"{self.label}: score {mean:.3f} after {self.position} {progress.unit}")
-        return mean
-
-    def save(self, tensors: dict[str, dict[str, Tensor]] | None = None, values: dict[str, Any] | None = None) -> None:
-        """Save everything needed to go on from here."""
-        checkpoint.save(
-            self.scratch,
-            self.position,
-            {
-                "learner": self.learner.state_tensors(),
-                "loop": {**self.sums, "generator": checkpoint.generator_state(self.generator)},
-                **(tensors or {}),
-            },
-            {"num_summed": self.num_summed, "seconds": self.seconds, **(values or {})},
-        )
 
 
 def learn_offline(
@@ -132,20 +31,36 @@ def learn_offline(
         sample: draws a batch of a given size from the demonstrations.
         specs: the tasks evaluated.
     """
-    with Interrupt() as interrupt, Progress(loop.label, settings.updates, "updates", loop.position) as progress:
-        while loop.position < settings.updates:
-            loop.update(sample(settings.batch_size, loop.generator), "pretrain")
+    ranks, total = loop.ranks, settings.updates
+    share = ranks.shares(settings.batch_size, [1] * ranks.count)[ranks.rank]
+    with (
+        Interrupt(loop.runtime.stop_seconds) as interrupt,
+        Progress(loop.label, total, "updates", loop.position, quiet=not ranks.is_main) as progress,
+    ):
+        if loop.owes_evaluation and not loop.evaluate(specs, progress, interrupt):
+            interrupt.leave()
+        while loop.position < total:
+            with loop.clock.phase("sample"):
+                batch = sample(share, loop.generator)
+            loop.update(batch, "pretrain")
             loop.position += 1
             progress.update(1)
-            last = loop.position == settings.updates
-            if loop.position % settings.log_every == 0 or last:
-                loop.log_averages(progress)
-            if loop.position % settings.eval_every == 0 or last:
-                loop.evaluate(specs, progress)
-            if loop.position % settings.save_every == 0 or last or interrupt.requested:
-                loop.save()
-            if interrupt.requested:
-                interrupt.leave()
+            (stop,) = ranks.any(interrupt.requested is not None)
+            loop.settle(loop.position - 1, total, settings, specs, progress, interrupt, loop.save, stop=stop)
+
+
+def own_environments(ranks: Ranks, env_specs: Sequence[TaskSpec]) -> list[int]:
+    """Return the numbers of the environments of this rank.
+
+    Raises:
+        ValueError: there are more ranks than environments.
+    """
+    if len(env_specs) < ranks.count:
+        raise ValueError(
+            f"{ranks.count} processes cannot share {len(env_specs)} environments: start fewer, or raise "
+            "finetune.envs_per_task"
+        )
+    return ranks.deal(range(len(env_specs)))
 
 
 def learn_online(
@@ -158,70 +73,139 @@ def learn_online(
     collecting: Actor,
     specs: Sequence[TaskSpec],
 ) -> None:
-    """Learn online, up to `settings.env_steps` over all environments together.
+    """Learn online, up to `settings.env_steps` over all environments of all ranks together.
+
+    While the environments take a step, the learner makes the updates that are due: they read what was stored before
+    that step, so that the order of everything is fixed, however long either takes.
 
     Args:
         loop: what is updated, saved and logged.
         settings: sizes and intervals.
         demos: demonstrations mixed into every batch; None where there are none.
-        replay: takes the collected episodes.
-        envs: the environments.
-        env_specs: the task of each environment.
+        replay: takes the episodes collected by this rank.
+        envs: the environments of this rank.
+        env_specs: the task of each environment of the run; this rank's are `ranks.deal(env_specs)`.
         collecting: collects; an actor of its own, since evaluation must not disturb its plans.
         specs: the tasks evaluated.
     """
     loop.learner.lr_scale = settings.lr_scale
-    rows = collecting.rows([spec.name for spec in env_specs])
-    collector = Collector(env_specs, rows, envs, collecting, replay, settings.imitate, loop.seed + 2)
+    ranks, num_envs, total = loop.ranks, len(env_specs), settings.env_steps
+    own_specs = ranks.deal(env_specs)
+    rows = collecting.rows([spec.name for spec in own_specs])
+    seed = loop.seed + 2 + RANK_SEEDS * ranks.rank
+    if loop.resumed and not loop.same_ranks:
+        seed += loop.position
+    collector = Collector(own_specs, rows, envs, collecting, replay, settings.imitate, seed)
+    drawn = ranks.collect(replay.weight_of(rows))
+    num_demos, num_own = _shares(loop, settings, num_envs, demos is not None, drawn)
     updates_owed = 0.0
     if loop.resumed:
-        _, tensors, values = loop.resumed
-        replay.load_state_tensors(tensors["replay"])
-        collector.load_state_tensors(tensors["collector"])
-        updates_owed = values["updates_owed"]
-    recent: dict[str, list[float]] = defaultdict(list)
-    num_envs = len(env_specs)
-    fraction = settings.demo_fraction if demos is not None else 0.0
+        _take_up(loop, collector, replay, rows)
+        updates_owed = loop.resumed.values["updates_owed"]
 
     def save() -> None:
-        loop.save(
-            {"replay": replay.state_tensors(), "collector": collector.state_tensors()}, {"updates_owed": updates_owed}
-        )
+        loop.save(collector.state_tensors(), {"updates_owed": updates_owed}, replay)
 
-    with Interrupt() as interrupt, Progress(loop.label, settings.env_steps, "env_steps", loop.position) as progress:
-        if loop.position == 0:
-            loop.evaluate(specs, progress)
-        while loop.position < settings.env_steps:
-            seeded = bool((collector.episodes >= settings.seeding_episodes).all())
+    def measure() -> dict[str, float]:
+        return _measure(loop, replay)
+
+    with (
+        Interrupt(loop.runtime.stop_seconds) as interrupt,
+        Progress(loop.label, total, "env_steps", loop.position, quiet=not ranks.is_main) as progress,
+    ):
+        owed = loop.owes_evaluation or loop.position == 0
+        if owed and not loop.evaluate(specs, progress, interrupt):
+            interrupt.leave()
+        while loop.position < total:
+            not_seeded, stop = ranks.any(
+                not (collector.episodes >= settings.seeding_episodes).all(), interrupt.requested is not None
+            )
+            if stop:
+                save()
+                interrupt.leave()
             weight = constraint_weight(loop.position, settings.constraint_steps, settings.constraint_decay)
-            for episode in collector.step(plan=seeded, constraint_weight=weight):
-                recent[episode.task].append(episode.score)
-            before, loop.position = loop.position, loop.position + num_envs
-            progress.update(num_envs)
-            updates_owed += num_envs * settings.utd if seeded else 0.0
+            with loop.clock.phase("act"):
+                collector.begin_step(plan=not not_seeded, constraint_weight=weight)
+            updates_owed += 0.0 if not_seeded else num_envs * settings.utd
             while updates_owed >= 1:
                 updates_owed -= 1
-                if demos is None:
-                    batch = replay.sample(settings.batch_size, loop.generator)
-                else:
-                    batch = sample_mixture(demos, replay, settings.batch_size, fraction, loop.generator)
+                with loop.clock.phase("sample"):
+                    batch = _sample(demos, replay, num_demos, num_own, loop.generator)
                 loop.update(batch, "online")
                 collecting.refresh()
-            last = loop.position >= settings.env_steps
-            if _due(before, loop.position, settings.log_every) or last:
-                online = {f"online/{task}": float(np.mean(scores)) for task, scores in recent.items()}
-                recent.clear()
-                if online:
-                    online["online/score"] = float(np.mean(list(online.values())))
-                loop.log_averages(progress, **online)
-            if _due(before, loop.position, settings.eval_every) or last:
-                loop.evaluate(specs, progress)
-            if _due(before, loop.position, settings.save_every) or last or interrupt.requested:
-                save()
-            if interrupt.requested:
-                interrupt.leave()
+            with loop.clock.phase("env_wait"):
+                finished = collector.end_step()
+            for episode in finished:
+                loop.recent.setdefault(episode.task, []).append((episode.score, episode.episode_return))
+            before, loop.position = loop.position, loop.position + num_envs
+            progress.update(num_envs)
+            loop.settle(before, total, settings, specs, progress, interrupt, save, measure)
 
 
-def _due(before: int, now: int, every: int) -> bool:
-    """Whether a multiple of `every` was reached between two positions: several environments step at once."""
-    return before // every != now // every
+def _shares(
+    loop: Loop, settings: config.Finetune, num_envs: int, has_demos: bool, drawn: Sequence[float]
+) -> tuple[int, int]:
+    """Return how many slices of each batch this rank draws from demonstrations and from its own episodes.
+
+    In proportion to its environments, so that every environment of the run counts alike in a batch; `drawn` says how
+    often the tasks of each rank are to be drawn.
+
+    Raises:
+        ValueError: a rank is left without an environment or without a slice.
+    """
+    ranks = loop.ranks
+    envs = [len(range(rank, num_envs, ranks.count)) for rank in range(ranks.count)]
+    total_demos = round(settings.batch_size * settings.demo_fraction) if has_demos else 0
+    demos, own = ranks.shares(total_demos, envs), ranks.shares(settings.batch_size - total_demos, drawn)
+    if not all(envs) or not all(first + second for first, second in zip(demos, own, strict=True)):
+        raise ValueError(
+            f"{ranks.count} processes share {num_envs} environments and batches of {settings.batch_size} slices, which "
+            "leaves one of them without any. Start fewer processes, or raise finetune.envs_per_task or batch_size."
+        )
+    return demos[ranks.rank], own[ranks.rank]
+
+
+def _sample(
+    demos: ReplayBuffer | None, replay: ReplayBuffer, num_demos: int, num_own: int, generator: torch.Generator
+) -> Batch:
+    if demos is None or num_demos == 0:
+        return replay.sample(num_own, generator)
+    return sample_mixture(demos, replay, num_demos + num_own, num_demos / (num_demos + num_own), generator)
+
+
+def _take_up(loop: Loop, collector: Collector, replay: ReplayBuffer, rows: torch.Tensor) -> None:
+    """Go on from a save: environments and replay as they were, or dealt anew to another number of ranks."""
+    saved, ranks = loop.resumed, loop.ranks
+    assert saved is not None
+    if loop.same_ranks:
+        loop.saves.load_replay(saved, replay)
+        tensors, _ = saved.of_rank(ranks.rank)
+        collector.load_state_tensors(tensors)
+        return
+    states = [saved.of_rank(rank)[0] for rank in range(saved.num_ranks)]
+    collector.load_state_tensors(deal_state(states, ranks.rank, ranks.count))
+    owners = ranks.collect(set(rows.tolist()))
+    for rank in range(saved.num_ranks):
+        for part in saved.replay_parts(rank):
+            deal_episodes(part, replay, _mine(owners, ranks.rank))
+    loop.saves.forget_replay()
+
+
+def _mine(owners: Sequence[set[int]], rank: int) -> Callable[[int, int], bool]:
+    """Return who takes an episode: the ranks that play its task take turns."""
+
+    def takes(task: int, number: int) -> bool:
+        able = [other for other, tasks in enumerate(owners) if task in tasks] or list(range(len(owners)))
+        return able[number % len(able)] == rank
+
+    return takes
+
+
+def _measure(loop: Loop, replay: ReplayBuffer) -> dict[str, float]:
+    """Return how much is in the replay, over all ranks, and how long ago it was collected."""
+    everyone = loop.ranks.collect((replay.num_episodes, replay.num_transitions, replay.mean_age()))
+    episodes, transitions, _ = (float(sum(column)) for column in zip(*everyone, strict=True))
+    if not episodes:
+        return {}
+    age = sum(stored * age for stored, _, age in everyone) / episodes * loop.ranks.count
+    return {"replay/episodes_sum": episodes, "replay/transitions_sum": transitions, "replay/age_mean": age}

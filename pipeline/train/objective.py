@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from pipeline.config import Learning
 from pipeline.model import losses
+from pipeline.model.compute import PLAIN, Compute, compiled_whole
 from pipeline.model.q_ensemble import draw_members
 from pipeline.model.task_table import TaskTable
 from pipeline.model.two_hot import decode
@@ -26,13 +28,33 @@ class UpdateDraws(NamedTuple):
     policy_members: tuple[int, int]  # Q members whose mean the policy climbs
 
     @classmethod
-    def sample(cls, batch: Batch, num_phrasings: int, num_q: int, generator: torch.Generator) -> UpdateDraws:
-        """Draw for a batch; the tensors end up on its device, wherever the generator lives."""
+    def sample(
+        cls,
+        batch: Batch,
+        num_phrasings: int,
+        num_q: int,
+        generator: torch.Generator,
+        members: torch.Generator | None = None,
+    ) -> UpdateDraws:
+        """Draw for a batch; the tensors end up on its device, wherever the generator lives.
+
+        `members`, if given, draws the Q members: processes that share a batch must take the same.
+        """
         (horizon, size, action_dim), device = batch.action.shape, batch.action.device
         normal = torch.randn(2 * horizon + 1, size, action_dim, generator=generator, device=generator.device).to(device)
         phrasing = torch.randint(num_phrasings, (size,), generator=generator, device=generator.device).to(device)
-        td_members, policy_members = draw_members(num_q, generator), draw_members(num_q, generator)
+        td_members, policy_members = (draw_members(num_q, members or generator) for _ in range(2))
         return cls(phrasing, normal[:horizon], td_members, normal[horizon:], policy_members)
+
+    def split(self, sizes: Sequence[int]) -> list[UpdateDraws]:
+        """Split along the batch into parts of `sizes` slices."""
+        tensors = zip(
+            self.phrasing.split(sizes), self.td_noise.split(sizes, 1), self.policy_noise.split(sizes, 1), strict=True
+        )
+        return [
+            UpdateDraws(phrasing, td_noise, self.td_members, policy_noise, self.policy_members)
+            for phrasing, td_noise, policy_noise in tensors
+        ]
 
 
 class ModelLosses(NamedTuple):
@@ -45,6 +67,7 @@ class ModelLosses(NamedTuple):
     bc: Tensor | None  # (), where it is part of the total
     imitation: Tensor | None  # (), likewise: mean square error of the policy's actions, part of `bc`
     z: Tensor  # (T + 1, B, Z) without gradient
+    termination: Tensor | None = None  # (), where the model predicts terminations
 
 
 class PolicyLosses(NamedTuple):
@@ -56,7 +79,15 @@ class PolicyLosses(NamedTuple):
     q: Tensor  # (B,) value of the policy's action at the first latent
 
 
-def batch_context(model: WorldModel, table: TaskTable, task: Tensor, phrasing: Tensor) -> TaskContext:
+def batch_context(
+    model: WorldModel,
+    table: TaskTable,
+    task: Tensor,
+    phrasing: Tensor,
+    compute: Compute = PLAIN,
+    q: Sequence[int] | None = None,
+    target_q: Sequence[int] | None = None,
+) -> TaskContext:
     """Condition the model on the texts of a batch, each different text once.
 
     Args:
@@ -64,18 +95,27 @@ def batch_context(model: WorldModel, table: TaskTable, task: Tensor, phrasing: T
         table: tasks.
         task: (B,) rows of the table.
         phrasing: (B,) in [0, P).
+        compute: how the networks are to be computed.
+        q: the Q members that will be asked; None for all.
+        target_q: the target Q members that will be asked; None for all.
 
     Returns:
         a context of B rows.
     """
     texts, rows = torch.unique(task * table.num_phrasings + phrasing, return_inverse=True)
-    return model.context(table.embeddings.flatten(0, 1)[texts]).take(rows)
+    return model.context(table.embeddings.flatten(0, 1)[texts], compute, q, target_q).take(rows)
 
 
 def model_losses(
-    model: WorldModel, table: TaskTable, batch: Batch, draws: UpdateDraws, learning: Learning, bc_coef: float
+    model: WorldModel,
+    table: TaskTable,
+    batch: Batch,
+    draws: UpdateDraws,
+    learning: Learning,
+    bc_coef: float,
+    compute: Compute = PLAIN,
 ) -> ModelLosses:
-    """Compute consistency, reward and value losses, and behaviour cloning.
+    """Compute consistency, reward and value losses, and, where there are any, terminations and behaviour cloning.
 
     Args:
         model: the world model.
@@ -84,18 +124,34 @@ def model_losses(
         draws: random numbers.
         learning: the other coefficients.
         bc_coef: weight of behaviour cloning in the total; 0 leaves it out.
+        compute: how the networks are to be computed.
     """
-    horizon = len(batch.action)
-    weights = losses.rho_weights(learning.rho, horizon, batch.obs.device)
-    mask = table.action_mask[batch.task]
-    ctx = batch_context(model, table, batch.task, draws.phrasing)
+    # The two target members go in as themselves and not as numbers, which a compiled function would be made anew for.
+    ctx = batch_context(model, table, batch.task, draws.phrasing, compute, target_q=draws.td_members)
+    weights = losses.rho_weights(learning.rho, len(batch.action), batch.obs.device)
+    mask, discount = table.action_mask[batch.task], table.discount[batch.task]
+    found = compiled_whole(_model_losses) if compute.compile else _model_losses
+    return found(model, ctx, batch, discount, mask, draws.td_noise, draws.policy_noise[:-1], weights, learning, bc_coef)
 
+
+def _model_losses(
+    model: WorldModel,
+    ctx: TaskContext,
+    batch: Batch,
+    discount: Tensor,
+    mask: Tensor,
+    td_noise: Tensor,
+    policy_noise: Tensor,
+    weights: Tensor,
+    learning: Learning,
+    bc_coef: float,
+) -> ModelLosses:
     with torch.no_grad():
         next_z = model.encode(batch.obs[1:], ctx)
-        next_action = model.policy(next_z, ctx, mask, draws.td_noise).action
-        next_logits = model.q(next_z, next_action, ctx, target=True, members=draws.td_members)
+        next_action = model.policy(next_z, ctx, mask, td_noise).action
+        next_logits = model.q(next_z, next_action, ctx, target=True)
         next_value = decode(next_logits, model.bins).amin(0)
-        target = losses.td_target(batch.reward, batch.terminated, table.discount[batch.task], next_value)
+        target = losses.td_target(batch.reward, batch.terminated, discount, next_value)
 
     zs = [model.encode(batch.obs[0], ctx)]
     for action in batch.action:
@@ -108,14 +164,17 @@ def model_losses(
     q_logits = model.q(z, batch.action, ctx)
     value = losses.scalar_loss(q_logits, target, model.bins, weights[:-1])
     total = learning.consistency_coef * consistency + learning.reward_coef * reward + learning.value_coef * value
-    bc = imitation = None
+    bc = imitation = termination = None
+    if model.termination_head is not None:
+        termination = losses.termination_loss(model.termination(z_next, ctx), batch.terminated)
+        total = total + learning.termination_coef * termination
     if bc_coef:
-        policy = model.policy(z, ctx, mask, draws.policy_noise[:-1])
+        policy = model.policy(z, ctx, mask, policy_noise)
         bc, imitation = losses.bc_loss(
             policy, batch.expert_action, mask, weights[:-1], learning.entropy_coef, batch.imitation
         )
         total = total + bc_coef * bc
-    return ModelLosses(total, consistency, reward, value, bc, imitation, torch.stack(zs).detach())
+    return ModelLosses(total, consistency, reward, value, bc, imitation, torch.stack(zs).detach(), termination)
 
 
 def policy_losses(
@@ -126,6 +185,7 @@ def policy_losses(
     draws: UpdateDraws,
     learning: Learning,
     scale: Tensor,
+    compute: Compute = PLAIN,
 ) -> PolicyLosses:
     """Compute the online policy loss. Only the policy head is to be moved by it; Q is a judge here.
 
@@ -137,12 +197,28 @@ def policy_losses(
         draws: random numbers.
         learning: coefficients.
         scale: (1,) running scale of values.
+        compute: how the networks are to be computed.
     """
     weights = losses.rho_weights(learning.rho, len(batch.action), z.device)
     mask = table.action_mask[batch.task]
-    ctx = batch_context(model, table, batch.task, draws.phrasing)
-    policy = model.policy(z, ctx, mask, draws.policy_noise)
-    q_logits = model.q(z, policy.action, ctx, members=draws.policy_members)
+    ctx = batch_context(model, table, batch.task, draws.phrasing, compute, q=draws.policy_members, target_q=())
+    found = compiled_whole(_policy_losses) if compute.compile else _policy_losses
+    return found(model, ctx, batch, z, mask, draws.policy_noise, weights, learning, scale)
+
+
+def _policy_losses(
+    model: WorldModel,
+    ctx: TaskContext,
+    batch: Batch,
+    z: Tensor,
+    mask: Tensor,
+    noise: Tensor,
+    weights: Tensor,
+    learning: Learning,
+    scale: Tensor,
+) -> PolicyLosses:
+    policy = model.policy(z, ctx, mask, noise)
+    q_logits = model.q(z, policy.action, ctx)
     q_mean = decode(q_logits, model.bins).mean(0)
     loss = losses.policy_loss(
         policy,

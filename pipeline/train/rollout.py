@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +35,12 @@ class Collector:
         replay: takes the episodes.
         imitate: how much the policy imitates these episodes.
         seed: of the actor's random numbers.
+
+    Attributes:
+        episodes: (N,) finished episodes of each environment.
+
+    Raises:
+        ValueError: the episodes of a task are shorter than a slice.
     """
 
     def __init__(
@@ -47,6 +53,12 @@ class Collector:
         imitate: config.Imitate,
         seed: int,
     ):
+        for spec in specs:
+            if spec.episode_length < replay.horizon:
+                raise ValueError(
+                    f"episodes of {spec.name} have {spec.episode_length} agent steps, planner.horizon is "
+                    f"{replay.horizon}: no slice of one fits. Lower the horizon or leave the task out."
+                )
         self._imitate = imitate
         self._specs, self._rows, self._envs, self._actor, self._replay = list(specs), rows, envs, actor, replay
         num_envs, longest = len(specs), max(spec.episode_length for spec in specs)
@@ -61,8 +73,8 @@ class Collector:
         self._start(self._envs.reset())
         self.episodes[:] = self._envs.episodes
 
-    def step(self, plan: bool, constraint_weight: float) -> list[Finished]:
-        """Step every environment once and return the episodes that ended with it.
+    def begin_step(self, plan: bool, constraint_weight: float) -> None:
+        """Choose actions and let the environments step; the caller may do something else meanwhile.
 
         Args:
             plan: with the planner, else with the policy alone.
@@ -72,9 +84,26 @@ class Collector:
         action = self._actor.act(
             self._obs[everyone, self._length], self._rows, plan, explore=True, constraint_weight=constraint_weight
         )
-        step = self._envs.step(action.numpy())
         self._action[everyone, self._length] = action
+        self._envs.begin_step(action.numpy())
+
+    def end_step(self) -> list[Finished]:
+        """Wait for the environments and return the episodes that ended with this step.
+
+        Raises:
+            ValueError: an observation or reward is not finite; the task is named.
+        """
+        step = self._envs.end_step()
+        everyone = np.arange(len(self._specs))
         self._reward[everyone, self._length] = torch.from_numpy(step.reward)
+        for name, values in (("reward", step.reward), ("observation", step.final_obs)):
+            if not np.isfinite(values).all():
+                i = int(np.argwhere(~np.isfinite(values))[0, 0])
+                raise ValueError(
+                    f"the environment of {self._specs[i].name} gave a {name} that is not finite at step "
+                    f"{self._length[i]} of an episode. `eft check-task` examines the task; leave it out until it is "
+                    "mended."
+                )
         self._length += 1
         self._obs[everyone, self._length] = torch.from_numpy(step.final_obs)
         done = step.terminated | step.truncated
@@ -90,9 +119,9 @@ class Collector:
     def state_tensors(self) -> dict[str, Tensor]:
         """Return the episodes under way and the actor's state, for a bit-for-bit resume."""
         return {
-            "obs": self._obs,
-            "action": self._action,
-            "reward": self._reward,
+            "obs": torch.cat([self._obs[i, : length + 1] for i, length in enumerate(self._length)]),
+            "action": torch.cat([self._action[i, :length] for i, length in enumerate(self._length)]),
+            "reward": torch.cat([self._reward[i, :length] for i, length in enumerate(self._length)]),
             "length": torch.from_numpy(self._length),
             "episodes": torch.from_numpy(self.episodes),
             **{f"actor.{name}": tensor for name, tensor in self._actor.state_tensors().items()},
@@ -104,9 +133,10 @@ class Collector:
         Raises:
             ValueError: a simulator does not come to the saved observation again, so it is not deterministic.
         """
-        for name in ("obs", "action", "reward"):
-            getattr(self, f"_{name}")[:] = state[name]
         self._length = state["length"].numpy().copy()
+        for name, rows in (("obs", self._length + 1), ("action", self._length), ("reward", self._length)):
+            for i, part in enumerate(state[name].split(rows.tolist())):
+                getattr(self, f"_{name}")[i, : len(part)] = part
         self.episodes = state["episodes"].numpy().copy()
         actions = [self._action[i, :length].numpy() for i, length in enumerate(self._length)]
         obs = self._envs.restore(self.episodes, actions)
@@ -120,6 +150,8 @@ class Collector:
         actor_state: dict[str, Any] = {
             name.removeprefix("actor."): tensor for name, tensor in state.items() if name.startswith("actor.")
         }
+        if "generator" not in actor_state:  # environments dealt anew: they have come from several ranks
+            actor_state["generator"] = self._actor.state_tensors()["generator"]
         self._actor.load_state_tensors(actor_state)
 
     def _start(self, obs: np.ndarray) -> None:
@@ -138,3 +170,44 @@ class Collector:
             imitation={"all": 1.0, "score": score, "none": 0.0}[self._imitate],
         )
         return Finished(spec.name, episode_return, score)
+
+
+def deal_state(states: Sequence[dict[str, Tensor]], rank: int, num_ranks: int) -> dict[str, Tensor]:
+    """Deal the environments of a run to another number of ranks.
+
+    Args:
+        states: of the collectors of all ranks of before, rank after rank; environment i was on rank i % len(states).
+        rank: the new rank.
+        num_ranks: how many ranks there are now.
+
+    Returns:
+        what the collector of that rank loads: all but the random numbers of acting.
+    """
+    numbers = range(rank, sum(len(state["length"]) for state in states), num_ranks)
+    places = [(states[number % len(states)], number // len(states)) for number in numbers]
+    dealt: dict[str, Tensor] = {}
+    for name, extra in (("obs", 1), ("action", 0), ("reward", 0)):
+        dealt[name] = torch.cat([state[name].split((state["length"] + extra).tolist())[i] for state, i in places])
+    for name in ("length", "episodes", "actor.is_first"):
+        dealt[name] = torch.stack([state[name][i] for state, i in places])
+    dealt["actor.prev_mean"] = torch.stack([state["actor.prev_mean"][:, i] for state, i in places], dim=1)
+    return dealt
+
+
+def deal_episodes(part: dict[str, Tensor], replay: ReplayBuffer, takes: Callable[[int, int], bool]) -> None:
+    """Add episodes of a saved replay to another one.
+
+    Args:
+        part: what `ReplayBuffer.state_tensors` returned.
+        replay: takes them.
+        takes: says by its row of the task table and its number whether an episode is taken.
+    """
+    columns = part["episodes"]
+    first = int(part["counters"][1]) - columns.shape[1]
+    lengths = (columns[1] + 1).tolist()
+    rows = zip(*(part[name].split(lengths) for name in ("obs", "action", "reward")), strict=True)
+    for i, (obs, action, reward) in enumerate(rows):
+        _, length, task, terminated = columns[:, i].tolist()
+        if takes(task, first + i):
+            imitation = float(part["imitation"][i])
+            replay.add(obs, action[:length], reward[:length], bool(terminated), task, imitation=imitation)

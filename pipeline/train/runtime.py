@@ -8,10 +8,12 @@ import os
 import platform
 import random
 import resource
+import shlex
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,14 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 
 from pipeline import config
 from pipeline.demonstrate.workers import available_cores
 from pipeline.files import write_json
+from pipeline.model.compute import Compute, choose
+from pipeline.train.ranks import PeerLost, Ranks, launched_processes
 
 _PACKAGES = (
     "torch",
@@ -42,23 +47,56 @@ _PACKAGES = (
 _PR_SET_PDEATHSIG = 1
 
 
-def start(runtime: config.Runtime, seed: int) -> Accelerator:
-    """Set threads and seeds and return the Accelerator that names the device.
+def start(runtime: config.Runtime, seed: int) -> Ranks:
+    """Set threads and seeds and return the processes of the run, of which this is one.
 
     Raises:
-        ValueError: CUDA is asked for and absent, or the stage was launched as several processes.
+        ValueError: CUDA is asked for and absent, or a launcher was asked for several processes and started one.
     """
     if runtime.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("runtime.device is `cuda`, but torch sees no CUDA device. Set it to `auto` or `cpu`.")
-    torch.set_num_threads(runtime.threads or available_cores())
+    on_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(runtime.threads or max(1, available_cores() // on_machine))
     seed_everything(seed)
-    accelerator = Accelerator(cpu=runtime.device == "cpu")
-    if accelerator.num_processes > 1:
+    precision = "bf16" if runtime.precision == "bf16" else "no"
+    accelerator = Accelerator(cpu=runtime.device == "cpu", mixed_precision=precision)
+    asked = _asked_of_accelerate() if accelerator.num_processes == 1 else 1
+    if asked > 1:
         raise ValueError(
-            f"launched as {accelerator.num_processes} processes; the stages train on one device for now. "
-            "Start with `python -m stages.<name>`."
+            f"`accelerate launch` was asked for {asked} processes and has started one: it does so where it sees no "
+            f"second GPU. For processes on CPUs use `torchrun --nproc-per-node {asked} -m stages.<name>`."
         )
-    return accelerator
+    return Ranks(accelerator)
+
+
+def _asked_of_accelerate() -> int:
+    """Return how many processes `accelerate launch`, if that started this one, was asked for."""
+    words = psutil.Process(os.getppid()).cmdline()
+    names = [Path(word).name for word in words]
+    if "accelerate" in names and "launch" in words:
+        rest = words[words.index("launch") + 1 :]
+    elif "accelerate-launch" in names:
+        rest = words[names.index("accelerate-launch") + 1 :]
+    else:
+        return 1
+    # Only here, because it takes a second to import.
+    from accelerate.commands.config import default_config_file, load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    given, _ = launch_command_parser().parse_known_args(rest)
+    if given.num_processes is None and (given.config_file or Path(default_config_file).is_file()):
+        return getattr(load_config_from_file(given.config_file), "num_processes", None) or 1
+    return given.num_processes or 1
+
+
+def compute(runtime: config.Runtime, device: torch.device) -> tuple[Compute, Compute]:
+    """Return how learning and how acting are computed.
+
+    Raises:
+        ValueError: this machine lacks what `runtime` asks for.
+    """
+    learning = choose(runtime.matmul, runtime.compile, device)
+    return learning, learning._replace(bfloat16=runtime.plan_products == "bfloat16")
 
 
 def seed_everything(seed: int) -> None:
@@ -68,25 +106,54 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def run_stage(main: Callable[[], None]) -> None:
+def run_stage(main: Callable[[], None], several: bool = False) -> None:
     """Run a stage's `main` as a process: errors in one line, Ctrl-C and SIGTERM leave quietly, no orphan.
 
-    Exit codes: 2 for an error the user can act on, 130 for Ctrl-C, 143 for SIGTERM. EFT_DEBUG=1 shows the traceback.
+    Exit codes: 2 for an error the user can act on, 3 where another process of the run failed, 130 for Ctrl-C, 143 for
+    SIGTERM. EFT_DEBUG=1 shows the traceback. EFT_LAUNCH, e.g. `torchrun --nproc-per-node 4`, is what a stage that can
+    start as several processes starts itself with: the command in dvc.yaml stays the same on every machine.
+
+    Args:
+        main: of the stage.
+        several: whether it may run as several processes.
     """
     die_with_parent()
     signal.signal(signal.SIGTERM, _raise_interrupt)
-    name = Path(sys.argv[0]).stem
+    name, count = Path(sys.argv[0]).stem, launched_processes()
+    launcher = shlex.split(os.environ.pop("EFT_LAUNCH", ""))
+    if launcher and several and count == 1:
+        os.execvp(launcher[0], [*launcher, "-m", f"stages.{name}", *sys.argv[1:]])
+    if count > 1:
+        name = f"{name} (rank {os.environ.get('RANK', '?')})"
     try:
+        if count > 1 and not several:
+            raise ValueError(f"launched as {count} processes; it runs as one: `python -m stages.{name.split()[0]}`")
         main()
     except KeyboardInterrupt as interrupt:
         terminated = str(interrupt) == "SIGTERM"
         print(f"{name}: stopped. What was saved is kept: the same command goes on from there.", file=sys.stderr)
-        sys.exit(143 if terminated else 130)
+        _leave(143 if terminated else 130, count)
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         if os.environ.get("EFT_DEBUG"):
-            raise
+            traceback.print_exc()
         print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(2)
+        _leave(3 if isinstance(error, PeerLost) else 2, count)
+    except Exception:
+        if count == 1:
+            raise
+        traceback.print_exc()
+        _leave(1, count)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _leave(code: int, num_processes: int) -> None:
+    if num_processes == 1:
+        sys.exit(code)
+    # At once: closing the connections is what tells the other processes, and tearing groups down could wait for them.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def die_with_parent() -> None:

@@ -33,22 +33,29 @@ class SeeingEnvs(VectorEnv):
     """
 
     def __init__(
-        self, sight: Sight, specs: Sequence[TaskSpec], obs_dim: int, action_dim: int, seed: int, num_workers: int
+        self,
+        sight: Sight,
+        specs: Sequence[TaskSpec],
+        obs_dim: int,
+        action_dim: int,
+        seed: int,
+        num_workers: int,
+        numbers: Sequence[int] | None = None,
     ) -> None:
         for spec in specs:
             check_width(spec, sight, obs_dim)
-        super().__init__(specs, obs_dim, action_dim, seed, num_workers, sight.encoder.size)
+        super().__init__(specs, obs_dim, action_dim, seed, num_workers, numbers, sight.encoder.size)
         self._sight, self._obs_dims = sight, [spec.obs_dim for spec in specs]
 
     def reset(self) -> np.ndarray:
         """Start episode 0 of each environment; return the first observations, (N, O) float32."""
         return self._look(super().reset())
 
-    def step(self, action: np.ndarray) -> Step:
-        """Take one agent step in each environment; `action` is (N, A) in [-1, 1]."""
-        step = super().step(action)
+    def end_step(self) -> Step:
+        """Wait for the step that was begun, encode its pictures and return what it gave."""
+        step = super().end_step()
         done = np.flatnonzero(step.terminated | step.truncated)
-        # Where no episode ended, both observations are the same.
+        # Where no episode ended, or one was lost, both observations are the same.
         obs = self._look(step.obs)
         final_obs = np.where((step.terminated | step.truncated)[:, None], step.final_obs, obs)
         if len(done):
@@ -68,12 +75,18 @@ class SeeingEnvs(VectorEnv):
 
 
 def make_envs(
-    sight: Sight | None, specs: Sequence[TaskSpec], obs_dim: int, action_dim: int, seed: int, num_workers: int
+    sight: Sight | None,
+    specs: Sequence[TaskSpec],
+    obs_dim: int,
+    action_dim: int,
+    seed: int,
+    num_workers: int,
+    numbers: Sequence[int] | None = None,
 ) -> VectorEnv:
     """Build the environments of an agent that sees, or of one that does not."""
     if sight is None:
-        return VectorEnv(specs, obs_dim, action_dim, seed, num_workers)
-    return SeeingEnvs(sight, specs, obs_dim, action_dim, seed, num_workers)
+        return VectorEnv(specs, obs_dim, action_dim, seed, num_workers, numbers)
+    return SeeingEnvs(sight, specs, obs_dim, action_dim, seed, num_workers, numbers)
 
 
 def check_width(spec: TaskSpec, sight: Sight | None, obs_dim: int) -> None:

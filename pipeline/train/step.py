@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, cast
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.config import Learning
+from pipeline.model.compute import PLAIN, Compute
 from pipeline.model.q_ensemble import polyak_update
 from pipeline.model.scale import RunningScale
 from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.shapes import Batch
 from pipeline.train import schedules
-from pipeline.train.objective import ModelLosses, UpdateDraws, model_losses, policy_losses
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from pipeline.train.objective import UpdateDraws, model_losses, policy_losses
+from pipeline.train.ranks import Ranks
 
 Mode = Literal["pretrain", "online"]
 
@@ -35,7 +36,10 @@ class Learner:
         table: the tasks that batches point into, on the same device.
         learning: coefficients and optimiser settings.
         warmup_updates: linear warm-up of the learning rates.
-        accelerator: averages gradients and gathers values over processes; None for one process.
+        ranks: the processes that gradients are averaged over; None for one.
+        compute: how the losses are to be computed.
+        accumulate: pieces that a batch is computed in, one after the other, for one update: the same update in less
+            memory.
 
     Raises:
         ValueError: the table does not fit the model, or no parameter is trainable.
@@ -47,7 +51,9 @@ class Learner:
         table: TaskTable,
         learning: Learning,
         warmup_updates: int = 0,
-        accelerator: Accelerator | None = None,
+        ranks: Ranks | None = None,
+        compute: Compute = PLAIN,
+        accumulate: int = 1,
     ):
         sizes = (table.embeddings.shape[2], table.action_mask.shape[1])
         if sizes != (model.config.task_dim, model.config.action_dim):
@@ -57,13 +63,14 @@ class Learner:
                 "to the encoder's width and model.action_dim to the widest action"
             )
         self.model, self.table, self.learning = model, table, learning
-        self.warmup_updates = warmup_updates
-        self._group = accelerator if accelerator is not None and accelerator.num_processes > 1 else None
+        self.warmup_updates, self.compute = warmup_updates, compute
+        self._ranks, self._accumulate = ranks or Ranks(), accumulate
         self.updates = 0
         self.lr_scale = 1.0  # of both optimisers, for a phase that learns more slowly
         self.scale = RunningScale(learning.tau, model.bins.device)
 
-        heads = (model.dynamics, model.reward_head, model.q_heads)
+        heads = [model.dynamics, model.reward_head, model.q_heads]
+        heads += [] if model.termination_head is None else [model.termination_head]
         encoder, policy = _trainable(model.encoder), _trainable(model.policy_head)
         world = [parameter for head in heads for parameter in _trainable(head)]
         self._trained = {"pretrain": encoder + world + policy, "online": encoder + world}
@@ -101,67 +108,133 @@ class Learner:
         if isinstance(draws, torch.Generator):
             draws = UpdateDraws.sample(batch, self.table.num_phrasings, self.model.config.num_q, draws)
         bc_coef = self.learning.bc_coef if mode == "pretrain" else self.learning.online_bc_coef
-        found = model_losses(self.model, self.table, batch, draws, self.learning, bc_coef)
-        metrics = {
-            f"{part}_loss": getattr(found, part).detach() for part in ("total", "consistency", "reward", "value")
-        }
-        if found.bc is not None and found.imitation is not None:
-            metrics |= {"bc_loss": found.bc.detach(), "imitation_error": found.imitation.detach()}
-        metrics["grad_norm"] = self._descend(self._model_optimizer, self._trained[mode], found.total, batch, metrics)
+        pieces = _split(batch, draws, self._accumulate)
+        zs: list[Tensor] = []
+
+        def model_loss(piece: int) -> tuple[Tensor, dict[str, Tensor]]:
+            found = model_losses(self.model, self.table, *pieces[piece], self.learning, bc_coef, self.compute)
+            zs.append(found.z)
+            shown = ("total", "consistency", "reward", "value")
+            metrics = {f"{part}_loss": getattr(found, part).detach() for part in shown}
+            if found.termination is not None:
+                metrics["termination_loss"] = found.termination.detach()
+            if found.bc is not None and found.imitation is not None:
+                metrics |= {"bc_loss": found.bc.detach(), "imitation_error": found.imitation.detach()}
+            return found.total, metrics
+
+        metrics, norm = self._descend(self._model_optimizer, self._trained[mode], model_loss, pieces)
+        metrics["grad_norm"] = norm
         polyak_update(self.model.target_q_heads, self.model.q_heads, self.learning.tau)
         if mode == "online" and self._policy:
-            metrics |= self._update_policy(batch, found, draws)
+            metrics |= self._update_policy(pieces, zs)
         self.updates += 1
         return metrics
 
-    def _update_policy(self, batch: Batch, found: ModelLosses, draws: UpdateDraws) -> dict[str, Tensor]:
-        loss = policy_losses(self.model, self.table, batch, found.z, draws, self.learning, self.scale.value)
-        metrics = {
-            "policy_loss": loss.total.detach(),
-            "imitation_error": loss.imitation.detach(),
-            "policy_entropy": loss.entropy,
-            "policy_q": loss.q.mean(),
-        }
-        metrics["policy_grad_norm"] = self._descend(self._policy_optimizer, self._policy, loss.total, batch, metrics)
-        self.scale.update(loss.q if self._group is None else cast(Tensor, self._group.gather(loss.q)))
-        return metrics | {"value_scale": self.scale.value.clone()}
+    def _update_policy(self, pieces: list[tuple[Batch, UpdateDraws]], zs: list[Tensor]) -> dict[str, Tensor]:
+        values: list[Tensor] = []
+
+        def policy_loss(piece: int) -> tuple[Tensor, dict[str, Tensor]]:
+            batch, draws = pieces[piece]
+            scale = self.scale.value
+            loss = policy_losses(self.model, self.table, batch, zs[piece], draws, self.learning, scale, self.compute)
+            values.append(loss.q)
+            return loss.total, {
+                "policy_loss": loss.total.detach(),
+                "imitation_error": loss.imitation.detach(),
+                "policy_entropy": loss.entropy,
+                "policy_q": loss.q.mean(),
+            }
+
+        metrics, norm = self._descend(self._policy_optimizer, self._policy, policy_loss, pieces)
+        self.scale.update(self._ranks.gather(torch.cat(values)))
+        return metrics | {"policy_grad_norm": norm, "value_scale": self.scale.value.clone()}
 
     def _descend(
         self,
         optimizer: torch.optim.Optimizer,
         parameters: list[nn.Parameter],
-        loss: Tensor,
-        batch: Batch,
-        metrics: dict[str, Tensor],
-    ) -> Tensor:
-        """Take one step on exactly `parameters` and return the gradient norm before clipping."""
+        loss_of: Callable[[int], tuple[Tensor, dict[str, Tensor]]],
+        pieces: list[tuple[Batch, UpdateDraws]],
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Take one step on exactly `parameters`.
+
+        Args:
+            optimizer: of the parameters.
+            parameters: those that move.
+            loss_of: computes the loss of one piece of the batch, and its metrics.
+            pieces: of this process's batch.
+
+        Returns:
+            the metrics, averaged over pieces, and the gradient norm before clipping.
+        """
         optimizer.zero_grad(set_to_none=True)
-        if not parameters:  # e.g. adapters on the policy alone, in online learning
-            return torch.zeros_like(loss.detach())
         for group in optimizer.param_groups:
             share = schedules.warmup(self.updates, self.warmup_updates)
             group["lr"] = self.learning.lr * self.lr_scale * group["lr_scale"] * share
-        # `inputs` spares the gradients of everything that is not to move, e.g. of Q in the policy's step.
-        loss.backward(inputs=parameters)
-        if self._group is not None:
-            _average_gradients(parameters, self._group)
+        size = sum(len(batch.task) for batch, _ in pieces)
+        metrics: dict[str, Tensor] = {}
+        total = torch.zeros((), device=self.model.bins.device)
+        for piece, (batch, _) in enumerate(pieces):
+            with self._precision():
+                loss, found = loss_of(piece)
+            part = len(batch.task) / size
+            total = total + part * loss.detach()
+            metrics = {name: metrics.get(name, 0) + part * value for name, value in found.items()}
+            if parameters:  # there are none with, e.g., adapters on the policy alone, in online learning
+                # `inputs` spares the gradients of everything that is not to move, e.g. of Q in the policy's step.
+                (part * loss).backward(inputs=parameters)
+        if not parameters:
+            return metrics, torch.zeros_like(total)
+        total = self._average_gradients(parameters, total, size)
         norm = nn.utils.clip_grad_norm_(parameters, self.learning.grad_clip_norm, foreach=True)
-        if not torch.isfinite(loss.detach() + norm):
-            raise FloatingPointError(self._describe_non_finite(batch, metrics, norm))
+        if not torch.isfinite(total + norm):
+            raise FloatingPointError(self._describe_non_finite([batch for batch, _ in pieces], metrics, norm))
         optimizer.step()
-        return norm
+        return metrics, norm
 
-    def _describe_non_finite(self, batch: Batch, metrics: dict[str, Tensor], norm: Tensor) -> str:
+    def _average_gradients(self, parameters: list[nn.Parameter], loss: Tensor, size: int) -> Tensor:
+        """Average gradients and the loss over processes by how many slices each had, in one message.
+
+        All processes must have gradients of the same parameters. The loss travels along so that all of them stop where
+        one has a loss that is not finite.
+        """
+        if self._ranks.count == 1:
+            return loss
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = torch.cat([loss.reshape(1), *(gradient.flatten() for gradient in gradients)])
+        mean, *pieces = self._ranks.weighted_mean(flat, size).split([1, *(gradient.numel() for gradient in gradients)])
+        for gradient, piece in zip(gradients, pieces, strict=True):
+            gradient.copy_(piece.view_as(gradient))
+        return mean.reshape(())
+
+    def _precision(self) -> Any:
+        """Return the context losses are computed in: bfloat16 products where runtime.precision asks for them."""
+        return self._ranks.accelerator.autocast() if self._ranks.accelerator else nullcontext()
+
+    def _describe_non_finite(self, batches: list[Batch], metrics: dict[str, Tensor], norm: Tensor) -> str:
+        faulty = not all(bool(value.isfinite()) for value in metrics.values())
+        found = self._ranks.collect((faulty, self._describe_own(batches, metrics, norm)))
+        if self._ranks.count == 1:
+            return found[0][1]
+        # Where every loss was finite, a gradient overflowed, and nobody can say whose.
+        told = [f"rank {rank}: {text}" for rank, (bad, text) in enumerate(found) if bad or not any(b for b, _ in found)]
+        return "all ranks stopped before the optimiser's step; " + "; ".join(told)
+
+    def _describe_own(self, batches: list[Batch], metrics: dict[str, Tensor], norm: Tensor) -> str:
         values = {"grad_norm": norm} | metrics
         listed = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
         told = f"update {self.updates} is not finite ({listed}); the weights were left as they were."
-        for part in ("obs", "action", "expert_action", "reward", "terminated"):
-            value = getattr(batch, part)
-            bad = ~torch.isfinite(value).reshape(value.shape[0], value.shape[1], -1).all(-1).all(0)
-            if bad.any():
-                return f"{told} The batch holds {part} values that are not finite, of {self._names(batch.task[bad])}."
+        for batch in batches:
+            for part in ("obs", "action", "expert_action", "reward", "terminated"):
+                value = getattr(batch, part)
+                bad = ~torch.isfinite(value).reshape(value.shape[0], value.shape[1], -1).all(-1).all(0)
+                if bad.any():
+                    return (
+                        f"{told} The batch holds {part} values that are not finite, of {self._names(batch.task[bad])}."
+                    )
+        tasks = torch.cat([batch.task for batch in batches])
         return (
-            f"{told} The batch itself is finite; its tasks are {self._names(batch.task)}. Lower learning.lr, or look "
+            f"{told} The batch itself is finite; its tasks are {self._names(tasks)}. Lower learning.lr, or look "
             "at the scale of these tasks' rewards."
         )
 
@@ -221,10 +294,10 @@ def _trainable(module: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
-def _average_gradients(parameters: list[nn.Parameter], group: Accelerator) -> None:
-    """Average gradients over processes in one message; all processes must have gradients of the same parameters."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = cast(Tensor, group.reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="mean"))
-    pieces = flat.split([gradient.numel() for gradient in gradients])
-    for gradient, piece in zip(gradients, pieces, strict=True):
-        gradient.copy_(piece.view_as(gradient))
+def _split(batch: Batch, draws: UpdateDraws, count: int) -> list[tuple[Batch, UpdateDraws]]:
+    """Split a batch and its draws into `count` pieces of as equal sizes as possible."""
+    if count == 1:
+        return [(batch, draws)]
+    sizes = [len(part) for part in batch.task.tensor_split(min(count, len(batch.task)))]
+    parts = zip(*(part.split(sizes, 0 if part.ndim == 1 else 1) for part in batch), strict=True)
+    return [(Batch(*part), draw) for part, draw in zip(parts, draws.split(sizes), strict=True)]

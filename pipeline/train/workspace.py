@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from pipeline.language.embeddings import TaskEmbeddings
 from pipeline.model.task_table import TaskTable
 from pipeline.progress import Progress
 from pipeline.tasks.spec import TaskSpec
+from pipeline.train.ranks import Ranks
 from pipeline.train.schedules import discount
 from pipeline.train.seeing import check_width, seen
 from pipeline.vision.sight import Sight
@@ -35,13 +37,9 @@ def load_embeddings(specs: Sequence[TaskSpec]) -> TaskEmbeddings:
     """
     embeddings = TaskEmbeddings.load(EMBEDDINGS)
     names = [spec.name for spec in specs]
-    embeddings.check(names, [texts(spec) for spec in specs], embeddings.encoder)
+    training, unseen = [spec.training_texts() for spec in specs], [spec.unseen_text() for spec in specs]
+    embeddings.check(names, training, embeddings.encoder, unseen)
     return embeddings.select(names)
-
-
-def texts(spec: TaskSpec) -> list[str]:
-    """Return all texts of a task, the canonical one first."""
-    return [spec.text(phrasing) for phrasing in range(len(spec.instructions))]
 
 
 def task_table(
@@ -88,9 +86,13 @@ def task_discount(spec: TaskSpec, learning: config.Learning) -> float:
     return discount(spec.episode_length, learning.discount_min, learning.discount_max)
 
 
-def load_demonstrations(specs: Sequence[TaskSpec], sight: Sight | None = None) -> dict[str, list[Episode]]:
-    """Load the demonstrations of these tasks, by name, as they are observed."""
-    demos = {}
+def load_demonstrations(
+    specs: Sequence[TaskSpec], ranks: Ranks | None = None, sight: Sight | None = None
+) -> dict[str, list[Episode]]:
+    """Load demonstrations by their task, as they are observed; of several processes, rank 0 alone does."""
+    demos: dict[str, list[Episode]] = {}
+    if ranks is not None and not ranks.is_main:
+        return demos
     with Progress("loading demonstrations", len(specs), "tasks") as progress:
         for spec in specs:
             episodes = load_demos(DEMOS, spec.name)
@@ -99,12 +101,80 @@ def load_demonstrations(specs: Sequence[TaskSpec], sight: Sight | None = None) -
     return demos
 
 
+class ReplayPlace(NamedTuple):
+    """Where the transitions of a run are kept, and how often each task's are drawn."""
+
+    device: torch.device
+    folder: Path | None  # of memory-mapped files
+    task_weights: Tensor | None  # (n,) by row of the task table
+
+
+def replay_place(
+    runtime: config.Runtime,
+    device: torch.device,
+    scratch: Path,
+    names: Sequence[str] = (),
+    weights: Mapping[str, float] | None = None,
+) -> ReplayPlace:
+    """Say where transitions are kept.
+
+    Args:
+        runtime: what was chosen.
+        device: the model's.
+        scratch: the run's scratch folder, which takes the files.
+        names: those of the task table, in its order.
+        weights: by task name, others 1; none of them leaves each episode as likely as any other.
+    """
+    return ReplayPlace(
+        device if runtime.replay == "device" else torch.device("cpu"),
+        scratch / "transitions" if runtime.replay == "disk" else None,
+        torch.tensor([weights.get(name, 1.0) for name in names]) if weights else None,
+    )
+
+
+def shared_demo_buffer(
+    ranks: Ranks,
+    demos: dict[str, list[Episode]],
+    names: Sequence[str],
+    model: config.Model,
+    horizon: int,
+    place: ReplayPlace,
+    scratch: Path,
+) -> ReplayBuffer:
+    """Put demonstrations into one buffer, held in memory once per machine however many processes read it.
+
+    Rank 0 alone needs `demos`; it writes files that the others map into their memory.
+    """
+    if ranks.count == 1:
+        return demo_buffer(demos, names, model, horizon, place)
+    folder = scratch / "transitions" / "demos"
+    index = None
+    if ranks.is_main:
+        on_cpu = place._replace(device=torch.device("cpu"), folder=folder.parent)
+        index = demo_buffer(demos, names, model, horizon, on_cpu).index_tensors()
+    index = ranks.from_main(index)
+    rows = int((index["episodes"][1] + 1).sum())
+    widths = model.obs_dim, model.action_dim
+    buffer = ReplayBuffer(rows, *widths, horizon, True, "cpu", folder, place.task_weights, attach=True)
+    buffer.load_index(index)
+    return buffer if place.device.type == "cpu" else buffer.copy_to(place.device)
+
+
 def demo_buffer(
-    demos: dict[str, list[Episode]], names: Sequence[str], model: config.Model, horizon: int
+    demos: dict[str, list[Episode]], names: Sequence[str], model: config.Model, horizon: int, place: ReplayPlace
 ) -> ReplayBuffer:
     """Put demonstrations into one buffer; `names` are those of the task table, in its order."""
     rows = [(names.index(task), episode) for task, episodes in demos.items() for episode in episodes]
-    return from_demos(rows, model.obs_dim, model.action_dim, horizon)
+    folder = place.folder / "demos" if place.folder else None
+    return from_demos(rows, model.obs_dim, model.action_dim, horizon, place.device, folder, place.task_weights)
+
+
+def online_buffer(capacity: int, model: config.Model, horizon: int, place: ReplayPlace, rank: int = 0) -> ReplayBuffer:
+    """Make the buffer that takes what is collected by one rank."""
+    folder = place.folder / f"online-{rank:04d}" if place.folder else None
+    return ReplayBuffer(
+        capacity, model.obs_dim, model.action_dim, horizon, False, place.device, folder, place.task_weights
+    )
 
 
 def observation_statistics(

@@ -44,6 +44,23 @@ def test_too_few_texts_are_repeated_in_turn(phrasings: int, expected: tuple[str,
     assert embed(HashedNgrams(32), NAMES, TEXTS, phrasings).texts[2] == expected
 
 
+def test_one_more_text_is_kept_for_evaluation_and_never_among_those_of_training(tmp_path: Path) -> None:
+    unseen = ("walker amble", "walker run", "arm get to the goal")
+    table = embed(HashedNgrams(32), NAMES, TEXTS, 2, unseen)
+    assert table.unseen_texts == unseen
+    assert np.array_equal(table.unseen_vectors, HashedNgrams(32).encode(unseen))
+    assert "walker amble" not in table.texts[0]
+    table.save(tmp_path)
+    loaded = TaskEmbeddings.load(tmp_path)
+    assert loaded.unseen_texts == unseen
+    assert np.array_equal(loaded.unseen_vectors, table.unseen_vectors)
+    joined = loaded.select(["reach", "walk"]).join(loaded.select(["run"]))
+    assert joined.unseen_texts == (unseen[2], unseen[0], unseen[1])
+    table.check(NAMES, TEXTS, "hashed-ngrams-32", unseen)
+    with pytest.raises(ValueError, match="task 'reach' that is kept for evaluation has changed"):
+        table.check(NAMES, TEXTS, "hashed-ngrams-32", (*unseen[:2], "arm grope"))
+
+
 def test_select_keeps_the_asked_order(table: TaskEmbeddings) -> None:
     part = table.select(["reach", "walk"])
     assert part.names == ("reach", "walk")

@@ -17,7 +17,7 @@ from pipeline.model.world_model import PARTS, WorldModel
 
 SIZES = config.Model(
     obs_dim=6, action_dim=3, task_dim=8, latent_dim=16, enc_dim=12, num_enc_layers=2, mlp_dim=16, num_q=3,
-    num_bins=11, bin_min=-5.0, bin_max=5.0, simnorm_dim=8, log_std_min=-10.0, log_std_max=2.0,
+    num_bins=11, bin_min=-5.0, bin_max=5.0, simnorm_dim=8, log_std_min=-10.0, log_std_max=2.0, termination=False,
 )  # fmt: skip
 ALL = tuple(PARTS)
 

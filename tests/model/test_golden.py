@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,17 @@ def test_another_number_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_a_missing_key_is_named(key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert golden.main(rewrite(tmp_path / "f", drop=key), str(CHECKPOINT)) == 2
     assert key in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["rho", "num_iterations"])
+def test_a_missing_size_is_named(key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with safe_open(FIXTURE, "pt") as file:
+        meta = json.loads(file.metadata()["meta"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    del meta[key]
+    save_file(tensors, tmp_path / "f", {"meta": json.dumps(meta)})
+    assert golden.main(str(tmp_path / "f"), str(CHECKPOINT)) == 2
+    assert f"`meta` lacks {key}" in capsys.readouterr().err
 
 
 def test_error_counts_another_shape_and_nan_as_infinite() -> None:

@@ -29,6 +29,7 @@ sizes = st.builds(
     latent_dim=st.sampled_from([8, 24]),
     num_enc_layers=st.integers(1, 3),
     num_q=st.integers(2, 4),
+    termination=st.booleans(),
 )
 slices = st.fixed_dictionaries({"batch_size": st.integers(1, 7), "horizon": st.integers(1, 4)})
 seeds = st.integers(0, 1000)
@@ -64,6 +65,7 @@ def test_losses_and_gradients(sizes: config.Model, shape: dict[str, int], seed: 
     for part in ("total", "consistency", "reward", "value", "z"):
         assert close(getattr(found, part), getattr(expected, part)), part
     assert (found.bc is not None) == pretrain
+    assert (found.termination is not None) == sizes.termination
     ours_grad, theirs_grad = gradients(ours), gradients(theirs)
     assert ours_grad.keys() == theirs_grad.keys()
     for name, gradient in theirs_grad.items():
@@ -92,10 +94,11 @@ def test_policy_loss_and_gradients(sizes: config.Model, shape: dict[str, int], s
             assert close(gradients(ours)[name], gradient), name
 
 
+@pytest.mark.parametrize("termination", [False, True])
 @pytest.mark.parametrize("mode", ["pretrain", "online"])
-def test_five_whole_updates(mode: str) -> None:
-    table = make_table()
-    ours, theirs = make_model(), make_model()
+def test_five_whole_updates(mode: str, termination: bool) -> None:
+    table, sizes = make_table(), replace(TINY, termination=termination)
+    ours, theirs = make_model(sizes), make_model(sizes)
     # A gradient norm beyond the bound, so that clipping is part of what is compared.
     learning = replace(LEARNING, grad_clip_norm=0.5)
     learner, reference = Learner(ours, table, learning), plain.PlainLearner(theirs, table, learning)

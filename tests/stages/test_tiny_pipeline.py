@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -160,6 +161,39 @@ def test_a_stopped_stage_goes_on_to_the_same_result(project: Path, stage: str, n
         shutil.rmtree(project / "checkpoints" / stage, ignore_errors=True)
         run(project, "dvc", "checkout", "--force", stage)
         run(project, "dvc", "repro", stage)
+
+
+def test_a_killed_repro_leaves_no_trainer_and_a_second_one_is_refused(project: Path):
+    undisturbed = weights(project, "finetune")
+    params = project / "params.yaml"
+    before = params.read_text()
+    # More evaluations change nothing but make DVC run the stage, and give it something to do.
+    params.write_text(before.replace("  eval_every: 450\n", "  eval_every: 90\n"))
+    try:
+        command = ["dvc", "repro", "finetune"]
+        process = subprocess.Popen(command, cwd=project, env=environment(), stderr=subprocess.PIPE, text=True)
+        for _ in range(1200):
+            if list(project.glob(".resume/finetune-*/save-*")) or process.poll() is not None:
+                break
+            time.sleep(0.1)
+        trainers = [one for one in psutil.Process(process.pid).children(recursive=True) if "python" in one.name()]
+        assert trainers
+        second = run(project, *command, check=False)
+        assert second.returncode
+        assert "Running stage 'finetune'" not in second.stdout or "another run" in second.stderr
+        direct = run(project, "python", "-m", "stages.finetune", check=False)
+        assert direct.returncode == 2
+        assert "another run of `finetune` with the same parameters is working" in direct.stderr
+        process.terminate()
+        process.communicate(timeout=60)
+        _, alive = psutil.wait_procs(trainers, timeout=30)
+        assert not alive, "a trainer outlived `dvc repro`"
+        run(project, *command)
+        assert weights(project, "finetune") == undisturbed
+    finally:
+        params.write_text(before)
+        shutil.rmtree(project / ".resume", ignore_errors=True)
+        run(project, "dvc", "repro", "finetune")
 
 
 def test_bad_parameters_and_missing_inputs_are_named(project: Path):

@@ -13,7 +13,8 @@ LISTED = list(csv.DictReader((Path(__file__).parents[1] / "data" / "mmbench_task
 SUITES = {"pygame": "miniarcade"}  # where the table calls a domain otherwise
 OBS, ACTION = 128, 16
 NUM_STEPS, NUM_AGAIN = 100, 25
-ENDLESS = {"dmcontrol", "dmcontrol-ext", "metaworld", "maniskill", "mujoco", "robodesk"}  # never terminate
+# These never terminate.
+ENDLESS = {"dmcontrol", "dmcontrol-ext", "metaworld", "maniskill", "mujoco", "robodesk", "ogbench", "miniarcade"}
 # A whole episode is played of one task of each kind, and wherever it is short; elsewhere only its end.
 FIRST = {(spec.suite, spec.episode_length): name for name, spec in reversed(CATALOGUE.items())}
 

@@ -56,6 +56,7 @@ def test_an_environment_that_fails_now_and_then_loses_that_episode_alone(trouble
             assert step.obs[1, 1] == 0
 
 
+@pytest.mark.slow
 def test_failures_are_the_same_in_workers(trouble):
     specs = [trouble("a", trouble="nan", when=0.4), trouble("b", trouble="raises", when=0.3), trouble("c")]
     expected = play(specs, 0, 30)
@@ -103,12 +104,14 @@ def test_a_worker_that_is_killed_is_started_again_and_the_others_go_on(trouble, 
     assert not any(process.is_running() for process in processes)
 
 
+@pytest.mark.slow
 def test_an_environment_that_kills_its_worker_time_and_again_is_named(trouble):
     specs = [trouble("fine"), trouble("deadly", trouble="dies", at=1)]
     with pytest.raises(TaskFailure, match=r"task deadly failed 4 times.*exit status 7"):
         play(specs, 1, 20)
 
 
+@pytest.mark.slow
 def test_an_environment_that_blocks_is_ended_and_the_run_goes_on(trouble, monkeypatch, caplog):
     monkeypatch.setattr(vector, "STILL_SECONDS", 0.5)
     specs = [trouble("fine"), trouble("slow", trouble="blocks", at=2, when=0.7), trouble("other")]
@@ -143,7 +146,7 @@ class Half:
         self.begun += int(which.sum())
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_only_whole_episodes_reach_the_replay(trouble, num_workers):
     specs = [
         trouble("fine"),
@@ -153,11 +156,14 @@ def test_only_whole_episodes_reach_the_replay(trouble, num_workers):
         *([trouble("deadly", trouble="dies", when=0.15)] if num_workers else []),
     ]
     kept = []
-    replay: Any = SimpleNamespace(add=lambda *episode, imitation: kept.append(copy.deepcopy(episode)))
+    replay: Any = SimpleNamespace(horizon=1, add=lambda *episode, imitation: kept.append(copy.deepcopy(episode)))
     actor = Half()
     with VectorEnv(specs, 3, 1, 1, num_workers) as envs:
         collector = Collector(specs, torch.arange(len(specs)), envs, actor, replay, "all", seed=0)
-        finished = [episode for _ in range(60) for episode in collector.step(plan=False, constraint_weight=1.0)]
+        finished = []
+        for _ in range(60):
+            collector.begin_step(plan=False, constraint_weight=1.0)
+            finished += collector.end_step()
         assert collector.episodes.tolist() == envs.episodes.tolist()
     assert len(kept) == len(finished)
     assert {episode.task for episode in finished} == {spec.name for spec in specs}

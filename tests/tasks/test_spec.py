@@ -16,6 +16,14 @@ VALUES = {
 }
 
 
+def test_the_last_of_several_phrasings_is_kept_for_evaluation():
+    spec = parse_spec({**VALUES, "instructions": ["Go.", "Walk.", "Move on."]}, "test")
+    assert spec.training_texts() == [spec.text(0), spec.text(1)]
+    assert spec.unseen_text() == spec.text(2)
+    alone = parse_spec({**VALUES, "instructions": ["Go."]}, "test")
+    assert alone.training_texts() == [alone.unseen_text()]
+
+
 def spec(**changes):
     return parse_spec({**VALUES, **changes}, "a.yaml")
 
@@ -87,7 +95,7 @@ def test_missing_and_unknown_keys_are_all_named_with_near_matches():
     "change",
     [
         {"name": "Not A Name"},
-        {"suite": "atari"},
+        {"suite": "arcade"},
         {"instructions": []},
         {"obs_dim": 0},
         {"discount": 1.0},

@@ -16,7 +16,7 @@ from pipeline.tasks import registry
 from pipeline.tasks.registry import make
 from pipeline.tasks.vector import VectorEnv
 from pipeline.train.evaluate import Evaluator
-from pipeline.train.rollout import Collector
+from pipeline.train.rollout import Collector, Finished
 from pipeline.train.workspace import observation_statistics
 
 TINY = "tests/tiny.yaml"
@@ -42,6 +42,11 @@ def make_collector(replay: ReplayBuffer, imitate: str = "score") -> tuple[Collec
     return Collector(SPECS, actor.rows([s.name for s in SPECS]), envs, actor, replay, imitate, seed=7), envs
 
 
+def step_once(collector: Collector, plan: bool = False, constraint_weight: float = 1.0) -> list[Finished]:
+    collector.begin_step(plan, constraint_weight)
+    return collector.end_step()
+
+
 def make_replay() -> ReplayBuffer:
     return ReplayBuffer(1000, MODEL.obs_dim, MODEL.action_dim, horizon=3)
 
@@ -50,7 +55,7 @@ def test_a_collected_episode_is_what_the_simulator_did():
     replay = make_replay()
     collector, envs = make_collector(replay)
     with envs:
-        finished = [episode for _ in range(100) for episode in collector.step(plan=False, constraint_weight=1.0)]
+        finished = [episode for _ in range(100) for episode in step_once(collector)]
     assert [episode.task for episode in finished] == [spec.name for spec in SPECS]
     assert replay.num_episodes == 2
     assert replay.num_transitions == 200
@@ -76,13 +81,13 @@ def test_a_collection_resumed_in_the_middle_of_episodes_goes_on_bit_for_bit():
         collector, envs = make_collector(replay)
         with envs:
             for _ in range(60):
-                collector.step(plan=True, constraint_weight=0.5)
+                step_once(collector, True, 0.5)
             if interrupted:
                 state = {name: tensor.clone() for name, tensor in collector.state_tensors().items()}
                 collector, envs = make_collector(replay)
                 collector.load_state_tensors(state)
             for _ in range(60):
-                collector.step(plan=True, constraint_weight=0.5)
+                step_once(collector, True, 0.5)
         envs.close()
         runs.append(replay)
     assert runs[0].num_episodes == runs[1].num_episodes == 2
@@ -94,11 +99,33 @@ def test_a_simulator_that_does_not_come_back_is_named():
     collector, envs = make_collector(make_replay())
     with envs:
         for _ in range(5):
-            collector.step(plan=False, constraint_weight=1.0)
+            step_once(collector)
         state = {name: tensor.clone() for name, tensor in collector.state_tensors().items()}
-        state["obs"][1, 5, 0] += 1
+        state["obs"][-1, 0] += 1
         with pytest.raises(ValueError, match=r"mw-drawer-open did not return to its saved state"):
             collector.load_state_tensors(state)
+
+
+@pytest.mark.parametrize(("part", "name"), [("reward", "reward"), ("final_obs", "observation")])
+def test_a_value_that_is_not_finite_is_named_with_its_task(part, name, monkeypatch):
+    collector, envs = make_collector(make_replay())
+    played = envs.end_step
+
+    def end_step():
+        result = played()
+        getattr(result, part)[1] = np.nan
+        return result
+
+    with envs:
+        step_once(collector)
+        monkeypatch.setattr(envs, "end_step", end_step)
+        with pytest.raises(ValueError, match=f"mw-drawer-open gave a {name} that is not finite at step 1"):
+            step_once(collector)
+
+
+def test_episodes_shorter_than_a_slice_are_refused_before_anything_is_played():
+    with pytest.raises(ValueError, match=r"episodes of mw-reach have 100 agent steps, planner\.horizon is 101"):
+        make_collector(ReplayBuffer(1000, MODEL.obs_dim, MODEL.action_dim, horizon=101))
 
 
 @pytest.mark.parametrize(("imitate", "weights"), [("score", {0.0}), ("all", {1.0}), ("none", {0.0})])
@@ -106,7 +133,7 @@ def test_own_episodes_are_imitated_as_asked(imitate, weights):
     replay = make_replay()
     collector, envs = make_collector(replay, imitate)
     with envs:
-        scores = {e.score for _ in range(100) for e in collector.step(plan=False, constraint_weight=1.0)}
+        scores = {e.score for _ in range(100) for e in step_once(collector)}
     assert scores == {0.0}, "an untrained policy is not expected to succeed"
     assert set(replay.sample(16, torch.Generator().manual_seed(0)).imitation.tolist()) == weights
 

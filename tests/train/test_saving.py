@@ -1,5 +1,6 @@
 """Saves, scratch folders, metrics and interrupts: nothing lost, nothing damaged is trusted."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -9,34 +10,48 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline import config
+from pipeline.data.replay import ReplayBuffer
 from pipeline.train import checkpoint
+from pipeline.train.checkpoint import Saves
 from pipeline.train.interrupt import Interrupt
-from pipeline.train.metrics import MetricsLog
+from pipeline.train.metrics import MetricsLog, start_trackers
 from pipeline.train.scratch import fingerprint, scratch_folder
 
-TENSORS = {"learner": {"weight": torch.arange(6.0)}, "loop": {"generator": torch.Generator().get_state()}}
+TINY = Path(__file__).parents[1] / "tiny.yaml"
+LEARNER = {"weight": torch.arange(6.0)}
+OF_RANK = {"generator": torch.Generator().get_state()}, {"num_summed": 3}
+
+
+def save(folder: Path, position: int, replay: ReplayBuffer | None = None, keep: int = 2) -> None:
+    Saves(folder, keep).save(position, LEARNER, OF_RANK, {"updates_owed": 0.25}, replay)
 
 
 def test_a_save_comes_back_bit_for_bit(tmp_path):
-    checkpoint.save(tmp_path, 10, TENSORS, {"updates_owed": 0.25})
-    position, tensors, values = checkpoint.load_latest(tmp_path)
-    assert (position, values) == (10, {"updates_owed": 0.25})
-    assert torch.equal(tensors["learner"]["weight"], TENSORS["learner"]["weight"])
-    assert torch.equal(tensors["loop"]["generator"], TENSORS["loop"]["generator"])
+    save(tmp_path, 10)
+    saved = Saves(tmp_path).load()
+    assert saved is not None
+    assert (saved.position, saved.values, saved.num_ranks) == (10, {"updates_owed": 0.25}, 1)
+    assert torch.equal(saved.learner()["weight"], LEARNER["weight"])
+    tensors, values = saved.of_rank(0)
+    assert torch.equal(tensors["generator"], OF_RANK[0]["generator"])
+    assert values == OF_RANK[1]
 
 
-def test_the_last_two_saves_are_kept(tmp_path):
-    for position in (10, 20, 30):
-        checkpoint.save(tmp_path, position, TENSORS, {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["save-000000000020", "save-000000000030"]
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_the_last_saves_are_kept(tmp_path, keep):
+    for position in (10, 20, 30, 40):
+        save(tmp_path, position, keep=keep)
+    assert sorted(int(path.name[5:]) for path in tmp_path.iterdir()) == [10, 20, 30, 40][-keep:]
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "no state"])
 def test_a_damaged_save_is_passed_over(tmp_path, damage, capsys):
-    checkpoint.save(tmp_path, 10, TENSORS, {})
-    checkpoint.save(tmp_path, 20, TENSORS, {})
+    save(tmp_path, 10)
+    save(tmp_path, 20)
     target = tmp_path / "save-000000000020" / "learner.safetensors"
     content = target.read_bytes()
     match damage:
@@ -48,13 +63,66 @@ def test_a_damaged_save_is_passed_over(tmp_path, damage, capsys):
             target.unlink()
         case "no state":
             (target.parent / "state.json").unlink()
-    assert checkpoint.load_latest(tmp_path)[0] == 10
-    assert "damaged" in capsys.readouterr().out
+    saves = Saves(tmp_path, keep=1)
+    saved = saves.load()
+    assert saved is not None
+    assert saved.position == 10
+    assert "is damaged" in capsys.readouterr().err
+    # It no longer counts as the newest, or a save between the two would be thrown away for it.
+    saves.save(15, LEARNER, OF_RANK, {})
+    newest = Saves(tmp_path).load()
+    assert newest is not None
+    assert newest.position == 15
+
+
+def test_saves_that_are_all_damaged_are_no_new_beginning(tmp_path):
+    save(tmp_path, 10)
+    (tmp_path / "save-000000000010" / "learner.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"learner.safetensors is missing. No save is whole"):
+        Saves(tmp_path).load()
 
 
 def test_an_unfinished_save_is_not_seen(tmp_path):
     (tmp_path / ".save-000000000010.abc.partial").mkdir()
-    assert checkpoint.load_latest(tmp_path) is None
+    assert Saves(tmp_path).load() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_new_episodes_are_written_and_the_replay_comes_back_as_it_was(tmp_path):
+    replay, saves = ReplayBuffer(60, 3, 2, horizon=3), Saves(tmp_path, keep=2)
+    draw = torch.Generator().manual_seed(0)
+    for position in range(1, 9):  # the ring is full after five, and goes round
+        for _ in range(2):
+            replay.add(torch.randn(6, 3, generator=draw), torch.rand(5, 2), torch.randn(5), position % 2 == 0, position)
+        saves.save(position, LEARNER, OF_RANK, {}, replay)
+    sizes = [path.stat().st_size for path in sorted((tmp_path / "replay").iterdir())]
+    assert max(sizes) < 2 * 6 * 4 * (3 + 2 + 1) + 1000
+    assert len(sizes) <= 6, "parts that no save needs stay"
+    again = Saves(tmp_path)
+    saved = again.load()
+    assert saved is not None
+    other = ReplayBuffer(60, 3, 2, horizon=3)
+    again.load_replay(saved, other)
+    expected, found = replay.state_tensors(), other.state_tensors()
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    for buffer in (replay, other):
+        buffer.add(torch.ones(6, 3), torch.ones(5, 2), torch.ones(5), False, 1)
+    first, second = (buffer.sample(20, torch.Generator().manual_seed(1)) for buffer in (replay, other))
+    assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
+
+
+def test_a_full_disk_is_told_as_such(tmp_path, monkeypatch):
+    def full(tensors: dict, path: Path) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    save(tmp_path, 10)
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="no space left while writing"):
+        save(tmp_path, 20)
+    saved = Saves(tmp_path).load()
+    assert saved is not None
+    assert saved.position == 10
 
 
 def test_the_fingerprint_leaves_out_how_long_to_train(tmp_path):
@@ -95,6 +163,49 @@ def test_metrics_after_the_save_are_dropped_on_resume(tmp_path):
     assert lines == ["step", "loss", "10", "1.0", "20", "2.0", "30", "7.0"]
     with pytest.raises(ValueError, match="diverged"):
         resumed.log(40, {"train/loss": float("nan")})
+
+
+def test_a_last_line_that_was_cut_short_is_dropped(tmp_path):
+    log = MetricsLog(tmp_path / "run")
+    log.log(10, {"train/loss": 1.0})
+    log.log(20, {"train/loss": 2.0})
+    path = tmp_path / "run/plots/metrics/train/loss.tsv"
+    path.write_text(path.read_text() + "2")
+    (tmp_path / "run/metrics.json").write_text("{")
+    resumed = MetricsLog(tmp_path / "run", position=20)
+    resumed.log(30, {"train/loss": 3.0})
+    assert resumed.history("train/loss") == [(10, 1.0), (20, 2.0), (30, 3.0)]
+
+
+def test_a_changed_parameter_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pretrain = config.load(config.Pretrain, TINY)
+    other = dataclasses.replace(pretrain, batch_size=99)
+    with pytest.raises(KeyboardInterrupt), scratch_folder("stage", [pretrain], [], 1) as folder:
+        save(folder, 10)
+        raise KeyboardInterrupt
+    with scratch_folder("stage", [other], [], 1):
+        pass
+    assert "pretrain.batch_size (16 -> 99)" in capsys.readouterr().err
+
+
+def test_tensorboard_is_told_and_forgets_what_a_killed_run_added(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for position, values in ((0, {10: 1.0, 20: 2.0, 30: 9.0}), (20, {30: 3.0})):
+        (tracker,) = start_trackers(["tensorboard"], "run-1", position, {"seed": 1})
+        log = MetricsLog(tmp_path / "metrics", position, [tracker])
+        for at, value in values.items():
+            log.log(at, {"train/loss": value})
+        tracker.finish()
+    events = EventAccumulator(str(tmp_path / "runs/run-1"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(10, 1.0), (20, 2.0), (30, 3.0)]
+
+
+def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="names wandb, which is not installed"):
+        start_trackers(["wandb"], "run", 0, {})
 
 
 def test_the_first_interrupt_waits_and_the_second_does_not():

@@ -94,7 +94,7 @@ def picture_of(start: float, steps: int) -> np.ndarray:
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_pictures_belong_to_their_observations(painter: TaskSpec, num_workers: int):
     specs = [painter, make_painter("other", 2)]
-    with VectorEnv(specs, OBS, ACTION, 0, num_workers, SIZE) as envs:
+    with VectorEnv(specs, OBS, ACTION, 0, num_workers, picture_size=SIZE) as envs:
         obs = envs.reset()
         for _ in range(5):
             for i in range(2):
@@ -188,7 +188,7 @@ def make_agent(spec: TaskSpec, encoder: Path) -> Agent:
     table = TaskTable(embeddings.names, torch.from_numpy(embeddings.vectors), mask, torch.tensor([0.9]))
     planner = config.load(config.Planner, ROOT / "tests/tiny.yaml")
     vision = config.Vision("both", str(encoder), SIZE, 8)
-    return Agent(WorldModel(sizes), [spec], embeddings, table, planner, vision)
+    return Agent(WorldModel(sizes), [spec], embeddings, table, planner, vision=vision)
 
 
 def test_an_agent_that_sees_acts_on_pictures_and_says_so(painter: TaskSpec, picture_encoder: Path, tmp_path: Path):

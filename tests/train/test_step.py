@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +17,11 @@ from pipeline.model.adapters import Adapters
 from pipeline.model.world_model import PARTS, WorldModel
 from pipeline.shapes import Batch
 from pipeline.train.objective import UpdateDraws, batch_context
+from pipeline.train.ranks import Ranks
 from pipeline.train.step import Learner, Mode
 
 
-def make_learner(model: WorldModel | None = None, **options: int) -> Learner:
+def make_learner(model: WorldModel | None = None, **options: Any) -> Learner:
     return Learner(model or make_model(), make_table(), LEARNING, **options)
 
 
@@ -176,7 +178,7 @@ def learn_as_one_of_two(folder: str, mode: Mode) -> None:
 def learn_share(folder: str, mode: Mode, accelerator: Accelerator | None) -> None:
     """Learn from this process's share of each batch, and write down what became of the weights."""
     rank, count = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    learner = Learner(make_model(), make_table(), LEARNING, accelerator=accelerator)
+    learner = Learner(make_model(), make_table(), LEARNING, ranks=Ranks(accelerator))
     for step in range(3):
         batch = make_batch(learner.table, batch_size=8, seed=step)
         draws = UpdateDraws.sample(batch, 2, TINY.num_q, torch.Generator().manual_seed(step))
@@ -205,6 +207,31 @@ def test_two_processes_learn_as_one(mode: Mode, tmp_path: Path) -> None:
     # Adam turns a rounding error in a gradient of almost 0 into a visible step: hence the mean.
     for name, value in alone.items():
         assert (first[name] - value).float().abs().mean() < 1e-6, name
+
+
+@pytest.mark.parametrize("mode", ["pretrain", "online"])
+def test_a_batch_in_pieces_gives_the_update_of_the_whole(mode: Mode) -> None:
+    whole, pieces = make_learner(), make_learner(accumulate=4)  # of six slices: 2, 2, 1, 1
+    for step in range(3):
+        batch, draw = make_batch(whole.table, seed=step), torch.Generator()
+        first, second = (one.update(batch, mode, draw.manual_seed(step)) for one in (whole, pieces))
+        assert first.keys() == second.keys()
+        for name in first.keys() - {"value_scale"}:
+            assert float(second[name]) == pytest.approx(float(first[name]), rel=1e-3, abs=1e-5), name
+    expected, found = whole.state_tensors(), pieces.state_tensors()
+    for name, value in expected.items():
+        assert (found[name] - value).float().abs().mean() < 1e-6, name
+
+
+@pytest.mark.parametrize("mode", ["pretrain", "online"])
+def test_bfloat16_products_give_nearly_the_same_losses(mode: Mode) -> None:
+    full, half = make_learner(), make_learner(ranks=Ranks(Accelerator(cpu=True, mixed_precision="bf16")))
+    batch = make_batch(full.table, batch_size=64)
+    first, second = (one.update(batch, mode, torch.Generator().manual_seed(0)) for one in (full, half))
+    for name in ("total_loss", "reward_loss", "value_loss", "consistency_loss"):
+        assert float(second[name]) == pytest.approx(float(first[name]), rel=0.03), name
+        assert float(second[name]) != float(first[name]), f"{name}: nothing was computed in bfloat16"
+    assert all(value.dtype == torch.float32 for value in half.model.parameters())
 
 
 @pytest.mark.parametrize("mode", ["pretrain", "online"])

@@ -2,8 +2,9 @@
 
 Action: running speed, and whether to throw (above 0; one stone at a time).
 Reward: 1 for a bird hit, -1 for a bird that pecks you. 16 birds come, one every 29 steps.
-Observation (17): your position; the stone's place above you (right, up) and whether it flies; for the 3 lowest birds how
-far they are to the right and above, their sideways speed, and 1 (zeros where there are fewer), and steps to the next bird.
+Observation (17): your position; the stone's place above you (right, up) and whether it flies; for the 3 lowest birds
+how far they are to the right and above, their sideways speed, and 1 (zeros where there are fewer); part of the
+pause that is left until the next bird.
 """
 
 from __future__ import annotations

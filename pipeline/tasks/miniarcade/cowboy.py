@@ -1,7 +1,7 @@
 """Cowboy: stay upright in the saddle of a bucking bull.
 
 Action: how hard to lean, 1 = to the right.
-Reward: 1 while upright in the saddle, falling to 0 at the lean where one is thrown off; 0 while walking back to the bull.
+Reward: 1 while upright in the saddle, falling to 0 at the lean where one is thrown off; 0 while walking back.
 Observation (6): lean, its speed, the bull's push now and in 5 steps, how wild the bull is, steps until back in the
 saddle (as a part of all).
 """
@@ -63,7 +63,8 @@ class Cowboy(Game):
         head = seat + 0.25 * np.array([np.sin(lean), np.cos(lean)])
         canvas.line(seat, head, 0.07, "#2f6f9f")
         canvas.circle(head, 0.05, "#e8b98a")
-        canvas.line(head + [-0.08, 0.045], head + [0.08, 0.045], 0.025, "#7a4b22")
+        hat, brim = np.array([0, 0.045]), np.array([0.08, 0])
+        canvas.line(head + hat - brim, head + hat + brim, 0.025, "#7a4b22")
 
     def _push(self, time: np.ndarray | float) -> np.ndarray | float:
         frequencies, phases = self._waves

@@ -2,8 +2,8 @@
 
 Action: steering, 1 = to the right, and throttle (below 0: brake).
 Reward: the distance driven, 10 in all at full speed throughout, less 0.3 for every crash, which also takes the speed.
-Observation (23): place across the road, speed, steps until the car can crash again; for the 5 nearest cars ahead or beside
-how far they are to the right and ahead, how much faster, and 1 (zeros where there are fewer).
+Observation (23): place across the road, speed, steps until the car can crash again; for the 5 nearest cars
+ahead or beside how far they are to the right and ahead, how much faster, and 1 (zeros where there are fewer).
 """
 
 from __future__ import annotations

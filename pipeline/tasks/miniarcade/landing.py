@@ -55,7 +55,7 @@ class Landing(Game):
         canvas.fill("#1b2340")
         canvas.box((0.5, FLOOR / 2 - 0.02), (0.5, FLOOR / 2 - 0.02), "#6b5b4b")
         canvas.box((state[PAD_X], FLOOR - 0.03), (PAD, 0.01), "#f1c232")
-        place = state[:2] + [0, 0.03]
+        place = state[:2] + np.array([0, 0.03])
         body = turned([(-0.4, -1), (0.4, -1), (0.4, 0.6), (0, 1.4), (-0.4, 0.6)], place, state[TILT], 0.05)
         canvas.polygon(body, "#c0392b" if state[CRASHED] else "#dfe6ee")
         for side in (-1, 1):

@@ -2,8 +2,8 @@
 
 Action: thrust forwards (below 0: brake at half strength) and turning speed, 1 = anticlockwise.
 Reward: 1 for every star; the next one appears elsewhere. 25 are a good flight.
-Observation (12): place (x, y), velocity (x, y), cosine and sine of the heading, from the rocket to the star and to the one
-after it (x, y each), and the star's direction as seen from the rocket (ahead, to the left).
+Observation (12): place (x, y), velocity (x, y), cosine and sine of the heading, from the rocket to the star and to the
+one after it (x, y each), and the star's direction as seen from the rocket (ahead, to the left).
 """
 
 from __future__ import annotations

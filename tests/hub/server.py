@@ -1,4 +1,7 @@
-"""A small Hugging Face Hub for tests: enough for the real client to create, push, tag, list and pull."""
+"""A small Hugging Face Hub for tests: enough for the real clients to create, push, tag, list, pull and stream.
+
+It can be told to refuse requests, to answer slowly and to cut connections.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +19,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
 TOKEN = "hf_" + "t" * 34  # the only one the server accepts
-LARGE = (".safetensors", ".mp4")  # sent apart from the commit, as Git LFS files
+LARGE = (".safetensors", ".mp4", ".parquet")  # sent apart from the commit, as Git LFS files
+
+
+REPO = r"(models|datasets)/([^/]+/[^/]+)"
 
 
 class File(NamedTuple):
@@ -63,11 +70,14 @@ class Hub:
     """The server's state, which tests look at and disturb."""
 
     def __init__(self) -> None:
-        self.repos: dict[str, Repo] = {}
+        self.repos: dict[str, Repo] = {}  # by name; data sets as `datasets/<name>`
         self.large: dict[str, bytes] = {}  # content by SHA-256
         self.requests: list[tuple[str, str]] = []  # method, path
         self.failures: list[tuple[str, int]] = []  # (part of a path, status): each fails one request
+        self.cuts: list[tuple[str, int]] = []  # (part of a path, bytes): each cuts one answer after so many bytes
+        self.seconds_per_answer = 0.0
         self.url = ""
+        self.token = TOKEN
 
 
 class Refused(Exception):
@@ -78,6 +88,7 @@ class Refused(Exception):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # header and body in one packet: else each answer waits for the client's delayed acknowledgement
     hub: Hub
 
     def do_GET(self) -> None:
@@ -106,6 +117,7 @@ class Handler(BaseHTTPRequestHandler):
             authorized = self.headers.get("Authorization") == f"Bearer {TOKEN}" or path.startswith("/large/")
             if not authorized:
                 raise Refused(401)
+            time.sleep(self.hub.seconds_per_answer)
             respond(path, urllib.parse.parse_qs(address.query), body)
         except Refused as refused:
             self._send({"error": refused.code or "refused"}, refused.status, {"X-Error-Code": refused.code})
@@ -126,8 +138,25 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in ({"Content-Length": str(len(body))} | (headers or {})).items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command != "HEAD":
+        if self.command == "HEAD":
+            return
+        cut = next((cut for cut in self.hub.cuts if cut[0] in self.path), None)
+        if cut is None:
             self.wfile.write(body)
+        else:
+            self.hub.cuts.remove(cut)
+            self.wfile.write(body[: cut[1]])
+            self.close_connection = True
+
+    def _send_file(self, file: File, commit: str) -> None:
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{file.etag}"', "Accept-Ranges": "bytes"}
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if wanted is None:
+            self._send(file.content, headers=headers)
+            return
+        first, last = int(wanted[1]), min(int(wanted[2] or len(file.content) - 1), len(file.content) - 1)
+        headers["Content-Range"] = f"bytes {first}-{last}/{len(file.content)}"
+        self._send(file.content[first : last + 1], 206, headers)
 
     def _repo(self, name: str) -> Repo:
         if name not in self.hub.repos:
@@ -145,23 +174,28 @@ class Handler(BaseHTTPRequestHandler):
             self._create(json.loads(body))
         elif path == "/api/validate-yaml":
             self._send({"errors": [], "warnings": []})
-        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", path):
-            files = [self._plan_upload(self._repo(match[1]), file) for file in json.loads(body)["files"]]
+        elif match := re.fullmatch(rf"/api/{REPO}/preupload/main", path):
+            files = [self._plan_upload(self._repo(_name(match)), file) for file in json.loads(body)["files"]]
             self._send({"files": files})
         elif path.endswith(".git/info/lfs/objects/batch"):
             self._send({"transfer": "basic", "objects": [self._plan_large(o) for o in json.loads(body)["objects"]]})
-        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path):
-            commit = self._apply(self._repo(match[1]), [json.loads(line) for line in body.splitlines()])
-            url = f"{self.hub.url}/{match[1]}/commit/{commit.hash}"
+        elif match := re.fullmatch(rf"/api/{REPO}/commit/main", path):
+            commit = self._apply(self._repo(_name(match)), [json.loads(line) for line in body.splitlines()])
+            url = f"{self.hub.url}/{_name(match)}/commit/{commit.hash}"
             self._send({"success": True, "commitOid": commit.hash, "commitUrl": url, "hookOutput": ""})
-        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tag/(.+)", path):
-            self._repo(match[1]).tags[json.loads(body)["tag"]] = self._commit(match[1], match[2]).hash
+        elif match := re.fullmatch(rf"/api/{REPO}/tag/(.+)", path):
+            self._repo(_name(match)).tags[json.loads(body)["tag"]] = self._commit(_name(match), match[3]).hash
             self._send({})
+        elif match := re.fullmatch(rf"/api/{REPO}/paths-info/([^/]+)", path):
+            asked = urllib.parse.parse_qs(body.decode())["paths"] if b"paths=" in body else json.loads(body)["paths"]
+            files = self._commit(_name(match), match[3]).files
+            self._send([entry for path in asked for entry in _entries(files) if entry["path"] == path.strip("/")])
         else:
             raise Refused(404, "EntryNotFound")
 
     def _create(self, wish: dict[str, Any]) -> None:
         name = f"{wish.get('organization') or 'me'}/{wish['name']}"
+        name = f"datasets/{name}" if wish.get("type") == "dataset" else name
         exists = name in self.hub.repos
         if not exists:
             self.hub.repos[name] = Repo(wish.get("private") is True or wish.get("visibility") == "private")
@@ -186,6 +220,8 @@ class Handler(BaseHTTPRequestHandler):
             value = line["value"]
             if line["key"] == "header":
                 message = value["summary"]
+                if value.get("parentCommit") not in (None, repo.commits[-1].hash):
+                    raise Refused(412)
             elif line["key"] == "file":
                 files[value["path"]] = File(base64.b64decode(value["content"]), large=False)
             elif line["key"] == "lfsFile":
@@ -202,33 +238,47 @@ class Handler(BaseHTTPRequestHandler):
         self._send(b"")
 
     def _get(self, path: str, query: dict[str, list[str]], body: bytes) -> None:
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", path):
-            self._send([self._describe(*item) for item in sorted(self._commit(match[1], match[2]).files.items())])
-        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/refs", path):
-            repo = self._repo(match[1])
+        if match := re.fullmatch(rf"/api/{REPO}/tree/([^/]+)(?:/(.*))?", path):
+            entries, within = _entries(self._commit(_name(match), match[3]).files), match[4] or ""
+            entries = [e for e in entries if not within or e["path"].startswith(f"{within}/")]
+            if query.get("recursive", ["false"])[0].lower() != "true":
+                entries = [e for e in entries if e["path"].count("/") == (within.count("/") + 1 if within else 0)]
+            self._send(entries)
+        elif match := re.fullmatch(rf"/api/{REPO}/refs", path):
+            repo = self._repo(_name(match))
             branch = {"name": "main", "ref": "refs/heads/main", "targetCommit": repo.commits[-1].hash}
             tags = [{"name": t, "ref": f"refs/tags/{t}", "targetCommit": hash} for t, hash in repo.tags.items()]
             self._send({"branches": [branch], "converts": [], "tags": tags})
-        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
-            commit = self._commit(match[1], match[2] or "main")
+        elif match := re.fullmatch(rf"/api/{REPO}(?:/revision/(.+))?", path):
+            commit = self._commit(_name(match), match[3] or "main")
             names = [{"rfilename": name} for name in sorted(commit.files)]
-            about = {"id": match[1], "sha": commit.hash, "private": self._repo(match[1]).private, "siblings": names}
+            private = self._repo(_name(match)).private
+            about = {"id": match[2], "sha": commit.hash, "private": private, "siblings": names}
             self._send(about | {"gated": False, "disabled": False, "downloads": 0, "likes": 0, "tags": []})
-        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        elif match := re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             commit = self._commit(match[1], match[2])
             if match[3] not in commit.files:
                 raise Refused(404, "EntryNotFound")
-            file = commit.files[match[3]]
-            self._send(file.content, headers={"X-Repo-Commit": commit.hash, "ETag": f'"{file.etag}"'})
+            self._send_file(commit.files[match[3]], commit.hash)
         else:
             raise Refused(404, "RepoNotFound")
 
-    @staticmethod
-    def _describe(path: str, file: File) -> dict[str, Any]:
-        entry: dict[str, Any] = {"type": "file", "oid": file.git_hash, "size": len(file.content), "path": path}
-        if file.large:
-            entry["lfs"] = {"oid": file.etag, "size": len(file.content), "pointerSize": 130}
-        return entry
+
+def _name(match: re.Match[str]) -> str:
+    return f"datasets/{match[2]}" if match[1] == "datasets" else match[2]
+
+
+def _entries(files: dict[str, File]) -> list[dict[str, Any]]:
+    """What the Hub lists of a commit: every file, and every folder on the way to one."""
+    folders = {name.rsplit("/", depth)[0] for name in files for depth in range(1, name.count("/") + 1)}
+    entries: list[dict[str, Any]] = [
+        {"type": "directory", "oid": "0" * 40, "size": 0, "path": path} for path in sorted(folders)
+    ]
+    for path, file in sorted(files.items()):
+        entry = {"type": "file", "oid": file.git_hash, "size": len(file.content), "path": path}
+        lfs = {"lfs": {"oid": file.etag, "size": len(file.content), "pointerSize": 130}} if file.large else {}
+        entries.append(entry | lfs)
+    return entries
 
 
 @contextmanager

@@ -1,0 +1,245 @@
+"""A simulation on paper: how fast a run would be on 1 to 8 GPUs and 16 to 256 cores, from measured unit costs.
+
+    python -m benchmarks.scaling measure     measures the unit costs of this machine -> results/unit_costs.json
+    python -m benchmarks.scaling             writes the table of docs/scaling.md and results/scaling.json
+
+Costs of a CPU are processor seconds of one thread, so that other work on the machine does not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.problem import LEARNING, make_batch, make_model, make_table
+from benchmarks.results import RESULTS, claim, write
+from pipeline import config
+from pipeline.files import atomic_file, read_json, write_json
+from pipeline.model.actor import Actor
+from pipeline.tasks import registry
+from pipeline.tasks.vector import VectorEnv
+from pipeline.train import checkpoint
+from pipeline.train.ranks import Ranks
+from pipeline.train.runtime import commit, machine
+from pipeline.train.step import Learner
+
+COSTS = RESULTS / "unit_costs.json"
+PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
+BEGIN, END = "<!-- table -->\n", "<!-- end of table -->"
+# One task of each domain stands for all of it.
+DOMAINS = {"metaworld": "mw-reach", "dmcontrol": "walker-walk", "classic": "pendulum-swingup"}
+GPUS, CORES, ENV_STEPS = (1, 2, 4, 8), (16, 64, 256), 100_000_000
+
+
+@dataclass(frozen=True)
+class UnitCosts:
+    """What one of each costs, in seconds."""
+
+    env_step: dict[str, float]  # by domain, on one core
+    plan_call: float  # one call of the planner on one device, whatever it is for ...
+    plan_env: float  # ... and for each environment in it
+    update_call: float  # one update on one device, whatever its batch ...
+    update_slice: float  # ... and for each slice in it
+    gradient_bytes: float  # of one all-reduce
+    bytes_per_second: float  # between devices
+    latency: float  # of one all-reduce
+    save: float  # one save
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is to be run."""
+
+    num_envs: int
+    domains: dict[str, float]  # share of the environments in each domain
+    batch_size: int
+    utd: float  # updates per environment step
+    save_every: int  # env_steps
+
+
+def predict(costs: UnitCosts, run: Run, gpus: int, cores: int) -> dict[str, float | str]:
+    """Predict one step of the loop: every environment of the run steps once.
+
+    A loop step acts on all devices at once, then the environments step while the learner updates:
+
+        step = act + max(environments, updates) + save
+        act = plan_call + plan_env * ceil(N / gpus)
+        environments = sum over domains of N * share * env_step / (cores - gpus)
+        updates = N * utd * (update_call + update_slice * ceil(B / gpus) + all_reduce)
+        all_reduce = 2 * (latency + 2 * (gpus - 1) / gpus * gradient_bytes / bytes_per_second), none on one device
+        save = N / save_every * save_seconds
+
+    One core per device drives it; the others step environments.
+
+    Returns:
+        seconds of each part, env_steps per second, hours for 100M env_steps, and the part that takes longest.
+    """
+    act = costs.plan_call + costs.plan_env * math.ceil(run.num_envs / gpus)
+    mean_step = sum(share * costs.env_step[domain] for domain, share in run.domains.items())
+    workers = min(max(cores - gpus, 1), run.num_envs)
+    environments = math.ceil(run.num_envs / workers) * mean_step
+    ring = 2 * (gpus - 1) / gpus * costs.gradient_bytes / costs.bytes_per_second
+    all_reduce = 2 * (costs.latency + ring) if gpus > 1 else 0.0
+    slices = costs.update_slice * math.ceil(run.batch_size / gpus)
+    num_updates = run.num_envs * run.utd
+    parts = {
+        "act": act,
+        "environments": environments,
+        "update": num_updates * (costs.update_call + slices),
+        "all_reduce": num_updates * all_reduce,
+        "save": run.num_envs / run.save_every * costs.save,
+    }
+    learning = parts["update"] + parts["all_reduce"]
+    step = act + max(environments, learning) + parts["save"]
+    # What overlaps and is shorter costs nothing, so it is no bottleneck.
+    hidden = {"environments"} if environments < learning else {"update", "all_reduce"}
+    bottleneck = max((name for name in parts if name not in hidden), key=lambda name: parts[name])
+    rate = run.num_envs / step
+    return {**parts, "env_steps_per_second": rate, "hours_for_100m": ENV_STEPS / rate / 3600, "bottleneck": bottleneck}
+
+
+def cpu_seconds(work: Callable[[], object], repeats: int = 7) -> float:
+    """Return the median processor seconds of one call."""
+    work()
+    found = []
+    for _ in range(repeats):
+        started = time.process_time()
+        work()
+        found.append(time.process_time() - started)
+    return statistics.median(found)
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Return what one call costs: processor seconds on a CPU, seconds on a GPU."""
+    if device.type == "cpu":
+        return cpu_seconds(work)
+
+    def timed() -> float:
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    timed()
+    return statistics.median(timed() for _ in range(20))
+
+
+def line(small: tuple[int, float], large: tuple[int, float]) -> tuple[float, float]:
+    """Return what a call costs by itself and per item, from two measurements."""
+    slope = max((large[1] - small[1]) / (large[0] - small[0]), 0.0)
+    return max(small[1] - slope * small[0], 0.0), slope
+
+
+def measure(device: torch.device) -> dict[str, float | dict[str, float]]:
+    """Measure every unit cost but those between devices, with the sizes in params.yaml."""
+    torch.set_num_threads(1)
+    sizes, planner = config.load(config.Model), config.load(config.Planner)
+    env_step = {}
+    for domain, name in DOMAINS.items():
+        (spec,) = registry.get([name])
+        with VectorEnv([spec], sizes.obs_dim, sizes.action_dim, 0, 0) as envs:
+            envs.reset()
+            action = np.zeros((1, sizes.action_dim), np.float32)
+            env_step[domain] = cpu_seconds(lambda e=envs, a=action: [e.step(a) for _ in range(50)]) / 50
+        print(f"{domain}: {1e3 * env_step[domain]:.3f} ms per step", file=sys.stderr)
+    model = make_model(sizes, fill=False).to(device)
+    table = make_table(sizes).to(device)
+    actor = Actor(model, table, planner)
+
+    def plan(num_envs: int) -> float:
+        rows, obs = torch.zeros(num_envs, dtype=torch.int64), torch.randn(num_envs, sizes.obs_dim)
+        actor.reset(num_envs, seed=0)
+        return seconds(lambda: actor.act(obs, rows, plan=True), device)
+
+    learner = Learner(model, table, LEARNING)
+    generator = torch.Generator().manual_seed(0)
+
+    def update(size: int) -> float:
+        batch = make_batch(table, sizes, size, planner.horizon).to(device)
+        return seconds(lambda: learner.update(batch, "online", generator), device)
+
+    plan_call, plan_env = line((1, plan(1)), (8, plan(8)))
+    update_call, update_slice = line((32, update(32)), (256, update(256)))
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    with tempfile.TemporaryDirectory() as folder:
+        saves = checkpoint.Saves(Path(folder), 1, Ranks())
+        position = iter(range(1, 100))
+        save = cpu_seconds(lambda: saves.save(next(position), learner.state_tensors(), ({}, {}), {}), 3)
+    return {
+        "env_step": env_step,
+        "plan_call": plan_call,
+        "plan_env": plan_env,
+        "update_call": update_call,
+        "update_slice": update_slice,
+        "gradient_bytes": 4.0 * trained,
+        "save": save,
+    }
+
+
+def tables(costs: UnitCosts, run: Run) -> list[dict[str, float | str]]:
+    """Predict every combination of devices and cores."""
+    return [
+        {"gpus": gpus, "cores": cores, **predict(costs, run, gpus, cores)}
+        for gpus in GPUS
+        for cores in CORES
+        if cores > gpus
+    ]
+
+
+def show(rows: list[dict[str, float | str]]) -> str:
+    """Return the rows as a table in Markdown."""
+    parts = ("act", "environments", "update", "all_reduce", "save")
+    head = ["GPUs", "cores", *(f"{part} ms" for part in parts), "env_steps/s", "hours for 100M", "bottleneck"]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for row in rows:
+        cells = [str(row["gpus"]), str(row["cores"]), *(f"{1e3 * float(row[part]):.1f}" for part in parts)]
+        cells += [f"{row['env_steps_per_second']:,.0f}", f"{row['hours_for_100m']:,.1f}", str(row["bottleneck"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, or predict from what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=["measure", "predict"], default="predict")
+    parser.add_argument("--device", default="cpu", help="of planning and learning, for `measure`: cpu or cuda")
+    parser.add_argument("--envs", type=int, default=200, help="environments of the run, one per task in the original")
+    parser.add_argument("--bytes-per-second", type=float, default=100e9, help="between devices; assumed, not measured")
+    parser.add_argument("--latency", type=float, default=30e-6, help="of an all-reduce, seconds; assumed, not measured")
+    options = parser.parse_args()
+    started = time.monotonic()
+    if options.what == "measure":
+        costs = measure(torch.device(options.device))
+        write_json(COSTS, {"commit": commit(), "machine": machine(), "device": options.device, "costs": costs})
+        print(f"-> {COSTS}", file=sys.stderr)
+        return
+    measured = read_json(COSTS, "python -m benchmarks.scaling measure")
+    costs = UnitCosts(**measured["costs"], bytes_per_second=options.bytes_per_second, latency=options.latency)
+    settings = config.load(config.Finetune)
+    shares = dict.fromkeys(DOMAINS, 1 / len(DOMAINS))
+    run = Run(options.envs, shares, settings.batch_size, settings.utd, settings.save_every * options.envs)
+    rows = tables(costs, run)
+    where = f"{measured['machine']['gpu'] or measured['machine']['cpu']}, commit {measured['commit'][:7]}"
+    told = f"{run.num_envs} environments, batches of {run.batch_size}, {run.utd} updates per step; measured on {where}:"
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    with atomic_file(PAGE) as partial:
+        partial.write_text(f"{before}{BEGIN}{told}\n\n{show(rows)}\n{END}{rest.partition(END)[2]}")
+    print(show(rows))
+    fastest = max(float(row["env_steps_per_second"]) for row in rows)
+    claims = {"env_steps_per_second_predicted_at_best": claim(round(fastest, 1), 1000, "above")}
+    write("scaling", "python -m benchmarks.scaling", time.monotonic() - started, claims, unit_costs=measured, rows=rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""How fast many tasks step in few processes, and what memory they take.
+
+    python -m benchmarks.tasks              48 tasks of six simulators; 200 tasks for the memory
+    python -m benchmarks.tasks --seconds 2  shorter
+
+The same environments, the same actions: ours in 1, 2 and 4 workers, Gymnasium's SyncVectorEnv in this process, its
+AsyncVectorEnv with a process for each. Each steps for some seconds in turn, several rounds; the median round counts.
+Memory is that of this process's workers with every training task of MMBench that is installed here, shared pages
+counted once (PSS). Writes results/tasks.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import psutil
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+
+from benchmarks.results import claim, write
+from pipeline.demonstrate.workers import available_cores
+from pipeline.progress import Progress
+from pipeline.tasks import domains, registry
+from pipeline.tasks.spec import TaskSpec
+from pipeline.tasks.vector import VectorEnv
+
+OBS, ACTION = 128, 16
+PER_SUITE = 8
+SUITES = ["dmcontrol", "dmcontrol-ext", "metaworld", "mujoco", "box2d", "atari", "robodesk", "ogbench", "miniarcade"]
+NUM_TASKS = 48
+ROUNDS = 3
+WORKERS = (1, 2, 4)
+
+
+def mix() -> list[TaskSpec]:
+    """Return some tasks of every light domain that is installed, the same number of each as far as there are."""
+    catalogue = [spec for spec in registry.load_catalogue().values() if not domains.missing(spec.suite)]
+    by_suite = [[spec for spec in catalogue if spec.suite == suite][:PER_SUITE] for suite in SUITES]
+    rows = [specs[row] for row in range(PER_SUITE) for specs in by_suite if row < len(specs)]
+    if len(rows) < 40:
+        raise SystemExit(f"only {len(rows)} tasks are installed, 40 are needed: pip install 'eft[light]'")
+    return rows[:NUM_TASKS]
+
+
+def measure(specs: Sequence[TaskSpec], seconds: float) -> tuple[dict[str, float], dict[str, float]]:
+    """Return environment steps per second, and per second of processor time, of each way: medians over rounds."""
+    makers: list[Callable[[], gymnasium.Env]] = [functools.partial(registry.make, spec, OBS, ACTION) for spec in specs]
+    same: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    ways: dict[str, Any] = {}
+    try:
+        for number in WORKERS:
+            ways[f"workers_{number}"] = VectorEnv(specs, OBS, ACTION, seed=0, num_workers=number)
+        ways["sync"] = SyncVectorEnv(makers, **same)
+        ways["async"] = AsyncVectorEnv(makers, **same)
+        for name, envs in ways.items():
+            envs.reset() if name.startswith("workers") else envs.reset(seed=0)
+        rates: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+        with Progress("tasks: speed", ROUNDS * len(ways), "rounds") as progress:
+            for _ in range(ROUNDS):
+                for name, envs in ways.items():
+                    rates[name].append(rate(envs, len(specs), seconds))
+                    progress.update(1)
+    finally:
+        for envs in ways.values():
+            envs.close()
+    wall, cpu = (
+        {name: round(statistics.median(pair[part] for pair in found), 1) for name, found in rates.items()}
+        for part in (0, 1)
+    )
+    return wall, cpu
+
+
+def rate(envs: Any, num_envs: int, seconds: float) -> tuple[float, float]:
+    """Step for some seconds and return environment steps per second, and per second of processor time."""
+    rng = np.random.default_rng(0)
+    everyone = [psutil.Process(), *psutil.Process().children(recursive=True)]  # those of other ways wait meanwhile
+    before = sum(sum(process.cpu_times()[:2]) for process in everyone)
+    steps, started = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < seconds:
+        envs.step(rng.uniform(-1, 1, (num_envs, ACTION)).astype(np.float32))
+        steps += num_envs
+    used = sum(sum(process.cpu_times()[:2]) for process in everyone) - before
+    return steps / elapsed, steps / used
+
+
+def memory(specs: Sequence[TaskSpec], num_workers: int) -> float:
+    """Return the GiB that the workers of these tasks take after a reset and ten steps."""
+    with VectorEnv(specs, OBS, ACTION, seed=0, num_workers=num_workers) as envs:
+        envs.reset()
+        for _ in range(10):
+            envs.step(np.zeros((len(specs), ACTION), np.float32))
+        children = psutil.Process().children(recursive=True)
+        return sum(child.memory_full_info().pss for child in children) / 2**30
+
+
+def main() -> None:
+    """Measure and write results/tasks.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of stepping per way and round (default: 5)")
+    options = parser.parse_args()
+    started = time.monotonic()
+    cores = available_cores()
+    wanted = [spec for spec in registry.load_catalogue().values() if spec.split == "train"]
+    here = [spec for spec in wanted if not domains.missing(spec.suite)]
+    absent = sorted({spec.suite for spec in wanted} - {spec.suite for spec in here})
+    gigabytes = round(memory(here, cores), 2)
+    specs = mix()
+    rates, per_cpu_second = measure(specs, options.seconds)
+    best = max(rates[f"workers_{number}"] for number in WORKERS)
+    claims = {
+        "speed_against_async": claim(round(best / rates["async"], 2), 3, "above"),
+        "speed_against_sync_per_core": claim(round(best / rates["sync"] / cores, 2), 0.9, "above"),
+        # With a domain missing the figure is of fewer tasks: then nothing is claimed about 200.
+        "memory_gb_200_tasks": claim(gigabytes if len(here) == 200 else None, 8, "below"),
+    }
+    write(
+        "tasks",
+        "python -m benchmarks.tasks" + (f" --seconds {options.seconds:g}" if options.seconds != 5 else ""),
+        time.monotonic() - started,
+        claims,
+        env_steps_per_second=rates,
+        env_steps_per_cpu_second=per_cpu_second,  # what other work on the machine does not change
+        tasks=[spec.name for spec in specs],
+        memory={"gb": gigabytes, "tasks": len(here), "missing": absent},
+        load=psutil.getloadavg()[0],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The task files that Eft finds by the entry point in pyproject.toml."""

@@ -1,0 +1,146 @@
+"""Where each stored episode lies, and which of them a sample falls on: a few integers per episode, in rings.
+
+Episodes are numbered 0, 1, 2, ... as they come and leave in the same order, so what is stored is always a range of
+numbers, and episode i is found at place i modulo the size of its ring: drawing one takes a random number and no search,
+however many there are. Rings double when they are full, so that adding takes the same time on average.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_FIRST_SIZE = 16
+
+
+class Drawn(NamedTuple):
+    """Slices that were drawn, on the CPU."""
+
+    start: Tensor  # (B,) int64, first row of each slice
+    task: Tensor  # (B,) int64, row of the task table
+    terminated: Tensor  # (B,) bool, whether the episode ends for good with the slice's last transition
+    imitation: Tensor  # (B,) float32 in [0, 1]
+
+
+class EpisodeTable:
+    """The stored episodes, oldest first.
+
+    Args:
+        horizon: T, transitions per slice.
+        task_weights: (n,) how often each row of the task table is drawn, relative to the others: the task by weight,
+            then its episode uniformly. None draws the episode uniformly over all.
+
+    Raises:
+        ValueError: a weight is negative or not finite, or all are 0.
+    """
+
+    def __init__(self, horizon: int, task_weights: Tensor | None = None):
+        if task_weights is not None and not (
+            torch.isfinite(task_weights).all() and (task_weights >= 0).all() and task_weights.any()
+        ):
+            raise ValueError(
+                f"task weights must be finite and not negative, and one above 0; they are {task_weights.tolist()}"
+            )
+        self.first = 0  # number of the oldest stored episode
+        self.end = 0  # number that the next episode gets
+        self.num_transitions = 0
+        self._horizon = horizon
+        self._columns = torch.zeros(4, _FIRST_SIZE, dtype=torch.int64)  # first row, transitions, task, terminated
+        self._imitation = torch.zeros(_FIRST_SIZE)
+        self._by_task = None if task_weights is None else _TaskRings(task_weights)
+
+    def __len__(self) -> int:
+        return self.end - self.first
+
+    def append(self, start: int, length: int, task: int, terminated: bool, imitation: float) -> None:
+        """Add an episode of `length` transitions whose first row is `start`."""
+        if len(self) == len(self._imitation):
+            self._columns, self._imitation = (
+                _doubled(ring, self.first, self.end) for ring in (self._columns, self._imitation)
+            )
+        place = self.end % len(self._imitation)
+        self._columns[:, place] = torch.tensor([start, length, task, int(terminated)])
+        self._imitation[place] = imitation
+        if self._by_task is not None:
+            self._by_task.append(task, self.end)
+        self.end += 1
+        self.num_transitions += length
+
+    def drop_oldest(self) -> None:
+        """Forget the oldest episode."""
+        _, length, task, _ = self._columns[:, self.first % len(self._imitation)].tolist()
+        if self._by_task is not None:
+            self._by_task.drop_oldest(task)
+        self.first += 1
+        self.num_transitions -= length
+
+    def oldest_start(self) -> int:
+        """Return the first row of the oldest episode."""
+        return int(self._columns[0, self.first % len(self._imitation)])
+
+    def draw(self, num: int, generator: torch.Generator) -> Drawn:
+        """Draw slices: the episode, then its start uniformly.
+
+        Raises:
+            ValueError: nothing is stored, or nothing of a task whose weight is above 0.
+        """
+        if not len(self):
+            raise ValueError("the replay holds no episode yet: nothing to sample from")
+        if self._by_task is None:
+            number = torch.randint(self.first, self.end, (num,), generator=generator)
+        else:
+            number = self._by_task.draw(num, generator)
+        place = number.remainder_(len(self._imitation))
+        start, length, task, terminated = self._columns.index_select(1, place)
+        num_starts = length.sub_(self._horizon - 1)
+        offset = torch.rand(num, generator=generator, dtype=torch.float64).mul_(num_starts).long()
+        at_end = offset == num_starts.sub_(1)
+        return Drawn(start.add_(offset), task, at_end.logical_and_(terminated), self._imitation[place])
+
+    def read(self, since: int) -> tuple[Tensor, Tensor]:
+        """Return columns (4, n) and imitation (n,) of the stored episodes numbered `since` and higher."""
+        place = torch.arange(max(since, self.first), self.end) % len(self._imitation)
+        return self._columns[:, place], self._imitation[place]
+
+
+class _TaskRings:
+    """The numbers of each task's episodes, one ring per task."""
+
+    def __init__(self, weights: Tensor):
+        self._weights = weights.double().cpu()
+        self._rings = torch.zeros(len(weights), _FIRST_SIZE, dtype=torch.int64)
+        self._first = torch.zeros(len(weights), dtype=torch.int64)  # like `first` and `end` above, within each task
+        self._end = torch.zeros(len(weights), dtype=torch.int64)
+
+    def append(self, task: int, number: int) -> None:
+        size = self._rings.shape[1]
+        if self._end[task] - self._first[task] == size:
+            self._rings = torch.stack(
+                [_doubled(*parts) for parts in zip(self._rings, self._first, self._end, strict=True)]
+            )
+        self._rings[task, self._end[task] % self._rings.shape[1]] = number
+        self._end[task] += 1
+
+    def drop_oldest(self, task: int) -> None:
+        self._first[task] += 1
+
+    def draw(self, num: int, generator: torch.Generator) -> Tensor:
+        count = self._end - self._first
+        weights = self._weights * (count > 0)
+        if not weights.any():
+            raise ValueError("the replay holds no episode of a task whose weight is above 0: see tasks.weights")
+        task = torch.multinomial(weights, num, replacement=True, generator=generator)
+        share = torch.rand(num, generator=generator, dtype=torch.float64)
+        place = (share.mul_(count[task]).long() + self._first[task]) % self._rings.shape[1]
+        return self._rings[task, place]
+
+
+def _doubled(ring: Tensor, first: int | Tensor, end: int | Tensor) -> Tensor:
+    """Return a ring (..., 2 size) that holds entries `first` to `end` of a ring (..., size)."""
+    number = torch.arange(int(first), int(end))
+    size = ring.shape[-1]
+    out = ring.new_zeros(*ring.shape[:-1], 2 * size)
+    out[..., number % (2 * size)] = ring[..., number % size]
+    return out

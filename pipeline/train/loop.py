@@ -1,0 +1,291 @@
+"""What both training loops keep beside the learner, and what they do alike: log, evaluate, save, resume, leave."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline import config
+from pipeline.data.replay import ReplayBuffer
+from pipeline.model.actor import Actor
+from pipeline.progress import Progress
+from pipeline.shapes import Batch
+from pipeline.tasks.spec import TaskSpec
+from pipeline.train.checkpoint import Saves
+from pipeline.train.evaluate import Evaluator, GivenUp
+from pipeline.train.interrupt import Interrupt
+from pipeline.train.metrics import Clock, MetricsLog, memory_mb, start_trackers
+from pipeline.train.objective import UpdateDraws
+from pipeline.train.ranks import Ranks
+from pipeline.train.step import Learner, Mode
+
+RANK_SEEDS = 1_000_003  # apart, so that no rank draws what another one, or another use of the seed, draws
+_MEMBER_SEED = 17
+
+
+class Loop:
+    """The state of a training loop: random numbers, averages since the last log line, time, the log, the saves.
+
+    Args:
+        label: of the progress bar.
+        scratch: where the run is saved; a save found there is taken up.
+        learner: updated in place.
+        actor: plays the evaluations.
+        evaluator: plays them.
+        seed: of everything drawn.
+        runtime: how many saves are kept, how long a SIGTERM may take, which trackers are told.
+        ranks: the processes of the run.
+        plan: evaluate with planning, else the policy alone.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        scratch: Path,
+        learner: Learner,
+        actor: Actor,
+        evaluator: Evaluator,
+        seed: int,
+        runtime: config.Runtime,
+        ranks: Ranks | None = None,
+        plan: bool = False,
+    ):
+        self.label, self.scratch, self.learner, self.actor, self.evaluator = label, scratch, learner, actor, evaluator
+        self.seed, self.plan, self.runtime, self.ranks = seed, plan, runtime, ranks or Ranks()
+        self.generator = torch.Generator().manual_seed(seed + RANK_SEEDS * self.ranks.rank)
+        # All ranks take the same Q members for their shares of a batch.
+        self.members = self.generator if self.ranks.count == 1 else torch.Generator().manual_seed(seed + _MEMBER_SEED)
+        self.sums: dict[str, Tensor] = {}
+        self.num_summed = self.batch_size = 0
+        self.position = 0
+        self.owes_evaluation = False
+        self.recent: dict[str, list[tuple[float, float]]] = {}  # score and return of the episodes since the last line
+        self.clock = Clock()
+        self.saves = Saves(scratch, runtime.keep_saves, self.ranks)
+        self.resumed = self.saves.load()
+        self._seconds_before = 0.0
+        self._started = time.monotonic()
+        if self.resumed:
+            self._take_up()
+        self.ranks.check_same("the weights to start from", _digest(learner))
+        self.log: MetricsLog | None = None
+        if self.ranks.is_main:
+            run = f"{scratch.parent.name}-{scratch.name}" if scratch.parent.name.startswith("adapt-") else scratch.name
+            trackers = start_trackers(runtime.trackers, run, self.position, {"seed": seed, "ranks": self.ranks.count})
+            self.log = MetricsLog(scratch / "metrics", self.position, trackers)
+        self._logged = self.position, learner.updates
+
+    @property
+    def same_ranks(self) -> bool:
+        """Whether the save taken up was written by as many processes as there are now."""
+        return self.resumed is not None and self.resumed.num_ranks == self.ranks.count
+
+    @property
+    def seconds(self) -> float:
+        """Seconds worked on this loop, over all its resumed runs."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def update(self, batch: Batch, mode: Mode) -> None:
+        """Update the learner on this rank's share of a batch and add its metrics to the averages."""
+        with self.clock.phase("update"):
+            batch = batch.to(self.learner.scale.value.device)
+            table, num_q = self.learner.table, self.learner.model.config.num_q
+            draws = UpdateDraws.sample(batch, table.num_phrasings, num_q, self.generator, self.members)
+            metrics = self.learner.update(batch, mode, draws)
+            for name, value in metrics.items():
+                self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
+            self.num_summed += 1
+            self.batch_size = len(batch.task)
+
+    def settle(
+        self,
+        before: int,
+        total: int,
+        settings: config.Pretrain | config.Finetune,
+        specs: Sequence[TaskSpec],
+        progress: Progress,
+        interrupt: Interrupt,
+        save: Callable[[], None],
+        measure: Callable[[], dict[str, float]] = dict,
+        stop: bool = False,
+    ) -> None:
+        """End a step of the loop: log, evaluate, save and leave where it is time for that.
+
+        Args:
+            before: position before the step.
+            total: position at which the loop ends.
+            settings: the intervals.
+            specs: the tasks evaluated.
+            progress: of the loop.
+            interrupt: may ask to leave.
+            save: saves everything; also asked for before leaving.
+            measure: gives what else is logged; called on every rank, its values are those of rank 0.
+            stop: some rank is to leave, as all have agreed.
+        """
+        last = self.position >= total
+        if due(before, self.position, settings.log_every) or last:
+            self.log_averages(progress, settings, measure())
+        self.owes_evaluation = due(before, self.position, settings.eval_every) or last
+        if self.owes_evaluation and not stop:
+            stop = not self.evaluate(specs, progress, interrupt)
+        if due(before, self.position, settings.save_every) or last or stop:
+            with self.clock.phase("save"):
+                save()
+        if stop:
+            interrupt.leave()
+
+    def log_averages(
+        self, progress: Progress, settings: config.Pretrain | config.Finetune, more: dict[str, float]
+    ) -> None:
+        """Log the averages since the last call, and `more`, at the present position."""
+        total, phases = self.clock.read()
+        own = {
+            "train": {name: float(value) / max(self.num_summed, 1) for name, value in self.sums.items()},
+            "batch_size": self.batch_size,
+            "recent": self.recent,
+            "phases": {name: seconds / total for name, seconds in phases.items()},
+            "memory": memory_mb(),
+        }
+        everyone = self.ranks.collect(own)
+        self.sums, self.num_summed, self.recent = {}, 0, {}
+        position, updates = self._logged
+        self._logged = self.position, self.learner.updates
+        if self.log is None:
+            return
+        slices = sum(one["batch_size"] for one in everyone)
+        averages = {
+            f"train/{name}": sum(one["train"][name] * one["batch_size"] for one in everyone) / slices
+            for name in own["train"]
+        }
+        speed = {
+            f"speed/{progress.unit}_per_second": (self.position - position) / total,
+            "speed/updates_per_second": (self.learner.updates - updates) / total,
+        }
+        phases = {
+            f"time/{name}_share": float(np.mean([one["phases"].get(name, 0.0) for one in everyone])) for name in phases
+        }
+        memory = {"memory/sum_mb": sum(one["memory"] for one in everyone)}
+        episodes = _episodes([one["recent"] for one in everyone])
+        self.log.log(
+            self.position,
+            {**averages, **episodes, **more, **speed, **phases, **memory, "time/seconds": self.seconds},
+        )
+        progress.update(0, **{key: averages[f"train/{key}"] for key in ("total_loss",) if f"train/{key}" in averages})
+
+    def evaluate(self, specs: Sequence[TaskSpec], progress: Progress, interrupt: Interrupt) -> bool:
+        """Evaluate on all tasks and log scores per task and their mean; False if it was given up for an interrupt."""
+        self.actor.refresh()
+        told = [spec.name for spec in specs]
+        try:
+            with self.clock.phase("evaluate"):
+                results = self.evaluator.run(
+                    self.actor,
+                    told,
+                    self.plan,
+                    f"{self.label}: evaluating",
+                    self.seed + 1,
+                    lambda: interrupt.requested is not None,
+                )
+        except GivenUp:
+            return False
+        self.owes_evaluation = False
+        scores = {f"eval/{spec.name}": result.score for spec, result in zip(specs, results, strict=True)}
+        mean = float(np.mean(list(scores.values())))
+        if self.log is not None:
+            self.log.log(
+                self.position,
+                {
+                    **scores,
+                    "eval/score": mean,
+                    "time/seconds": self.seconds,
+                    "clock/seconds": self.seconds,
+                    "clock/updates": self.learner.updates,
+                },
+            )
+        progress.write(f"{self.label}: score {mean:.3f} after {self.position} {progress.unit}")
+        return True
+
+    def save(
+        self,
+        of_rank: dict[str, Tensor] | None = None,
+        values: dict[str, Any] | None = None,
+        replay: ReplayBuffer | None = None,
+    ) -> None:
+        """Save everything needed to go on from here; every rank calls this."""
+        own = {
+            **{f"sum.{name}": value for name, value in self.sums.items()},
+            "generator": self.generator.get_state().clone(),
+            "members": self.members.get_state().clone(),
+            **(of_rank or {}),
+        }
+        common = {"seconds": self.seconds, "owes_evaluation": self.owes_evaluation, **(values or {})}
+        counts = {"num_summed": self.num_summed, "batch_size": self.batch_size, "recent": self.recent}
+        self.saves.save(self.position, self.learner.state_tensors(), (own, counts), common, replay)
+
+    def publish(self, target: str | Path) -> None:
+        """End the log and put its files where DVC expects them."""
+        if self.log is not None:
+            self.log.publish(target)
+
+    def history(self, name: str) -> list[tuple[int, float]]:
+        """Return what was logged of one metric so far, as (position, value)."""
+        return self.log.history(name) if self.log is not None else []
+
+    def _take_up(self) -> None:
+        saved = self.resumed
+        assert saved is not None
+        self.position = saved.position
+        self.learner.load_state_tensors(saved.learner())
+        self._seconds_before = saved.values["seconds"]
+        self.owes_evaluation = saved.values["owes_evaluation"]
+        if self.same_ranks:
+            tensors, counts = saved.of_rank(self.ranks.rank)
+            self.generator.set_state(tensors["generator"])
+            self.members.set_state(tensors["members"])
+            self.sums = {name.removeprefix("sum."): value for name, value in tensors.items() if name.startswith("sum.")}
+            self.num_summed, self.batch_size = counts["num_summed"], counts["batch_size"]
+            self.recent = {task: [tuple(one) for one in episodes] for task, episodes in counts["recent"].items()}
+            return
+        # Not the draws of the beginning again: what they gave has been learned from.
+        self.generator.manual_seed(self.seed + RANK_SEEDS * self.ranks.rank + self.position)
+        self.members.manual_seed(self.seed + _MEMBER_SEED + self.position)
+        if self.ranks.is_main:
+            print(
+                f"{self.label}: goes on with {self.ranks.count} processes from a save of {saved.num_ranks}. Weights, "
+                "optimisers, schedules and value scale are those of the save. What differs: environments and replayed "
+                "episodes are dealt to the processes anew, and random numbers (of batches, noise and plans) start from "
+                "new seeds, so that the result is not the one of an undisturbed run.",
+                file=sys.stderr,
+            )
+
+
+def due(before: int, now: int, every: int) -> bool:
+    """Whether a multiple of `every` was reached between two positions: several environments step at once."""
+    return before // every != now // every
+
+
+def _episodes(recent: Sequence[dict[str, list[tuple[float, float]]]]) -> dict[str, float]:
+    """Return scores and returns per task, and the mean score over tasks, over the episodes of all ranks."""
+    joined: dict[str, list[tuple[float, float]]] = {}
+    for part in recent:
+        for task, episodes in part.items():
+            joined.setdefault(task, []).extend(episodes)
+    shown = {}
+    for task in sorted(joined):
+        score, episode_return = np.mean(joined[task], axis=0)
+        shown |= {f"online/{task}": float(score), f"return/{task}": float(episode_return)}
+    if joined:
+        shown["online/score"] = float(np.mean([shown[f"online/{task}"] for task in joined]))
+        shown["online/episodes_sum"] = float(sum(len(episodes) for episodes in joined.values()))
+    return shown
+
+
+def _digest(learner: Learner) -> float:
+    return float(sum(parameter.detach().double().abs().sum() for parameter in learner.model.parameters()))

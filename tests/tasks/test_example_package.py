@@ -1,0 +1,58 @@
+"""The example under examples/, installed like any package, without touching this project."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.tasks import registry
+from pipeline.tasks.check import check_task
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "eft_juggle"
+
+
+def eft(*arguments, path, cwd):
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(path), str(EXAMPLE.parents[1])])}
+    command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, check=False)
+
+
+@pytest.mark.slow
+def test_an_installed_package_brings_its_task(tmp_path):
+    source, target, elsewhere = tmp_path / "source", tmp_path / "site", tmp_path / "elsewhere"
+    subprocess.run(["cp", "-r", EXAMPLE, source], check=True)  # building writes beside the sources
+    elsewhere.mkdir()
+    install = ["install", "--quiet", "--no-deps", "--no-build-isolation", "--target", target, source]
+    subprocess.run([sys.executable, "-m", "pip", *map(str, install)], check=True)
+
+    listed = eft("tasks", "juggle", path=target, cwd=elsewhere)
+    assert listed.returncode == 0, listed.stderr
+    assert "Keep the ball in the air" in listed.stdout
+    frame = tmp_path / "juggle.png"
+    checked = eft("check-task", "juggle", "--frame", frame, path=target, cwd=elsewhere)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "steps/s" in checked.stdout
+    assert frame.read_bytes()[1:4] == b"PNG"
+    without = eft("tasks", "juggle", path=elsewhere, cwd=elsewhere)
+    assert without.returncode == 2
+    assert "not known" in without.stderr
+
+
+def test_its_file_alone_does_as_well(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(EXAMPLE)
+    file = EXAMPLE / "juggle" / "tasks" / "juggle.yaml"
+    assert registry.get(["juggle"], file)[0].split == "custom"
+    findings = check_task(registry.load_file(file), tmp_path / "juggle.png", file)
+    assert [finding for finding in findings if not finding.passed] == []
+    assert {"bounds", "picture", "random steps"} <= {finding.check for finding in findings}
+
+
+def test_a_package_whose_tasks_cannot_be_read_is_named(monkeypatch):
+    from importlib.metadata import EntryPoint
+
+    broken = EntryPoint("broken", "no_such_package.tasks", registry.GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [broken])
+    with pytest.raises(ValueError, match="broken offers tasks in 'no_such_package.tasks', which cannot be read"):
+        registry.load_catalogue()

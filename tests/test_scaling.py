@@ -1,0 +1,46 @@
+"""The prediction of larger runs: a case done by hand, and what more hardware can and cannot do."""
+
+import dataclasses
+
+import pytest
+
+from benchmarks.scaling import Run, UnitCosts, line, predict
+
+COSTS = UnitCosts(
+    env_step={"a": 0.002, "b": 0.004}, plan_call=0.01, plan_env=0.001, update_call=0.02, update_slice=0.0001,
+    gradient_bytes=1e9, bytes_per_second=1e11, latency=0.0, save=10.0,
+)  # fmt: skip
+RUN = Run(num_envs=100, domains={"a": 0.5, "b": 0.5}, batch_size=200, utd=0.01, save_every=100_000)
+
+
+def test_one_device_by_hand():
+    found = predict(COSTS, RUN, gpus=1, cores=11)
+    assert found["act"] == pytest.approx(0.01 + 0.1)
+    assert found["environments"] == pytest.approx(10 * 0.003)  # ten workers, ten environments each
+    assert found["update"] == pytest.approx(0.02 + 0.02)  # one update per step of 100 environments
+    assert found["all_reduce"] == 0
+    assert found["save"] == pytest.approx(0.01)
+    assert found["env_steps_per_second"] == pytest.approx(100 / (0.11 + 0.04 + 0.01))
+    assert found["hours_for_100m"] == pytest.approx(1e8 / found["env_steps_per_second"] / 3600)
+    assert found["bottleneck"] == "act"
+
+
+def test_two_devices_share_plans_and_slices_and_pay_for_the_gradients():
+    found = predict(COSTS, RUN, gpus=2, cores=12)
+    assert found["act"] == pytest.approx(0.01 + 0.05)
+    assert found["update"] == pytest.approx(0.02 + 0.01)
+    assert found["all_reduce"] == pytest.approx(2 * 0.01)
+
+
+def test_what_is_hidden_is_no_bottleneck():
+    slow = dataclasses.replace(COSTS, env_step={"a": 1.0, "b": 1.0})
+    assert predict(slow, RUN, 1, 16)["bottleneck"] == "environments"
+    assert predict(slow, RUN, 1, 16)["env_steps_per_second"] < predict(slow, RUN, 1, 64)["env_steps_per_second"]
+    # More cores than environments do nothing.
+    assert predict(slow, RUN, 1, 128) == predict(slow, RUN, 1, 256)
+
+
+def test_a_line_goes_through_both_measurements():
+    call, each = line((1, 0.5), (8, 1.2))
+    assert call + each == pytest.approx(0.5)
+    assert call + 8 * each == pytest.approx(1.2)

@@ -1,0 +1,219 @@
+"""A real online run of a second or two: what the tests of several processes, kills and faults start as processes.
+
+    python short_run.py OPTIONS              one run, in the folder it is started in; also under torchrun
+    python short_run.py serve                reads OPTIONS line by line and forks a run for each: imports are paid once;
+                                             `folder` and `ranks` are options too
+
+OPTIONS is JSON; see `DEFAULTS`. At the end every rank writes `result-<rank>.json` with a hash of all it has learned.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.problem import LEARNING, TINY, TINY_PLANNER, make_model, make_table
+from pipeline import config
+from pipeline.data.episode import Episode
+from pipeline.model.actor import Actor
+from pipeline.tasks.spec import parse_spec
+from pipeline.tasks.vector import VectorEnv
+from pipeline.train import checkpoint
+from pipeline.train.evaluate import Evaluator
+from pipeline.train.loop import Loop
+from pipeline.train.loops import learn_online, own_environments
+from pipeline.train.ranks import Ranks
+from pipeline.train.runtime import run_stage, start
+from pipeline.train.scratch import scratch_folder
+from pipeline.train.step import Learner
+from pipeline.train.workspace import online_buffer, replay_place, shared_demo_buffer
+
+DEFAULTS = {
+    "env_steps": 240,
+    "lr": 3e-4,
+    "env_workers": 0,
+    "replay": "memory",
+    "stop_seconds": 0,
+    "kill_at_write": None,  # SIGKILL itself right after writing this many tensor files
+    "nan_at": None,  # [rank, update]: a batch of that rank holds a reward that is not finite
+    "slow_save": 0.0,  # seconds each save takes longer
+    "fail_at": None,  # [rank, update]: that rank raises an error of its own
+}
+TASKS = [
+    parse_spec(
+        {
+            "name": f"pendulum-{i}", "suite": "gymnasium", "env_id": "Pendulum-v1", "embodiment": "A pole.",
+            "instructions": ["Swing it up."], "obs_dim": 3, "action_dim": 1, "action_repeat": 1,
+            "episode_length": 12 + 4 * i, "score": "clip((return+200)/200,0,1)", "env_kwargs": {"g": 9.0 + i},
+        },
+        "the tests",
+    )
+    for i in range(3)
+]  # fmt: skip
+
+
+def main(options: dict) -> None:
+    options = DEFAULTS | options
+    runtime = config.Runtime(
+        device="cpu", threads=1, env_workers=options["env_workers"], precision="fp32", accumulate=1, keep_saves=2,
+        stop_seconds=options["stop_seconds"], trackers=(), replay=options["replay"],
+    )  # fmt: skip
+    settings = config.Finetune(
+        env_steps=options["env_steps"], utd=0.1, batch_size=6, demo_fraction=0.5, imitate="none", lr_scale=1.0,
+        envs_per_task=1, warmup_updates=3, seeding_episodes=1, constraint_steps=100, constraint_decay=100,
+        replay_capacity=240, log_every=45, save_every=30, eval_every=120, eval_episodes=1,
+    )  # fmt: skip
+    learning, seed = dataclasses.replace(LEARNING, lr=options["lr"]), 1
+    ranks = start(runtime, seed)
+    table = dataclasses.replace(make_table(), names=tuple(spec.name for spec in TASKS))
+    model = make_model()
+    _plant(options, ranks)
+    with scratch_folder("short", [settings, learning], [], seed, ranks) as scratch:
+        learner = Learner(model, table, learning, settings.warmup_updates, ranks)
+        place = replay_place(runtime, ranks.device, scratch)
+        demos = shared_demo_buffer(ranks, _demos(), table.names, TINY, TINY_PLANNER.horizon, place, scratch)
+        numbers = own_environments(ranks, TASKS)
+        capacity = math.ceil(settings.replay_capacity * len(numbers) / len(TASKS))
+        replay = online_buffer(capacity, TINY, TINY_PLANNER.horizon, place, ranks.rank)
+        own = [TASKS[number] for number in numbers]
+        widths = TINY.obs_dim, TINY.action_dim
+        with (
+            Evaluator(TASKS, 1, *widths, seed + 1, 0, ranks) as evaluator,
+            VectorEnv(own, *widths, seed + 3, runtime.env_workers, numbers) as envs,
+        ):
+            loop = Loop("short", scratch, learner, Actor(model, table, TINY_PLANNER), evaluator, seed, runtime, ranks)
+            learn_online(loop, settings, demos, replay, envs, TASKS, Actor(model, table, TINY_PLANNER), TASKS)
+        Path(f"result-{ranks.rank}.json").write_text(
+            json.dumps(
+                {
+                    "learner": _hash(learner.state_tensors()),
+                    "replay": _hash(replay.state_tensors()),
+                    "tasks": sorted(set(replay.state_tensors()["episodes"][2].tolist())),
+                    "updates": learner.updates,
+                    "value_scale": float(learner.scale.value),
+                    "demos_mapped": "demos/obs.f32" in Path("/proc/self/maps").read_text(),
+                }
+            )
+        )
+        if ranks.is_main:
+            loop.publish("metrics")
+
+
+def _plant(options: dict, ranks: Ranks) -> None:
+    """Put the faults asked for where they happen."""
+    if options["kill_at_write"]:
+        write, written = checkpoint._write, [0]
+
+        def write_and_die(tensors: dict, path: Path) -> None:
+            write(tensors, path)
+            written[0] += 1
+            if written[0] == options["kill_at_write"]:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        checkpoint._write = write_and_die
+    if options["slow_save"]:
+        save = checkpoint.Saves.save
+
+        def slow_save(self: checkpoint.Saves, *args: object) -> None:
+            time.sleep(options["slow_save"])
+            save(self, *args)  # type: ignore[arg-type]
+
+        checkpoint.Saves.save = slow_save  # type: ignore[method-assign]
+    for name, what in (("nan_at", _spoil), ("fail_at", _fail)):
+        if options[name] and options[name][0] == ranks.rank:
+            what(options[name][1])
+
+
+def _spoil(number: int) -> None:
+    update = Learner.update
+
+    def spoiled(self: Learner, batch, mode, draws):
+        if self.updates == number:
+            batch.reward[0, 0] = math.nan
+        return update(self, batch, mode, draws)
+
+    Learner.update = spoiled
+
+
+def _fail(number: int) -> None:
+    update = Learner.update
+
+    def failing(self: Learner, batch, mode, draws):
+        if self.updates == number:
+            raise OSError("the disk of this machine is gone")
+        return update(self, batch, mode, draws)
+
+    Learner.update = failing
+
+
+def _demos() -> dict[str, list[Episode]]:
+    draw = np.random.default_rng(0)
+
+    def episode(task: str) -> Episode:
+        obs, action = draw.normal(size=(11, 3)).astype(np.float32), draw.uniform(-1, 1, (10, 1)).astype(np.float32)
+        reward = draw.normal(size=10).astype(np.float32)
+        return Episode(task, obs, action, action, reward, False, True, 1.0, float(reward.sum()), 0, "test")
+
+    return {spec.name: [episode(spec.name) for _ in range(2)] for spec in TASKS}
+
+
+def _hash(tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def serve() -> None:
+    """Fork a run, of `ranks` processes in `folder`, for each line; answer with their pids, then with their exit codes.
+
+    What rank 0 says goes to `<folder>/rank-0.err`, and so on.
+    """
+    for line in sys.stdin:
+        options = json.loads(line)
+        folder, count = options.pop("folder"), options.pop("ranks", 1)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        children = [_fork(options, folder, rank, count, port) for rank in range(count)]
+        print(*children, flush=True)
+        print(*(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children), flush=True)
+
+
+def _fork(options: dict, folder: str, rank: int, count: int, port: int) -> int:
+    child = os.fork()
+    if child:
+        return child
+    os.chdir(folder)
+    for number, name in ((0, os.devnull), (1, os.devnull), (2, f"rank-{rank}.err")):
+        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644), number)
+    if count > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+        os.environ |= {"LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    code = 1
+    try:
+        run_stage(lambda: main(options), several=True)
+        code = 0
+    except SystemExit as leaving:
+        code = int(leaving.code or 0)
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "serve":
+        serve()
+    else:
+        run_stage(lambda: main(json.loads(sys.argv[1])), several=True)

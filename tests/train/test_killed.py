@@ -1,0 +1,159 @@
+"""Runs that are killed, damaged, stopped and starved: each goes on from its last whole save to the same result."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.train.runs import SCRIPT, Server, environment, kill, positions, result, said
+
+pytestmark = pytest.mark.slow
+KILLS = 20
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with Server() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, float]:
+    """The result of a run that nobody disturbs, and the seconds it took."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    started = time.monotonic()
+    assert server.run(folder) == [0], said(folder)
+    return result(folder), time.monotonic() - started
+
+
+@pytest.fixture
+def stopped(server: Server, tmp_path: Path) -> Path:
+    """A folder in which a run was killed while writing its fourth save, of which there are three files."""
+    assert server.run(tmp_path, kill_at_write=11) == [-signal.SIGKILL]
+    assert len(positions(tmp_path)) == 2
+    return tmp_path
+
+
+def test_killed_at_random_moments_it_ends_as_if_undisturbed(server, undisturbed, tmp_path):
+    expected, seconds = undisturbed
+    draw, kills = random.Random(7), 0
+    while kills < KILLS:
+        if kills % 2:  # in the middle of a save
+            server.start(tmp_path, kill_at_write=draw.randrange(1, 7))
+        else:
+            (pid,) = server.start(tmp_path)
+            time.sleep(draw.uniform(0, 0.5 * seconds))
+            kill(pid, signal.SIGKILL)
+        (code,) = server.wait()
+        assert code in (0, -signal.SIGKILL), said(tmp_path)
+        kills += code == -signal.SIGKILL
+        if code == 0:  # it came to its end before it was killed; the next one begins anew
+            assert result(tmp_path) == expected
+    assert server.run(tmp_path) == [0], said(tmp_path)
+    assert result(tmp_path) == expected
+    assert not list(tmp_path.glob(".resume/*"))
+
+
+@pytest.mark.parametrize("damage", ["flip", "missing", "missing replay part"])
+def test_a_damaged_save_is_passed_over(server, undisturbed, stopped, damage):
+    first, last = positions(stopped)
+    (scratch,) = stopped.glob(".resume/short-*/")
+    match damage:
+        case "flip":
+            path = scratch / f"save-{last:012d}/learner.safetensors"
+            content = bytearray(path.read_bytes())
+            content[len(content) // 2] ^= 1
+            path.write_bytes(content)
+        case "missing":
+            (scratch / f"save-{last:012d}/rank-0000.safetensors").unlink()
+        case "missing replay part":
+            (scratch / f"replay/{last:012d}-0000.safetensors").unlink()
+    assert server.run(stopped) == [0], said(stopped)
+    assert "is damaged" in said(stopped)
+    assert f"save-{first:012d}" in said(stopped)
+    assert result(stopped) == undisturbed[0]
+
+
+def test_no_whole_save_is_not_a_new_beginning(server, stopped):
+    for path in stopped.glob(".resume/short-*/replay/*"):
+        path.write_bytes(b"")
+    assert server.run(stopped) == [2]
+    assert "No save is whole" in said(stopped)
+    assert "has changed since it was written" in said(stopped)
+
+
+def test_a_changed_parameter_starts_anew_and_says_what_changed(server, stopped):
+    assert server.run(stopped, lr=1e-3, env_steps=60) == [0]
+    assert "learning.lr (0.0003 -> 0.001)" in said(stopped)
+    assert positions(stopped), "the unfinished run was touched"
+
+
+def test_a_full_disk_stops_the_run_and_the_last_save_stays(undisturbed, tmp_path):
+    """On a file system of 20 MiB, mounted where these processes alone see it, and filled once something is saved."""
+    probe = subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True)
+    if probe.returncode:
+        pytest.skip("no file system of a given size can be mounted here")
+    script = (
+        f"mount -t tmpfs -o size=20m tmpfs {tmp_path}; cd {tmp_path}\n"
+        "(until ls .resume/*/save-* > /dev/null 2>&1; do sleep 0.05; done; cat /dev/zero > fill 2> /dev/null) &\n"
+        f"{sys.executable} {SCRIPT} '{{\"slow_save\": 0.5}}'; echo CODE $?; wait; ls -A .resume/*; rm fill\n"
+        f"{sys.executable} {SCRIPT} '{{}}'; cat result-0.json"
+    )
+    done = subprocess.run(["unshare", "-rm", "bash", "-c", script], env=environment(), capture_output=True, text=True)
+    assert "CODE 2" in done.stdout, done.stderr[-2000:]
+    assert "no space left" in done.stderr.lower()
+    assert "save-" in done.stdout
+    assert ".partial" not in done.stdout
+    assert undisturbed[0]["learner"] in done.stdout, done.stderr[-2000:]
+
+
+def test_a_dead_worker_stops_the_run_by_name_and_it_goes_on(server, undisturbed, tmp_path):
+    (pid,) = server.start(tmp_path, env_workers=2, slow_save=0.2)
+    while not positions(tmp_path):
+        time.sleep(0.05)
+    workers = [child for child in psutil.Process(pid).children() if "pipeline.tasks.worker" in child.cmdline()]
+    assert len(workers) == 2
+    workers[0].kill()
+    assert server.wait() == [2]
+    assert "a worker ended by signal SIGKILL" in said(tmp_path)
+    assert "pendulum-" in said(tmp_path)
+    assert server.run(tmp_path) == [0]  # stepped in this process instead, which changes nothing
+    assert result(tmp_path) == undisturbed[0]
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(server, tmp_path):
+    assert server.run(tmp_path, nan_at=[0, 6]) == [2]
+    assert "update 6 is not finite" in said(tmp_path)
+    assert "reward values that are not finite, of pendulum-" in said(tmp_path)
+    assert positions(tmp_path)
+
+
+def test_sigterm_saves_and_leaves(server, undisturbed, tmp_path):
+    (pid,) = server.start(tmp_path, slow_save=0.2)
+    while not positions(tmp_path):
+        time.sleep(0.05)
+    os.kill(pid, signal.SIGTERM)
+    assert server.wait() == [143]
+    assert "stopped. What was saved is kept" in said(tmp_path)
+    assert server.run(tmp_path) == [0]
+    assert result(tmp_path) == undisturbed[0]
+
+
+def test_sigterm_has_a_deadline(server, undisturbed, tmp_path):
+    (pid,) = server.start(tmp_path, slow_save=30, stop_seconds=1)
+    while not list(tmp_path.glob(".resume/short-*/metrics/metrics.json")):
+        time.sleep(0.05)
+    started = time.monotonic()
+    os.kill(pid, signal.SIGTERM)
+    assert server.wait() == [143]
+    assert time.monotonic() - started < 10
+    assert "no save was possible within 1 s" in said(tmp_path)
