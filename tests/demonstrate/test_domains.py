@@ -35,7 +35,7 @@ def test_one_of_each_kind_is_good(name):
 def test_games_are_planned_on_a_copy():
     spec = get(["pygame-spaceship"])[0]
     env = make(spec, spec.obs_dim, spec.action_dim)
-    env.reset(seed=3)
+    env.reset(seed=2)
     simulator = env.simulator
     state = simulator.state.copy()
     actions = np.random.default_rng(0).uniform(-1, 1, (4, 30, 2)).astype(np.float32)

@@ -67,7 +67,8 @@ def main(options: dict) -> None:
     options = DEFAULTS | options
     runtime = config.Runtime(
         device="cpu", threads=1, env_workers=options["env_workers"], precision="fp32", accumulate=1, keep_saves=2,
-        stop_seconds=options["stop_seconds"], trackers=(), replay=options["replay"],
+        stop_seconds=options["stop_seconds"], trackers=(), replay=options["replay"], matmul="torch",
+        plan_products="float32", compile=False,
     )  # fmt: skip
     settings = config.Finetune(
         env_steps=options["env_steps"], utd=0.1, batch_size=6, demo_fraction=0.5, imitate="none", lr_scale=1.0,
