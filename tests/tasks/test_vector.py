@@ -136,7 +136,7 @@ def test_workers_die_with_a_killed_parent(tmp_path):
     script.write_text(
         "import sys, time\n"
         "from pipeline.tasks import registry\n"
-        "from pipeline.tasks.vector import Step, VectorEnv\n"
+        "from pipeline.tasks.vector import VectorEnv\n"
         "envs = VectorEnv(registry.get(['pendulum-spin']) * 2, 4, 1, 0, 2)\n"  # no main guard: none is needed
         "print(*[worker._process.pid for worker in envs._workers], flush=True)\n"
         "time.sleep(60)\n"
