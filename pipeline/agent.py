@@ -153,9 +153,9 @@ class Agent:
         names, specs = list(self.tasks), list(self.tasks.values())
         rows, table = self.actor.rows(names), self.table.to("cpu")
         discounts, embeddings = table.discount[rows].tolist(), self.embeddings.select(names)
-        statistics = [part if part is None else part[rows] for part in (table.obs_mean, table.obs_std)]
+        mean, std = (part if part is None else part[rows] for part in (table.obs_mean, table.obs_std))
         seen = (self.vision, self.sight.encoder.id) if self.sight else (None, None)
-        content = store.Checkpoint(self.model, specs, discounts, embeddings, self.planner, "", *statistics, *seen)
+        content = store.Checkpoint(self.model, specs, discounts, embeddings, self.planner, "", mean, std, *seen)
         self.base = store.write_checkpoint(folder, content)
 
     def with_planner(self, planner: config.Planner) -> Agent:
