@@ -19,13 +19,13 @@ from pipeline.language.embeddings import TaskEmbeddings
 from pipeline.tasks.registry import make
 from pipeline.tasks.rendering import RenderingUnavailable
 from pipeline.tasks.spec import TaskSpec
-from pipeline.tasks.vector import VectorEnv
 from pipeline.train.early_stop import EarlyStop
 from pipeline.train.evaluate import Evaluator, record, summarise
 from pipeline.train.loop import Loop
 from pipeline.train.loops import learn_offline, learn_online
 from pipeline.train.ranks import Ranks
 from pipeline.train.runtime import compute
+from pipeline.train.seeing import make_envs
 from pipeline.train.step import Learner
 from pipeline.train.workspace import (
     demo_buffer,
@@ -100,12 +100,14 @@ def introduce(
         ValueError: another task of this name is known, the task does not fit the model, or the demonstrations do not
             fit the task.
     """
+    width = agent.sight.width(spec.obs_dim) if agent.sight else spec.obs_dim
     for number, episode in enumerate(demonstrations):
         widths = episode.obs.shape[1], episode.action.shape[1]
-        if episode.task != spec.name or widths != (spec.obs_dim, spec.action_dim):
+        if episode.task != spec.name or widths != (width, spec.action_dim):
             raise ValueError(
                 f"demonstration {number} is of the task {episode.task}, with {widths[0]} observation and {widths[1]} "
-                f"action dims; {spec.name} has {spec.obs_dim} and {spec.action_dim}. Give demonstrations of this task."
+                f"action dims; {spec.name} has {width} and {spec.action_dim}. Give demonstrations of this task"
+                f"{', with the vectors of their pictures (`dvc repro embed`).' if agent.sight else '.'}"
             )
     if spec.name in agent.tasks:
         known = agent.tasks[spec.name]
@@ -120,9 +122,13 @@ def introduce(
             )
         return
     obs_dim, statistics = agent.model.config.obs_dim, None
-    if spec.obs_dim <= obs_dim:  # else `add_task` says what to do
+    if width <= obs_dim:  # else `add_task` says what to do
         if demonstrations:
             statistics = observation_statistics([spec], {spec.name: list(demonstrations)}, obs_dim)
+        elif agent.table.obs_mean is not None and agent.sight:
+            raise ValueError(
+                f"an agent that sees needs demonstrations of {spec.name}: how pictures vary is read there."
+            )
         elif agent.table.obs_mean is not None:
             statistics = _observed_at_random(spec, obs_dim, seed)
     agent.add_task(spec, embeddings, task_discount(spec, learning), statistics)
@@ -161,7 +167,8 @@ def adapt(
         )
     watch = watch or (lambda event, curve: None)
     widths = agent.model.config.obs_dim, agent.model.config.action_dim
-    with Evaluator([spec], measured.episodes, *widths, seed + 100, settings.runtime.env_workers) as evaluator:
+    workers, sight = settings.runtime.env_workers, agent.sight
+    with Evaluator([spec], measured.episodes, *widths, seed + 100, workers, sight=sight) as evaluator:
 
         def score(label: str) -> dict[str, dict[str, Any]]:
             found = {
@@ -214,7 +221,7 @@ def learn(
     watch = watch or (lambda event, curve: None)
     model, runtime, seed, label = agent.model.config, settings.runtime, settings.seed, f"adapt {spec.name}"
     offline, online = settings.adapt.pretrain, settings.adapt.finetune
-    widths = model.obs_dim, model.action_dim
+    widths, workers, sight = (model.obs_dim, model.action_dim), runtime.env_workers, agent.sight
     place = replay_place(runtime, agent.device, scratch)
     buffer = None
     if demonstrations:
@@ -240,7 +247,7 @@ def learn(
         return loop, best
 
     if buffer is not None and offline.updates:
-        with Evaluator([spec], offline.eval_episodes, *widths, seed + 1, runtime.env_workers) as evaluator:
+        with Evaluator([spec], offline.eval_episodes, *widths, seed + 1, workers, sight=sight) as evaluator:
             loop, best = begin("pretrain", label, evaluator)
             learn_offline(loop, offline, buffer.sample, [spec])
         best.restore()
@@ -250,8 +257,8 @@ def learn(
         env_specs = [spec] * online.envs_per_task
         replay = online_buffer(online.replay_capacity, model, agent.planner.horizon, place)
         with (
-            Evaluator([spec], online.eval_episodes, *widths, seed + 1, runtime.env_workers) as evaluator,
-            VectorEnv(env_specs, *widths, seed + 3, runtime.env_workers) as envs,
+            Evaluator([spec], online.eval_episodes, *widths, seed + 1, workers, sight=sight) as evaluator,
+            make_envs(sight, env_specs, *widths, seed + 3, workers) as envs,
         ):
             loop, best = begin("finetune", f"{label} online", evaluator)
             collecting = agent.with_planner(agent.planner).actor
@@ -284,7 +291,7 @@ def film(agent: Agent, spec: TaskSpec, settings: Settings, path: Path) -> bool:
     if not settings.evaluate.video_size:
         return False
     try:
-        frames, _ = record(agent.actor, spec, settings.seed + 300, settings.evaluate)
+        frames, _ = record(agent.actor, spec, settings.seed + 300, settings.evaluate, agent.sight)
     except RenderingUnavailable as error:
         print(f"adapt: no video: {error}", file=sys.stderr)
         return False

@@ -32,6 +32,7 @@ from pipeline.model.grow import grow
 from pipeline.model.task_table import TIED, TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.tasks.spec import TaskSpec
+from pipeline.vision.sight import Sight, load_sight
 
 
 class Agent:
@@ -44,6 +45,7 @@ class Agent:
         table: the same tasks as tensors.
         planner: how to plan.
         compute: how, e.g. in bfloat16 or compiled; None chooses the library and nothing else.
+        vision: what it sees beside or in place of the state; None for the state alone.
 
     Attributes:
         tasks: name -> TaskSpec of every known task.
@@ -61,6 +63,7 @@ class Agent:
         table: TaskTable,
         planner: config.Planner,
         compute: Compute | None = None,
+        vision: config.Vision | None = None,
     ):
         names = tuple(spec.name for spec in specs)
         if names != embeddings.names or names != table.names:
@@ -75,6 +78,9 @@ class Agent:
         self.base: str | None = None
         self.commit: str | None = None
         self.encoder: TextEncoder | None = None
+        self.vision = None if vision is None or vision.observe == "state" else vision
+        self._sight: Sight | None = None
+        self._picture_encoder: str | None = None  # id of the one it was trained with, where that is known
         self._adapters = Adapters(model)
         self._rows: dict[tuple[str, int | None, int], int] = {}  # of instructions that were said before
         self.reset()
@@ -88,6 +94,23 @@ class Agent:
     def adapters(self) -> tuple[str, ...]:
         """The adapters that were created or added, by the name of their task."""
         return self._adapters.names
+
+    @property
+    def sight(self) -> Sight | None:
+        """What turns pictures into observations, loaded when first asked for; None where the state is all it observes.
+
+        Raises:
+            OSError, ValueError: the picture encoder is not to be had, or not the one that the agent was trained with.
+        """
+        if self._sight is None and self.vision is not None:
+            sight = load_sight(self.vision, self.device)
+            if sight and self._picture_encoder not in (None, sight.encoder.id):
+                raise ValueError(
+                    f"this agent was trained with the picture encoder {self._picture_encoder}, but "
+                    f"{self.vision.encoder} is {sight.encoder.id}: its vectors would mean something else."
+                )
+            self._sight = sight
+        return self._sight
 
     # --- loading and saving ---------------------------------------------------------------------------------------
 
@@ -120,8 +143,8 @@ class Agent:
         statistics = found.obs_mean, found.obs_std
         table = TaskTable(found.embeddings.names, vectors, mask, discount, *statistics, found.constraint)
         model = found.model.to(device)
-        agent = cls(model, found.specs, found.embeddings, table, found.planner, compute)
-        agent.base, agent.commit = found.base, commit
+        agent = cls(model, found.specs, found.embeddings, table, found.planner, compute, found.vision)
+        agent.base, agent.commit, agent._picture_encoder = found.base, commit, found.picture_encoder
         return agent
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -139,8 +162,9 @@ class Agent:
         rows, table = self.actor.rows(names), self.table.to("cpu")
         discounts, embeddings = table.discount[rows].tolist(), self.embeddings.select(names)
         mean, std = (part if part is None else part[rows] for part in (table.obs_mean, table.obs_std))
+        seen = (self.vision, self.sight.encoder.id) if self.sight else (None, None)
         content = store.Checkpoint(
-            self.model, specs, discounts, embeddings, self.planner, "", mean, std, table.constraint[rows]
+            self.model, specs, discounts, embeddings, self.planner, "", mean, std, table.constraint[rows], *seen
         )
         self.base = store.write_checkpoint(folder, content)
 
@@ -199,6 +223,7 @@ class Agent:
         action_dim: int | None = None,
         plan: bool = True,
         explore: bool = False,
+        picture: np.ndarray | None = None,
     ) -> np.ndarray:
         """Choose an action.
 
@@ -211,6 +236,8 @@ class Agent:
                 the known tasks that observe as many values all have one body: the instruction is then for that body.
             plan: with the planner, else with the policy alone.
             explore: with noise, as in training.
+            picture: for an agent that sees (`vision` is not None), what is to be seen: (P, P, 3) or (N, P, P, 3)
+                uint8 RGB, upright, P being `vision.size`. Draw it as `eft act` does: `make(..., render_size=P)`.
 
         Returns:
             (a,) or (N, a) float32 in [-1, 1], without padding.
@@ -224,6 +251,7 @@ class Agent:
         self._check_obs(obs, batch, self.tasks.get(self.table.names[row]))
         padded = np.zeros((len(batch), self.model.config.obs_dim), dtype=np.float32)
         padded[:, : batch.shape[1]] = batch
+        self._look(padded, batch.shape[1], self.tasks.get(self.table.names[row]), picture)
         rows = torch.full((len(batch),), row)
         action = self.actor.act(torch.from_numpy(padded), rows, plan, explore).numpy()
         action = action[:, : int(self.table.action_mask[row].sum())]
@@ -252,10 +280,11 @@ class Agent:
         """
         if spec.name in self.table.names:
             raise ValueError(f"the task {spec.name!r} is known already.")
-        if spec.obs_dim > self.model.config.obs_dim:
+        width = max(spec.obs_dim, self.sight.width(spec.obs_dim) if self.sight else 0)
+        if width > self.model.config.obs_dim:
             raise ValueError(
-                f"{spec.name} has {spec.obs_dim} observation dims, the model takes up to {self.model.config.obs_dim}. "
-                f"`eft grow CHECKPOINT FOLDER --obs-dim {spec.obs_dim}` makes it wider, acting as before on old tasks."
+                f"{spec.name} has {width} observation dims, the model takes up to {self.model.config.obs_dim}. "
+                f"`eft grow CHECKPOINT FOLDER --obs-dim {width}` makes it wider, acting as before on old tasks."
             )
         self._append(embeddings.select([spec.name]), spec.action_dim, discount, statistics)
         self.tasks[spec.name] = spec
@@ -459,6 +488,28 @@ class Agent:
         elif given is None:
             given = torch.zeros_like(mean[:1]), torch.ones_like(std[:1])
         return torch.cat([mean, given[0].to(self.device)]), torch.cat([std, given[1].to(self.device)])
+
+    def _look(self, padded: np.ndarray, width: int, spec: TaskSpec | None, picture: np.ndarray | None) -> None:
+        """Put what is seen into the padded states (N, O), whose first `width` values are the state."""
+        sight = self.sight
+        if (sight is None) != (picture is None):
+            raise ValueError(
+                "this agent observes pictures beside or in place of the state: give `picture`."
+                if sight
+                else "this agent observes states alone: leave out `picture`, or load an agent that sees."
+            )
+        if sight is None or picture is None:
+            return
+        obs_dim = spec.obs_dim if spec else width
+        if sight.width(obs_dim) > padded.shape[1]:
+            raise ValueError(
+                f"a state of {obs_dim} and a picture's vector of {sight.encoder.dim} values do not fit into the "
+                f"{padded.shape[1]} that this agent observes: give the state without padding."
+            )
+        pictures = picture if picture.ndim == 4 else picture[None]
+        if len(pictures) != len(padded):
+            raise ValueError(f"`picture` is of {len(pictures)} environments, `obs` of {len(padded)}.")
+        sight.look(padded, [obs_dim] * len(padded), sight.encoder.encode(pictures))
 
     def _check_obs(self, obs: np.ndarray, batch: np.ndarray, spec: TaskSpec | None) -> None:
         widest = self.model.config.obs_dim

@@ -23,6 +23,7 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Imitate = Literal["all", "score", "none"]  # every own episode (published), each by its score, or none
+Observe = Literal["state", "both", "pictures"]
 _strict = ConfigDict(extra="forbid")
 
 
@@ -73,6 +74,16 @@ class Language:
 
     encoder: str  # a Hub id, a folder, or `hashed-ngrams-<width>` (no download, for tests)
     phrasings: Count  # phrasings of each instruction used in training, the canonical one first; never the last one
+
+
+@dataclass(frozen=True, config=_strict)
+class Vision:
+    """Pictures as observations. With `observe: state` nothing is drawn and no encoder is loaded."""
+
+    observe: Observe  # the state alone, vectors of pictures beside it, or in its place
+    encoder: str  # the frozen image model: a Hub id, with @<commit> for a certain one, or a folder
+    size: Annotated[int, Field(ge=16, le=1024)]  # pixels of a picture's side
+    batch_size: Count  # pictures encoded at once
 
 
 @dataclass(frozen=True, config=_strict)
@@ -267,6 +278,7 @@ SECTIONS: dict[str, type] = {
     "tasks": Tasks,
     "demos": Demos,
     "language": Language,
+    "vision": Vision,
     "model": Model,
     "planner": Planner,
     "learning": Learning,

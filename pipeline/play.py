@@ -37,7 +37,7 @@ def play(
         instruction: what the agent is told to do with the task's body; None for the task's own instruction.
         plan: with planning, else with the policy alone.
         seeds: of the episodes.
-        render_size: pixels of a picture's side; 0 draws nothing.
+        render_size: pixels of a picture's side; 0 draws nothing. An agent that sees is filmed in its pictures' size.
 
     Raises:
         ValueError: the task does not fit into the agent's widths.
@@ -49,6 +49,8 @@ def play(
         # Texts read in training begin with the body; a task that the agent does not know is told in its own words.
         text = spec.text() if instruction is None else f"{spec.embodiment} {instruction}"
         told = {"instruction": text, "action_dim": spec.action_dim}
+    if agent.vision:
+        render_size = agent.vision.size  # one picture serves both: the film shows what the agent sees
     env = make(spec, spec.obs_dim, spec.action_dim, render_size)
     try:
         for seed in seeds:
@@ -57,7 +59,8 @@ def play(
             frames = [env.render()] if render_size else []
             total, length, done, success = 0.0, 0, False, False
             while not done:
-                obs, reward, terminated, truncated, info = env.step(agent.act(obs, plan=plan, **told))
+                sees: dict[str, Any] = {"picture": frames[-1]} if agent.vision else {}
+                obs, reward, terminated, truncated, info = env.step(agent.act(obs, plan=plan, **told, **sees))
                 total, length, success, done = total + reward, length + 1, info["success"], terminated or truncated
                 if render_size:
                     frames.append(env.render())

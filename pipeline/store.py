@@ -63,6 +63,8 @@ class Checkpoint(NamedTuple):
     obs_mean: Tensor | None  # (n, O) statistics that observations are normalised by; None where they are not
     obs_std: Tensor | None
     constraint: Tensor  # (n,) of task_table.CONSTRAINTS
+    vision: config.Vision | None = None  # what is seen beside or in place of the state; None for the state alone
+    picture_encoder: str | None = None  # id of the picture encoder
 
 
 class AdapterTask(NamedTuple):
@@ -169,6 +171,7 @@ def write_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> str:
                 "format": FORMAT,
                 "encoder": checkpoint.embeddings.encoder,
                 "planner": dataclasses.asdict(checkpoint.planner),
+                **_vision_entry(checkpoint),
                 "tasks": tasks,
             },
         )
@@ -193,7 +196,13 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     statistics = _statistics(entries, model.config.obs_dim, path)
     constraint = torch.tensor([_constraint(entry, path) for entry in entries])
     base = sha256(folder / "model.safetensors")
-    return Checkpoint(model, specs, discounts, embeddings, planner, base, *statistics, constraint)
+    found = Checkpoint(model, specs, discounts, embeddings, planner, base, *statistics, constraint)
+    if (vision := content.get("vision")) is None:
+        return found
+    return found._replace(
+        vision=config.parse(config.Vision, vision, f"{path}: vision"),
+        picture_encoder=_entry(content, "picture_encoder", str, path),
+    )
 
 
 def write_adapter(folder: str | Path, adapters: Adapters, name: str, task: AdapterTask) -> None:
@@ -285,6 +294,13 @@ def _entry(content: dict[str, Any], key: str, kind: Any, path: Path) -> Any:
     if not isinstance(content.get(key), kind):
         raise ValueError(f"{path}: `{key}` is {content.get(key)!r}, which is not what belongs there.")
     return content[key]
+
+
+def _vision_entry(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What tasks.json says of pictures: nothing where none are observed."""
+    if checkpoint.vision is None:
+        return {}
+    return {"vision": dataclasses.asdict(checkpoint.vision), "picture_encoder": checkpoint.picture_encoder}
 
 
 def _row(values: Tensor | None, row: int) -> list[float] | None:

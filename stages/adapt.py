@@ -33,7 +33,7 @@ def main() -> None:
     (spec,) = registry.get([name], tasks.folder)
     _, acting = compute(settings.runtime, ranks.device)
     agent = Agent.from_pretrained(BASE, device=ranks.device, compute=acting)
-    demonstrations = load_demonstrations([spec])[name] if demos.held_out_episodes else []
+    demonstrations = load_demonstrations([spec], sight=agent.sight)[name] if demos.held_out_episodes else []
     introduce(agent, spec, load_embeddings([spec]), demonstrations, settings.learning, settings.seed)
     out = CHECKPOINTS / "adapt" / name
 

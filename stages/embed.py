@@ -1,4 +1,7 @@
-"""Embed the texts of all tasks with the frozen text encoder -> datasets/task_embeddings/."""
+"""Frozen encoders turn the tasks' texts, and pictures of their demonstrations where they are observed, into vectors.
+
+Writes datasets/task_embeddings/ and datasets/picture_vectors/.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,15 @@ import sys
 from pathlib import Path
 
 from pipeline import config
+from pipeline.data.demos import load_demos
 from pipeline.language.embeddings import embed
 from pipeline.language.encoder import load_encoder
 from pipeline.tasks import registry
-from pipeline.train.runtime import run_stage
+from pipeline.tasks.spec import TaskSpec
+from pipeline.train.runtime import run_stage, start
+from pipeline.train.seeing import see_demonstrations
+from pipeline.train.workspace import DEMOS, PICTURE_VECTORS
+from pipeline.vision.sight import load_sight
 
 OUT = Path("datasets/task_embeddings")
 
@@ -21,11 +29,28 @@ def main() -> None:
     training, unseen = [spec.training_texts() for spec in specs], [spec.unseen_text() for spec in specs]
     embeddings = embed(encoder, [spec.name for spec in specs], training, language.phrasings, unseen)
     embeddings.save(OUT)
+    see(specs)
     print(
         f"embed: {len(specs)} tasks x {language.phrasings} phrasings and one for evaluation, "
         f"{encoder.dim} values by {encoder.id} -> {OUT}",
         file=sys.stderr,
     )
+
+
+def see(specs: list[TaskSpec]) -> None:
+    """Write the vectors of the demonstrations' pictures; those that are there already are kept, others removed."""
+    vision = config.load(config.Vision)
+    wanted = [spec for spec in specs if vision.observe != "state" and (DEMOS / spec.name).exists()]
+    PICTURE_VECTORS.mkdir(parents=True, exist_ok=True)
+    for path in PICTURE_VECTORS.glob("*.safetensors"):
+        if path.stem not in {spec.name for spec in wanted}:
+            path.unlink()
+    if not wanted:
+        return
+    sight = load_sight(vision, start(config.load(config.Runtime), config.load_seed()).device)
+    assert sight is not None
+    for spec in wanted:
+        see_demonstrations(PICTURE_VECTORS, DEMOS, spec, load_demos(DEMOS, spec.name), sight)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pipeline.train.ranks import Ranks
 from pipeline.train.runtime import Summary, compute, run_stage, start
 from pipeline.train.workspace import CHECKPOINTS
 from pipeline.video import write_video
+from pipeline.vision.sight import Sight
 
 OUT = CHECKPOINTS / "evaluate"
 MODES = {"policy": False, "plan": True}
@@ -35,10 +36,10 @@ def main() -> None:
         name: Agent.from_pretrained(CHECKPOINTS / name / "model", device=ranks.device, compute=how)
         for name in ("pretrain", "finetune")
     }
-    actors = {name: agent.told(settings.phrasing) for name, agent in agents.items()}
-    results = play(actors, specs, settings, runtime, seed, ranks)
-    told_other = play_pairs(actors["finetune"], tasks, specs, settings, runtime, seed, ranks)
-    open_loop = play_open_loop(actors["finetune"], specs, settings, runtime, seed, ranks)
+    actors, sight = {name: agent.told(settings.phrasing) for name, agent in agents.items()}, agents["finetune"].sight
+    results = play(actors, specs, settings, runtime, seed, ranks, sight)
+    told_other = play_pairs(actors["finetune"], tasks, specs, settings, runtime, seed, ranks, sight)
+    open_loop = play_open_loop(actors["finetune"], specs, settings, runtime, seed, ranks, sight)
     if not ranks.is_main:
         return
 
@@ -52,7 +53,7 @@ def main() -> None:
         for mode in MODES
     ]
     with atomic_folder(OUT / "videos") as folder:
-        film(actors["finetune"], specs, settings, seed, folder)
+        film(actors["finetune"], specs, settings, seed, folder, sight)
     with atomic_folder(OUT / "metrics") as folder:
         weights = {name: agent.base for name, agent in agents.items()}  # only what was evaluated is released
         scores = {"models": models, "mean": means, "pairs": pairs, "open_loop": open_loop, "weights": weights}
@@ -72,12 +73,13 @@ def play(
     runtime: config.Runtime,
     seed: int,
     ranks: Ranks,
+    sight: Sight | None,
 ) -> dict[tuple[str, str], dict[str, Result]]:
     """Play every task with every checkpoint in every mode, from the same starts."""
     model = actors["finetune"].model.config
     names = [spec.name for spec in specs]
     with Evaluator(
-        specs, settings.episodes, model.obs_dim, model.action_dim, seed + 100, runtime.env_workers, ranks
+        specs, settings.episodes, model.obs_dim, model.action_dim, seed + 100, runtime.env_workers, ranks, sight
     ) as evaluator:
         return {
             (name, mode): dict(
@@ -96,6 +98,7 @@ def play_pairs(
     runtime: config.Runtime,
     seed: int,
     ranks: Ranks,
+    sight: Sight | None,
 ) -> dict[str, dict[str, Result]]:
     """Play each task of a pair with the other's instruction; the results are keyed by the task that scores."""
     if not tasks.pairs:
@@ -105,7 +108,7 @@ def play_pairs(
     told = [other[spec.name] for spec in paired]
     model = actor.model.config
     with Evaluator(
-        paired, settings.episodes, model.obs_dim, model.action_dim, seed + 200, runtime.env_workers, ranks
+        paired, settings.episodes, model.obs_dim, model.action_dim, seed + 200, runtime.env_workers, ranks, sight
     ) as evaluator:
         return {
             mode: dict(
@@ -126,15 +129,15 @@ def play_open_loop(
     runtime: config.Runtime,
     seed: int,
     ranks: Ranks,
+    sight: Sight | None,
 ) -> list[dict[str, Any]]:
     """Play every task with plans that are executed for so many steps without looking; one entry per number of steps."""
     if not settings.open_loop_steps:
         return []
     model, names = actor.model.config, [spec.name for spec in specs]
+    widths, workers = (model.obs_dim, model.action_dim), runtime.env_workers
     entries = []
-    with Evaluator(
-        specs, settings.open_loop_episodes, model.obs_dim, model.action_dim, seed + 400, runtime.env_workers, ranks
-    ) as evaluator:
+    with Evaluator(specs, settings.open_loop_episodes, *widths, seed + 400, workers, ranks, sight) as evaluator:
         for steps in settings.open_loop_steps:
             blind = OpenLoopActor(actor, steps, settings.open_loop_horizon)
             results = evaluator.run(blind, names, True, f"evaluate: {steps} steps without feedback", seed)
@@ -161,13 +164,15 @@ def pair_table(
     return table
 
 
-def film(actor: Actor, specs: Sequence[TaskSpec], settings: config.Evaluate, seed: int, folder: Path) -> None:
+def film(
+    actor: Actor, specs: Sequence[TaskSpec], settings: config.Evaluate, seed: int, folder: Path, sight: Sight | None
+) -> None:
     """Record one planned episode of every task as mp4, with an index; without pictures the index is empty."""
     index = []
     if settings.video_size:
         try:
             for spec in specs:
-                frames, score = record(actor, spec, seed + 300, settings)
+                frames, score = record(actor, spec, seed + 300, settings, sight)
                 write_video(folder / f"{spec.name}.mp4", frames, settings.video_fps)
                 index.append(
                     {"task": spec.name, "instruction": spec.instructions[0], "score": score, "file": f"{spec.name}.mp4"}

@@ -8,12 +8,12 @@ from pipeline import config
 from pipeline.agent import Agent
 from pipeline.model.actor import Actor
 from pipeline.tasks import registry
-from pipeline.tasks.vector import VectorEnv
 from pipeline.train.evaluate import Evaluator
 from pipeline.train.loop import Loop
 from pipeline.train.loops import learn_online, own_environments
 from pipeline.train.runtime import Summary, compute, run_stage, start
 from pipeline.train.scratch import scratch_folder
+from pipeline.train.seeing import make_envs
 from pipeline.train.step import Learner
 from pipeline.train.workspace import (
     CHECKPOINTS,
@@ -37,7 +37,8 @@ def main() -> None:
     evaluated = Agent.from_pretrained(PRETRAINED, device=ranks.device).with_planner(planner)
     world_model, model = evaluated.model, evaluated.model.config
     table = evaluated.table
-    demonstrations = load_demonstrations(specs, ranks)
+    sight = evaluated.sight
+    demonstrations = load_demonstrations(specs, ranks, sight)
     env_specs = [spec for spec in specs for _ in range(settings.envs_per_task)]
 
     shaping = [tasks.train, tasks.weights, planner, learning, settings]
@@ -54,8 +55,8 @@ def main() -> None:
         own_specs = [env_specs[number] for number in numbers]
         widths, workers = (model.obs_dim, model.action_dim), runtime.env_workers
         with (
-            Evaluator(specs, settings.eval_episodes, *widths, seed + 1, workers, ranks) as evaluator,
-            VectorEnv(own_specs, *widths, seed + 3, workers, numbers) as envs,
+            Evaluator(specs, settings.eval_episodes, *widths, seed + 1, workers, ranks, sight) as evaluator,
+            make_envs(sight, own_specs, *widths, seed + 3, workers, numbers) as envs,
         ):
             player, collector = (Actor(world_model, table, planner, how_acting) for _ in range(2))
             loop = Loop("finetune", scratch, learner, player, evaluator, seed, runtime, ranks)

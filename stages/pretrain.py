@@ -23,6 +23,7 @@ from pipeline.train.workspace import (
     shared_demo_buffer,
     task_table,
 )
+from pipeline.vision.sight import load_sight
 
 
 def main() -> None:
@@ -37,11 +38,13 @@ def main() -> None:
     how_learning, how_acting = compute(runtime, ranks.device)
     specs = registry.get(tasks.train, tasks.folder)
     embeddings = load_embeddings(specs)
-    demonstrations = load_demonstrations(specs, ranks)
-    table = task_table(specs, embeddings, demonstrations, model, learning) if ranks.is_main else None
+    vision = config.load(config.Vision)
+    sight = load_sight(vision, ranks.device)
+    demonstrations = load_demonstrations(specs, ranks, sight)
+    table = task_table(specs, embeddings, demonstrations, model, learning, sight) if ranks.is_main else None
     table = ranks.from_main(table).to(ranks.device)
 
-    shaping = [tasks.train, tasks.weights, model, planner, learning, settings]
+    shaping = [tasks.train, tasks.weights, model, planner, learning, settings, *([vision] if sight else [])]
     with scratch_folder("pretrain", shaping, [DEMOS, EMBEDDINGS], seed, ranks) as scratch:
         place = replay_place(runtime, ranks.device, scratch, table.names, tasks.weights)
         demos = shared_demo_buffer(ranks, demonstrations, table.names, model, planner.horizon, place, scratch)
@@ -52,12 +55,12 @@ def main() -> None:
         )
         actor = Actor(world_model, table, planner, how_acting)
         with Evaluator(
-            specs, settings.eval_episodes, model.obs_dim, model.action_dim, seed + 1, runtime.env_workers, ranks
+            specs, settings.eval_episodes, model.obs_dim, model.action_dim, seed + 1, runtime.env_workers, ranks, sight
         ) as evaluator:
             loop = Loop("pretrain", scratch, learner, actor, evaluator, seed, runtime, ranks)
             learn_offline(loop, settings, demos.sample, specs)
         if ranks.is_main:
-            agent = Agent(world_model, specs, embeddings, table, planner)
+            agent = Agent(world_model, specs, embeddings, table, planner, vision=vision)
             agent.save_pretrained(CHECKPOINTS / "pretrain" / "model")
             loop.publish(CHECKPOINTS / "pretrain" / "metrics")
             Summary("pretrain", loop.seconds).write(

@@ -28,6 +28,8 @@ class Arrays(NamedTuple):
     lost: np.ndarray  # (N,) bool, the episode under way failed and counts for nothing; another one began
     episode: np.ndarray  # (N,) int64, number of the episode that each environment is in
     beats: np.ndarray  # (N,) int64, counted up before and after each call of an environment: odd while it is busy
+    picture: np.ndarray  # (N, P, P, 3) uint8 RGB of `obs`; P is 0 where nothing is drawn
+    final_picture: np.ndarray  # (N, P, P, 3) uint8 RGB of `final_obs`, written only where the step ended an episode
 
 
 MAX_FAILURES = (
@@ -35,23 +37,33 @@ MAX_FAILURES = (
 )
 
 
-def layout(n: int, obs_dim: int, action_dim: int) -> list[tuple[tuple[int, ...], type]]:
-    """Return shape and type of each of the `Arrays` for `n` environments."""
-    wide, flag = (n, obs_dim), ((n,), np.bool_)
+class Widths(NamedTuple):
+    """What decides the size of the `Arrays`."""
+
+    num_envs: int  # N
+    obs_dim: int  # O
+    action_dim: int  # A
+    picture_size: int  # P, pixels of a picture's side
+
+
+def layout(widths: Widths) -> list[tuple[tuple[int, ...], type]]:
+    """Return shape and type of each of the `Arrays`."""
+    n, obs_dim, action_dim, side = widths
     wide, flag, count = ((n, obs_dim), np.float32), ((n,), np.bool_), ((n,), np.int64)
+    picture = ((n, side, side, 3), np.uint8)
     start = [((n, action_dim), np.float32), wide, ((n,), np.float32), flag, flag]
-    return [*start, wide, flag, flag, count, count]
+    return [*start, wide, flag, flag, count, count, picture, picture]
 
 
-def num_bytes(n: int, obs_dim: int, action_dim: int) -> int:
+def num_bytes(widths: Widths) -> int:
     """Return the size of the buffer that `view` needs."""
-    return sum(_padded(shape, kind) for shape, kind in layout(n, obs_dim, action_dim))
+    return sum(_padded(shape, kind) for shape, kind in layout(widths))
 
 
-def view(buffer: Any, n: int, obs_dim: int, action_dim: int) -> Arrays:
+def view(buffer: Any, widths: Widths) -> Arrays:
     """Lay the `Arrays` over one writable buffer."""
     arrays, offset = [], 0
-    for shape, kind in layout(n, obs_dim, action_dim):
+    for shape, kind in layout(widths):
         arrays.append(np.frombuffer(buffer, kind, math.prod(shape), offset).reshape(shape))
         offset += _padded(shape, kind)
     return Arrays(*arrays)
@@ -74,6 +86,7 @@ class EnvGroup:
         self, specs: Sequence[tuple[int, TaskSpec]], arrays: Arrays, seed: int, numbers: Sequence[int]
     ) -> None:
         self._arrays, self._seed, self._numbers, self._specs = arrays, seed, numbers, dict(specs)
+        self._size = arrays.picture.shape[1]
         self._envs = {index: self._build(spec) for index, spec in specs}
         self.failures: list[tuple[int, str]] = []  # of the last call: index, and error with its traceback
 
@@ -86,7 +99,8 @@ class EnvGroup:
     def step(self) -> None:
         """Take one agent step in each environment; where an episode ends, start the next."""
         self.failures = []
-        action, obs, reward, terminated, truncated, final_obs, success, lost, _, beats = self._arrays
+        action, obs, reward, terminated, truncated, final_obs, success, lost, _, beats, *pictures = self._arrays
+        picture, final_picture = pictures
         for index, env in self._envs.items():
             beats[index] += 1
             try:
@@ -98,7 +112,10 @@ class EnvGroup:
                 beats[index] += 1
             final_obs[index] = obs[index] = last
             success[index], lost[index] = info["success"], False
-            if terminated[index] or truncated[index]:
+            over = terminated[index] or truncated[index]
+            if self._size:
+                (final_picture if over else picture)[index] = env.render()
+            if over:
                 self._begin(index, int(self._arrays.episode[index]) + 1)
 
     def restore(self, episodes: Iterable[int], actions: Iterable[np.ndarray]) -> None:
@@ -120,6 +137,8 @@ class EnvGroup:
                         f"after {step + 1} of {len(played)} recorded actions. The record is of another task, seed or "
                         "simulator version: start the run anew."
                     )
+            if self._size:
+                self._arrays.picture[index] = self._envs[index].render()
 
     def close(self) -> None:
         """Release every environment."""
@@ -128,7 +147,7 @@ class EnvGroup:
 
     def _build(self, spec: TaskSpec) -> TaskEnv:
         try:
-            return make(spec, self._arrays.obs.shape[1], self._arrays.action.shape[1])
+            return make(spec, self._arrays.obs.shape[1], self._arrays.action.shape[1], self._size)
         except Exception as error:
             error.add_note(f"This happened when building task {spec.name} ({spec.suite}: {spec.env_id}).")
             raise
@@ -141,6 +160,8 @@ class EnvGroup:
             self._arrays.beats[index] += 1
             try:
                 self._arrays.obs[index], _ = self._envs[index].reset(seed=seed)
+                if self._size:
+                    self._arrays.picture[index] = self._envs[index].render()
                 return
             except SimulationError as error:
                 self.failures.append((index, _report(error)))

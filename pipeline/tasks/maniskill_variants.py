@@ -10,7 +10,7 @@ Torch is ManiSkill's own language; only methods of its tensors are used here, ea
 | PickYCB | ManiSkill's, for one object of the YCB set | object within 2.5 cm of the goal and robot still |
 | PushYCB | nearness of tool to object and object to goal; 1 on success | object within 10 cm of the goal, on table |
 
-Observations are ManiSkill's of the base task; `Reach` has tool pose, goal and the vector between them after the joints.
+Observations are ManiSkill's of the base task; in `Reach`, tool pose, goal and their difference follow the joints.
 """
 
 # pyright: reportMissingImports=false
@@ -21,6 +21,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import sapien
 from mani_skill.envs.sapien_env import BaseEnv
 from mani_skill.envs.tasks.control.ant import AntRun as ManiSkillAntRun
 from mani_skill.envs.tasks.control.ant import AntWalk as ManiSkillAntWalk
@@ -41,20 +42,25 @@ class _AntSucceeds:
     """ManiSkill's ants define no success, which the score of these tasks is made of."""
 
     ASSETS: tuple[str, ...] = ()
+    SPEED: float  # meters per second along x
 
     def evaluate(self: Any) -> dict[str, Any]:
         info = super().evaluate()  # type: ignore[misc]
-        fast = info["cmass_linvel"][:, 0] >= _FAST_ENOUGH * self.move_speed
+        fast = info["cmass_linvel"][:, 0] >= _FAST_ENOUGH * self.SPEED
         # The height of ManiSkill's own reward is an entry of the torso's rotation; this one is the height.
         return {**info, "success": fast & (self.agent.robot.links_map["torso"].pose.p[:, 2] >= _TORSO_UP)}
 
 
 class AntWalk(_AntSucceeds, ManiSkillAntWalk):
-    """An ant walks along x at 0.5 m/s."""
+    """An ant walks along x."""
+
+    SPEED = 0.5
 
 
 class AntRun(_AntSucceeds, ManiSkillAntRun):
-    """An ant runs along x at 4 m/s."""
+    """An ant runs along x."""
+
+    SPEED = 4.0
 
 
 class _SparseCartpole:
@@ -82,7 +88,13 @@ class Reach(PickCubeEnv):
         self.table_scene = TableSceneBuilder(self, robot_init_qpos_noise=self.robot_init_qpos_noise)
         self.table_scene.build()
         self.goal_site = actors.build_sphere(
-            self.scene, self.goal_thresh, [0, 1, 0, 1], "goal_site", "kinematic", add_collision=False
+            self.scene,
+            radius=self.goal_thresh,
+            color=[0, 1, 0, 1],
+            name="goal_site",
+            body_type="kinematic",
+            add_collision=False,
+            initial_pose=sapien.Pose(),
         )
 
     def _initialize_episode(self, env_idx: Any, options: dict) -> None:

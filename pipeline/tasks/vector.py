@@ -19,7 +19,7 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 from pydantic import TypeAdapter
 
-from pipeline.tasks.env_group import MAX_FAILURES, EnvGroup, num_bytes, view
+from pipeline.tasks.env_group import MAX_FAILURES, EnvGroup, Widths, num_bytes, view
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.worker import DONE, RESET, RESTORE, STEP
 
@@ -37,6 +37,8 @@ class Step(NamedTuple):
     final_obs: np.ndarray  # (N, O) float32; true last observation where the episode ended, else `obs`
     success: np.ndarray  # (N,) bool, of the step just taken
     lost: np.ndarray  # (N,) bool; the episode failed and must not be used, `obs` is the first of another one
+    picture: np.ndarray  # (N, P, P, 3) uint8 RGB of `obs`; P is 0 where nothing is drawn
+    final_picture: np.ndarray  # (N, P, P, 3) uint8 RGB of `final_obs` where the episode ended; undefined elsewhere
 
 
 class WorkerError(RuntimeError):
@@ -69,6 +71,7 @@ class VectorEnv:
         seed: seed of all episodes.
         num_workers: processes that step them; 0 = in this process.
         numbers: number of each environment in the whole run, where this vector is a part of it; None = 0 to N - 1.
+        picture_size: P, pixels of a side of the pictures that are drawn of every observation; 0 draws none.
 
     Raises:
         ValueError: a task cannot be built (with `num_workers=0`).
@@ -83,6 +86,7 @@ class VectorEnv:
         seed: int,
         num_workers: int,
         numbers: Sequence[int] | None = None,
+        picture_size: int = 0,
     ) -> None:
         n = len(specs)
         if n == 0:
@@ -94,16 +98,16 @@ class VectorEnv:
         self._group: EnvGroup | None = None
         numbers = list(range(n) if numbers is None else numbers)
         numbered = list(enumerate(specs))
+        widths = Widths(n, obs_dim, action_dim, picture_size)
         self._under_way = False
         self._dead: dict[int, _Death] = {}  # workers that could not be told of the command under way
         if num_workers == 0:
-            self._arrays = view(bytearray(num_bytes(n, obs_dim, action_dim)), n, obs_dim, action_dim)
+            self._arrays = view(bytearray(num_bytes(widths)), widths)
             self._group = EnvGroup(numbered, self._arrays, seed, numbers)
             return
-        memory = self._memory = _shared_memory(num_bytes(n, obs_dim, action_dim))
-        self._arrays = view(mmap.mmap(memory, 0), n, obs_dim, action_dim)
-        order = {"num_envs": n, "obs_dim": obs_dim, "action_dim": action_dim, "seed": seed, "numbers": numbers}
-        self._order = order
+        memory = self._memory = _shared_memory(num_bytes(widths))
+        self._arrays = view(mmap.mmap(memory, 0), widths)
+        order = self._order = {"widths": widths, "seed": seed, "numbers": numbers}
         try:
             for first in range(min(num_workers, n)):
                 self._workers.append(_Worker(numbered[first::num_workers], order, memory))
@@ -120,6 +124,11 @@ class VectorEnv:
     def episodes(self) -> np.ndarray:
         """(N,) int64, the number of the episode that each environment is in."""
         return self._arrays.episode.copy()
+
+    @property
+    def picture(self) -> np.ndarray:
+        """The pictures of the current observations, (N, P, P, 3) uint8 RGB."""
+        return self._arrays.picture.copy()
 
     def reset(self) -> np.ndarray:
         """Start episode 0 of each environment; return the first observations, (N, O) float32."""
@@ -172,8 +181,7 @@ class VectorEnv:
             self._count(self._group.failures)
         else:
             self._await_all(STEP)
-        _, *results, _, _ = self._arrays
-        step = Step(*(array.copy() for array in results))
+        step = Step(*(getattr(self._arrays, name).copy() for name in Step._fields))
         self._failures[step.terminated | step.truncated] = 0
         return step
 

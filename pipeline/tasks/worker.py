@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
-from pipeline.tasks.env_group import EnvGroup, view
+from pipeline.tasks.env_group import EnvGroup, Widths, view
 from pipeline.tasks.spec import parse_spec
 
 RESET, STEP, RESTORE, DONE = b"reset", b"step", b"restore", b"done"
@@ -45,8 +45,7 @@ def main() -> None:
 
 
 def _build(order: dict, memory: int) -> EnvGroup:
-    widths = order["num_envs"], order["obs_dim"], order["action_dim"]
-    arrays = view(mmap.mmap(memory, 0), *widths)
+    arrays = view(mmap.mmap(memory, 0), Widths(*order["widths"]))
     specs = [(index, parse_spec(values, "a worker's orders")) for index, values in order["specs"]]
     return EnvGroup(specs, arrays, order["seed"], order["numbers"])
 

@@ -18,6 +18,8 @@ from pipeline.tasks.registry import make
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv
 from pipeline.train.ranks import Ranks
+from pipeline.train.seeing import make_envs
+from pipeline.vision.sight import Sight
 
 _ENVS_PER_TASK = 5  # enough to fill a batch, few enough to keep the simulators' memory small
 
@@ -50,6 +52,7 @@ class Evaluator:
         seed: of the first episodes; independent of training's.
         num_workers: processes stepping the environments, on each rank.
         ranks: the processes of the run, which the environments are dealt to.
+        sight: what is observed beside or in place of the state, None for the state alone.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Evaluator:
         seed: int,
         num_workers: int,
         ranks: Ranks | None = None,
+        sight: Sight | None = None,
     ):
         self.specs, self.episodes, self._ranks = list(specs), episodes, ranks or Ranks()
         each = min(episodes, _ENVS_PER_TASK)
@@ -74,9 +78,8 @@ class Evaluator:
                 own = [everyone[number] for number in numbers]
                 tasks, copies = np.array(own).T
                 wanted = (episodes - copies + each - 1) // each
-                envs = VectorEnv(
-                    [specs[i] for i in tasks], obs_dim, action_dim, seed, min(num_workers, len(own)), numbers
-                )
+                own_specs = [specs[i] for i in tasks]
+                envs = make_envs(sight, own_specs, obs_dim, action_dim, seed, min(num_workers, len(own)), numbers)
                 self._groups.append(_Group(tasks, copies, wanted, envs))
 
     def __enter__(self) -> Evaluator:
@@ -195,14 +198,25 @@ def summarise(
     }, mean._asdict()
 
 
-def record(actor: Actor, spec: TaskSpec, seed: int, settings: config.Evaluate) -> tuple[list[np.ndarray], float]:
+def record(
+    actor: Actor, spec: TaskSpec, seed: int, settings: config.Evaluate, sight: Sight | None = None
+) -> tuple[list[np.ndarray], float]:
     """Play one planned episode and return its frames (size, size, 3) uint8 and its score.
+
+    An actor that sees is filmed as it sees: in the size of its pictures.
 
     Raises:
         RenderingUnavailable: the machine has no EGL; the message names the packages.
     """
     model = actor.model.config
-    env = make(spec, model.obs_dim, model.action_dim, render_size=settings.video_size)
+    env = make(spec, model.obs_dim, model.action_dim, sight.encoder.size if sight else settings.video_size)
+
+    def look(obs: np.ndarray) -> np.ndarray:
+        batch = obs[None].copy()
+        if sight:
+            sight.look(batch, [spec.obs_dim], sight.encoder.encode(env.render()[None]))
+        return batch
+
     try:
         rows = actor.rows([spec.name])
         obs, _ = env.reset(seed=seed)
@@ -210,7 +224,7 @@ def record(actor: Actor, spec: TaskSpec, seed: int, settings: config.Evaluate) -
         frames, total, success = [env.render()], 0.0, False
         done, number = False, 0
         while not done:
-            action = actor.act(torch.from_numpy(obs[None]), rows, plan=True)[0].numpy()
+            action = actor.act(torch.from_numpy(look(obs)), rows, plan=True)[0].numpy()
             obs, reward, terminated, truncated, info = env.step(action)
             total, number = total + float(reward), number + 1
             success, done = bool(info["success"]), terminated or truncated

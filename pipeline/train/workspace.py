@@ -19,9 +19,12 @@ from pipeline.progress import Progress
 from pipeline.tasks.spec import TaskSpec
 from pipeline.train.ranks import Ranks
 from pipeline.train.schedules import discount
+from pipeline.train.seeing import check_width, seen
+from pipeline.vision.sight import Sight
 
 DEMOS = Path("datasets/demos")
 EMBEDDINGS = Path("datasets/task_embeddings")
+PICTURE_VECTORS = Path("datasets/picture_vectors")
 CHECKPOINTS = Path("checkpoints")
 _SMALLEST_STD = 1e-3  # of an observation dim that is scaled
 
@@ -45,6 +48,7 @@ def task_table(
     demos: dict[str, list[Episode]],
     model: config.Model,
     learning: config.Learning,
+    sight: Sight | None = None,
 ) -> TaskTable:
     """Build the table of all that training reads of the tasks, one row each.
 
@@ -58,10 +62,11 @@ def task_table(
         )
     mask = torch.zeros(len(specs), model.action_dim)
     for row, spec in enumerate(specs):
-        if spec.action_dim > model.action_dim or spec.obs_dim > model.obs_dim:
+        check_width(spec, sight, model.obs_dim)
+        if spec.action_dim > model.action_dim:
             raise ValueError(
-                f"{spec.name} has {spec.obs_dim} observation and {spec.action_dim} action dims, model.obs_dim is "
-                f"{model.obs_dim} and model.action_dim {model.action_dim}: raise them or leave the task out"
+                f"{spec.name} has {spec.action_dim} action dims, model.action_dim is {model.action_dim}: raise it or "
+                "leave the task out"
             )
         mask[row, : spec.action_dim] = 1
     discounts = [task_discount(spec, learning) for spec in specs]
@@ -81,14 +86,17 @@ def task_discount(spec: TaskSpec, learning: config.Learning) -> float:
     return discount(spec.episode_length, learning.discount_min, learning.discount_max)
 
 
-def load_demonstrations(specs: Sequence[TaskSpec], ranks: Ranks | None = None) -> dict[str, list[Episode]]:
-    """Load the demonstrations of these tasks, by name; of several processes, rank 0 alone does."""
+def load_demonstrations(
+    specs: Sequence[TaskSpec], ranks: Ranks | None = None, sight: Sight | None = None
+) -> dict[str, list[Episode]]:
+    """Load demonstrations by their task, as they are observed; of several processes, rank 0 alone does."""
     demos: dict[str, list[Episode]] = {}
     if ranks is not None and not ranks.is_main:
         return demos
     with Progress("loading demonstrations", len(specs), "tasks") as progress:
         for spec in specs:
-            demos[spec.name] = load_demos(DEMOS, spec.name)
+            episodes = load_demos(DEMOS, spec.name)
+            demos[spec.name] = seen(PICTURE_VECTORS, DEMOS, spec, episodes, sight) if sight else episodes
             progress.update(1)
     return demos
 

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.tasks import registry
 from pipeline.tasks.env_group import episode_seed
-from pipeline.tasks.vector import VectorEnv, WorkerError
+from pipeline.tasks.vector import Step, VectorEnv, WorkerError
 
 OBS, ACTION = 40, 6
 
@@ -82,10 +82,11 @@ def test_episode_seeds_are_distinct_and_fit_every_simulator():
 def test_restore_goes_on_in_mid_episode_bit_for_bit(num_workers):
     specs = registry.get(["pendulum-spin", "mw-pick-place", "cheetah-run-backward"])
     seen, actions, _ = play(specs, 0, 112)
-    last = 7 * 108  # everything after reset and 108 steps: mw-pick-place is 8 steps into its second episode
+    fields = len(Step._fields)
+    last = fields * 108  # everything after reset and 108 steps: mw-pick-place is 8 steps into its second episode
     with VectorEnv(specs, OBS, ACTION, 7, num_workers) as envs:
         played = [actions[:108, 0], actions[100:108, 1], actions[:108, 2]]
-        np.testing.assert_array_equal(envs.restore(np.array([0, 1, 0]), played), seen[1 + last - 7])
+        np.testing.assert_array_equal(envs.restore(np.array([0, 1, 0]), played), seen[1 + last - fields])
         assert envs.episodes.tolist() == [0, 1, 0]
         resumed = [array for action in actions[108:] for array in envs.step(action)]
     for one, other in zip(seen[1 + last :], resumed, strict=True):

@@ -1,0 +1,137 @@
+"""The frozen picture encoder: any image model that `transformers.AutoModel` builds, by name.
+
+Pictures arrive in the size that the simulator drew them in: nothing is resized, `vision.size` is what the model sees.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.files import read_json
+
+FILES = ["config.json", "preprocessor_config.json", "model.safetensors"]
+
+
+class PictureEncoder:
+    """A frozen map from pictures to vectors.
+
+    A vector is the model's pooled output (DINOv2: its class token after the last norm), or the mean over its last
+    tokens where it has none. Equal pictures give equal vectors in calls of equal size.
+
+    Args:
+        name: what the encoder is called: a Hub id, with `@<commit>` for a certain one, or a folder.
+        size: pixels of a picture's side.
+        batch_size: pictures that go through the model at once.
+        device: where to compute.
+
+    Attributes:
+        id: name and hash of the weights: equal ids and sizes mean the same vectors.
+        dim: values of a vector.
+
+    Raises:
+        OSError: the files are not to be had.
+        ValueError: the name or the files are not those of an image model, or it cannot see pictures of this size.
+
+    Source: Oquab et al., arXiv 2304.07193 (DINOv2).
+    """
+
+    def __init__(self, name: str, size: int, batch_size: int, device: torch.device | str = "cpu"):
+        from transformers import AutoModel
+        from transformers.utils import logging
+
+        folder = _find(name)
+        weights = folder / "model.safetensors"
+        if not weights.is_file():
+            raise ValueError(f"vision.encoder: {folder} holds no model.safetensors; other weights are not read.")
+        logging.disable_progress_bar()  # a second's work needs no bar
+        local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
+        self._model = AutoModel.from_pretrained(folder, dtype=torch.float32, **local).eval().to(device)
+        self._mean, self._std = (value.to(device) for value in _statistics(folder))
+        self.name, self.size, self.device = name, size, torch.device(device)
+        self._batch_size = batch_size
+        with weights.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        self.id = f"{folder.name if Path(name).is_dir() else name.partition('@')[0]}@{digest[:16]}"
+        try:
+            self.dim = self._encode(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape[1]
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"vision.encoder {name} does not turn pictures of {size} x {size} pixels into vectors: {error}. It "
+                "must be an image model, and vision.size one that it takes (224 for most; DINOv2: a multiple of 14)."
+            ) from error
+
+    def encode(self, pictures: np.ndarray) -> np.ndarray:
+        """Encode pictures.
+
+        Args:
+            pictures: (n, size, size, 3) uint8 RGB, upright.
+
+        Returns:
+            (n, dim) float32.
+
+        Raises:
+            ValueError: the pictures have another form.
+        """
+        if pictures.dtype != np.uint8 or pictures.shape[1:] != (self.size, self.size, 3):
+            raise ValueError(
+                f"expected pictures (n, {self.size}, {self.size}, 3) of uint8, got {pictures.shape} of "
+                f"{pictures.dtype}: draw them in the size of vision.size."
+            )
+        if not len(pictures):
+            return np.zeros((0, self.dim), np.float32)
+        parts = torch.from_numpy(np.ascontiguousarray(pictures)).split(self._batch_size)
+        return np.concatenate([self._encode(part).cpu().numpy() for part in parts])
+
+    @torch.inference_mode()
+    def _encode(self, pictures: Tensor) -> Tensor:
+        pixels = (pictures.to(self.device).float() / 255 - self._mean) / self._std
+        out = self._model(pixel_values=pixels.permute(0, 3, 1, 2).contiguous())
+        pooled = getattr(out, "pooler_output", None)
+        return out.last_hidden_state.mean(1) if pooled is None else pooled.reshape(len(pictures), -1)
+
+
+def _find(name: str) -> Path:
+    """Return the folder of the model: the one that `name` is, or one in the Hub's cache, downloaded if need be."""
+    if name and Path(name).is_dir():
+        return Path(name).resolve()
+    model, _, revision = name.partition("@")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", model):
+        raise ValueError(
+            f"vision.encoder is {name!r}: expected a Hub id such as facebook/dinov2-base, with @<commit> for a certain "
+            "one, or an existing folder that holds a transformers image model."
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]  # httpx's or httpx2's
+
+    try:
+        return Path(snapshot_download(model, revision=revision or None, allow_patterns=FILES))
+    except (OSError, ValueError, HTTPError) as error:
+        raise OSError(
+            f"the picture encoder {name} is neither in the Hub's cache nor to be had from the Hub: "
+            f"{str(error).splitlines()[0]} Connect to the network, set HF_HOME to a cache that holds it, name a folder "
+            "in vision.encoder, or set vision.observe to `state`."
+        ) from None
+
+
+def _statistics(folder: Path) -> tuple[Tensor, Tensor]:
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        raise ValueError(f"vision.encoder: {folder} has no preprocessor_config.json, so it is no image model.")
+    content = read_json(path, "whoever published the encoder")
+    try:
+        mean, std = (torch.tensor([float(v) for v in content[key]]) for key in ("image_mean", "image_std"))
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"{path}: `image_mean` and `image_std` are not three numbers: {json.dumps(content)[:200]}"
+        ) from None
+    if mean.shape != (3,) or std.shape != (3,) or not (std > 0).all():
+        raise ValueError(f"{path}: `image_mean` and `image_std` must be three numbers each, std above 0.")
+    return mean, std
