@@ -127,7 +127,7 @@ def introduce(
             statistics = observation_statistics([spec], {spec.name: list(demonstrations)}, obs_dim)
         elif agent.table.obs_mean is not None and agent.sight:
             raise ValueError(
-                f"an agent that sees needs demonstrations of {spec.name}: how pictures vary is read there."
+                f"an agent that sees needs demonstrations of {spec.name}: how its pictures vary is unknown."
             )
         elif agent.table.obs_mean is not None:
             statistics = _observed_at_random(spec, obs_dim, seed)
