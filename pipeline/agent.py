@@ -31,6 +31,7 @@ from pipeline.model.compute import Compute, choose
 from pipeline.model.grow import grow
 from pipeline.model.task_table import TIED, TaskTable
 from pipeline.model.world_model import WorldModel
+from pipeline.observing import check_obs, look
 from pipeline.tasks.spec import TaskSpec
 from pipeline.vision.sight import Sight, load_sight
 
@@ -248,10 +249,10 @@ class Agent:
         obs = np.asarray(obs, dtype=np.float32)
         batch = np.atleast_2d(obs)
         row = self._row(task, instruction, action_dim, batch.shape[-1])
-        self._check_obs(obs, batch, self.tasks.get(self.table.names[row]))
+        check_obs(obs, batch, self.tasks.get(self.table.names[row]), self.model.config.obs_dim, self.num_envs)
         padded = np.zeros((len(batch), self.model.config.obs_dim), dtype=np.float32)
         padded[:, : batch.shape[1]] = batch
-        self._look(padded, batch.shape[1], self.tasks.get(self.table.names[row]), picture)
+        look(self.sight, padded, batch.shape[1], self.tasks.get(self.table.names[row]), picture)
         rows = torch.full((len(batch),), row)
         action = self.actor.act(torch.from_numpy(padded), rows, plan, explore).numpy()
         action = action[:, : int(self.table.action_mask[row].sum())]
@@ -488,44 +489,6 @@ class Agent:
         elif given is None:
             given = torch.zeros_like(mean[:1]), torch.ones_like(std[:1])
         return torch.cat([mean, given[0].to(self.device)]), torch.cat([std, given[1].to(self.device)])
-
-    def _look(self, padded: np.ndarray, width: int, spec: TaskSpec | None, picture: np.ndarray | None) -> None:
-        """Put what is seen into the padded states (N, O), whose first `width` values are the state."""
-        sight = self.sight
-        if (sight is None) != (picture is None):
-            raise ValueError(
-                "this agent observes pictures beside or in place of the state: give `picture`."
-                if sight
-                else "this agent observes states alone: leave out `picture`, or load an agent that sees."
-            )
-        if sight is None or picture is None:
-            return
-        obs_dim = spec.obs_dim if spec else width
-        if sight.width(obs_dim) > padded.shape[1]:
-            raise ValueError(
-                f"a state of {obs_dim} and a picture's vector of {sight.encoder.dim} values do not fit into the "
-                f"{padded.shape[1]} that this agent observes: give the state without padding."
-            )
-        pictures = picture if picture.ndim == 4 else picture[None]
-        if len(pictures) != len(padded):
-            raise ValueError(f"`picture` is of {len(pictures)} environments, `obs` of {len(padded)}.")
-        sight.look(padded, [obs_dim] * len(padded), sight.encoder.encode(pictures))
-
-    def _check_obs(self, obs: np.ndarray, batch: np.ndarray, spec: TaskSpec | None) -> None:
-        widest = self.model.config.obs_dim
-        wanted = {spec.obs_dim, widest} if spec else set(range(1, widest + 1))
-        if obs.ndim not in (1, 2) or batch.shape[1] not in wanted:
-            what = f"{spec.obs_dim} (or {widest}, zero-padded)" if spec else f"1 to {widest}"
-            raise ValueError(
-                f"`obs` has the shape {obs.shape}; expected {what} values, for one environment or (N, ...)."
-            )
-        if len(batch) != self.num_envs:
-            raise ValueError(
-                f"`obs` is of {len(batch)} environments, but the agent was reset for {self.num_envs}: call "
-                f"`agent.reset(num_envs={len(batch)})` when their episodes begin."
-            )
-        if not np.isfinite(batch).all():
-            raise ValueError("`obs` holds values that are not finite (NaN or infinity).")
 
 
 def _words(text: str) -> str:

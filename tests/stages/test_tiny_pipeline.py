@@ -131,10 +131,8 @@ def test_a_changed_text_runs_from_embed_on(project: Path):
 @pytest.mark.parametrize(
     ("stage", "number"),
     [
-        ("pretrain", signal.SIGKILL),
         ("pretrain", signal.SIGINT),
         ("finetune", signal.SIGKILL),
-        ("finetune", signal.SIGTERM),
     ],
 )
 def test_a_stopped_stage_goes_on_to_the_same_result(project: Path, stage: str, number: signal.Signals):
