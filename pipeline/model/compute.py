@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 
 Matmul = Literal["torch", "onednn"]
 Result = TypeVar("Result")
@@ -126,7 +126,7 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-@torch.library.custom_op("eft::onednn", mutates_args=())
+@library.custom_op("eft::onednn", mutates_args=())
 def _onednn_in_graph(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The same for compiled code: torch's compiler takes its own operator with constant weights alone."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import abc
+
 import numpy as np
 
 from pipeline.tasks.miniarcade.canvas import Canvas
 
 
-class Game:
+class Game(abc.ABC):
     """Rules on arrays of states: P copies of an episode are played at once, by themselves or from one another.
 
     Everything random is drawn by `reset`, which keeps it in the object: what follows depends on state and action
@@ -17,29 +19,29 @@ class Game:
     obs_dim: int
     action_dim: int
 
+    @abc.abstractmethod
     def reset(self, rng: np.random.Generator) -> np.ndarray:
         """Draw an episode and return its first state, (S,) float64."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def step(self, state: np.ndarray, action: np.ndarray) -> np.ndarray:
         """Return the states (P, S) that follow the states (P, S) under actions (P, a) in [-1, 1]."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def reward(self, state: np.ndarray) -> np.ndarray:
         """Return the reward (P,) of the step that led to the states (P, S)."""
-        raise NotImplementedError
 
     def success(self, state: np.ndarray) -> np.ndarray:
         """Return which of the states (P, S) count as success; most games are scored by their return alone."""
         return np.zeros(len(state), bool)
 
+    @abc.abstractmethod
     def observe(self, state: np.ndarray) -> np.ndarray:
         """Return what the player sees of one state (S,), (obs_dim,)."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def draw(self, canvas: Canvas, state: np.ndarray) -> None:
         """Draw one state (S,)."""
-        raise NotImplementedError
 
 
 def nearest(items: np.ndarray, order: np.ndarray, count: int, absent: float = 1.0) -> np.ndarray:
