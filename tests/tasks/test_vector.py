@@ -26,6 +26,7 @@ def play(specs, num_workers, num_steps, seed=7):
         return seen, actions, envs.episodes.copy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_results_do_not_depend_on_the_number_of_workers(num_workers):
     specs = registry.get(["pendulum-spin", "mw-drawer-open", "cup-spin"])

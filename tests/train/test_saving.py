@@ -233,6 +233,7 @@ def start(work: str) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stage_leaves_quietly_when_told(number, code):
     child = start("time.sleep(60)")
@@ -244,6 +245,7 @@ def test_a_stage_leaves_quietly_when_told(number, code):
     assert "Traceback" not in stderr
 
 
+@pytest.mark.slow
 def test_a_users_error_is_one_line():
     child = start("raise ValueError('say what to do')")
     _, stderr = child.communicate(timeout=20)
@@ -252,6 +254,7 @@ def test_a_users_error_is_one_line():
     assert "Traceback" not in stderr
 
 
+@pytest.mark.slow
 def test_a_stage_ends_with_its_parent():
     parent = subprocess.Popen(
         [
