@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -145,13 +146,17 @@ def memory(options: argparse.Namespace) -> Claims:
     script = ROOT / "tests" / "train" / "short_run.py"
     with tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(
-            [sys.executable, str(script), json.dumps({"env_steps": 10**9, "env_workers": 2})], cwd=folder
+            [sys.executable, str(script), json.dumps({"env_steps": 10**9, "env_workers": 2})],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
         samples, end = [], time.monotonic() + 60 * options.minutes
         while time.monotonic() < end and process.poll() is None:
             time.sleep(max(60 * options.minutes / 200, 0.5))
             tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
             samples.append(sum(one.memory_full_info().pss for one in tree) / 2**20)
+        if process.poll() is not None:
+            raise SystemExit(f"the run whose memory was to be watched ended with exit code {process.returncode}")
         steps = sorted(int(path.name[5:]) for path in Path(folder).glob(".resume/short-*/save-*"))[-1]
         process.terminate()
         process.wait()
