@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline import config
+from pipeline.model.blocks import MLP, Conditioned, Finish, SimNorm
 from pipeline.model.compute import PLAIN, Compute, product, ready
 
 
@@ -121,6 +122,78 @@ class ExpertLayer(nn.Module):
     def forward(self, x: Tensor, task_emb: Tensor | None = None) -> tuple[Tensor, Routing]:
         """Map rows x (N, D) to (N, D); a task router wants their task embeddings (N, task_dim)."""
         return self.ready(task_emb)(x)
+
+
+class ReadyBlock(NamedTuple):
+    """A block of experts whose weights are ready for use."""
+
+    experts: ReadyExperts
+    finish: Finish
+
+    def __call__(self, x: Tensor, compute: Compute, notes: list[Routing] | None) -> Tensor:
+        """Map x (rows, D) to (rows, D), and note where the rows went if there are notes."""
+        y, routing = self.experts(x)
+        if notes is not None:
+            notes.append(routing)
+        return self.finish(x + y, compute)
+
+    def take(self, rows: Tensor) -> ReadyBlock:
+        """Repeat the tasks as `rows` (B,) says."""
+        return self._replace(experts=self.experts.take(rows))
+
+
+class ExpertBlock(nn.Module):
+    """What stands in the place of a hidden block: x plus the experts' output, then LayerNorm and Mish.
+
+    The layers are siblings of those of `blocks.Block`; the experts stand where its `linear` does. They are added to
+    their input, as the feed-forward of a Transformer's block is: a row whose experts have little to say goes on as it
+    is, and the gradient reaches the first layer past whatever the router does.
+
+    Args:
+        dim: D, of the rows.
+        experts: settings.
+        task_dim: width of the task embedding.
+    """
+
+    def __init__(self, dim: int, experts: config.Experts, task_dim: int):
+        super().__init__()
+        self.experts = ExpertLayer(dim, experts.hidden, experts, task_dim)
+        self.norm = nn.LayerNorm(dim)
+
+    def ready(self, task_emb: Tensor, compute: Compute) -> ReadyBlock:
+        """Make the weights ready to be computed as `compute` says; a task router chooses for its tasks (n, E) here."""
+        return ReadyBlock(self.experts.ready(task_emb, compute), Finish(self.norm.weight, self.norm.bias, 0))
+
+
+class ExpertMLP(MLP):
+    """An MLP whose last hidden block is an `ExpertBlock`: of three blocks the one in the middle.
+
+    What a router of the latent reads is the hidden state behind the first block, LayerNorm and Mish included. The
+    task embedding goes into that block alone, where its product is computed once per task as in every MLP.
+
+    Args:
+        x_dim, task_dim, a_dim, hidden_dims, out_dim, activation: as `MLP`; the last two of `hidden_dims` are equal.
+        experts: settings.
+    """
+
+    def __init__(
+        self,
+        x_dim: int,
+        task_dim: int,
+        a_dim: int,
+        hidden_dims: Sequence[int],
+        out_dim: int,
+        activation: SimNorm | None = None,
+        *,
+        experts: config.Experts,
+    ):
+        super().__init__(x_dim, task_dim, a_dim, hidden_dims, out_dim, activation)
+        self[len(hidden_dims) - 1] = ExpertBlock(hidden_dims[-1], experts, task_dim)
+
+
+def has_experts(told: Conditioned) -> bool:
+    """Whether an MLP that was told its tasks has experts."""
+    return any(isinstance(layer, ReadyBlock) for layer in told.layers)
 
 
 def balance_loss(routings: Sequence[Routing], experts: config.Experts) -> Tensor:
