@@ -129,8 +129,10 @@ def test_balance_loss_spreads_the_rows(router):
     layer = ExpertLayer(16, 8, experts(router), task_dim=16)
     x = torch.rand(200, 16)
     with torch.no_grad():
-        last = layer.router if router == "latent" else layer.router[-1]  # pyright: ignore
-        last.weight[0] = 1.0  # pyright: ignore
+        if router == "latent":
+            layer.router.weight[0] = 1.0  # pyright: ignore
+        else:
+            layer.router[-1].bias[0] = 1.0  # pyright: ignore
     optimizer = torch.optim.Adam(layer.router.parameters(), lr=0.02)
     shares = []
     for _ in range(60):
@@ -264,7 +266,7 @@ def test_a_model_without_experts_has_the_weights_it_had():
     names = set(WorldModel(TINY).state_dict())
     some = set(WorldModel(sizes(parts=("reward",))).state_dict())
     assert {name for name in names if not name.startswith("reward_head.1.")} <= some
-    assert {name for name in some - names} == {
+    assert some - names == {
         f"reward_head.1.experts.{part}"
         for part in ("up", "down", "shared_up.weight", "shared_down.weight", "router.weight")
     }
