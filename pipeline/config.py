@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -87,6 +87,22 @@ class Vision:
 
 
 @dataclass(frozen=True, config=_strict)
+class History:
+    """A causal Transformer over the past (latent, action) pairs of an episode, in place of the dynamics' MLP."""
+
+    context: Annotated[int, Field(ge=1, le=1024)]  # past steps that a prediction sees beside the present one
+    layers: Annotated[int, Field(ge=1, le=64)]
+    heads: Count  # of attention
+    dim: Count  # width of a step's token, a multiple of heads
+    mlp_dim: Count  # hidden width of the feed-forward part
+    backbone: Literal["dynamics", "shared"]  # who reads it: the next latent alone, or reward, policy and Q as well
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+
+
+@dataclass(frozen=True, config=_strict)
 class Model:
     """Sizes of the world model."""
 
@@ -105,6 +121,7 @@ class Model:
     log_std_min: float  # of the policy
     log_std_max: float  # of the policy
     termination: bool  # predict whether a step ends the episode for good, so that plans value nothing beyond it
+    history: History | None = None  # dynamics that see past steps; null = off, the MLP that sees the present alone
 
     def __post_init__(self) -> None:
         if self.latent_dim % self.simnorm_dim:
@@ -366,7 +383,7 @@ def is_mapping(key: str) -> bool:
 def _describe(section: type, problem: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     for part in problem["loc"][:-1]:
-        section = get_type_hints(section).get(part, section) if isinstance(part, str) else section
+        section = _section(get_type_hints(section).get(part, section)) if isinstance(part, str) else section
     if problem["type"] == "missing":
         return f"`{key}` is missing."
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
@@ -374,6 +391,11 @@ def _describe(section: type, problem: dict[str, Any]) -> str:
     if not key:
         return str(problem["msg"]).removeprefix("Value error, ")
     return f"`{key}` is {problem['input']!r}: {problem['msg']}."
+
+
+def _section(kind: Any) -> Any:
+    """Return the section that an optional one (`History | None`) is when it is there."""
+    return next((part for part in get_args(kind) if dataclasses.is_dataclass(part)), kind)
 
 
 def _field_names(section: type) -> list[str]:

@@ -134,7 +134,7 @@ class MLP(nn.Sequential):
         x_dim: X, width of the first input.
         task_dim: E, width of the task embedding.
         a_dim: A, width of the action; 0 for none.
-        hidden_dims: width of each hidden block, at least one.
+        hidden_dims: width of each hidden block; none makes it a single layer.
         out_dim: width of the output.
         activation: of the output block; None makes it a plain linear layer.
     """
@@ -163,7 +163,7 @@ class MLP(nn.Sequential):
             weight_a.to(torch.bfloat16) if compute.bfloat16 else weight_a,
             bias.to(torch.bfloat16) if compute.bfloat16 else bias,
             _finish(head),
-            tuple(_layer(block, compute) for block in rest),
+            tuple(ready_layer(block, compute) for block in rest),
             compute,
         )
 
@@ -177,7 +177,8 @@ class MLP(nn.Sequential):
         return cast("list[Block]", list(self))
 
 
-def _layer(block: Block, compute: Compute) -> Layer:
+def ready_layer(block: Block, compute: Compute) -> Layer:
+    """Make a block ready to be computed as `compute` says."""
     linear: Any = block.linear
     if type(linear) is not nn.Linear and torch.is_grad_enabled():
         return Layer(linear.get_base_layer().weight, linear.bias, linear, _finish(block))

@@ -185,7 +185,7 @@ def learn_share(folder: str, mode: Mode, accelerator: Accelerator | None) -> Non
         draws = UpdateDraws.sample(batch, 2, TINY.num_q, torch.Generator().manual_seed(step))
         mine = slice(rank * 8 // count, (rank + 1) * 8 // count)
         learner.update(
-            Batch(*(part[mine] if part.ndim == 1 else part[:, mine] for part in batch)),
+            batch.take(mine),
             mode,
             UpdateDraws(
                 draws.phrasing[mine],
