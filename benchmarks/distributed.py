@@ -31,7 +31,6 @@ from pipeline import config
 from pipeline.data.replay import ReplayBuffer
 from pipeline.files import read_json
 from pipeline.model.actor import Actor
-from pipeline.shapes import Batch
 from pipeline.tasks import registry
 from pipeline.tasks.vector import VectorEnv
 from pipeline.train.checkpoint import Saves

@@ -94,12 +94,40 @@ class History:
     layers: Annotated[int, Field(ge=1, le=64)]
     heads: Count  # of attention
     dim: Count  # width of a step's token, a multiple of heads
-    mlp_dim: Count  # hidden width of the feed-forward part
+    mlp_dim: Count  # hidden width of the feed-forward part, where model.experts puts no experts there
     backbone: Literal["dynamics", "shared"]  # who reads it: the next latent alone, or reward, policy and Q as well
 
     def __post_init__(self) -> None:
         if self.dim % self.heads:
-            raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+            raise ValueError(f"model.history.dim {self.dim} is not a multiple of model.history.heads {self.heads}")
+
+
+@dataclass(frozen=True, config=_strict)
+class Experts:
+    """Routed experts in the place of the last hidden layer of some networks. Active width: (top_k + shared) x hidden.
+
+    An expert is a SwiGLU feed-forward of three matrices, mlp_dim x hidden each; the dense layer it replaces is one of
+    mlp_dim x mlp_dim. With 3 x (active width) = mlp_dim both multiply a row by as many weights.
+    """
+
+    parts: tuple[Literal["dynamics", "reward", "policy", "q"], ...]  # the networks that have experts
+    num: Count  # routed experts of each such layer
+    top_k: Count  # of them that compute a row, weighted by their probabilities among all
+    hidden: Annotated[int, Field(multiple_of=8, ge=8)]  # hidden units of each routed expert and of the shared one
+    shared: bool  # an expert more that computes every row
+    router: Literal["latent", "task"]  # choose by each row's hidden state, or once per task by its embedding
+    temperature: Positive  # of the softmax over all experts
+    balance_coef: NotNegative  # of the loss that evens out how much the experts are used
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ValueError("model.experts.parts is empty: name some of the networks, or set model.experts to null")
+        if len(set(self.parts)) < len(self.parts):
+            raise ValueError(f"model.experts.parts names a network twice: {', '.join(self.parts)}")
+        if self.top_k > self.num:
+            raise ValueError(
+                f"model.experts.top_k {self.top_k} exceeds model.experts.num {self.num}: there are not so many experts"
+            )
 
 
 @dataclass(frozen=True, config=_strict)
@@ -122,6 +150,7 @@ class Model:
     log_std_max: float  # of the policy
     termination: bool  # predict whether a step ends the episode for good, so that plans value nothing beyond it
     history: History | None = None  # dynamics that see past steps; null = off, the MLP that sees the present alone
+    experts: Experts | None = None  # routed experts in these networks; null = off
 
     def __post_init__(self) -> None:
         if self.latent_dim % self.simnorm_dim:
@@ -130,6 +159,14 @@ class Model:
             )
         if self.bin_min >= self.bin_max or self.log_std_min >= self.log_std_max:
             raise ValueError("model.bin_min must be below bin_max, and log_std_min below log_std_max")
+        if self.experts is not None and self.mlp_dim % 8:
+            raise ValueError(
+                f"model.mlp_dim {self.mlp_dim} must be a multiple of 8 for model.experts: grouped products"
+            )
+        if self.history and self.experts and "dynamics" in self.experts.parts and self.history.dim % 8:
+            raise ValueError(
+                f"model.history.dim {self.history.dim} must be a multiple of 8 for experts in the dynamics"
+            )
 
 
 @dataclass(frozen=True, config=_strict)
@@ -376,14 +413,15 @@ def is_mapping(key: str) -> bool:
     name, *parts = key.split(".")
     kind: Any = SECTIONS.get(name)
     for part in parts:
-        kind = get_type_hints(kind).get(part) if isinstance(kind, type) else None
+        kind = _section(kind)
+        kind = get_type_hints(kind).get(part) if kind else None
     return get_origin(kind) is dict
 
 
 def _describe(section: type, problem: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     for part in problem["loc"][:-1]:
-        section = _section(get_type_hints(section).get(part, section)) if isinstance(part, str) else section
+        section = _section(get_type_hints(section).get(part)) or section if isinstance(part, str) else section
     if problem["type"] == "missing":
         return f"`{key}` is missing."
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
@@ -393,9 +431,9 @@ def _describe(section: type, problem: dict[str, Any]) -> str:
     return f"`{key}` is {problem['input']!r}: {problem['msg']}."
 
 
-def _section(kind: Any) -> Any:
-    """Return the section that an optional one (`History | None`) is when it is there."""
-    return next((part for part in get_args(kind) if dataclasses.is_dataclass(part)), kind)
+def _section(kind: Any) -> type | None:
+    """The dataclass of a section, also of one that may be null; None for any other kind of parameter."""
+    return next((part for part in (kind, *get_args(kind)) if dataclasses.is_dataclass(part)), None)  # pyright: ignore
 
 
 def _field_names(section: type) -> list[str]:

@@ -27,7 +27,7 @@ class Past(NamedTuple):
 
     obs: Tensor  # (W, B, O) float32, zero-padded
     action: Tensor  # (W, B, A) float32, what was executed at each
-    length: Tensor  # (B,) int64 in [0, W]: this many of the newest are of the same episode, the others count for nothing
+    length: Tensor  # (B,) int64 in [0, W], how many of the newest are of this episode; the others count for nothing
 
 
 class Batch(NamedTuple):
@@ -49,7 +49,7 @@ class Batch(NamedTuple):
     def each(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """Apply a function to every tensor, those of the past included."""
         past = None if self.past is None else Past(*map(function, self.past))
-        return Batch(*(function(part) for part in self if part is not self.past), past=past)
+        return Batch(*(function(part) for part in self if part is not None and not isinstance(part, Past)), past=past)
 
     def take(self, which: slice) -> Batch:
         """Return some of the slices."""

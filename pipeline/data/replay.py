@@ -128,7 +128,9 @@ class ReplayBuffer:
         """Return a buffer with the same episodes, kept on another device."""
         widths = self.obs.shape[1], self.action.shape[1]
         expert = "expert_action" in self._names
-        copy = ReplayBuffer(self.capacity, *widths, self.horizon, expert, device, None, self._task_weights, context=self._context)
+        copy = ReplayBuffer(
+            self.capacity, *widths, self.horizon, expert, device, None, self._task_weights, context=self._context
+        )
         for name in self._names:
             getattr(copy, name).copy_(getattr(self, name))
         copy.load_index(self.index_tensors())

@@ -19,9 +19,9 @@ from pipeline.shapes import Past
 class Actor:
     """Holds what acting needs between steps: the last plans, whose episode begins, random numbers, the past.
 
-    A model that sees past steps (`model.history`) is shown those of each environment's episode, so that `act` is to be
-    called once per step. Call `reset` before the first step, `begin_episodes` after steps that ended episodes, and `refresh` whenever the
-    model's weights have changed.
+    Call `reset` before the first step, `begin_episodes` after steps that ended episodes, and `refresh` whenever the
+    model's weights have changed. A model that sees past steps is shown what `act` was given and has returned since an
+    episode began: call it once per step.
 
     Args:
         model: the world model; several actors may share one.

@@ -14,15 +14,16 @@ Xiong et al. (arXiv 2002.04745); Transformers as world models: STORM (arXiv 2310
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline import config
-from pipeline.model.blocks import MLP, Block, Conditioned, Layer, Mish, SimNorm, ready_layer
+from pipeline.model.blocks import MLP, Block, Conditioned, Layer, Mish, SimNorm
 from pipeline.model.compute import PLAIN, Compute
+from pipeline.model.experts import ExpertLayer, ReadyExperts, Routing
 
 
 class KeysValues(NamedTuple):
@@ -61,7 +62,24 @@ class ReadyLayer(NamedTuple):
     out: Layer
     distance: Tensor  # (H, context + 1), what is added to the score of a token so many steps before
     before_feed: Norm
-    feed: tuple[Layer, ...]
+    feed: tuple[Layer, ...] | ReadyExperts
+    notes: list[Routing] | None = None  # where its calls note which rows went to which expert; None: nowhere
+
+    def take(self, rows: Tensor) -> ReadyLayer:
+        """Repeat the tasks as `rows` (B,) says."""
+        return self._replace(feed=self.feed.take(rows)) if isinstance(self.feed, ReadyExperts) else self
+
+    def feed_forward(self, x: Tensor, compute: Compute) -> Tensor:
+        """What is to be added to rows x (L N, D), L tokens of each of N environments one after the other."""
+        h = self.before_feed(x)
+        if isinstance(self.feed, ReadyExperts):
+            h, routing = self.feed(h)
+            if self.notes is not None:
+                self.notes.append(routing)
+            return h.to(x.dtype)
+        for part in self.feed:
+            h = part(h, compute, None)
+        return h
 
 
 class ConditionedHistory(NamedTuple):
@@ -80,7 +98,15 @@ class ConditionedHistory(NamedTuple):
 
     def take(self, rows: Tensor) -> ConditionedHistory:
         """Repeat the tasks as `rows` (B,) says."""
-        return self._replace(embed=self.embed.take(rows))
+        return self._replace(embed=self.embed.take(rows), layers=tuple(layer.take(rows) for layer in self.layers))
+
+    def noting(self, name: str, notes: dict[str, list[Routing]]) -> ConditionedHistory:
+        """Return this with every layer with experts noting its calls under `<name>.<layer>`."""
+        layers = (
+            layer._replace(notes=notes.setdefault(f"{name}.{i}", [])) if isinstance(layer.feed, ReadyExperts) else layer
+            for i, layer in enumerate(self.layers)
+        )
+        return self._replace(layers=tuple(layers))
 
     def whole(self, z: Tensor, a: Tensor, length: Tensor) -> tuple[Tensor, tuple[KeysValues, ...]]:
         """Compute a sequence of tokens at once.
@@ -149,29 +175,33 @@ class ConditionedHistory(NamedTuple):
             x = self._finish_layer(layer, x, seen)
             own.append(steps)
         hidden = self.norm(x).view(shape)
-        z = self.head(hidden.flatten(0, -2), self.compute).view(*shape[:-1], -1)
+        z = self.head(hidden.flatten(0, -2), self.compute, None).view(*shape[:-1], -1)
         return z, memory._replace(own=tuple(own), steps=memory.steps + 1, hidden=hidden)
 
     def _queries_keys_values(self, layer: ReadyLayer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return three times (N, H, L, D / H) for tokens x (L, N, D)."""
-        found = layer.qkv(layer.before_attention(x).flatten(0, 1), self.compute)
+        found = layer.qkv(layer.before_attention(x).flatten(0, 1), self.compute, None)
         heads = layer.distance.shape[0]
         q, k, v = found.view(*x.shape[:2], 3, heads, -1).permute(2, 1, 3, 0, 4)
         return q, k, v
 
     def _finish_layer(self, layer: ReadyLayer, x: Tensor, seen: Tensor) -> Tensor:
-        """Add to tokens x (L, N, D) what they have seen (N, H, L, D / H), and what the feed-forward part makes of it."""
-        x = x + layer.out(seen.permute(2, 0, 1, 3).reshape(-1, x.shape[-1]), self.compute).view(x.shape)
-        h = layer.before_feed(x).flatten(0, 1)
-        for part in layer.feed:
-            h = part(h, self.compute)
-        return x + h.view(x.shape)
+        """Add to tokens x (L, N, D) what they have seen (N, H, L, D / H), and what the layer makes of it."""
+        rows = x.flatten(0, 1)
+        rows = rows + layer.out(seen.permute(2, 0, 1, 3).reshape(rows.shape), self.compute, None)
+        return (rows + layer.feed_forward(rows, self.compute)).view(x.shape)
 
 
 class TransformerLayer(nn.Module):
-    """Attention, then a feed-forward part, each normalised before and added to what came in."""
+    """Attention, then a feed-forward part or experts, each normalised before and added to what came in.
 
-    def __init__(self, history: config.History):
+    Args:
+        history: sizes.
+        experts: what stands in the place of the feed-forward part, if anything.
+        task_dim: E, for experts chosen by the task.
+    """
+
+    def __init__(self, history: config.History, experts: config.Experts | None, task_dim: int):
         super().__init__()
         dim = history.dim
         self.before_attention = nn.LayerNorm(dim)
@@ -179,17 +209,22 @@ class TransformerLayer(nn.Module):
         self.out = Block(dim, dim, None)
         self.distance = nn.Parameter(torch.zeros(history.heads, history.context + 1))
         self.before_feed = nn.LayerNorm(dim)
-        self.feed = nn.Sequential(Block(dim, history.mlp_dim, Mish()), Block(history.mlp_dim, dim, None))
+        if experts is None:
+            self.feed = nn.Sequential(Block(dim, history.mlp_dim, Mish()), Block(history.mlp_dim, dim, None))
+        else:
+            self.feed = ExpertLayer(dim, experts.hidden, experts, task_dim)
 
-    def ready(self, compute: Compute) -> ReadyLayer:
-        """Make the weights ready to be computed as `compute` says."""
+    def ready(self, task_emb: Tensor, compute: Compute) -> ReadyLayer:
+        """Make the weights ready to be computed as `compute` says; experts chosen by the task are chosen here."""
         return ReadyLayer(
             _ready_norm(self.before_attention),
-            ready_layer(self.qkv, compute),
-            ready_layer(self.out, compute),
+            self.qkv.ready(task_emb, compute),
+            self.out.ready(task_emb, compute),
             self.distance,
             _ready_norm(self.before_feed),
-            tuple(ready_layer(block, compute) for block in self.feed),
+            self.feed.ready(task_emb, compute)
+            if isinstance(self.feed, ExpertLayer)
+            else tuple(block.ready(task_emb, compute) for block in cast("list[Block]", list(self.feed))),
         )
 
 
@@ -197,27 +232,27 @@ class HistoryDynamics(nn.Module):
     """The Transformer that predicts the next latent, through SimNorm.
 
     Args:
-        latent_dim: Z.
-        task_dim: E.
-        action_dim: A.
-        simnorm_dim: group of SimNorm.
-        history: sizes.
+        sizes: of the world model.
+        history: its own.
     """
 
-    def __init__(self, latent_dim: int, task_dim: int, action_dim: int, simnorm_dim: int, history: config.History):
+    def __init__(self, sizes: config.Model, history: config.History):
         super().__init__()
-        self.embed = MLP(latent_dim, task_dim, action_dim, [], history.dim)
-        self.layers = nn.ModuleList(TransformerLayer(history) for _ in range(history.layers))
+        latent, task, experts = sizes.latent_dim, sizes.task_dim, sizes.experts
+        if experts is not None and "dynamics" not in experts.parts:
+            experts = None
+        self.embed = MLP(latent, task, sizes.action_dim, [], history.dim)
+        self.layers = nn.ModuleList(TransformerLayer(history, experts, task) for _ in range(history.layers))
         self.norm = nn.LayerNorm(history.dim)
-        self.head = Block(history.dim, latent_dim, SimNorm(simnorm_dim))
+        self.head = Block(history.dim, latent, SimNorm(sizes.simnorm_dim))
 
     def condition(self, task_emb: Tensor, compute: Compute = PLAIN) -> ConditionedHistory:
         """Tell the Transformer its tasks (n, E), and make its weights ready to be computed as `compute` says."""
         return ConditionedHistory(
             self.embed.condition(task_emb, compute),
-            tuple(layer.ready(compute) for layer in self.layers),
+            tuple(layer.ready(task_emb, compute) for layer in cast("list[TransformerLayer]", list(self.layers))),
             _ready_norm(self.norm),
-            ready_layer(self.head, compute),
+            self.head.ready(task_emb, compute),
             compute,
         )
 

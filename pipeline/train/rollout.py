@@ -15,7 +15,6 @@ from pipeline.model.actor import Actor
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv
 
-
 # What is saved with a row per environment, and the dim of these rows.
 _BY_ENVIRONMENT = {
     "length": 0,
