@@ -410,12 +410,22 @@ def near(name: str, known: list[str]) -> str:
 
 def is_mapping(key: str) -> bool:
     """Whether a parameter, e.g. `tasks.weights`, maps names of the user's choice to values, and is no section."""
+    return get_origin(_kind(key)) is dict
+
+
+def is_optional(key: str) -> bool:
+    """Whether a parameter, e.g. `model.experts`, is a section that may be null."""
+    return type(None) in get_args(_kind(key)) and _section(_kind(key)) is not None
+
+
+def _kind(key: str) -> Any:
+    """The type of a parameter, `model.experts.num` say; None for one that is unknown."""
     name, *parts = key.split(".")
     kind: Any = SECTIONS.get(name)
     for part in parts:
-        kind = _section(kind)
-        kind = get_type_hints(kind).get(part) if kind else None
-    return get_origin(kind) is dict
+        section = _section(kind)
+        kind = get_type_hints(section).get(part) if section else None
+    return kind
 
 
 def _describe(section: type, problem: dict[str, Any]) -> str:
