@@ -83,8 +83,8 @@ def test_a_batch_in_pieces_gives_the_update_of_the_whole(history: config.History
             batch = with_past(make_batch(learner.table, seed=step))
             learner.update(batch, mode, torch.Generator().manual_seed(step))  # pyright: ignore[reportArgumentType]
         # A key's bias changes no share of attention: its gradient is rounding, which Adam blows up.
-        named = ((name, part.detach()) for name, part in model.named_parameters() if not name.endswith("qkv.linear.bias"))
-        weights.append(torch.cat([part.flatten() for _, part in named]))
+        counted = [part for name, part in model.named_parameters() if not name.endswith("qkv.linear.bias")]
+        weights.append(torch.cat([part.detach().flatten() for part in counted]))
     assert torch.allclose(*weights, atol=2e-5)
 
 
