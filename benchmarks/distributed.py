@@ -32,7 +32,6 @@ from pipeline import config
 from pipeline.data.replay import ReplayBuffer
 from pipeline.files import read_json
 from pipeline.model.actor import Actor
-from pipeline.shapes import Batch
 from pipeline.tasks import registry
 from pipeline.tasks.vector import VectorEnv
 from pipeline.train.checkpoint import Saves
@@ -71,7 +70,7 @@ def _learn_share(folder: str, accelerator: Accelerator | None) -> None:
     for step in range(10):
         batch = make_batch(learner.table, batch_size=9, seed=step)
         draws = UpdateDraws.sample(batch, 2, TINY.num_q, torch.Generator().manual_seed(step)).split(sizes)[group.rank]
-        learner.update(Batch(*(part[mine] if part.ndim == 1 else part[:, mine] for part in batch)), "online", draws)
+        learner.update(batch.take(mine), "online", draws)
     save_file(learner.state_tensors(), f"{folder}/{group.count}-{group.rank}.safetensors")
 
 

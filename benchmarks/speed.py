@@ -140,7 +140,7 @@ class Bench:
         """Measure one full update, "online" (the model's and the policy's step) or "pretrain"."""
         sizes = model_size(size)
         table = make_table(sizes, _NUM_TASKS).to(self.device)
-        batch = type(drawn := make_batch(table.to("cpu"), sizes, batch_size))(*(part.to(self.device) for part in drawn))
+        batch = make_batch(table.to("cpu"), sizes, batch_size).to(self.device)
         draws = UpdateDraws.sample(batch, table.num_phrasings, sizes.num_q, torch.Generator().manual_seed(0))
         make = partial(make_model, sizes, fill=False)
         reference = plain.PlainLearner(make().to(self.device), table, LEARNING)

@@ -87,6 +87,22 @@ class Vision:
 
 
 @dataclass(frozen=True, config=_strict)
+class History:
+    """A causal Transformer over the past (latent, action) pairs of an episode, in place of the dynamics' MLP."""
+
+    context: Annotated[int, Field(ge=1, le=1024)]  # past steps that a prediction sees beside the present one
+    layers: Annotated[int, Field(ge=1, le=64)]
+    heads: Count  # of attention
+    dim: Count  # width of a step's token, a multiple of heads
+    mlp_dim: Count  # hidden width of the feed-forward part, where model.experts puts no experts there
+    backbone: Literal["dynamics", "shared"]  # who reads it: the next latent alone, or reward, policy and Q as well
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads:
+            raise ValueError(f"model.history.dim {self.dim} is not a multiple of model.history.heads {self.heads}")
+
+
+@dataclass(frozen=True, config=_strict)
 class Experts:
     """Routed experts in the place of the last hidden layer of some networks. Active width: (top_k + shared) x hidden.
 
@@ -133,6 +149,7 @@ class Model:
     log_std_min: float  # of the policy
     log_std_max: float  # of the policy
     termination: bool  # predict whether a step ends the episode for good, so that plans value nothing beyond it
+    history: History | None = None  # dynamics that see past steps; null = off, the MLP that sees the present alone
     experts: Experts | None = None  # routed experts in these networks; null = off
 
     def __post_init__(self) -> None:
@@ -145,6 +162,10 @@ class Model:
         if self.experts is not None and self.mlp_dim % 8:
             raise ValueError(
                 f"model.mlp_dim {self.mlp_dim} must be a multiple of 8 for model.experts: grouped products"
+            )
+        if self.history and self.experts and "dynamics" in self.experts.parts and self.history.dim % 8:
+            raise ValueError(
+                f"model.history.dim {self.history.dim} must be a multiple of 8 for experts in the dynamics"
             )
 
 

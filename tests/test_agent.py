@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -374,3 +375,27 @@ def test_tasks_that_do_not_fit_are_refused(agent: Agent) -> None:
         with pytest.raises(ValueError, match=message):
             agent.add_task(spec, embeddings_of([spec]), 0.9)
     assert list(agent.tasks) == ["walk", "reach", "push"]
+
+
+@pytest.mark.parametrize("backbone", ["dynamics", "shared"])
+def test_a_saved_agent_with_history_acts_on_its_past_as_before(backbone: str, tmp_path: Path):
+    history = config.History(context=3, layers=1, heads=2, dim=16, mlp_dim=16, backbone=backbone)  # pyright: ignore
+    made = make_agent()
+    model = WorldModel(dataclasses.replace(SIZES, history=history))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    agent = Agent(model, SPECS, made.embeddings, made.table, PLANNER)
+    agent.save_pretrained(tmp_path / "checkpoint")
+    loaded = Agent.from_pretrained(tmp_path / "checkpoint")
+    assert loaded.model.config == model.config
+    last = []
+    for first in (0, 0, 7):  # the third sees another first observation
+        for actor in (agent, loaded):
+            actor.reset(2, seed=5)
+            seen = [obs_for(SPECS[0], 2, seed=seed) for seed in (first, 1, 2)]
+            for obs in seen[:2]:
+                actor.act(obs, task="walk", plan=False)
+            last.append(actor.act(seen[2], task="walk"))
+    assert all(np.array_equal(last[0], other) for other in last[:4])
+    assert not np.array_equal(last[0], last[4])
+    assert np.array_equal(last[4], last[5])

@@ -22,6 +22,7 @@ class Drawn(NamedTuple):
     task: Tensor  # (B,) int64, row of the task table
     terminated: Tensor  # (B,) bool, whether the episode ends for good with the slice's last transition
     imitation: Tensor  # (B,) float32 in [0, 1]
+    before: Tensor  # (B,) int64, transitions of the episode before each slice
 
 
 class EpisodeTable:
@@ -97,7 +98,7 @@ class EpisodeTable:
         num_starts = length.sub_(self._horizon - 1)
         offset = torch.rand(num, generator=generator, dtype=torch.float64).mul_(num_starts).long()
         at_end = offset == num_starts.sub_(1)
-        return Drawn(start.add_(offset), task, at_end.logical_and_(terminated), self._imitation[place])
+        return Drawn(start.add_(offset), task, at_end.logical_and_(terminated), self._imitation[place], offset)
 
     def read(self, since: int) -> tuple[Tensor, Tensor]:
         """Return columns (4, n) and imitation (n,) of the stored episodes numbered `since` and higher."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.episode_table import EpisodeTable
-from pipeline.shapes import Batch
+from pipeline.shapes import Batch, Past
 
 if TYPE_CHECKING:
     from pipeline.data.episode import Episode
@@ -41,6 +41,7 @@ class ReplayBuffer:
         attach: the files are those another process has made and filled, and are mapped as they are.
         task_weights: (n,) how often each row of the task table is drawn, relative to the others; None leaves it to how
             many episodes each has.
+        context: W, steps before a slice that come with it; 0 for none.
 
     Raises:
         ValueError: the capacity is below a slice, a weight is impossible, or files are asked for on another device.
@@ -58,6 +59,7 @@ class ReplayBuffer:
         folder: Path | None = None,
         task_weights: Tensor | None = None,
         attach: bool = False,
+        context: int = 0,
     ):
         if capacity <= horizon:
             raise ValueError(f"a replay of {capacity} rows cannot hold a slice of {horizon} transitions")
@@ -80,6 +82,7 @@ class ReplayBuffer:
         self._episodes = EpisodeTable(horizon, task_weights)
         self._next_row = 0
         self._offsets = torch.arange(horizon + 1).unsqueeze(1)
+        self._context, self._past_offsets = context, torch.arange(-context, 0).unsqueeze(1)
 
     @property
     def num_episodes(self) -> int:
@@ -125,7 +128,9 @@ class ReplayBuffer:
         """Return a buffer with the same episodes, kept on another device."""
         widths = self.obs.shape[1], self.action.shape[1]
         expert = "expert_action" in self._names
-        copy = ReplayBuffer(self.capacity, *widths, self.horizon, expert, device, None, self._task_weights)
+        copy = ReplayBuffer(
+            self.capacity, *widths, self.horizon, expert, device, None, self._task_weights, context=self._context
+        )
         for name in self._names:
             getattr(copy, name).copy_(getattr(self, name))
         copy.load_index(self.index_tensors())
@@ -293,15 +298,22 @@ class ReplayBuffer:
         def empty(*shape: int) -> Tensor:
             return torch.empty(shape, device=self.device)
 
-        action = empty(steps, batch_size, wide)
+        def ints() -> Tensor:
+            return torch.empty(batch_size, dtype=torch.int64, device=self.device)
+
+        action, past = empty(steps, batch_size, wide), None
+        if self._context:
+            before = empty(self._context, batch_size, self.obs.shape[1]), empty(self._context, batch_size, wide)
+            past = Past(*before, ints())
         return Batch(
             empty(steps + 1, batch_size, self.obs.shape[1]),
             action,
             empty(steps, batch_size, wide) if expert_actions else action,
             empty(steps, batch_size),
             torch.zeros(steps, batch_size, device=self.device),
-            torch.empty(batch_size, dtype=torch.int64, device=self.device),
+            ints(),
             empty(batch_size),
+            past,
         )
 
     def _fill(self, batch: Batch, first: int, num: int, generator: torch.Generator) -> None:
@@ -317,6 +329,12 @@ class ReplayBuffer:
         batch.terminated[-1, at] = drawn.terminated.to(self.device, torch.float32)
         batch.task[at] = drawn.task.to(self.device)
         batch.imitation[at] = drawn.imitation.to(self.device)
+        if batch.past is not None:
+            # What would lie before the episode is its first row again: any finite values do.
+            rows = (drawn.start + torch.maximum(self._past_offsets, -drawn.before)).to(self.device)  # (W, num)
+            _gather(self.obs, rows, batch.past.obs[:, at])
+            _gather(self.action, rows, batch.past.action[:, at])
+            batch.past.length[at] = drawn.before.clamp(max=self._context).to(self.device)
 
 
 def _gather(column: Tensor, rows: Tensor, out: Tensor) -> None:
@@ -355,6 +373,7 @@ def from_demos(
     device: torch.device | str = "cpu",
     folder: Path | None = None,
     task_weights: Tensor | None = None,
+    context: int = 0,
 ) -> ReplayBuffer:
     """Put demonstrations into a buffer of exactly their size.
 
@@ -366,6 +385,7 @@ def from_demos(
         device: of the buffer.
         folder: of the buffer.
         task_weights: of the buffer.
+        context: of the buffer.
 
     Raises:
         ValueError: there are none, or one is wider than the padding or shorter than the horizon.
@@ -373,7 +393,7 @@ def from_demos(
     if not episodes:
         raise ValueError("there are no demonstrations to learn from: run `dvc repro demos` and see demos.episodes")
     rows = sum(len(episode.obs) for _, episode in episodes)
-    buffer = ReplayBuffer(rows, obs_dim, action_dim, horizon, True, device, folder, task_weights)
+    buffer = ReplayBuffer(rows, obs_dim, action_dim, horizon, True, device, folder, task_weights, context=context)
     for task, episode in episodes:
         if episode.obs.shape[1] > obs_dim or episode.action.shape[1] > action_dim:
             raise ValueError(

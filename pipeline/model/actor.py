@@ -13,13 +13,15 @@ from pipeline.model.compute import PLAIN, Compute
 from pipeline.model.planner import plan as make_plan
 from pipeline.model.task_table import POLICY, TIED, TaskTable
 from pipeline.model.world_model import TaskContext, WorldModel
+from pipeline.shapes import Past
 
 
 class Actor:
-    """Holds what acting needs between steps: the last plans, whose episode begins, random numbers.
+    """Holds what acting needs between steps: the last plans, whose episode begins, random numbers, the past.
 
     Call `reset` before the first step, `begin_episodes` after steps that ended episodes, and `refresh` whenever the
-    model's weights have changed.
+    model's weights have changed. A model that sees past steps is shown what `act` was given and has returned since an
+    episode began: call it once per step.
 
     Args:
         model: the world model; several actors may share one.
@@ -33,6 +35,7 @@ class Actor:
         self._generator = torch.Generator()
         self._prev_mean = torch.zeros(planner.horizon, 0, model.config.action_dim)
         self._is_first = torch.ones(0, dtype=torch.bool)
+        self._past: Past | None = None  # normalised as the model sees it
         self._context: TaskContext | None = None
         self._context_rows: Tensor | None = None
 
@@ -57,10 +60,17 @@ class Actor:
         self._generator.manual_seed(seed)
         self._prev_mean = torch.zeros(self.planner.horizon, num_envs, self.model.config.action_dim, device=device)
         self._is_first = torch.ones(num_envs, dtype=torch.bool, device=device)
+        sizes = self.model.config
+        if sizes.history is not None:
+            steps = sizes.history.context, num_envs
+            obs, action = (torch.zeros(*steps, width, device=device) for width in (sizes.obs_dim, sizes.action_dim))
+            self._past = Past(obs, action, torch.zeros(num_envs, dtype=torch.int64, device=device))
 
     def begin_episodes(self, which: Tensor) -> None:
-        """Forget the plans of the environments where `which` (N,) bool is true: their next step is their first."""
+        """Forget plans and past of the environments where `which` (N,) bool is true: their next step is their first."""
         self._is_first |= which.to(self._is_first.device)
+        if self._past is not None:
+            self._past.length.masked_fill_(which.to(self._past.length.device), 0)
 
     def refresh(self) -> None:
         """Drop what was computed from the weights: they have changed."""
@@ -119,23 +129,37 @@ class Actor:
                 self._generator,
                 constraint_weight,
                 explore,
+                self._past,
             )
             self._prev_mean, action = made.mean, made.action
             self._is_first = torch.zeros_like(self._is_first)
         if not planned.all():
             noise = torch.randn(mask.shape, generator=self._generator).to(device) if explore else None
-            own = self.model.policy(self.model.encode(obs, ctx), ctx, mask, noise).action
+            memory = self.model.remember(self._past, ctx) if self.model.shared else None
+            own = self.model.policy(self.model.state(obs, ctx, memory), ctx, mask, noise).action
             action = torch.where(planned.unsqueeze(1), action, own)
+        self._keep(obs, action)
         return action.cpu()
 
+    def _keep(self, obs: Tensor, action: Tensor) -> None:
+        """Put what was observed (N, O) and done (N, A) at the end of the past."""
+        if self._past is not None:
+            steps = torch.cat([self._past.obs[1:], obs[None]]), torch.cat([self._past.action[1:], action[None]])
+            self._past = Past(*steps, (self._past.length + 1).clamp(max=len(steps[0])))
+
     def state_tensors(self) -> dict[str, Tensor]:
-        """Return the plans and the random state, for a bit-for-bit resume."""
-        return {"prev_mean": self._prev_mean, "is_first": self._is_first, "generator": self._generator.get_state()}
+        """Return the plans, the past and the random state, for a bit-for-bit resume."""
+        state = {"prev_mean": self._prev_mean, "is_first": self._is_first, "generator": self._generator.get_state()}
+        if self._past is not None:
+            state |= {f"past_{name}": part for name, part in self._past._asdict().items()}
+        return state
 
     def load_state_tensors(self, state: dict[str, Tensor]) -> None:
         """Take over what `state_tensors` returned."""
         device = self.table.discount.device
         self._prev_mean, self._is_first = state["prev_mean"].to(device), state["is_first"].to(device)
+        if self._past is not None:
+            self._past = Past(*(state[f"past_{name}"].to(device, copy=True) for name in Past._fields))
         self._generator.set_state(state["generator"])
 
     def _task_context(self, rows: Tensor) -> TaskContext:

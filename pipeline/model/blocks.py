@@ -183,7 +183,7 @@ class MLP(nn.Sequential):
         x_dim: X, width of the first input.
         task_dim: E, width of the task embedding.
         a_dim: A, width of the action; 0 for none.
-        hidden_dims: width of each hidden block, at least one.
+        hidden_dims: width of each hidden block; none makes it a single layer.
         out_dim: width of the output.
         activation: of the output block; None makes it a plain linear layer.
     """

@@ -15,6 +15,17 @@ from pipeline.model.actor import Actor
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv
 
+# What is saved with a row per environment, and the dim of these rows.
+_BY_ENVIRONMENT = {
+    "length": 0,
+    "episodes": 0,
+    "actor.is_first": 0,
+    "actor.prev_mean": 1,
+    "actor.past_obs": 1,
+    "actor.past_action": 1,
+    "actor.past_length": 0,
+}
+
 
 class Finished(NamedTuple):
     """One episode that has just ended."""
@@ -189,9 +200,9 @@ def deal_state(states: Sequence[dict[str, Tensor]], rank: int, num_ranks: int) -
     dealt: dict[str, Tensor] = {}
     for name, extra in (("obs", 1), ("action", 0), ("reward", 0)):
         dealt[name] = torch.cat([state[name].split((state["length"] + extra).tolist())[i] for state, i in places])
-    for name in ("length", "episodes", "actor.is_first"):
-        dealt[name] = torch.stack([state[name][i] for state, i in places])
-    dealt["actor.prev_mean"] = torch.stack([state["actor.prev_mean"][:, i] for state, i in places], dim=1)
+    for name, dim in _BY_ENVIRONMENT.items():
+        if name in states[0]:  # the past is that of a model with history
+            dealt[name] = torch.stack([state[name].select(dim, i) for state, i in places], dim)
     return dealt
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Literal
@@ -106,7 +107,7 @@ class Learner:
             FloatingPointError: a loss or gradient is not finite; nothing was changed.
         """
         self.table.check(batch.task)
-        batch = batch._replace(obs=self.table.normalize(batch.obs, batch.task))
+        batch = self._prepare(batch)
         if isinstance(draws, torch.Generator):
             draws = UpdateDraws.sample(batch, self.table.num_phrasings, self.model.config.num_q, draws)
         bc_coef = self.learning.bc_coef if mode == "pretrain" else self.learning.online_bc_coef
@@ -133,6 +134,18 @@ class Learner:
             metrics |= self._update_policy(pieces, zs)
         self.updates += 1
         return metrics
+
+    def _prepare(self, batch: Batch) -> Batch:
+        """Normalise what was observed; refuse slices without the past that the model is to see."""
+        obs, past = self.table.normalize(batch.obs, batch.task), batch.past
+        if self.model.config.history is None:
+            return batch._replace(obs=obs)
+        if past is None:
+            raise ValueError(
+                "the model sees past steps (model.history), but the batch holds none: sample it from a replay made "
+                "with `context` set to model.history.context"
+            )
+        return batch._replace(obs=obs, past=past._replace(obs=self.table.normalize(past.obs, batch.task)))
 
     def _update_policy(self, pieces: list[tuple[Batch, UpdateDraws]], zs: list[Tensor]) -> dict[str, Tensor]:
         values: list[Tensor] = []
@@ -311,5 +324,6 @@ def _split(batch: Batch, draws: UpdateDraws, count: int) -> list[tuple[Batch, Up
     if count == 1:
         return [(batch, draws)]
     sizes = [len(part) for part in batch.task.tensor_split(min(count, len(batch.task)))]
-    parts = zip(*(part.split(sizes, 0 if part.ndim == 1 else 1) for part in batch), strict=True)
-    return [(Batch(*part), draw) for part, draw in zip(parts, draws.split(sizes), strict=True)]
+    ends = list(itertools.accumulate(sizes))
+    spans = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+    return list(zip(map(batch.take, spans), draws.split(sizes), strict=True))

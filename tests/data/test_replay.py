@@ -142,7 +142,7 @@ def test_files_hold_the_same_as_memory(tmp_path):
     lengths = [10, 20, 15, 12, 9]
     memory, files = filled(60, lengths), filled(60, lengths, folder=tmp_path / "replay")
     ours, theirs = (replay.sample(50, torch.Generator().manual_seed(3)) for replay in (memory, files))
-    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(ours[:-1], theirs[:-1], strict=True))
     assert {path.name: path.stat().st_size for path in (tmp_path / "replay").iterdir()} == {
         "obs.f32": 4 * 60 * 4, "action.f32": 4 * 60 * 2, "reward.f32": 4 * 60,
     }  # fmt: skip
@@ -195,7 +195,7 @@ def test_a_saved_replay_continues_bit_for_bit():
         obs, action, reward = episode(9, 14)
         replay.add(obs, action, reward, False, 2)
     ours, theirs = (replay.sample(50, torch.Generator().manual_seed(3)) for replay in (buffer, other))
-    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(ours[:-1], theirs[:-1], strict=True))
 
 
 @given(st.lists(st.lists(st.integers(3, 20), max_size=8), min_size=1, max_size=6), st.booleans())
@@ -251,7 +251,7 @@ def test_a_mixture_imitates_experts_and_what_was_done():
     difference = (batch.expert_action - batch.action)[..., 0]
     assert (difference[:, :3] == 1).all()
     assert (difference[:, 3:] == 0).all()
-    assert all(part.is_contiguous() for part in batch)
+    assert all(part.is_contiguous() for part in batch if part is not None)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,9 @@ DEFAULTS = {
     "nan_at": None,  # [rank, update]: a batch of that rank holds a reward that is not finite
     "slow_save": 0.0,  # seconds each save takes longer
     "fail_at": None,  # [rank, update]: that rank raises an error of its own
+    "history": False,  # dynamics that see past steps
 }
+HISTORY = config.History(context=4, layers=2, heads=2, dim=16, mlp_dim=24, backbone="shared")
 TASKS = [
     parse_spec(
         {
@@ -85,15 +87,16 @@ def main(options: dict) -> None:
     ranks = start(runtime, seed)
     table = dataclasses.replace(make_table(), names=tuple(spec.name for spec in TASKS))
     experts = config.Experts(("dynamics", "reward", "policy", "q"), 3, 1, 8, True, "latent", 1.0, 0.01)
-    model = make_model(dataclasses.replace(TINY, mlp_dim=24, experts=experts) if options["experts"] else TINY)
+    sizes = dataclasses.replace(TINY, mlp_dim=24, experts=experts) if options["experts"] else TINY
+    model = make_model(dataclasses.replace(sizes, history=HISTORY if options["history"] else None))
     _plant(options, ranks)
     with scratch_folder("short", [settings, learning], [], seed, ranks) as scratch:
         learner = Learner(model, table, learning, settings.warmup_updates, ranks)
         place = replay_place(runtime, ranks.device, scratch)
-        demos = shared_demo_buffer(ranks, _demos(), table.names, TINY, TINY_PLANNER.horizon, place, scratch)
+        demos = shared_demo_buffer(ranks, _demos(), table.names, sizes, TINY_PLANNER.horizon, place, scratch)
         numbers = own_environments(ranks, TASKS)
         capacity = math.ceil(settings.replay_capacity * len(numbers) / len(TASKS))
-        replay = online_buffer(capacity, TINY, TINY_PLANNER.horizon, place, ranks.rank)
+        replay = online_buffer(capacity, sizes, TINY_PLANNER.horizon, place, ranks.rank)
         own = [TASKS[number] for number in numbers]
         widths = TINY.obs_dim, TINY.action_dim
         with (

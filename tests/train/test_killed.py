@@ -63,6 +63,15 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(server, undisturbed,
     assert not list(tmp_path.glob(".resume/*"))
 
 
+def test_a_past_under_way_is_taken_up_too(server, tmp_path):
+    assert server.run(tmp_path / "undisturbed", history=True) == [0], said(tmp_path / "undisturbed")
+    for ranks in (1, 2):
+        folder = tmp_path / f"on-{ranks}"
+        assert server.run(folder, history=True, kill_at_write=11) == [-signal.SIGKILL]
+        assert server.run(folder, ranks, history=True) == [0] * ranks, said(folder)
+    assert result(tmp_path / "on-1") == result(tmp_path / "undisturbed")
+
+
 @pytest.mark.parametrize("damage", ["flip", "missing", "missing replay part"])
 def test_a_damaged_save_is_passed_over(server, undisturbed, stopped, damage):
     first, last = positions(stopped)

@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from benchmarks.problem import LEARNING, TINY, make_batch, make_model, make_table
 from pipeline.model.adapters import Adapters
 from pipeline.model.world_model import PARTS, WorldModel
-from pipeline.shapes import Batch
 from pipeline.train.objective import UpdateDraws, batch_context
 from pipeline.train.ranks import Ranks
 from pipeline.train.step import Learner, Mode
@@ -186,7 +185,7 @@ def learn_share(folder: str, mode: Mode, accelerator: Accelerator | None) -> Non
         draws = UpdateDraws.sample(batch, 2, TINY.num_q, torch.Generator().manual_seed(step))
         mine = slice(rank * 8 // count, (rank + 1) * 8 // count)
         learner.update(
-            Batch(*(part[mine] if part.ndim == 1 else part[:, mine] for part in batch)),
+            batch.take(mine),
             mode,
             UpdateDraws(
                 draws.phrasing[mine],
