@@ -169,11 +169,26 @@ def demo_buffer(
     return from_demos(rows, model.obs_dim, model.action_dim, horizon, place.device, folder, place.task_weights)
 
 
-def online_buffer(capacity: int, model: config.Model, horizon: int, place: ReplayPlace, rank: int = 0) -> ReplayBuffer:
-    """Make the buffer that takes what is collected by one rank."""
+def online_buffer(
+    capacity: int,
+    model: config.Model,
+    horizon: int,
+    place: ReplayPlace,
+    rank: int = 0,
+    clipped: config.Clipped | None = None,
+) -> ReplayBuffer:
+    """Make the buffer that takes what is collected by one rank, with log-probabilities where a policy needs them."""
     folder = place.folder / f"online-{rank:04d}" if place.folder else None
     return ReplayBuffer(
-        capacity, model.obs_dim, model.action_dim, horizon, False, place.device, folder, place.task_weights
+        capacity,
+        model.obs_dim,
+        model.action_dim,
+        horizon,
+        False,
+        place.device,
+        folder,
+        place.task_weights,
+        keep_log_probs=clipped is not None,
     )
 
 
