@@ -119,6 +119,8 @@ class Learner:
             metrics = {f"{part}_loss": getattr(found, part).detach() for part in shown}
             if found.termination is not None:
                 metrics["termination_loss"] = found.termination.detach()
+            if found.balance is not None:
+                metrics["balance_loss"] = found.balance.detach()
             if found.bc is not None and found.imitation is not None:
                 metrics |= {"bc_loss": found.bc.detach(), "imitation_error": found.imitation.detach()}
             return found.total, metrics
@@ -140,7 +142,8 @@ class Learner:
             scale = self.scale.value
             loss = policy_losses(self.model, self.table, batch, zs[piece], draws, self.learning, scale, self.compute)
             values.append(loss.q)
-            return loss.total, {
+            balance = {} if loss.balance is None else {"policy_balance_loss": loss.balance.detach()}
+            return loss.total, balance | {
                 "policy_loss": loss.total.detach(),
                 "imitation_error": loss.imitation.detach(),
                 "policy_entropy": loss.entropy,
