@@ -114,7 +114,11 @@ def test_an_exact_model_agrees_with_what_happened(monkeypatch, error: float, bon
     sizes = replace(TINY, obs_dim=TINY.latent_dim)
     model, table = make_model(sizes), make_table(sizes)
     monkeypatch.setattr(model, "encode", lambda obs, ctx: obs)
-    learner, replay, draw = Learner(model, table, replace(LEARNING, clipped=CLIPPED)), make_replay(sizes), torch.Generator()
+    learner, replay, draw = (
+        Learner(model, table, replace(LEARNING, clipped=CLIPPED)),
+        make_replay(sizes),
+        torch.Generator(),
+    )
     with torch.no_grad():
         ctx = model.context(table.embeddings[ROWS, 0])
         z = [torch.rand(3, sizes.latent_dim, generator=draw)]
