@@ -121,9 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"plan, {options.envs} environments": measure_plan(options.size, options.envs, options.repeats, **of),
     }  # fmt: skip
     for name, ms in measured.items():
-        print(
-            f"{name:30} plain {ms['plain']:9.1f} ms   experts {ms['experts']:9.1f} ms   {ms['experts'] / ms['plain']:5.2f} x"
-        )
+        print(f"{name:30} plain {ms['plain']:9.1f} ms   experts {ms['experts']:9.1f} ms   {ms['experts'] / ms['plain']:5.2f} x")
 
 
 if __name__ == "__main__":

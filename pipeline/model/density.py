@@ -65,6 +65,6 @@ def _gaussian(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
 
 
 def _beyond(mean: Tensor, log_std: Tensor, edge: float) -> Tensor:
-    """Log-probability that a Gaussian exceeds an edge; beyond 100 std of it, that of 100 (the ratio is 0 in any case)."""
+    """Log-probability that a Gaussian exceeds an edge; more than 100 std below it, that of 100: 0 in any case."""
     # torch's derivative of log_ndtr is wrong from about -1e3 on, and not a number further out.
     return torch.special.log_ndtr(((mean - edge) * (-log_std).exp()).clamp(min=-100))
