@@ -81,7 +81,9 @@ def learn_online(
     """Learn online, up to `settings.env_steps` over all environments of all ranks together, or until it stops early.
 
     While the environments take a step, the learner makes the updates that are due: they read what was stored before
-    that step, so that the order of everything is fixed, however long either takes.
+    that step, so that the order of everything is fixed, however long either takes. With `learning.clipped` no weight
+    moves while episodes are collected: every so often the policy learns from them, and then all updates that are due$
+    made.
 
     Args:
         loop: what is updated, saved and logged.
@@ -116,6 +118,15 @@ def learn_online(
         _take_up_phase(loop, phase, replay)
         updates_owed = loop.resumed.values["updates_owed"]
 
+    def update() -> None:
+        nonlocal updates_owed
+        while updates_owed >= 1:
+            updates_owed -= 1
+            with loop.clock.phase("sample"):
+                batch = _sample(demos, replay, num_demos, num_own, loop.generator)
+            loop.update(batch, "online")
+            collecting.refresh()
+
     def save() -> None:
         decided = {f"{_CONSTRAINT}{name}": tensor for name, tensor in constraint.state_tensors().items()}
         values: dict[str, Any] = {"updates_owed": updates_owed}
@@ -145,12 +156,8 @@ def learn_online(
             with loop.clock.phase("act"):
                 collector.begin_step(plan[numbers], weight[numbers])
             updates_owed += 0.0 if not_seeded else num_envs * settings.utd
-            while updates_owed >= 1:
-                updates_owed -= 1
-                with loop.clock.phase("sample"):
-                    batch = _sample(demos, replay, num_demos, num_own, loop.generator)
-                loop.update(batch, "online")
-                collecting.refresh()
+            if not phase:
+                update()
             with loop.clock.phase("env_wait"):
                 finished = collector.end_step()
             for episode in finished:
@@ -160,10 +167,11 @@ def learn_online(
                 constraint.publish(loop.actor.table)
             before, loop.position = loop.position, loop.position + num_envs
             progress.update(num_envs)
-            if phase and clipped and due(before, loop.position, clipped.every):
+            if phase and clipped and (due(before, loop.position, clipped.every) or loop.position >= total):
                 with loop.clock.phase("update"):
                     phase.run(replay, loop.position)
                 collecting.refresh()
+                update()
             loop.settle(before, total, settings, specs, progress, interrupt, save, measure)
 
 

@@ -1,8 +1,9 @@
 """The policy phase of the clipped policy step: every so often the policy learns from the episodes that have just ended.
 
-The ratio of the policy to what acted is a small correction only while the two are alike, so the policy learns from each
-episode once, soon after it ended, and never from demonstrations, of which nobody knows how likely they were. The model
-goes on learning from all that was ever stored, with every update: its losses do not ask who acted.
+The ratio of the policy to what acted is a small correction only while the two are alike, so the policy learns from
+each episode once, soon after it ended, and never from demonstrations, of which nobody knows how likely they were. The
+model's updates wait until then, since the policy reads latents that they move, and then learn from all that was ever
+stored: their losses do not ask who acted.
 """
 
 from __future__ import annotations

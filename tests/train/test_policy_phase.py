@@ -189,7 +189,7 @@ def test_it_makes_a_policy_better_without_planning(bonus: float, share: float) -
     target, rewards = torch.tensor([-0.6, 0.6]), []
     for number in range(rounds):
         rewards.append(returns_of(actor, replay, target))
+        phase.run(replay, number)
         for _ in range(5):
             learner.update(replay.sample(32, generator), "online", generator)
-        phase.run(replay, number)
     assert sum(rewards[-3:]) / 3 > share * rewards[0], rewards  # how far from the targets, beside the beginning
