@@ -82,8 +82,8 @@ def learn_online(
 
     While the environments take a step, the learner makes the updates that are due: they read what was stored before
     that step, so that the order of everything is fixed, however long either takes. With `learning.clipped` no weight
-    moves while episodes are collected: every so often the policy learns from them, and then all updates that are due$
-    made.
+    moves while episodes are collected: every so often the policy learns from them, and then all updates that are due
+    are made.
 
     Args:
         loop: what is updated, saved and logged.
