@@ -192,6 +192,20 @@ class Planner:
 
 
 @dataclass(frozen=True, config=_strict)
+class Clipped:
+    """The policy's online step as a clipped ratio, with a bonus where model and experience disagree (M3PO)."""
+
+    plan: bool  # episodes are collected by planning; false: by the policy alone
+    every: Count  # env_steps, over all tasks, between policy phases; each learns from the episodes that ended since
+    passes: Count  # over the steps of those episodes
+    batch_size: Count  # steps per gradient step, over all processes
+    ratio: Annotated[float, Field(gt=0, lt=1)]  # probability ratios are clipped to 1 - this and 1 + this
+    gae_lambda: Fraction  # of the generalised advantages
+    bonus: NotNegative  # weight of the disagreement in the advantage at first; falls linearly to 0 over the env_steps
+    bonus_limit: NotNegative | None  # largest bonus, in units of the advantage's size (POME: 1); null = none
+
+
+@dataclass(frozen=True, config=_strict)
 class Learning:
     """Losses and optimisers, the same in every phase."""
 
@@ -211,6 +225,7 @@ class Learning:
     normalize_obs: bool  # centre and scale observations by each body's mean and std over the demonstrations
     discount_min: Fraction  # bounds of the discount derived from the episode length
     discount_max: Fraction
+    clipped: Clipped | None = None  # the online policy learns by a clipped ratio; null = by the value of its actions
 
 
 @dataclass(frozen=True, config=_strict)

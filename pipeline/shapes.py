@@ -62,3 +62,4 @@ class Plan(NamedTuple):
     action: Tensor  # (N, A) in [-1, 1]
     mean: Tensor  # (T, N, A) mean of the action sequence: warm start of the next plan
     std: Tensor  # (T, N, A)
+    log_prob: Tensor | None = None  # (N,) log-density of the action, where it was asked for

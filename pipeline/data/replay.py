@@ -26,8 +26,8 @@ class ReplayBuffer:
     """Episodes of many tasks, sampled in slices of `horizon` transitions.
 
     The distribution is the original's: the episode uniformly, then its start uniformly; with `task_weights`, the task
-    by weight before that. A transition takes 4 (O + A + 1) bytes, and 4 A more for what an expert intended; an episode
-    takes one row more than it has transitions, and at most 80 bytes of bookkeeping.
+    by weight before that. A transition takes 4 (O + A + 1) bytes, 4 A more for what an expert intended and 4 more for
+    a log-probability; an episode takes one row more than it has transitions, and at most 80 bytes of bookkeeping.
 
     Args:
         capacity: rows, i.e. transitions plus one row per episode.
@@ -42,6 +42,8 @@ class ReplayBuffer:
         task_weights: (n,) how often each row of the task table is drawn, relative to the others; None leaves it to how
             many episodes each has.
         context: W, steps before a slice that come with it; 0 for none.
+        keep_log_probs: also store how likely each action was when it was taken; slices leave it out, and
+            `state_tensors` has it as `log_prob`.
 
     Raises:
         ValueError: the capacity is below a slice, a weight is impossible, or files are asked for on another device.
@@ -60,6 +62,7 @@ class ReplayBuffer:
         task_weights: Tensor | None = None,
         attach: bool = False,
         context: int = 0,
+        keep_log_probs: bool = False,
     ):
         if capacity <= horizon:
             raise ValueError(f"a replay of {capacity} rows cannot hold a slice of {horizon} transitions")
@@ -69,6 +72,8 @@ class ReplayBuffer:
         columns = {"obs": (capacity, obs_dim), "action": (capacity, action_dim), "reward": (capacity,)}
         if keep_expert_actions:
             columns["expert_action"] = (capacity, action_dim)
+        if keep_log_probs:
+            columns["log_prob"] = (capacity,)
         rows = {
             name: torch.zeros(shape, device=device)
             if folder is None
@@ -77,6 +82,7 @@ class ReplayBuffer:
         }
         self.obs, self.action, self.reward = rows["obs"], rows["action"], rows["reward"]
         self.expert_action = rows.get("expert_action", self.action)
+        self.log_prob = rows.get("log_prob")
         self._names = tuple(rows)
         self._task_weights = task_weights
         self._episodes = EpisodeTable(horizon, task_weights)
@@ -127,9 +133,17 @@ class ReplayBuffer:
     def copy_to(self, device: torch.device) -> ReplayBuffer:
         """Return a buffer with the same episodes, kept on another device."""
         widths = self.obs.shape[1], self.action.shape[1]
-        expert = "expert_action" in self._names
+        expert, log_probs = ("expert_action" in self._names), self.log_prob is not None
         copy = ReplayBuffer(
-            self.capacity, *widths, self.horizon, expert, device, None, self._task_weights, context=self._context
+            self.capacity,
+            *widths,
+            self.horizon,
+            expert,
+            device,
+            None,
+            self._task_weights,
+            context=self._context,
+            keep_log_probs=log_probs,
         )
         for name in self._names:
             getattr(copy, name).copy_(getattr(self, name))
@@ -145,6 +159,7 @@ class ReplayBuffer:
         task: int,
         expert_action: Tensor | None = None,
         imitation: float = 1.0,
+        log_prob: Tensor | None = None,
     ) -> bool:
         """Store one whole episode of L transitions.
 
@@ -156,6 +171,7 @@ class ReplayBuffer:
             task: row of the task table.
             expert_action: (L, a), for a buffer that keeps expert actions.
             imitation: in [0, 1], how much the online policy loss imitates this episode.
+            log_prob: (L,), for a buffer that keeps log-probabilities.
 
         Returns:
             False if the episode is shorter than a slice and was left out.
@@ -168,6 +184,12 @@ class ReplayBuffer:
         given = {"obs": obs, "action": action, "reward": reward}
         if "expert_action" in self._names:
             given["expert_action"] = action if expert_action is None else expert_action
+        if self.log_prob is not None:
+            if log_prob is None or len(log_prob) != length:
+                raise ValueError(
+                    f"an episode of {length} actions needs as many log-probabilities: this replay keeps them"
+                )
+            given["log_prob"] = log_prob
         self._check(given, length, task)
         if length < self.horizon:
             return False

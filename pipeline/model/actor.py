@@ -10,6 +10,7 @@ from torch import Tensor
 from pipeline import config
 from pipeline.config import near
 from pipeline.model.compute import PLAIN, Compute
+from pipeline.model.density import policy_log_prob
 from pipeline.model.planner import plan as make_plan
 from pipeline.model.task_table import POLICY, TIED, TaskTable
 from pipeline.model.world_model import TaskContext, WorldModel
@@ -76,7 +77,6 @@ class Actor:
         """Drop what was computed from the weights: they have changed."""
         self._context = None
 
-    @torch.no_grad()
     def act(
         self,
         obs: Tensor,
@@ -101,6 +101,30 @@ class Actor:
         Raises:
             ValueError: not one observation per environment that was reset.
         """
+        return self._choose(obs, rows, plan, explore, constraint_weight, False)[0]
+
+    def explore(
+        self, obs: Tensor, rows: Tensor, plan: bool | Tensor, constraint_weight: float | Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Choose one action per environment with noise, as `act` does, and say how likely each was.
+
+        Returns:
+            actions (N, A) and their log-probabilities (N,) under what chose them, plan or policy, on the CPU.
+        """
+        action, log_prob = self._choose(obs, rows, plan, True, constraint_weight, True)
+        assert log_prob is not None
+        return action, log_prob
+
+    @torch.no_grad()
+    def _choose(
+        self,
+        obs: Tensor,
+        rows: Tensor,
+        plan: bool | Tensor,
+        explore: bool,
+        constraint_weight: float | Tensor | None,
+        with_log_prob: bool,
+    ) -> tuple[Tensor, Tensor | None]:
         if len(obs) != len(self._is_first) or len(rows) != len(obs):
             raise ValueError(
                 f"{len(obs)} observations and {len(rows)} task rows came for {len(self._is_first)} environments: "
@@ -115,7 +139,7 @@ class Actor:
         if constraint_weight is None:
             constraint = self.table.constraint[tasks]
             planned, constraint_weight = planned & (constraint != POLICY), (constraint == TIED).float()
-        action = torch.zeros_like(mask)
+        action, log_prob = torch.zeros_like(mask), None
         if planned.any():
             made = make_plan(
                 self.model,
@@ -130,16 +154,20 @@ class Actor:
                 constraint_weight,
                 explore,
                 self._past,
+                with_log_prob,
             )
-            self._prev_mean, action = made.mean, made.action
+            self._prev_mean, action, log_prob = made.mean, made.action, made.log_prob
             self._is_first = torch.zeros_like(self._is_first)
         if not planned.all():
             noise = torch.randn(mask.shape, generator=self._generator).to(device) if explore else None
             memory = self.model.remember(self._past, ctx) if self.model.shared else None
-            own = self.model.policy(self.model.state(obs, ctx, memory), ctx, mask, noise).action
-            action = torch.where(planned.unsqueeze(1), action, own)
+            policy = self.model.policy(self.model.state(obs, ctx, memory), ctx, mask, noise)
+            action = torch.where(planned.unsqueeze(1), action, policy.action)
+            if with_log_prob:
+                own = policy_log_prob(policy, policy.action, mask)
+                log_prob = own if log_prob is None else torch.where(planned, log_prob, own)
         self._keep(obs, action)
-        return action.cpu()
+        return action.cpu(), None if log_prob is None else log_prob.cpu()
 
     def _keep(self, obs: Tensor, action: Tensor) -> None:
         """Put what was observed (N, O) and done (N, A) at the end of the past."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline import config
 from pipeline.model.compute import compiled_whole, let_vary
+from pipeline.model.density import plan_log_prob
 from pipeline.model.history import Memory
 from pipeline.model.q_ensemble import draw_members
 from pipeline.model.two_hot import decode
@@ -79,6 +80,7 @@ def plan(
     constraint_weight: float | Tensor = 0.0,
     explore: bool = False,
     past: Past | None = None,
+    log_prob: bool = False,
 ) -> Plan:
     """Plan for N environments at once, each with its own task.
 
@@ -95,6 +97,7 @@ def plan(
         constraint_weight: in [0, 1], a number or (N,): how far the plan starts from the policy's own rollouts.
         explore: add the plan's own noise to the action, as in training.
         past: the steps of the N episodes before this one, for a model that sees them; None counts as no steps.
+        log_prob: also say how likely that action was; only for one with noise, which has a density.
 
     Returns:
         the action of each environment, and mean and std of the action sequence.
@@ -150,7 +153,10 @@ def plan(
     action = elites[0, choice, torch.arange(num_envs, device=obs.device)]
     if explore:
         action = action + std[0] * draws.explore_noise
-    return Plan(action.clamp(-1, 1), mean, std)
+    action = action.clamp(-1, 1)
+    if not (log_prob and explore):
+        return Plan(action, mean, std)
+    return Plan(action, mean, std, plan_log_prob(elites[0], weights, std[0], action, action_mask))
 
 
 class _Start(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -15,11 +16,13 @@ from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv
 from pipeline.train.constraint import Evidence, Schedule, make_constraint
 from pipeline.train.interrupt import Interrupt
-from pipeline.train.loop import RANK_SEEDS, Loop
+from pipeline.train.loop import RANK_SEEDS, Loop, due
+from pipeline.train.policy_phase import PolicyPhase
 from pipeline.train.ranks import Ranks
 from pipeline.train.rollout import Collector, Finished, deal_episodes, deal_state
 
 _CONSTRAINT = "constraint."  # before the names of what the constraint's rule saves
+_PHASE = "policy_phase."  # before those of the policy phase
 
 
 def learn_offline(
@@ -78,7 +81,9 @@ def learn_online(
     """Learn online, up to `settings.env_steps` over all environments of all ranks together, or until it stops early.
 
     While the environments take a step, the learner makes the updates that are due: they read what was stored before
-    that step, so that the order of everything is fixed, however long either takes.
+    that step, so that the order of everything is fixed, however long either takes. With `learning.clipped` no weight
+    moves while episodes are collected: every so often the policy learns from them, and then all updates that are due
+    are made.
 
     Args:
         loop: what is updated, saved and logged.
@@ -99,21 +104,39 @@ def learn_online(
     if loop.resumed and not loop.same_ranks:
         seed += loop.position
     collector = Collector(own_specs, rows, envs, collecting, replay, settings.imitate, seed)
-    constraint = make_constraint(settings, all_rows, collecting.table.names, loop.seed + 4)
+    clipped = loop.learner.learning.clipped
+    phase = PolicyPhase(loop.learner, clipped, loop.generator, ranks, total) if clipped else None
+    constraint = make_constraint(
+        settings, all_rows, collecting.table.names, loop.seed + 4, clipped.plan if clipped else True
+    )
     drawn = ranks.collect(replay.weight_of(rows))
     num_demos, num_own = _shares(loop, settings, num_envs, demos is not None, drawn)
     updates_owed = 0.0
     if loop.resumed:
         _take_up(loop, collector, replay, rows)
         _take_up_constraint(loop, constraint)
+        _take_up_phase(loop, phase, replay)
         updates_owed = loop.resumed.values["updates_owed"]
+
+    def update() -> None:
+        nonlocal updates_owed
+        while updates_owed >= 1:
+            updates_owed -= 1
+            with loop.clock.phase("sample"):
+                batch = _sample(demos, replay, num_demos, num_own, loop.generator)
+            loop.update(batch, "online")
+            collecting.refresh()
 
     def save() -> None:
         decided = {f"{_CONSTRAINT}{name}": tensor for name, tensor in constraint.state_tensors().items()}
-        loop.save({**collector.state_tensors(), **decided}, {"updates_owed": updates_owed}, replay)
+        values: dict[str, Any] = {"updates_owed": updates_owed}
+        if phase:
+            decided |= {f"{_PHASE}{name}": tensor for name, tensor in phase.state_tensors().items()}
+            values["policy_phase"] = phase.metrics
+        loop.save({**collector.state_tensors(), **decided}, values, replay)
 
     def measure() -> dict[str, float]:
-        return {**_measure(loop, replay), **constraint.metrics()}
+        return {**_measure(loop, replay), **constraint.metrics(), **(phase.metrics if phase else {})}
 
     with (
         Interrupt(loop.runtime.stop_seconds) as interrupt,
@@ -133,12 +156,8 @@ def learn_online(
             with loop.clock.phase("act"):
                 collector.begin_step(plan[numbers], weight[numbers])
             updates_owed += 0.0 if not_seeded else num_envs * settings.utd
-            while updates_owed >= 1:
-                updates_owed -= 1
-                with loop.clock.phase("sample"):
-                    batch = _sample(demos, replay, num_demos, num_own, loop.generator)
-                loop.update(batch, "online")
-                collecting.refresh()
+            if not phase:
+                update()
             with loop.clock.phase("env_wait"):
                 finished = collector.end_step()
             for episode in finished:
@@ -148,6 +167,11 @@ def learn_online(
                 constraint.publish(loop.actor.table)
             before, loop.position = loop.position, loop.position + num_envs
             progress.update(num_envs)
+            if phase and clipped and (due(before, loop.position, clipped.every) or loop.position >= total):
+                with loop.clock.phase("update"):
+                    phase.run(replay, loop.position)
+                collecting.refresh()
+                update()
             loop.settle(before, total, settings, specs, progress, interrupt, save, measure)
 
 
@@ -208,6 +232,21 @@ def _take_up_constraint(loop: Loop, constraint: Schedule | Evidence) -> None:
         {name.removeprefix(_CONSTRAINT): value for name, value in tensors.items() if name.startswith(_CONSTRAINT)}
     )
     constraint.publish(loop.actor.table)
+
+
+def _take_up_phase(loop: Loop, phase: PolicyPhase | None, replay: ReplayBuffer) -> None:
+    """Go on learning from the episodes that were not learned from; dealt to other ranks, from none of those there."""
+    assert loop.resumed is not None
+    if not phase:
+        return
+    phase.metrics = loop.resumed.values["policy_phase"]
+    if not loop.same_ranks:
+        phase.skip(replay)
+        return
+    tensors, _ = loop.resumed.of_rank(loop.ranks.rank)
+    phase.load_state_tensors(
+        {name.removeprefix(_PHASE): value for name, value in tensors.items() if name.startswith(_PHASE)}
+    )
 
 
 def _of_all(ranks: Ranks, finished: Sequence[Finished]) -> list[Finished]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -95,7 +95,8 @@ class Learner:
 
         Args:
             batch: slices, on the model's device; this process's share of the whole batch.
-            mode: "pretrain" imitates the expert within the model's loss; "online" trains the policy on its own.
+            mode: "pretrain" imitates the expert within the model's loss; "online" trains the policy on its own, unless
+                `learning.clipped` leaves it to `improve_policy`.
             draws: the update's random numbers, or the generator to draw them from.
 
         Returns:
@@ -127,10 +128,11 @@ class Learner:
                 metrics |= {"bc_loss": found.bc.detach(), "imitation_error": found.imitation.detach()}
             return found.total, metrics
 
-        metrics, norm = self._descend(self._model_optimizer, self._trained[mode], model_loss, pieces)
+        batches = [piece for piece, _ in pieces]
+        metrics, norm = self._descend(self._model_optimizer, self._trained[mode], model_loss, batches)
         metrics["grad_norm"] = norm
         polyak_update(self.model.target_q_heads, self.model.q_heads, self.learning.tau)
-        if mode == "online" and self._policy:
+        if mode == "online" and self._policy and self.learning.clipped is None:
             metrics |= self._update_policy(pieces, zs)
         self.updates += 1
         return metrics
@@ -165,7 +167,8 @@ class Learner:
                 "policy_q": loss.q.mean(),
             }
 
-        metrics, norm = self._descend(self._policy_optimizer, self._policy, policy_loss, pieces)
+        batches = [piece for piece, _ in pieces]
+        metrics, norm = self._descend(self._policy_optimizer, self._policy, policy_loss, batches)
         self.scale.update(self._ranks.gather(torch.cat(values)))
         return metrics | {"policy_grad_norm": norm, "value_scale": self.scale.value.clone()}
 
@@ -173,12 +176,35 @@ class Learner:
         experts = self.model.config.experts
         return {} if experts is None else count_use(chosen, batch.task, len(self.table.names), experts.num)
 
+    @property
+    def trains_policy(self) -> bool:
+        """Whether anything of the policy can be trained."""
+        return bool(self._policy)
+
+    def improve_policy(
+        self, loss_of: Callable[[], tuple[Tensor, dict[str, Tensor]]], task: Tensor
+    ) -> dict[str, Tensor]:
+        """Take one step of the policy alone on a loss of the caller's.
+
+        Args:
+            loss_of: computes the loss, a mean over steps, and its metrics.
+            task: (n,) rows of the table of this rank's steps, n weighing its gradient among the ranks; may be empty.
+
+        Returns:
+            the metrics, and the gradient norm before clipping.
+
+        Raises:
+            FloatingPointError: the loss or its gradient is not finite; nothing was changed.
+        """
+        metrics, norm = self._descend(self._policy_optimizer, self._policy, lambda piece: loss_of(), [task])
+        return metrics | {"policy_grad_norm": norm}
+
     def _descend(
         self,
         optimizer: torch.optim.Optimizer,
         parameters: list[nn.Parameter],
         loss_of: Callable[[int], tuple[Tensor, dict[str, Tensor]]],
-        pieces: list[tuple[Batch, UpdateDraws]],
+        pieces: Sequence[Batch] | Sequence[Tensor],
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Take one step on exactly `parameters`.
 
@@ -186,7 +212,7 @@ class Learner:
             optimizer: of the parameters.
             parameters: those that move.
             loss_of: computes the loss of one piece of the batch, and its metrics.
-            pieces: of this process's batch.
+            pieces: of this process's batch, or the tasks of what else is learned from.
 
         Returns:
             the metrics, averaged over pieces, and the gradient norm before clipping.
@@ -195,13 +221,14 @@ class Learner:
         for group in optimizer.param_groups:
             share = schedules.warmup(self.updates, self.warmup_updates)
             group["lr"] = self.learning.lr * self.lr_scale * group["lr_scale"] * share
-        size = sum(len(batch.task) for batch, _ in pieces)
+        tasks = [piece.task if isinstance(piece, Batch) else piece for piece in pieces]
+        size = sum(len(task) for task in tasks)
         metrics: dict[str, Tensor] = {}
         total = torch.zeros((), device=self.model.bins.device)
-        for piece, (batch, _) in enumerate(pieces):
+        for piece, task in enumerate(tasks):
             with self._precision():
                 loss, found = loss_of(piece)
-            part = len(batch.task) / size
+            part = len(task) / max(size, 1)
             total = total + part * loss.detach()
             metrics = {name: metrics.get(name, 0) + part * value for name, value in found.items()}
             if parameters:  # there are none with, e.g., adapters on the policy alone, in online learning
@@ -212,7 +239,8 @@ class Learner:
         total = self._average_gradients(parameters, total, size)
         norm = nn.utils.clip_grad_norm_(parameters, self.learning.grad_clip_norm, foreach=True)
         if not torch.isfinite(total + norm):
-            raise FloatingPointError(self._describe_non_finite([batch for batch, _ in pieces], metrics, norm))
+            batches = [piece for piece in pieces if isinstance(piece, Batch)]
+            raise FloatingPointError(self._describe_non_finite(batches, torch.cat(tasks), metrics, norm))
         optimizer.step()
         return metrics, norm
 
@@ -235,17 +263,19 @@ class Learner:
         """Return the context losses are computed in: bfloat16 products where runtime.precision asks for them."""
         return self._ranks.accelerator.autocast() if self._ranks.accelerator else nullcontext()
 
-    def _describe_non_finite(self, batches: list[Batch], metrics: dict[str, Tensor], norm: Tensor) -> str:
+    def _describe_non_finite(
+        self, batches: list[Batch], tasks: Tensor, metrics: dict[str, Tensor], norm: Tensor
+    ) -> str:
         metrics = {name: value for name, value in metrics.items() if not name.startswith(PREFIX)}
         faulty = not all(bool(value.isfinite()) for value in metrics.values())
-        found = self._ranks.collect((faulty, self._describe_own(batches, metrics, norm)))
+        found = self._ranks.collect((faulty, self._describe_own(batches, tasks, metrics, norm)))
         if self._ranks.count == 1:
             return found[0][1]
         # Where every loss was finite, a gradient overflowed, and nobody can say whose.
         told = [f"rank {rank}: {text}" for rank, (bad, text) in enumerate(found) if bad or not any(b for b, _ in found)]
         return "all ranks stopped before the optimiser's step; " + "; ".join(told)
 
-    def _describe_own(self, batches: list[Batch], metrics: dict[str, Tensor], norm: Tensor) -> str:
+    def _describe_own(self, batches: list[Batch], tasks: Tensor, metrics: dict[str, Tensor], norm: Tensor) -> str:
         values = {"grad_norm": norm} | metrics
         listed = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
         told = f"update {self.updates} is not finite ({listed}); the weights were left as they were."
@@ -257,7 +287,6 @@ class Learner:
                     return (
                         f"{told} The batch holds {part} values that are not finite, of {self._names(batch.task[bad])}."
                     )
-        tasks = torch.cat([batch.task for batch in batches])
         return (
             f"{told} The batch itself is finite; its tasks are {self._names(tasks)}. Lower learning.lr, or look "
             "at the scale of these tasks' rewards."

@@ -171,11 +171,28 @@ def demo_buffer(
     return from_demos(rows, *widths, horizon, place.device, folder, weights, context_of(model))
 
 
-def online_buffer(capacity: int, model: config.Model, horizon: int, place: ReplayPlace, rank: int = 0) -> ReplayBuffer:
-    """Make the buffer that takes what is collected by one rank."""
+def online_buffer(
+    capacity: int,
+    model: config.Model,
+    horizon: int,
+    place: ReplayPlace,
+    rank: int = 0,
+    clipped: config.Clipped | None = None,
+) -> ReplayBuffer:
+    """Make the buffer that takes what is collected by one rank, with log-probabilities where a policy needs them."""
     folder = place.folder / f"online-{rank:04d}" if place.folder else None
     widths, weights, context = (model.obs_dim, model.action_dim), place.task_weights, context_of(model)
-    return ReplayBuffer(capacity, *widths, horizon, False, place.device, folder, weights, context=context)
+    return ReplayBuffer(
+        capacity,
+        *widths,
+        horizon,
+        False,
+        place.device,
+        folder,
+        weights,
+        context=context,
+        keep_log_probs=clipped is not None,
+    )
 
 
 def context_of(model: config.Model) -> int:

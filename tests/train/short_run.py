@@ -55,6 +55,7 @@ DEFAULTS = {
     "slow_save": 0.0,  # seconds each save takes longer
     "fail_at": None,  # [rank, update]: that rank raises an error of its own
     "history": False,  # dynamics that see past steps
+    "clipped": None,  # the policy learns by a clipped ratio; true where plans collect for it
 }
 HISTORY = config.History(context=4, layers=2, heads=2, dim=16, mlp_dim=24, backbone="shared")
 TASKS = [
@@ -83,7 +84,13 @@ def main(options: dict) -> None:
         constraint_steps=100, constraint_decay=100, replay_capacity=240, log_every=45, save_every=30,
         eval_every=options["eval_every"], eval_episodes=1,
     )  # fmt: skip
-    learning, seed = dataclasses.replace(LEARNING, lr=options["lr"]), 1
+    clipped = None
+    if options["clipped"] is not None:
+        clipped = config.Clipped(
+            plan=options["clipped"], every=45, passes=2, batch_size=20, ratio=0.2, gae_lambda=0.9, bonus=1.0,
+            bonus_limit=1.0,
+        )  # fmt: skip
+    learning, seed = dataclasses.replace(LEARNING, lr=options["lr"], clipped=clipped), 1
     ranks = start(runtime, seed)
     table = dataclasses.replace(make_table(), names=tuple(spec.name for spec in TASKS))
     experts = config.Experts(("dynamics", "reward", "policy", "q"), 3, 1, 8, True, "latent", 1.0, 0.01)
@@ -96,7 +103,7 @@ def main(options: dict) -> None:
         demos = shared_demo_buffer(ranks, _demos(), table.names, sizes, TINY_PLANNER.horizon, place, scratch)
         numbers = own_environments(ranks, TASKS)
         capacity = math.ceil(settings.replay_capacity * len(numbers) / len(TASKS))
-        replay = online_buffer(capacity, sizes, TINY_PLANNER.horizon, place, ranks.rank)
+        replay = online_buffer(capacity, sizes, TINY_PLANNER.horizon, place, ranks.rank, clipped)
         own = [TASKS[number] for number in numbers]
         widths = TINY.obs_dim, TINY.action_dim
         with (

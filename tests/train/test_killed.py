@@ -211,3 +211,15 @@ def test_several_processes_write_one_table_of_the_use_of_experts(server, tmp_pat
         sums[step, layer] = sums.get((step, layer), 0) + float(share)
     assert len({step for step, _ in sums}) > 2
     assert list(sums.values()) == pytest.approx([1] * len(sums), abs=1e-5)
+
+
+def test_the_clipped_policy_step_is_resumed_alike_while_plans_collect(server, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert server.run(whole, clipped=True) == [0], said(whole)
+    for number in (8, 7):  # in the middle of a save, each time with episodes under way and some not learned from
+        assert server.run(broken, clipped=True, kill_at_write=number) == [-signal.SIGKILL]
+    assert server.run(broken, clipped=True) == [0], said(broken)
+    assert result(broken) == result(whole)
+    logged = [sorted(folder.glob("metrics/plots/metrics/train/*.tsv")) for folder in (whole, broken)]
+    assert "ratio.tsv" in [path.name for path in logged[0]]
+    assert [path.read_text() for path in logged[0]] == [path.read_text() for path in logged[1]]
