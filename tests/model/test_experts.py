@@ -134,15 +134,15 @@ def test_balance_loss_spreads_the_rows(router):
         else:
             layer.router[-1].bias[0] = 1.0  # pyright: ignore
     optimizer = torch.optim.Adam(layer.router.parameters(), lr=0.02)
-    shares = []
+    largest = []  # mean probability of an expert
     for _ in range(60):
         _, routing = layer(x, x)
-        shares.append(torch.bincount(routing.chosen.flatten(), minlength=4).max().item() / 200)
+        largest.append(float(routing.probs.detach().mean(0).max()))
         optimizer.zero_grad()
         balance_loss([routing], layer.experts).backward()
         optimizer.step()
-    assert shares[0] > 0.95
-    assert shares[-1] < 0.6
+    assert largest[0] > 0.4
+    assert largest[-1] < 0.7 * largest[0]
 
 
 def test_a_context_notes_where_rows_of_every_network_went_only_if_it_is_asked_to():
