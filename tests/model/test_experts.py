@@ -222,6 +222,11 @@ def test_counts_of_an_update_say_which_task_went_where():
     assert {"balance_loss", "policy_balance_loss"} <= set(metrics)
 
 
+def test_compiling_is_refused():
+    with pytest.raises(ValueError, match="set runtime.compile to false"):
+        make_model(sizes()).context(torch.randn(1, 7), PLAIN._replace(compile=True))
+
+
 def test_losses_are_computed_under_autocast():
     model = make_model(sizes())
     x = torch.randn(3, 9)
