@@ -134,15 +134,15 @@ def test_balance_loss_spreads_the_rows(router):
         else:
             layer.router[-1].bias[0] = 1.0  # pyright: ignore
     optimizer = torch.optim.Adam(layer.router.parameters(), lr=0.02)
-    shares = []
+    largest = []  # mean probability of an expert
     for _ in range(60):
         _, routing = layer(x, x)
-        shares.append(torch.bincount(routing.chosen.flatten(), minlength=4).max().item() / 200)
+        largest.append(float(routing.probs.detach().mean(0).max()))
         optimizer.zero_grad()
         balance_loss([routing], layer.experts).backward()
         optimizer.step()
-    assert shares[0] > 0.95
-    assert shares[-1] < 0.6
+    assert largest[0] > 0.4
+    assert largest[-1] < 0.7 * largest[0]
 
 
 def test_a_context_notes_where_rows_of_every_network_went_only_if_it_is_asked_to():
@@ -220,6 +220,11 @@ def test_counts_of_an_update_say_which_task_went_where():
     for layer in ("dynamics", "policy"):
         assert metrics[f"experts/{layer}"].sum(1).tolist() == pytest.approx([4 / 6, 0, 2 / 6])
     assert {"balance_loss", "policy_balance_loss"} <= set(metrics)
+
+
+def test_compiling_is_refused():
+    with pytest.raises(ValueError, match="set runtime.compile to false"):
+        make_model(sizes()).context(torch.randn(1, 7), PLAIN._replace(compile=True))
 
 
 def test_losses_are_computed_under_autocast():
