@@ -217,7 +217,7 @@ def test_saves_of_what_is_new_give_the_whole(rounds, weighted):
         assert other.num_transitions == buffer.num_transitions
     if buffer.num_episodes:
         ours, theirs = (replay.sample(50, torch.Generator().manual_seed(3)) for replay in (buffer, other))
-        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(ours[:-1], theirs[:-1], strict=True))  # without a past
     whole, again = buffer.state_tensors(), other.state_tensors()
     assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
 
