@@ -159,7 +159,9 @@ def _model_losses(
         next_value = decode(next_logits, model.bins).amin(0)
         target = losses.td_target(batch.reward, batch.terminated, discount, next_value)
 
-    ctx, notes = ctx.noting()
+    experts, notes = model.config.experts, {}
+    if experts is not None:
+        ctx, notes = ctx.noting()
     zs = [model.state(batch.obs[0], ctx, memory)]
     for action in batch.action:
         z, memory = model.advance(zs[-1], action, ctx, memory)
@@ -182,7 +184,7 @@ def _model_losses(
             policy, batch.expert_action, mask, weights[:-1], learning.entropy_coef, batch.imitation
         )
         total = total + bc_coef * bc
-    experts, balance = model.config.experts, None
+    balance = None
     if experts is not None:
         balance = _balance(notes, experts, torch.zeros_like(total))
         total = total + experts.balance_coef * balance
@@ -239,7 +241,9 @@ def _policy_losses(
     learning: Learning,
     scale: Tensor,
 ) -> PolicyLosses:
-    noting, notes = ctx.noting()
+    experts, noting, notes = model.config.experts, ctx, {}
+    if experts is not None:
+        noting, notes = ctx.noting()
     policy = model.policy(z, noting, mask, noise)
     q_logits = model.q(z, policy.action, ctx)
     q_mean = decode(q_logits, model.bins).mean(0)
@@ -254,7 +258,7 @@ def _policy_losses(
         learning.prior_coef,
         batch.imitation,
     )
-    total, experts, balance = loss.total, model.config.experts, None
+    total, balance = loss.total, None
     if experts is not None and "policy" in notes:
         balance = _balance(notes, experts, torch.zeros_like(total))
         total = total + experts.balance_coef * balance

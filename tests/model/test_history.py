@@ -252,6 +252,11 @@ def test_a_grown_model_predicts_what_it_did() -> None:
     assert close(*found)
 
 
+def test_compiling_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model\.history cannot be compiled: set runtime\.compile to false"):
+        make_model(SIZES).context(make_table().embeddings[:, 0], Compute(compile=True))
+
+
 def test_sizes_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match=r"history\.dim 16 is not a multiple of model\.history\.heads 3"):
         dataclasses.replace(HISTORY, heads=3)

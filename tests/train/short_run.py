@@ -44,6 +44,7 @@ DEFAULTS = {
     "env_steps": 240,
     "lr": 3e-4,
     "constraint": "evidence",
+    "experts": False,  # in every network
     "eval_every": 120,
     "patience": None,  # evaluations without a new best after which to stop early
     "env_workers": 0,
@@ -86,6 +87,9 @@ def main(options: dict) -> None:
     ranks = start(runtime, seed)
     table = dataclasses.replace(make_table(), names=tuple(spec.name for spec in TASKS))
     sizes = dataclasses.replace(TINY, history=HISTORY if options["history"] else None)
+    if options["experts"]:
+        experts = config.Experts(("dynamics", "reward", "policy", "q"), 3, 1, 8, True, "latent", 1.0, 0.01)
+        sizes = dataclasses.replace(sizes, mlp_dim=24, experts=experts)
     model = make_model(sizes)
     _plant(options, ranks)
     with scratch_folder("short", [settings, learning], [], seed, ranks) as scratch:
