@@ -73,7 +73,7 @@ class ReadyLayer(NamedTuple):
         """What is to be added to rows x (L N, D), L tokens of each of N environments one after the other."""
         h = self.before_feed(x)
         if isinstance(self.feed, ReadyExperts):
-            h, routing = self.feed(h)
+            h, routing = self.feed(h.to(self.feed.up.dtype))
             if self.notes is not None:
                 self.notes.append(routing)
             return h.to(x.dtype)

@@ -8,7 +8,6 @@ Source: TD-MPC2 (arXiv 2310.16828), appendix; Newt (arXiv 2511.19584) for constr
 
 from __future__ import annotations
 
-import itertools
 from typing import NamedTuple
 
 import torch
@@ -113,9 +112,6 @@ def plan(
         let_vary((obs, is_first, discount, action_mask, weight, *ctx.biases()), 0)
         let_vary((prev_mean,), 1)
         let_vary((draws.policy_noise,), 2)
-        if past is not None:
-            let_vary((past.length,), 0)
-            let_vary((past.obs, past.action), 1)
     start = begin(
         model,
         ctx._replace(q=(), target_q=()),
@@ -134,8 +130,6 @@ def plan(
         let_vary((start.discounts, start.policy_return, start.policy_z), 1)
         let_vary(() if start.policy_alive is None else (start.policy_alive,), 1)
         let_vary((start.policy_actions,), 2)
-        if start.memory is not None:
-            let_vary((start.memory.unseen, start.memory.hidden, *itertools.chain(*start.memory.past)), 0)
     mean, std = start.mean, start.std
     for i in range(planner.iterations):
         # The two members go in as themselves and not as numbers, which a compiled function would be made anew for.

@@ -144,10 +144,12 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
             target_q: the target Q members that will be asked; None for all.
 
         Raises:
-            ValueError: the model has experts, and is to be compiled.
+            ValueError: the model has experts or history, and is to be compiled.
         """
         if compute.compile and self.config.experts is not None:
             raise ValueError("a model with model.experts cannot be compiled: set runtime.compile to false")
+        if compute.compile and self.config.history is not None:
+            raise ValueError("a model with model.history cannot be compiled: set runtime.compile to false")
         return TaskContext(
             self.encoder.condition(task_emb, compute),
             self.dynamics.condition(task_emb, compute),

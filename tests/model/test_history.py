@@ -14,6 +14,7 @@ from benchmarks.problem import TINY, TINY_PLANNER, make_model, make_table
 from pipeline import config
 from pipeline.model.actor import Actor
 from pipeline.model.adapters import Adapters
+from pipeline.model.compute import PLAIN, Compute
 from pipeline.model.grow import grow
 from pipeline.model.history import ConditionedHistory
 from pipeline.model.open_loop import OpenLoopActor
@@ -40,6 +41,11 @@ EVERY_KIND = pytest.mark.parametrize(
 
 def told(model: WorldModel, n: int = N) -> TaskContext:
     return model.context(make_table(num_tasks=N).embeddings[:n, 0])
+
+
+@torch.no_grad()
+def told_by(actor: Actor) -> TaskContext:
+    return actor.model.context(actor.table.embeddings[:, 0], actor.compute)
 
 
 def transformer(ctx: TaskContext) -> ConditionedHistory:
@@ -153,6 +159,23 @@ def test_what_an_actor_saves_brings_back_its_past() -> None:
         assert torch.equal(one, two)
 
 
+@EVERY_KIND
+def test_plans_in_bfloat16_are_near(sizes: config.Model) -> None:
+    found = []
+    for compute in (PLAIN, Compute(bfloat16=True)):
+        actor = Actor(make_model(sizes), make_table(), TINY_PLANNER, compute)
+        actor.reset(N, seed=3)
+        found.append(
+            torch.stack([actor.act(obs, torch.arange(N), plan=False) for obs in torch.ones(3, N, TINY.obs_dim)])
+        )
+        ctx, (z, a) = told_by(actor), steps(CONTEXT + 1)
+        memory = transformer(ctx).remember(z[:-1], a[:-1], torch.full((N,), CONTEXT))
+        found.append(transformer(ctx).step(z[-1], a[-1], memory)[0].float())
+        assert actor.act(torch.ones(N, TINY.obs_dim), torch.arange(N), plan=True).isfinite().all()
+    for ours, theirs in zip(found[:2], found[2:], strict=True):
+        assert 0 < (ours - theirs).abs().max() < 0.2
+
+
 def test_without_feedback_there_is_no_past() -> None:
     actor = OpenLoopActor(Actor(make_model(SIZES), make_table(), TINY_PLANNER), steps=2, horizon=CONTEXT + 3)
     actor.reset(N, seed=1)
@@ -227,6 +250,11 @@ def test_a_grown_model_predicts_what_it_did() -> None:
         memory = wide.remember(past, ctx)
         found.append(wide.advance(wide.state(past.obs[0], ctx, memory), past.action[0], ctx, memory)[0])
     assert close(*found)
+
+
+def test_compiling_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model\.history cannot be compiled: set runtime\.compile to false"):
+        make_model(SIZES).context(make_table().embeddings[:, 0], Compute(compile=True))
 
 
 def test_sizes_that_do_not_fit_are_named() -> None:

@@ -93,9 +93,11 @@ def main(options: dict) -> None:
     learning, seed = dataclasses.replace(LEARNING, lr=options["lr"], clipped=clipped), 1
     ranks = start(runtime, seed)
     table = dataclasses.replace(make_table(), names=tuple(spec.name for spec in TASKS))
-    experts = config.Experts(("dynamics", "reward", "policy", "q"), 3, 1, 8, True, "latent", 1.0, 0.01)
-    sizes = dataclasses.replace(TINY, mlp_dim=24, experts=experts) if options["experts"] else TINY
-    model = make_model(dataclasses.replace(sizes, history=HISTORY if options["history"] else None))
+    sizes = dataclasses.replace(TINY, history=HISTORY if options["history"] else None)
+    if options["experts"]:
+        experts = config.Experts(("dynamics", "reward", "policy", "q"), 3, 1, 8, True, "latent", 1.0, 0.01)
+        sizes = dataclasses.replace(sizes, mlp_dim=24, experts=experts)
+    model = make_model(sizes)
     _plant(options, ranks)
     with scratch_folder("short", [settings, learning], [], seed, ranks) as scratch:
         learner = Learner(model, table, learning, settings.warmup_updates, ranks)
