@@ -116,12 +116,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"size {options.size}: {weights[0] / 1e6:.2f} M trained parameters, with experts {weights[1] / 1e6:.2f} M "
           f"({options.num} of width {sizes.experts.hidden})")  # fmt: skip
     measured = {
-        f"update online, batch {options.batch}": measure_update(options.size, options.batch, "online", options.repeats, **of),
-        f"update pretrain, batch {options.batch}": measure_update(options.size, options.batch, "pretrain", options.repeats, **of),
-        f"plan, {options.envs} environments": measure_plan(options.size, options.envs, options.repeats, **of),
-    }  # fmt: skip
+        f"update {mode}, batch {options.batch}": measure_update(
+            options.size, options.batch, mode, options.repeats, **of
+        )
+        for mode in ("online", "pretrain")
+    }
+    measured[f"plan, {options.envs} environments"] = measure_plan(options.size, options.envs, options.repeats, **of)
     for name, ms in measured.items():
-        print(f"{name:30} plain {ms['plain']:9.1f} ms   experts {ms['experts']:9.1f} ms   {ms['experts'] / ms['plain']:5.2f} x")
+        ratio = ms["experts"] / ms["plain"]
+        print(f"{name:28} plain {ms['plain']:9.1f} ms   experts {ms['experts']:9.1f} ms   {ratio:5.2f} x")
 
 
 if __name__ == "__main__":

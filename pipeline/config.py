@@ -143,7 +143,9 @@ class Model:
         if self.bin_min >= self.bin_max or self.log_std_min >= self.log_std_max:
             raise ValueError("model.bin_min must be below bin_max, and log_std_min below log_std_max")
         if self.experts is not None and self.mlp_dim % 8:
-            raise ValueError(f"model.mlp_dim {self.mlp_dim} must be a multiple of 8 for model.experts: grouped products")
+            raise ValueError(
+                f"model.mlp_dim {self.mlp_dim} must be a multiple of 8 for model.experts: grouped products"
+            )
 
 
 @dataclass(frozen=True, config=_strict)

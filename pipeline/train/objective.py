@@ -68,6 +68,7 @@ class ModelLosses(NamedTuple):
     bc: Tensor | None  # (), where it is part of the total
     imitation: Tensor | None  # (), likewise: mean square error of the policy's actions, part of `bc`
     z: Tensor  # (T + 1, B, Z) without gradient
+    chosen: dict[str, Tensor]  # by layer of experts, (rows, k): where rows went; row i is of slice i modulo B
     termination: Tensor | None = None  # (), where the model predicts terminations
     balance: Tensor | None = None  # (), where the model has experts: how unevenly they are used
 
@@ -79,6 +80,7 @@ class PolicyLosses(NamedTuple):
     imitation: Tensor  # () mean square error, weighted over time, before its coefficient
     entropy: Tensor  # () mean, nats
     q: Tensor  # (B,) value of the policy's action at the first latent
+    chosen: dict[str, Tensor]  # as in `ModelLosses`
     balance: Tensor | None = None  # (), where the policy has experts: how unevenly they are used
 
 
@@ -182,12 +184,17 @@ def _model_losses(
     if experts is not None:
         balance = _balance(notes, experts, torch.zeros_like(total))
         total = total + experts.balance_coef * balance
-    return ModelLosses(total, consistency, reward, value, bc, imitation, torch.stack(zs).detach(), termination, balance)
+    latents = torch.stack(zs).detach()
+    return ModelLosses(total, consistency, reward, value, bc, imitation, latents, _chosen(notes), termination, balance)
 
 
 def _balance(notes: dict[str, list[Routing]], experts: Experts, zero: Tensor) -> Tensor:
     """The balance losses of all layers that were called, added up: every router is to feel its own."""
     return sum((balance_loss(calls, experts) for calls in notes.values() if calls), start=zero)
+
+
+def _chosen(notes: dict[str, list[Routing]]) -> dict[str, Tensor]:
+    return {layer: torch.cat([call.chosen for call in calls]) for layer, calls in notes.items() if calls}
 
 
 def policy_losses(
@@ -249,4 +256,5 @@ def _policy_losses(
     if experts is not None and "policy" in notes:
         balance = _balance(notes, experts, torch.zeros_like(total))
         total = total + experts.balance_coef * balance
-    return PolicyLosses(total, loss.imitation, policy.entropy.detach().mean(), q_mean[0].detach(), balance)
+    entropy = policy.entropy.detach().mean()
+    return PolicyLosses(total, loss.imitation, entropy, q_mean[0].detach(), _chosen(notes), balance)

@@ -17,6 +17,7 @@ from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.shapes import Batch
 from pipeline.train import schedules
+from pipeline.train.expert_use import PREFIX, count_use
 from pipeline.train.objective import UpdateDraws, model_losses, policy_losses
 from pipeline.train.ranks import Ranks
 
@@ -98,7 +99,8 @@ class Learner:
             draws: the update's random numbers, or the generator to draw them from.
 
         Returns:
-            metrics, as detached tensors of one element: turning them into numbers is left to whoever logs.
+            metrics, as detached tensors of one element: turning them into numbers is left to whoever logs. For a
+            model with experts also `experts/<layer>`, what `count_use` returns.
 
         Raises:
             ValueError: `batch.task` points outside the table.
@@ -120,7 +122,7 @@ class Learner:
             if found.termination is not None:
                 metrics["termination_loss"] = found.termination.detach()
             if found.balance is not None:
-                metrics["balance_loss"] = found.balance.detach()
+                metrics |= {"balance_loss": found.balance.detach()} | self._count_use(found.chosen, pieces[piece][0])
             if found.bc is not None and found.imitation is not None:
                 metrics |= {"bc_loss": found.bc.detach(), "imitation_error": found.imitation.detach()}
             return found.total, metrics
@@ -142,8 +144,10 @@ class Learner:
             scale = self.scale.value
             loss = policy_losses(self.model, self.table, batch, zs[piece], draws, self.learning, scale, self.compute)
             values.append(loss.q)
-            balance = {} if loss.balance is None else {"policy_balance_loss": loss.balance.detach()}
-            return loss.total, balance | {
+            use = self._count_use(loss.chosen, batch)
+            if loss.balance is not None:
+                use["policy_balance_loss"] = loss.balance.detach()
+            return loss.total, use | {
                 "policy_loss": loss.total.detach(),
                 "imitation_error": loss.imitation.detach(),
                 "policy_entropy": loss.entropy,
@@ -177,6 +181,10 @@ class Learner:
         """
         metrics, norm = self._descend(self._policy_optimizer, self._policy, lambda piece: loss_of(), [task])
         return metrics | {"policy_grad_norm": norm}
+
+    def _count_use(self, chosen: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        experts = self.model.config.experts
+        return {} if experts is None else count_use(chosen, batch.task, len(self.table.names), experts.num)
 
     def _descend(
         self,
@@ -245,6 +253,7 @@ class Learner:
     def _describe_non_finite(
         self, batches: list[Batch], tasks: Tensor, metrics: dict[str, Tensor], norm: Tensor
     ) -> str:
+        metrics = {name: value for name, value in metrics.items() if not name.startswith(PREFIX)}
         faulty = not all(bool(value.isfinite()) for value in metrics.values())
         found = self._ranks.collect((faulty, self._describe_own(batches, tasks, metrics, norm)))
         if self._ranks.count == 1:
