@@ -18,6 +18,7 @@ from pipeline.config import Clipped
 from pipeline.data.replay import ReplayBuffer
 from pipeline.model.clipped import clipped_loss, disagreement, generalised_advantages, with_bonus
 from pipeline.model.density import policy_log_prob
+from pipeline.model.experts import balance_loss
 from pipeline.model.two_hot import decode
 from pipeline.model.world_model import TaskContext
 from pipeline.train.objective import batch_context
@@ -210,10 +211,14 @@ class PolicyPhase:
             with torch.autocast(steps.z.device.type, enabled=False):
                 phrasing = torch.zeros_like(steps.task)
                 ctx = batch_context(model, table, steps.task, phrasing, learner.compute, q=(), target_q=())
+                ctx, notes = ctx.noting()
                 policy = model.policy(steps.z, ctx, mask, noise)
                 log_prob = policy_log_prob(policy, steps.action, mask)
             found = clipped_loss(log_prob, steps.log_prob, steps.advantage, self._clipped.ratio)
             total = found.total - learning.entropy_coef * policy.scaled_entropy.mean()
+            if model.config.experts is not None:
+                balance = sum(balance_loss(calls, model.config.experts) for calls in notes.values() if calls)
+                total = total + model.config.experts.balance_coef * balance
             entropy = policy.entropy.detach().mean()
             return total, dict(zip(_LOGGED, (total.detach(), entropy, *found[1:]), strict=True))
 

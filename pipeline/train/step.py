@@ -172,10 +172,6 @@ class Learner:
         self.scale.update(self._ranks.gather(torch.cat(values)))
         return metrics | {"policy_grad_norm": norm, "value_scale": self.scale.value.clone()}
 
-    def _count_use(self, chosen: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        experts = self.model.config.experts
-        return {} if experts is None else count_use(chosen, batch.task, len(self.table.names), experts.num)
-
     @property
     def trains_policy(self) -> bool:
         """Whether anything of the policy can be trained."""
@@ -198,6 +194,10 @@ class Learner:
         """
         metrics, norm = self._descend(self._policy_optimizer, self._policy, lambda piece: loss_of(), [task])
         return metrics | {"policy_grad_norm": norm}
+
+    def _count_use(self, chosen: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        experts = self.model.config.experts
+        return {} if experts is None else count_use(chosen, batch.task, len(self.table.names), experts.num)
 
     def _descend(
         self,

@@ -66,11 +66,12 @@ def plan_many(num: int, explore_std: float) -> Plan:
     planner = replace(TINY_PLANNER, min_std=explore_std, max_std=explore_std + 1e-6)
     model, one = make_model(), torch.Generator().manual_seed(0)
     draws = PlanDraws.sample(planner, 1, TINY.action_dim, TINY.num_q, one)
-    many = PlanDraws(
-        *(part.expand(*part.shape[:-2], num, -1) for part in draws[:3]),
-        draws.members,
-        torch.empty(planner.num_elites, num).exponential_(generator=one),
-        torch.randn(num, TINY.action_dim, generator=one),
+    many = draws._replace(
+        policy_noise=draws.policy_noise.expand(-1, -1, num, -1),
+        sample_noise=draws.sample_noise.expand(-1, -1, -1, num, -1),
+        value_noise=draws.value_noise.expand(-1, -1, num, -1),
+        elite_exponential=torch.empty(planner.num_elites, num).exponential_(generator=one),
+        explore_noise=torch.randn(num, TINY.action_dim, generator=one),
     )
     rows = torch.zeros(num, dtype=torch.long)
     obs = torch.randn(1, TINY.obs_dim, generator=torch.Generator().manual_seed(1)).expand(num, -1)
