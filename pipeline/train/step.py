@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -175,14 +175,13 @@ class Learner:
         metrics: dict[str, Tensor] = {}
         total = torch.zeros((), device=self.model.bins.device)
         for piece, (batch, _) in enumerate(pieces):
-            with self._precision():
+            with self._precision(), self._only(parameters):
                 loss, found = loss_of(piece)
             part = len(batch.task) / size
             total = total + part * loss.detach()
             metrics = {name: metrics.get(name, 0) + part * value for name, value in found.items()}
             if parameters:  # there are none with, e.g., adapters on the policy alone, in online learning
-                # `inputs` spares the gradients of everything that is not to move, e.g. of Q in the policy's step.
-                (part * loss).backward(inputs=parameters)
+                (part * loss).backward()
         if not parameters:
             return metrics, torch.zeros_like(total)
         total = self._average_gradients(parameters, total, size)
@@ -191,6 +190,22 @@ class Learner:
             raise FloatingPointError(self._describe_non_finite([batch for batch, _ in pieces], metrics, norm))
         optimizer.step()
         return metrics, norm
+
+    @contextmanager
+    def _only(self, parameters: list[nn.Parameter]) -> Iterator[None]:
+        """Compute a loss whose gradient reaches `parameters` alone, sparing those of e.g. Q in the policy's step.
+
+        `backward(inputs=...)` would not do: our own products and compiled code then compute the others all the same.
+        """
+        moving = set(parameters)
+        others = [parameter for parameter in self._trained["pretrain"] if parameter not in moving]
+        for parameter in others:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in others:
+                parameter.requires_grad_(True)
 
     def _average_gradients(self, parameters: list[nn.Parameter], loss: Tensor, size: int) -> Tensor:
         """Average gradients and the loss over processes by how many slices each had, in one message.
