@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -226,14 +226,13 @@ class Learner:
         metrics: dict[str, Tensor] = {}
         total = torch.zeros((), device=self.model.bins.device)
         for piece, task in enumerate(tasks):
-            with self._precision():
+            with self._precision(), self._only(parameters):
                 loss, found = loss_of(piece)
             part = len(task) / max(size, 1)
             total = total + part * loss.detach()
             metrics = {name: metrics.get(name, 0) + part * value for name, value in found.items()}
             if parameters:  # there are none with, e.g., adapters on the policy alone, in online learning
-                # `inputs` spares the gradients of everything that is not to move, e.g. of Q in the policy's step.
-                (part * loss).backward(inputs=parameters)
+                (part * loss).backward()
         if not parameters:
             return metrics, torch.zeros_like(total)
         total = self._average_gradients(parameters, total, size)
@@ -243,6 +242,22 @@ class Learner:
             raise FloatingPointError(self._describe_non_finite(batches, torch.cat(tasks), metrics, norm))
         optimizer.step()
         return metrics, norm
+
+    @contextmanager
+    def _only(self, parameters: list[nn.Parameter]) -> Iterator[None]:
+        """Compute a loss whose gradient reaches `parameters` alone, sparing those of e.g. Q in the policy's step.
+
+        `backward(inputs=...)` would not do: our own products and compiled code then compute the others all the same.
+        """
+        moving = set(parameters)
+        others = [parameter for parameter in self._trained["pretrain"] if parameter not in moving]
+        for parameter in others:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in others:
+                parameter.requires_grad_(True)
 
     def _average_gradients(self, parameters: list[nn.Parameter], loss: Tensor, size: int) -> Tensor:
         """Average gradients and the loss over processes by how many slices each had, in one message.

@@ -129,7 +129,7 @@ def main(options: dict) -> None:
                     "stopped_at": loop.position,
                     "constraint": table.constraint.tolist(),
                     "value_scale": float(learner.scale.value),
-                    "demos_mapped": "demos/obs.f32" in Path("/proc/self/maps").read_text(),
+                    "demos_mapped": "demos/rows.f32" in Path("/proc/self/maps").read_text(),
                 }
             )
         )
