@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._inductor import config as inductor_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import plain, results
@@ -306,7 +307,7 @@ def main() -> int:
         if device.type != "cuda":
             parser.error(f"--cuda-graphs needs a GPU, the device is {device}")
         # What mode="reduce-overhead" sets: the pipeline's own calls of torch.compile name no mode.
-        torch._inductor.config.triton.cudagraphs = True
+        inductor_config.triton.cudagraphs = True
     compiled = options.compiled or options.cuda_graphs or (device.type == "cuda" and not options.quick)
     seconds = _QUICK_SECONDS if options.quick else 60 * options.minutes
     repeats = 3 if options.quick else options.repeats
