@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -87,6 +87,21 @@ class Vision:
 
 
 @dataclass(frozen=True, config=_strict)
+class Clusters:
+    """Networks per cluster of tasks. All tasks share them during a warm-up, then those with like gradients do."""
+
+    parts: tuple[Literal["encoder", "reward", "policy", "q"], ...]  # what is copied per cluster
+    num: Count | Literal["auto"]  # clusters; auto = as many, up to max_num, as give the best mean silhouette
+    max_num: Annotated[int, Field(ge=2)]  # most clusters that `auto` tries
+    warmup_updates: Count  # updates of pretraining before the tasks are clustered (published: about 5,000)
+    batches: Count  # of pretrain.batch_size slices of one task, over which its gradient is averaged
+
+    def __post_init__(self) -> None:
+        if not self.parts or len(set(self.parts)) < len(self.parts):
+            raise ValueError(f"model.clusters.parts is {list(self.parts)}: name one part or more, each once")
+
+
+@dataclass(frozen=True, config=_strict)
 class Model:
     """Sizes of the world model."""
 
@@ -105,6 +120,7 @@ class Model:
     log_std_min: float  # of the policy
     log_std_max: float  # of the policy
     termination: bool  # predict whether a step ends the episode for good, so that plans value nothing beyond it
+    clusters: Clusters | None = None  # networks per cluster of tasks with like gradients; null = one for all
 
     def __post_init__(self) -> None:
         if self.latent_dim % self.simnorm_dim:
@@ -366,7 +382,9 @@ def is_mapping(key: str) -> bool:
 def _describe(section: type, problem: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     for part in problem["loc"][:-1]:
-        section = get_type_hints(section).get(part, section) if isinstance(part, str) else section
+        found = get_type_hints(section).get(part) if isinstance(part, str) else None
+        found = next((kind for kind in get_args(found) if dataclasses.is_dataclass(kind)), found)  # of `Section | None`
+        section = found if isinstance(found, type) and dataclasses.is_dataclass(found) else section
     if problem["type"] == "missing":
         return f"`{key}` is missing."
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):

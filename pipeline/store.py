@@ -3,7 +3,7 @@
 A checkpoint is a folder in Hub form:
     config.json          sizes of the world model
     model.safetensors    its weights
-    tasks.json           planner settings; for each task its catalogue entry, discount, constraint of plans
+    tasks.json           planner settings; for each task its catalogue entry, discount, constraint of plans, cluster
     task_embeddings/     the vectors of the tasks' texts, the texts, the encoder's id
 An adapter is a folder in PEFT's form (adapter_config.json, adapter_model.safetensors) with, for its task, a task.json
 and task_embeddings/ alike. Nothing is pickled, and no code is read from either.
@@ -65,6 +65,7 @@ class Checkpoint(NamedTuple):
     constraint: Tensor  # (n,) of task_table.CONSTRAINTS
     vision: config.Vision | None = None  # what is seen beside or in place of the state; None for the state alone
     picture_encoder: str | None = None  # id of the picture encoder
+    cluster: Tensor | None = None  # (n,) int64, whose networks compute each task; None where all share them
 
 
 class AdapterTask(NamedTuple):
@@ -155,6 +156,7 @@ def write_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> str:
         {
             "discount": discount,
             "constraint": CONSTRAINTS[int(checkpoint.constraint[row])],
+            **({} if checkpoint.cluster is None else {"cluster": int(checkpoint.cluster[row])}),
             "obs_mean": _row(checkpoint.obs_mean, row),
             "obs_std": _row(checkpoint.obs_std, row),
             "task": dataclasses.asdict(spec),
@@ -196,7 +198,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     statistics = _statistics(entries, model.config.obs_dim, path)
     constraint = torch.tensor([_constraint(entry, path) for entry in entries])
     base = sha256(folder / "model.safetensors")
-    found = Checkpoint(model, specs, discounts, embeddings, planner, base, *statistics, constraint)
+    cluster = _clusters(entries, model.config.clusters, path)
+    found = Checkpoint(model, specs, discounts, embeddings, planner, base, *statistics, constraint, cluster=cluster)
     if (vision := content.get("vision")) is None:
         return found
     return found._replace(
@@ -254,7 +257,8 @@ def _read_model(folder: Path, task_dim: int) -> WorldModel:
     try:
         with safe_open(weights, framework="pt") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        if sizes.num_q > len(found) or sizes.num_enc_layers > len(found):
+        copies = 0 if sizes.clusters is None else sizes.clusters.num
+        if copies == "auto" or max(copies, sizes.num_q, sizes.num_enc_layers) > len(found):
             raise ValueError("more layers are said to be there than there are tensors")
         with torch.device("meta"):
             expected = {name: tuple(tensor.shape) for name, tensor in WorldModel(sizes).state_dict().items()}
@@ -327,6 +331,16 @@ def _constraint(entry: dict[str, Any], path: Path) -> int:
     if name not in CONSTRAINTS:
         raise ValueError(f"{path}: `constraint` is {name!r}, expected one of {', '.join(CONSTRAINTS)}.")
     return CONSTRAINTS.index(name)
+
+
+def _clusters(entries: list[Any], clusters: config.Clusters | None, path: Path) -> Tensor | None:
+    """Read whose networks compute each task; None where all tasks share them."""
+    if clusters is None or clusters.num == "auto":
+        return None
+    found = [entry.get("cluster") for entry in entries]
+    if not all(isinstance(number, int) and 0 <= number < clusters.num for number in found):
+        raise ValueError(f"{path}: `cluster` of each task must be a number from 0 to {clusters.num - 1}, not {found}.")
+    return torch.tensor(found)
 
 
 def _discount(entry: Any, where: str) -> float:

@@ -7,6 +7,7 @@ a time, and never wraps around the end, so a slice is always contiguous.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from pathlib import Path
@@ -130,6 +131,22 @@ class ReplayBuffer:
             getattr(copy, name).copy_(getattr(self, name))
         copy.load_index(self.index_tensors())
         return copy
+
+    def only(self, task: int) -> ReplayBuffer:
+        """Return a view of the episodes of one task that are stored now, to sample from; rows are shared, not copied.
+
+        Raises:
+            ValueError: there are none.
+        """
+        columns, imitation = self._episodes.read(0)
+        view = copy.copy(self)
+        view._task_weights, view._episodes = None, EpisodeTable(self.horizon)
+        for (start, length, row, terminated), weight in zip(columns.T.tolist(), imitation.tolist(), strict=True):
+            if row == task:
+                view._episodes.append(start, length, row, bool(terminated), weight)
+        if not view.num_episodes:
+            raise ValueError(f"the replay holds no episode of task row {task}")
+        return view
 
     def add(
         self,
