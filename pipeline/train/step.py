@@ -114,7 +114,8 @@ class Learner:
         origins = self.model.split(replace(self.clusters, num=num))
         self._make_optimizers()
         for before, optimizer in zip(moments, (self._model_optimizer, self._policy_optimizer), strict=True):
-            for parameter in (one for group in optimizer.param_groups for one in group["params"]):
+            parameters: list[nn.Parameter] = [one for group in optimizer.param_groups for one in group["params"]]
+            for parameter in parameters:
                 found = before.get(origins.get(parameter, parameter), {})  # none where it had not been moved yet
                 if found:
                     optimizer.state[parameter] = {part: value.clone() for part, value in found.items()}

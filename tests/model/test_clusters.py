@@ -142,7 +142,8 @@ def test_an_adapter_changes_one_clusters_copies(tmp_path: Path) -> None:
     adapters.save(tmp_path, "task-0")
     again = make_model(CLUSTERED)
     Adapters(again).load(tmp_path, "task-0")
-    assert all(torch.equal(value, ask(model)[name]) for name, value in ask(again).items() if name != "target_q")
+    for name in ("encoder", "dynamics", "q"):
+        assert torch.allclose(ask(again)[name], ask(model)[name], atol=1e-4), name
     with pytest.raises(ValueError, match="nothing that Eft writes for a model of this form"):
         Adapters(make_model()).load(tmp_path, "task-0")
 
