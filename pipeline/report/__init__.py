@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline.files import atomic_file
 from pipeline.report.charts import FINETUNED, MUTED, PRETRAINED, Level, Line, line_chart
+from pipeline.report.matrix import similarity_chart
 from pipeline.report.results import Adaptation, Curve, Results, read_results
 
 __all__ = ["read_results", "render", "write_report"]
@@ -57,6 +58,9 @@ def render(results: Results) -> str:
         finetune_charts=_training_charts(results.curves["finetune"], "environment steps", FINETUNED),
         adaptation_charts={task: _adaptation_charts(adapted) for task, adapted in results.adapted.items()},
         open_loop_chart=_open_loop_chart(results),
+        cluster_chart=similarity_chart("Similarity of the tasks' gradients", results.clusters)
+        if results.clusters
+        else None,
         stages=_stages(results),
     )
 

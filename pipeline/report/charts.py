@@ -31,7 +31,7 @@ _DAY = {
     "--finetuned": "#d9541e",
 }
 INK, MUTED, RULE, PRETRAINED, FINETUNED = _COLOURS
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, in the page's font
     "text.parse_math": False,
     "svg.hashsalt": "eft",  # the same data gives the same page
@@ -100,7 +100,7 @@ def line_chart(
             and spans more than a factor of 20.
         small: for grids of many charts.
     """
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.1, 2.1) if small else (5.6, 3), layout="constrained")
         axes = figure.add_subplot()
         axes.set_xlabel(x_label)
@@ -116,7 +116,7 @@ def line_chart(
             axes.legend(loc="best", handlelength=1.4)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _inline(buffer.getvalue(), title)
+    return inline(buffer.getvalue(), title)
 
 
 def as_file(chart: Markup) -> str:
@@ -165,7 +165,8 @@ def _short(value: float, _position: int | None = None) -> str:
     return f"{value:g}"
 
 
-def _inline(svg: str, title: str) -> Markup:
+def inline(svg: str, title: str) -> Markup:
+    """Make a figure as matplotlib wrote it part of the page: its colours become the page's variables."""
     body = svg[svg.index("<svg") :].split(">", 1)[1]
     view_box = re.search(r'viewBox="[^"]*"', svg)
     assert view_box, "matplotlib gives every figure a viewBox"

@@ -134,6 +134,22 @@ class Video(BaseModel):
     file: str
 
 
+class Clusters(BaseModel):
+    """The clusters of tasks found in pretraining (clusters.json)."""
+
+    tasks: list[str]
+    cluster: list[int]  # of each task
+    order: list[int]  # rows, neighbours being similar and clusters in one piece
+    similarity: list[list[float]]  # mean over layers of the cosines of the tasks' gradients
+    silhouette: dict[int, float]  # mean, by number of clusters
+
+    @property
+    def members(self) -> list[list[str]]:
+        """The tasks of each cluster, as ordered."""
+        numbers = list(dict.fromkeys(self.cluster[row] for row in self.order))
+        return [[self.tasks[row] for row in self.order if self.cluster[row] == number] for number in numbers]
+
+
 class Curve(NamedTuple):
     """One metric over updates or env_steps."""
 
@@ -155,6 +171,7 @@ class Results:
     videos: list[tuple[Video, Path]]
     adapted: dict[str, Adaptation]
     adapted_videos: dict[str, Path]
+    clusters: Clusters | None = None  # where the model has any
     missing: dict[str, Path] = field(default_factory=dict)  # stage -> the file that is not there
 
 
@@ -186,6 +203,7 @@ def read_results(root: str | Path = ".") -> Results:
         task: read(Adaptation, checkpoints / "adapt" / task / "metrics/summary.json", f"adapt@{task}")
         for task in tasks.held_out
     }
+    found = checkpoints / "pretrain/metrics/clusters.json"
     index = checkpoints / "evaluate/videos/index.json"
     videos = _parse(list[Video], index, "evaluate") if index.exists() else []
     return Results(
@@ -203,6 +221,7 @@ def read_results(root: str | Path = ".") -> Results:
             for task in tasks.held_out
             if (path := checkpoints / "adapt" / task / "videos/adapted.mp4").exists()
         },
+        clusters=_parse(Clusters, found, "pretrain") if found.exists() else None,
         missing=missing,
     )
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.clusters import adjusted_rand
 from benchmarks.problem import LEARNING, TINY, make_batch, make_model, make_table
 from pipeline import config
 from pipeline.data.episode import Episode
@@ -164,3 +165,9 @@ def test_clusters_are_written_for_the_report(tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused(change: dict, num_tasks: int, updates: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         clustering.check(replace(CLUSTERS, **change), num_tasks, updates)
+
+
+def test_agreement_of_clusterings_is_the_known_one() -> None:
+    assert adjusted_rand([0, 0, 1, 1], [1, 1, 0, 0]) == 1
+    assert adjusted_rand([0, 0, 1, 1], [0, 0, 1, 2]) == pytest.approx(4 / 7)  # the example of scikit-learn's manual
+    assert adjusted_rand([0, 0, 0, 0], [0, 1, 2, 3]) == 0
