@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator, debug_launcher
 from safetensors.torch import load_file, save_file
 
 from benchmarks.clusters import adjusted_rand
-from benchmarks.problem import LEARNING, TINY, make_batch, make_model, make_table
+from benchmarks.problem import LEARNING, TINY, TINY_PLANNER, make_batch, make_model, make_table
 from pipeline import config
 from pipeline.data.episode import Episode
 from pipeline.data.replay import ReplayBuffer, from_demos
+from pipeline.model.actor import Actor
 from pipeline.train import clustering
+from pipeline.train.evaluate import Evaluator
+from pipeline.train.loop import Loop
+from pipeline.train.loops import learn_offline
+from pipeline.train.objective import UpdateDraws
+from pipeline.train.ranks import Ranks
 from pipeline.train.step import Learner
 
 CLUSTERS = config.Clusters(parts=("encoder", "reward", "policy", "q"), num=2, max_num=4, warmup_updates=3, batches=2)
@@ -39,13 +47,13 @@ def make_demos(seed: int = 0) -> ReplayBuffer:
     return from_demos(episodes, TINY.obs_dim, TINY.action_dim, 3)
 
 
-def make_learner(clusters: config.Clusters = CLUSTERS) -> Learner:
+def make_learner(clusters: config.Clusters = CLUSTERS, ranks: Ranks | None = None) -> Learner:
     table = make_table(num_tasks=NUM_TASKS)
     alike = replace(
         table, embeddings=table.embeddings[:1].expand(NUM_TASKS, -1, -1).clone(),
         action_mask=torch.tensor([1.0, 1, 0, 0]).expand(NUM_TASKS, -1), discount=torch.full((NUM_TASKS,), 0.95),
     )  # fmt: skip
-    return Learner(make_model(), alike, LEARNING, clusters=clusters)
+    return Learner(make_model(), alike, LEARNING, ranks=ranks, clusters=clusters)
 
 
 def train(learner: Learner, updates: range) -> None:
@@ -171,3 +179,60 @@ def test_agreement_of_clusterings_is_the_known_one() -> None:
     assert adjusted_rand([0, 0, 1, 1], [1, 1, 0, 0]) == 1
     assert adjusted_rand([0, 0, 1, 1], [0, 0, 1, 2]) == pytest.approx(4 / 7)  # the example of scikit-learn's manual
     assert adjusted_rand([0, 0, 0, 0], [0, 1, 2, 3]) == 0
+
+
+def learn_as_one_of_two(folder: str) -> None:
+    """Run in each of two processes: one meets the tasks of one cluster alone, the other those of the other."""
+    accelerator = Accelerator(cpu=True)
+    ranks, rank = Ranks(accelerator), accelerator.process_index
+    learner = make_learner(ranks=ranks)
+    train(learner, range(3))
+    clustering.cluster_tasks(learner, make_demos(rank), 8, seed=rank, ranks=ranks)
+    own = torch.tensor(OPPOSITE).eq(rank).nonzero().flatten()
+    for number in range(3):
+        batch = make_batch(learner.table, seed=number + 10 * rank)
+        draws = UpdateDraws.sample(batch, 2, TINY.num_q, torch.Generator().manual_seed(number))
+        learner.update(batch._replace(task=own[batch.task % 2]), "pretrain", draws)
+    save_file(learner.state_tensors(), f"{folder}/{rank}.safetensors")
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_same_clusters_and_stay_equal(tmp_path: Path) -> None:
+    debug_launcher(learn_as_one_of_two, (str(tmp_path),), num_processes=2)
+    first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
+    assert first["cluster"].tolist() == OPPOSITE
+    assert all(torch.equal(second[name], value) for name, value in first.items())
+
+
+def run_loop(scratch: Path, *lengths: int) -> dict[str, torch.Tensor]:
+    """Pretrain in a loop that is made anew, from what it saved, for each of the lengths."""
+    runtime = config.Runtime(
+        device="cpu", threads=1, env_workers=0, precision="fp32", accumulate=1, keep_saves=2, stop_seconds=0,
+        trackers=(), replay="memory", matmul="torch", plan_products="float32", compile=False,
+    )  # fmt: skip
+    demos = make_demos()
+    for updates in lengths:
+        settings = config.Pretrain(
+            updates=updates, batch_size=6, warmup_updates=2, log_every=3, save_every=1000, eval_every=1000,
+            eval_episodes=1,
+        )  # fmt: skip
+        learner = make_learner()
+        actor = Actor(learner.model, learner.table, TINY_PLANNER)
+        with Evaluator([], 1, TINY.obs_dim, TINY.action_dim, 0, 0) as evaluator:
+            loop = Loop("clusters", scratch, learner, actor, evaluator, 1, runtime)
+            loop.evaluate = lambda *_: True  # there is nothing to play
+            learn_offline(loop, settings, demos.sample, [], partial(found_by, learner, demos))
+    return {name: value.clone() for name, value in learner.state_tensors().items()}
+
+
+def found_by(learner: Learner, demos: ReplayBuffer, batch_size: int) -> str:
+    return clustering.cluster_tasks(learner, demos, batch_size, seed=1).describe()
+
+
+def test_a_loop_stopped_before_and_after_the_split_ends_the_same(tmp_path: Path, capsys) -> None:
+    straight = run_loop(tmp_path / "straight", 6)
+    assert straight["cluster"].tolist() == OPPOSITE
+    assert "clusters: 2 clusters of tasks: task-0, task-2; task-1, task-3" in capsys.readouterr().err
+    stopped = run_loop(tmp_path / "stopped", 2, 3, 5, 6)  # the warm-up ends after the third update
+    assert stopped.keys() == straight.keys()
+    assert all(torch.equal(stopped[name], value) for name, value in straight.items())
