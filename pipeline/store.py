@@ -257,8 +257,8 @@ def _read_model(folder: Path, task_dim: int) -> WorldModel:
     try:
         with safe_open(weights, framework="pt") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        copies = 0 if sizes.clusters is None else sizes.clusters.num
-        if copies == "auto" or max(copies, sizes.num_q, sizes.num_enc_layers) > len(found):
+        copies = 0 if sizes.clusters is None or sizes.clusters.num == "auto" else sizes.clusters.num
+        if max(copies, sizes.num_q, sizes.num_enc_layers) > len(found):
             raise ValueError("more layers are said to be there than there are tensors")
         with torch.device("meta"):
             expected = {name: tuple(tensor.shape) for name, tensor in WorldModel(sizes).state_dict().items()}
@@ -338,7 +338,7 @@ def _clusters(entries: list[Any], clusters: config.Clusters | None, path: Path) 
     if clusters is None or clusters.num == "auto":
         return None
     found = [entry.get("cluster") for entry in entries]
-    if not all(isinstance(number, int) and 0 <= number < clusters.num for number in found):
+    if not all(type(number) is int and 0 <= number < clusters.num for number in found):
         raise ValueError(f"{path}: `cluster` of each task must be a number from 0 to {clusters.num - 1}, not {found}.")
     return torch.tensor(found)
 
