@@ -372,19 +372,28 @@ def near(name: str, known: list[str]) -> str:
 
 def is_mapping(key: str) -> bool:
     """Whether a parameter, e.g. `tasks.weights`, maps names of the user's choice to values, and is no section."""
+    return get_origin(_kind(key)) is dict
+
+
+def is_optional(key: str) -> bool:
+    """Whether a parameter, e.g. `model.experts`, is a section that may be null."""
+    return type(None) in get_args(_kind(key)) and _section(_kind(key)) is not None
+
+
+def _kind(key: str) -> Any:
+    """The type of a parameter, `model.experts.num` say; None for one that is unknown."""
     name, *parts = key.split(".")
     kind: Any = SECTIONS.get(name)
     for part in parts:
-        kind = get_type_hints(kind).get(part) if isinstance(kind, type) else None
-    return get_origin(kind) is dict
+        section = _section(kind)
+        kind = get_type_hints(section).get(part) if section else None
+    return kind
 
 
 def _describe(section: type, problem: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     for part in problem["loc"][:-1]:
-        found = get_type_hints(section).get(part) if isinstance(part, str) else None
-        found = next((kind for kind in get_args(found) if dataclasses.is_dataclass(kind)), found)  # of `Section | None`
-        section = found if isinstance(found, type) and dataclasses.is_dataclass(found) else section
+        section = _section(get_type_hints(section).get(part)) or section if isinstance(part, str) else section
     if problem["type"] == "missing":
         return f"`{key}` is missing."
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
@@ -392,6 +401,11 @@ def _describe(section: type, problem: dict[str, Any]) -> str:
     if not key:
         return str(problem["msg"]).removeprefix("Value error, ")
     return f"`{key}` is {problem['input']!r}: {problem['msg']}."
+
+
+def _section(kind: Any) -> type | None:
+    """The dataclass of a section, also of one that may be null; None for any other kind of parameter."""
+    return next((part for part in (kind, *get_args(kind)) if dataclasses.is_dataclass(part)), None)  # pyright: ignore
 
 
 def _field_names(section: type) -> list[str]:
