@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 PARAMS = Path("params.yaml")
+AUTOENCODER = "autoencoder"  # vision.encoder, where it is learned from demonstrations; also its folder's name
 
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
@@ -77,13 +78,41 @@ class Language:
 
 
 @dataclass(frozen=True, config=_strict)
+class Autoencoder:
+    """A categorical autoencoder that learns pictures of the training tasks' demonstrations; then it stays as it is."""
+
+    groups: Count  # categorical variables of a picture (published: 32)
+    classes: Annotated[int, Field(ge=2)]  # of each; groups x classes values are observed (published: 32)
+    width: Count  # channels of the first convolution; every further one halves the picture and doubles them
+    uniform_mix: Fraction  # of the uniform distribution in the probabilities
+    kl_coef: NotNegative  # weight of the divergence from the uniform distribution, beside the reconstruction's 1
+    frames: Count  # most frames of each task that are learned from
+    updates: Count
+    batch_size: Count  # pictures per update
+    lr: Positive  # Adam step size
+    grad_clip_norm: Positive  # largest gradient norm
+
+
+@dataclass(frozen=True, config=_strict)
 class Vision:
     """Pictures as observations. With `observe: state` nothing is drawn and no encoder is loaded."""
 
     observe: Observe  # the state alone, vectors of pictures beside it, or in its place
-    encoder: str  # the frozen image model: a Hub id, with @<commit> for a certain one, or a folder
+    encoder: str  # the frozen image model: a Hub id, with @<commit> for a certain one, a folder, or `autoencoder`
     size: Annotated[int, Field(ge=16, le=1024)]  # pixels of a picture's side
     batch_size: Count  # pictures encoded at once
+    autoencoder: Autoencoder | None = None  # how `encoder: autoencoder` is learned; null with any other
+
+    def __post_init__(self) -> None:
+        if (Path(self.encoder).name == AUTOENCODER) != (self.autoencoder is not None):
+            raise ValueError(
+                f"vision.encoder is {self.encoder}: `autoencoder` goes with the section vision.autoencoder, and any "
+                "other encoder with null there"
+            )
+        if self.autoencoder is not None and (self.size < 16 or self.size & (self.size - 1)):
+            raise ValueError(
+                f"vision.size is {self.size}: the autoencoder takes 16, 32, 64, 128, ... pixels (published: 64)"
+            )
 
 
 @dataclass(frozen=True, config=_strict)

@@ -5,6 +5,7 @@ A checkpoint is a folder in Hub form:
     model.safetensors    its weights
     tasks.json           planner settings; for each task its catalogue entry, discount, constraint of plans, cluster
     task_embeddings/     the vectors of the tasks' texts, the texts, the encoder's id
+    autoencoder/         what pictures are observed through, where that was learned from demonstrations
 An adapter is a folder in PEFT's form (adapter_config.json, adapter_model.safetensors) with, for its task, a task.json
 and task_embeddings/ alike. Nothing is pickled, and no code is read from either.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,9 +34,10 @@ from pipeline.model.adapters import Adapters
 from pipeline.model.task_table import CONSTRAINTS, TIED
 from pipeline.model.world_model import WorldModel
 from pipeline.tasks.spec import TaskSpec, parse_spec
+from pipeline.vision.sight import LEARNED
 
 FORMAT = 1  # of tasks.json and task.json
-CHECKPOINT_FILES = ["config.json", "model.safetensors", "tasks.json", "task_embeddings/*"]
+CHECKPOINT_FILES = ["config.json", "model.safetensors", "tasks.json", "task_embeddings/*", "autoencoder/*"]
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors", "task.json", "task_embeddings/*"]
 RELEASE_FILES = [
     *CHECKPOINT_FILES, "README.md", "metrics.json", "replay.mp4", ".eval_results/*.yaml",
@@ -167,6 +170,11 @@ def write_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> str:
         checkpoint.model.save_pretrained(partial)
         (partial / "README.md").unlink()  # the Hub mixin's card; ours is written by the publish stage
         checkpoint.embeddings.save(partial / "task_embeddings")
+        if checkpoint.vision is not None and checkpoint.vision.autoencoder is not None:
+            learned = LEARNED if checkpoint.vision.encoder == config.AUTOENCODER else Path(checkpoint.vision.encoder)
+            (partial / config.AUTOENCODER).mkdir()
+            for name in ("config.json", "model.safetensors"):
+                shutil.copyfile(learned / name, partial / config.AUTOENCODER / name)
         write_json(
             partial / "tasks.json",
             {
@@ -202,8 +210,11 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     found = Checkpoint(model, specs, discounts, embeddings, planner, base, *statistics, constraint, cluster=cluster)
     if (vision := content.get("vision")) is None:
         return found
+    vision = config.parse(config.Vision, vision, f"{path}: vision")
+    if vision.autoencoder is not None:
+        vision = dataclasses.replace(vision, encoder=str(folder / config.AUTOENCODER))
     return found._replace(
-        vision=config.parse(config.Vision, vision, f"{path}: vision"),
+        vision=vision,
         picture_encoder=_entry(content, "picture_encoder", str, path),
     )
 
@@ -304,7 +315,10 @@ def _vision_entry(checkpoint: Checkpoint) -> dict[str, Any]:
     """What tasks.json says of pictures: nothing where none are observed."""
     if checkpoint.vision is None:
         return {}
-    return {"vision": dataclasses.asdict(checkpoint.vision), "picture_encoder": checkpoint.picture_encoder}
+    vision = checkpoint.vision
+    if vision.autoencoder is not None:  # it lies in the checkpoint, wherever that is
+        vision = dataclasses.replace(vision, encoder=config.AUTOENCODER)
+    return {"vision": dataclasses.asdict(vision), "picture_encoder": checkpoint.picture_encoder}
 
 
 def _row(values: Tensor | None, row: int) -> list[float] | None:

@@ -46,7 +46,13 @@ def render(results: Results) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "duration": _duration, "memory": _memory, "video": _data_uri}
+    environment.filters |= {
+        "number": _number,
+        "duration": _duration,
+        "memory": _memory,
+        "video": _data_uri,
+        "png": _png_uri,
+    }
     return environment.get_template("page.html.jinja").render(
         results=results,
         models=MODELS,
@@ -161,6 +167,10 @@ def _duration(seconds: float) -> str:
 
 def _memory(mebibytes: float) -> str:
     return f"{mebibytes / 1024:.1f} GiB" if mebibytes >= 1024 else f"{mebibytes:.0f} MiB"
+
+
+def _png_uri(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def _data_uri(path: Path) -> str:

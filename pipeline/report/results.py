@@ -150,6 +150,13 @@ class Clusters(BaseModel):
         return [[self.tasks[row] for row in self.order if self.cluster[row] == number] for number in numbers]
 
 
+class Reconstructions(BaseModel):
+    """What the autoencoder of pictures has learned (training.json)."""
+
+    shown: list[str]  # tasks in the picture, from left to right
+    error: dict[str, float]  # mean absolute error of a pixel in [0, 1], by task
+
+
 class Curve(NamedTuple):
     """One metric over updates or env_steps."""
 
@@ -172,6 +179,7 @@ class Results:
     adapted: dict[str, Adaptation]
     adapted_videos: dict[str, Path]
     clusters: Clusters | None = None  # where the model has any
+    reconstructions: tuple[Reconstructions, Path] | None = None  # with the picture, where pictures are learned
     missing: dict[str, Path] = field(default_factory=dict)  # stage -> the file that is not there
 
 
@@ -204,6 +212,7 @@ def read_results(root: str | Path = ".") -> Results:
         for task in tasks.held_out
     }
     found = checkpoints / "pretrain/metrics/clusters.json"
+    learned = root / "datasets/picture_vectors/autoencoder/training.json"
     index = checkpoints / "evaluate/videos/index.json"
     videos = _parse(list[Video], index, "evaluate") if index.exists() else []
     return Results(
@@ -222,6 +231,9 @@ def read_results(root: str | Path = ".") -> Results:
             if (path := checkpoints / "adapt" / task / "videos/adapted.mp4").exists()
         },
         clusters=_parse(Clusters, found, "pretrain") if found.exists() else None,
+        reconstructions=(_parse(Reconstructions, learned, "embed"), learned.with_name("reconstructions.png"))
+        if learned.exists()
+        else None,
         missing=missing,
     )
 
