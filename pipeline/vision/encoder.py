@@ -25,8 +25,8 @@ class PictureEncoder:
     """A frozen map from pictures to vectors.
 
     A vector is the model's pooled output (DINOv2: its class token after the last norm), or the mean over its last
-    tokens where it has none; of our own autoencoder, the probabilities of its classes. Equal pictures give equal vectors
-    in calls of equal size.
+    tokens where it has none; of our own autoencoder, the probabilities of its classes. Equal pictures give equal
+    vectors in calls of equal size.
 
     Args:
         name: what the encoder is called: a Hub id, with `@<commit>` for a certain one, or a folder.

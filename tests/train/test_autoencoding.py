@@ -70,8 +70,8 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskSpec:
     monkeypatch.syspath_prepend(tmp_path)
     values = {
         "name": "shower", "suite": "gymnasium", "env_id": "eft_shower:autoencoding/Shower-v0",
-        "embodiment": "It shows.", "instructions": ["Show it."], "obs_dim": 2, "action_dim": 1, "action_repeat": 1, "episode_length": 5,
-        "score": "return/10", "env_kwargs": {},
+        "embodiment": "It shows.", "instructions": ["Show it."], "obs_dim": 2, "action_dim": 1, "action_repeat": 1,
+        "episode_length": 5, "score": "return/10", "env_kwargs": {},
     }  # fmt: skip
     return parse_spec(values, "a test")
 
