@@ -114,12 +114,14 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
             cluster: (n,) int64, that of each task; only a model with clusters reads it.
 
         Raises:
-            ValueError: the model has clusters, and those of the tasks were not given.
+            ValueError: the model has clusters, and those of the tasks were not given, or it is to be compiled.
         """
         groups = None
         if self.config.clusters is not None:
             if cluster is None:
                 raise ValueError("this model has networks per cluster of tasks: say which cluster each task belongs to")
+            if compute.compile:
+                raise ValueError("networks per cluster are not compiled yet: set runtime.compile to false")
             groups = Groups(cluster)
         return TaskContext(
             tell(self.encoder, task_emb, compute, groups),

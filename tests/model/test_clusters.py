@@ -14,6 +14,7 @@ from pipeline import config
 from pipeline.model.actor import Actor
 from pipeline.model.adapters import Adapters
 from pipeline.model.clusters import Clustered
+from pipeline.model.compute import Compute
 from pipeline.model.grow import grow
 from pipeline.model.world_model import WorldModel
 
@@ -165,5 +166,7 @@ def test_what_cannot_be_is_refused() -> None:
         make_model(CLUSTERED).split(ALL)
     with pytest.raises(ValueError, match="say which cluster each task belongs to"):
         make_model(CLUSTERED).context(TABLE.embeddings[:, 0])
+    with pytest.raises(ValueError, match="set runtime.compile to false"):
+        make_model(CLUSTERED).context(TABLE.embeddings[:, 0], Compute(compile=True), cluster=CLUSTER)
     with pytest.raises(ValueError, match="name one part or more, each once"):
         replace(ALL, parts=("q", "q"))
