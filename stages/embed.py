@@ -5,6 +5,7 @@ Writes datasets/task_embeddings/ and datasets/picture_vectors/.
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -43,6 +44,8 @@ def see(specs: list[TaskSpec]) -> None:
     vision = config.load(config.Vision)
     wanted = [spec for spec in specs if vision.observe != "state" and (DEMOS / spec.name).exists()]
     PICTURE_VECTORS.mkdir(parents=True, exist_ok=True)
+    if not wanted or vision.encoder != config.AUTOENCODER:
+        shutil.rmtree(LEARNED, ignore_errors=True)  # else the report would show what nobody observes through
     for path in PICTURE_VECTORS.glob("*.safetensors"):
         if path.stem not in {spec.name for spec in wanted}:
             path.unlink()
