@@ -32,7 +32,7 @@ _DAY = {
     "--finetuned": "#d9541e",
 }
 INK, MUTED, RULE, PRETRAINED, FINETUNED = _COLOURS
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, in the page's font
     "text.parse_math": False,
     "svg.hashsalt": "eft",  # the same data gives the same page
@@ -101,7 +101,7 @@ def line_chart(
             and spans more than a factor of 20.
         small: for grids of many charts.
     """
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.1, 2.1) if small else (5.6, 3), layout="constrained")
         axes = figure.add_subplot()
         axes.set_xlabel(x_label)
@@ -117,7 +117,7 @@ def line_chart(
             axes.legend(loc="best", handlelength=1.4)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _inline(buffer.getvalue(), title)
+    return inline(buffer.getvalue(), title)
 
 
 def share_chart(title: str, x_label: str, x: Sequence[float], rows: Sequence[str], shares: np.ndarray) -> Markup:
@@ -135,7 +135,7 @@ def share_chart(title: str, x_label: str, x: Sequence[float], rows: Sequence[str
     down = -(-panels // across)
     red, green, blue = (int(_DAY["--finetuned"][i : i + 2], 16) / 255 for i in (1, 3, 5))
     edges = [2 * x[0] - x[1] if len(x) > 1 else 0.0, *x]
-    with mpl.rc_context({**_STYLE, "axes.grid": False, "xtick.labelsize": 8, "ytick.labelsize": 8}):
+    with mpl.rc_context({**STYLE, "axes.grid": False, "xtick.labelsize": 8, "ytick.labelsize": 8}):
         height = down * (0.15 * len(rows) + 0.35) + 0.4
         figure = Figure(figsize=(10.5, height), layout="constrained")
         grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
@@ -159,7 +159,7 @@ def share_chart(title: str, x_label: str, x: Sequence[float], rows: Sequence[str
         figure.supxlabel(x_label, fontsize=10, color=MUTED)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _inline(buffer.getvalue(), title)
+    return inline(buffer.getvalue(), title)
 
 
 def _regular(edges: Sequence[float], values: np.ndarray, columns: int = 200) -> np.ndarray:
@@ -215,7 +215,8 @@ def _short(value: float, _position: int | None = None) -> str:
     return f"{value:g}"
 
 
-def _inline(svg: str, title: str) -> Markup:
+def inline(svg: str, title: str) -> Markup:
+    """Make a figure as matplotlib wrote it part of the page: its colours become the page's variables."""
     body = svg[svg.index("<svg") :].split(">", 1)[1]
     view_box = re.search(r'viewBox="[^"]*"', svg)
     assert view_box, "matplotlib gives every figure a viewBox"
