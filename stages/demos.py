@@ -35,6 +35,13 @@ def main() -> None:
             seconds = round(before + time.monotonic() - started, 1)
             write_json(clock, seconds)
         write_json(REPORT, {"seed": seed, "seconds": seconds, **report})
+    if report["missing"]:
+        print(
+            f"demos: WARNING: {len(report['missing'])} tasks have fewer demonstrations than wanted, or none, and then "
+            "learn online alone (the reasons stand above and in "
+            f"{REPORT}): {', '.join(report['missing'])}",
+            file=sys.stderr,
+        )
     kept = sum(task["kept"] for task in report["tasks"].values())
     print(f"demos: {kept} demonstrations of {len(report['tasks'])} tasks in {seconds:.0f} s -> {OUT}", file=sys.stderr)
 

@@ -41,13 +41,15 @@ def main() -> None:
     vision = config.load(config.Vision)
     sight = load_sight(vision, ranks.device)
     demonstrations = load_demonstrations(specs, ranks, sight)
-    table = task_table(specs, embeddings, demonstrations, model, learning, sight) if ranks.is_main else None
+    table = task_table(specs, embeddings, demonstrations, model, learning, sight, seed) if ranks.is_main else None
     table = ranks.from_main(table).to(ranks.device)
 
     shaping = [tasks.train, tasks.weights, model, planner, learning, settings, *([vision] if sight else [])]
     with scratch_folder("pretrain", shaping, [DEMOS, EMBEDDINGS], seed, ranks) as scratch:
         place = replay_place(runtime, ranks.device, scratch, table.names, tasks.weights)
         demos = shared_demo_buffer(ranks, demonstrations, table.names, model, planner.horizon, place, scratch)
+        if demos is None and settings.updates:
+            raise ValueError("none of the tasks has demonstrations: set pretrain.updates to 0 to learn online alone")
         demonstrations.clear()
         world_model = WorldModel(model).to(ranks.device)
         learner = Learner(
@@ -58,7 +60,8 @@ def main() -> None:
             specs, settings.eval_episodes, model.obs_dim, model.action_dim, seed + 1, runtime.env_workers, ranks, sight
         ) as evaluator:
             loop = Loop("pretrain", scratch, learner, actor, evaluator, seed, runtime, ranks)
-            learn_offline(loop, settings, demos.sample, specs)
+            if demos is not None:
+                learn_offline(loop, settings, demos.sample, specs)
         if ranks.is_main:
             agent = Agent(world_model, specs, embeddings, table, planner, vision=vision)
             agent.save_pretrained(CHECKPOINTS / "pretrain" / "model")
@@ -67,8 +70,8 @@ def main() -> None:
                 CHECKPOINTS / "pretrain" / "metrics",
                 updates=learner.updates,
                 parameters=sum(parameter.numel() for parameter in world_model.parameters() if parameter.requires_grad),
-                demonstrations=demos.num_episodes,
-                transitions=demos.num_transitions,
+                demonstrations=demos.num_episodes if demos else 0,
+                transitions=demos.num_transitions if demos else 0,
                 processes=ranks.count,
                 matmul=how_learning.matmul,
             )

@@ -27,7 +27,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def settings(**changes) -> config.Demos:
-    values = {"episodes": 3, "held_out_episodes": 1, "max_attempts": 5, "action_noise": 0.5, "workers": 1}
+    values = {"episodes": 3, "held_out_episodes": 1, "max_attempts": 5, "action_noise": 0.5}
+    values |= {"missing": "stop", "workers": 1}
     return config.Demos(**values | changes)
 
 
