@@ -67,17 +67,13 @@ def prepare(preset: str, env_steps: int, device: str) -> tuple[Path, dict[str, s
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     params, extra = copy / "params.yaml", copy / "presets/small.yaml"
     shutil.copy(ROOT / "presets/quickstart.yaml", params)
-    apply_presets([preset], copy / "presets", params)
-    tasks = config.load(config.Tasks, params)
-    reasons = domains.unavailable(registry.get([*tasks.train, *tasks.held_out]))
-    left = {
-        "train": [name for name in tasks.train if name not in reasons],
-        "held_out": [name for name in tasks.held_out if name not in reasons],
-        "pairs": [list(pair) for pair in tasks.pairs if not set(pair) & set(reasons)],
-    }
-    with extra.open("w") as file:
-        YAML().dump({"tasks": left}, file)
-    apply_presets(["small"], copy / "presets", params)
+    reasons: dict[str, str] = {}
+
+    def leave_out(tasks: config.Tasks) -> dict[str, str]:
+        reasons.update(domains.unavailable(registry.get([*tasks.train, *tasks.held_out])))
+        return reasons
+
+    apply_presets([preset], copy / "presets", params, leave_out)
     with extra.open("w") as file:
         YAML().dump(small(config.load(config.Tasks, params), env_steps, device), file)
     apply_presets(["small"], copy / "presets", params)

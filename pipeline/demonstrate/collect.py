@@ -132,9 +132,9 @@ def without_expert(specs: Sequence[TaskSpec], demos: config.Demos) -> dict[str, 
         try:
             expert_method(spec)
         except ValueError as error:
-            found[spec.name] = str(error)
+            found[spec.name] = str(error).removeprefix(f"{spec.name} has ")
     if found and demos.missing == "stop":
-        reason = found[next(iter(found))].partition(" has ")[2]
+        reason = found[next(iter(found))]
         raise ValueError(
             f"{', '.join(found)} ha{'s' if len(found) == 1 else 've'} {reason} Either bring demonstrations "
             "(datasets/README.md says how), or learn from interaction alone: `demos.missing: go_on` lets every such "
@@ -149,9 +149,10 @@ def play_all(states: list[TaskState], demos: config.Demos, seed: int) -> None:
     Raises:
         RuntimeError: a task does not get all, and `demos.missing` is `stop`; or a worker died or failed.
     """
-    total, done = sum(state.wanted for state in states), sum(min(len(s.kept), s.wanted) for s in states)
-    if done == total:
+    refuse_shortfall(states, demos)
+    if all(state.next_attempt() is None for state in states):
         return
+    total, done = sum(state.wanted for state in states), sum(min(len(s.kept), s.wanted) for s in states)
     by_name = {state.spec.name: state for state in states}
     orders = _orders(states, demos, seed)
     with (
@@ -159,11 +160,7 @@ def play_all(states: list[TaskState], demos: config.Demos, seed: int) -> None:
         Progress("demos", total, "episodes", done) as progress,
     ):
         while True:
-            if demos.missing == "stop" and (short := next((state for state in states if state.shortfall), None)):
-                raise RuntimeError(
-                    f"{short.spec.name}: {short.shortfall}. Lower demos.action_noise, raise demos.max_attempts, leave "
-                    "the task out, or set demos.missing to go_on: the run then goes on with what there is."
-                )
+            refuse_shortfall(states, demos)
             while workers.idle and (order := next(orders)) is not None:
                 by_name[order["spec"]["name"]].in_flight.add(order["attempt"])
                 workers.give(order)
@@ -174,6 +171,16 @@ def play_all(states: list[TaskState], demos: config.Demos, seed: int) -> None:
                 state.in_flight.discard(note["attempt"])
                 state.notes[note["attempt"]] = note
                 progress.update(int(note["kept"]), task=note["task"], score=float(note["score"]))
+
+
+def refuse_shortfall(states: list[TaskState], demos: config.Demos) -> None:
+    """Say which task will not get its demonstrations, unless the collection goes on without (`demos.missing`)."""
+    short = next((state for state in states if state.shortfall), None)
+    if short and demos.missing == "stop":
+        raise RuntimeError(
+            f"{short.spec.name}: {short.shortfall}. Lower demos.action_noise, raise demos.max_attempts, leave the task "
+            "out, or set demos.missing to go_on: the run then goes on with what there is."
+        )
 
 
 def _orders(states: list[TaskState], demos: config.Demos, seed: int) -> Iterator[dict[str, Any] | None]:
