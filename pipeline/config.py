@@ -66,6 +66,7 @@ class Demos:
     held_out_episodes: CountOrZero  # demonstrations kept per held-out task
     max_attempts: Count  # attempts per kept demonstration before the task is given up
     action_noise: NotNegative  # std of noise added to executed actions; what the expert intended is recorded beside
+    missing: Literal["stop", "go_on"]  # a task nobody demonstrates well enough: an error, or it learns online alone
     workers: CountOrZero  # processes collecting at once; 0 = one per CPU core
 
 
