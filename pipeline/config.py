@@ -157,6 +157,9 @@ class Learning:
     normalize_obs: bool  # centre and scale observations by each body's mean and std over the demonstrations
     discount_min: Fraction  # bounds of the discount derived from the episode length
     discount_max: Fraction
+    weighting: Literal["even", "harmony"] = "even"  # of the tasks in the model's loss: as drawn, or by learned scales
+    weighting_lr_scale: Positive = 10.0  # harmony: the scales' lr is lr x this
+    task_id_coef: NotNegative = 0.0  # of predicting the task from what the dynamics predict; 0 = off, no parameters
 
 
 @dataclass(frozen=True, config=_strict)

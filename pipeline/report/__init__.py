@@ -91,6 +91,10 @@ def _training_charts(curves: Mapping[str, Curve], unit: str, colour: str) -> dic
         played = curves.get(f"online/{task}", Curve([], []))
         lines = [Line(played.steps, played.values, MUTED, faint=True), Line(curve.steps, curve.values, colour)]
         charts["tasks"][task] = line_chart(task, unit, lines, small=True)
+    if scales := [curve for name, curve in curves.items() if name.startswith("harmony/")]:
+        caption = "scale of each task's loss"
+        lines = [Line(curve.steps, curve.values, colour, faint=True) for curve in scales]
+        charts["losses"][caption] = line_chart(caption, unit, lines, scores=False, small=True)
     for name, curve in curves.items():
         if name.startswith("train/"):
             label = name.removeprefix("train/")

@@ -187,9 +187,10 @@ class Loop:
         }
         memory = {"memory/sum_mb": sum(one["memory"] for one in everyone)}
         episodes = _episodes([one["recent"] for one in everyone])
+        scales = {f"harmony/{task}": scale for task, scale in self.learner.task_scales().items()}
         self.log.log(
             self.position,
-            {**averages, **episodes, **more, **speed, **phases, **memory, "time/seconds": self.seconds},
+            {**averages, **scales, **episodes, **more, **speed, **phases, **memory, "time/seconds": self.seconds},
         )
         progress.update(0, **{key: averages[f"train/{key}"] for key in ("total_loss",) if f"train/{key}" in averages})
 
