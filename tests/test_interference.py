@@ -71,10 +71,10 @@ def test_silenced_units_are_found_and_no_others(learner: Learner) -> None:
     assert dormant_units(learner, [batch]).share == 0
     with torch.no_grad():
         # Without gain and bias a unit gives Mish(0) = 0 on everything.
-        for norm, count in ((learner.model.dynamics.blocks[0].norm, 5), (learner.model.q_heads.members[1][1].norm, 3)):
-            assert norm is not None
-            norm.weight[:count] = 0
-            norm.bias[:count] = 0
+        for block, count in ((learner.model.dynamics.blocks[0], 5), (learner.model.q_heads.members[1].blocks[1], 3)):
+            assert block.norm is not None
+            block.norm.weight[:count] = 0
+            block.norm.bias[:count] = 0
     found = dormant_units(learner, [batch, make_batch(learner.table, seed=1)])
     # Two hidden layers of each of dynamics, reward, policy and three Q members, one of the encoder.
     assert found.units == 2 * 6 * TINY.mlp_dim + TINY.enc_dim
