@@ -62,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     systems = options.systems or list(setup["systems"])
     seeds = options.seeds or (SEEDS[:1] if options.quick else SEEDS)
     chosen = fit({system: parameters(setup, system, options.quick) for system in systems}, setup, options.quick)
-    folder = ROOT / f"systems-{fingerprint([{'common': setup['common'], 'quick': options.quick}], [], 0)}"
+    data = {name: next(iter(chosen.values()))[name] for name in ("tasks", "demos", "language")}  # what all runs share
+    folder = ROOT / f"systems-{fingerprint([data], [], 0)}"
     runs = [
         Run(system, seed, {**chosen[system], "seed": seed}, setup["systems"][system].get("codes", False), folder)
         for seed, system in itertools.product(seeds, systems)

@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline.files import atomic_file
 from pipeline.report.charts import FINETUNED, MUTED, PRETRAINED, Level, Line, line_chart
+from pipeline.report.comparison import Comparison, read_comparison
 from pipeline.report.results import Adaptation, Curve, Results, read_results
 
 __all__ = ["read_results", "render", "write_report"]
@@ -30,14 +31,14 @@ def write_report(root: str | Path, target: str | Path) -> Results:
     Raises:
         ValueError: params.yaml or a metrics file is not of the expected form; it is named.
     """
-    results = read_results(root)
+    results, comparison = read_results(root), read_comparison(root)
     with atomic_file(target) as partial:
-        partial.write_text(render(results), encoding="utf-8")
+        partial.write_text(render(results, comparison), encoding="utf-8")
     return results
 
 
-def render(results: Results) -> str:
-    """Return the page as HTML; every text from outside is escaped."""
+def render(results: Results, comparison: Comparison | None = None) -> str:
+    """Return the page as HTML; every text from outside is escaped. A comparison of systems is a section of its own."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -58,6 +59,7 @@ def render(results: Results) -> str:
         adaptation_charts={task: _adaptation_charts(adapted) for task, adapted in results.adapted.items()},
         open_loop_chart=_open_loop_chart(results),
         stages=_stages(results),
+        comparison=comparison,
     )
 
 
