@@ -82,8 +82,9 @@ def parameters(setup: Mapping[str, Any], system: str, quick: bool, presets: Path
     own = setup["systems"][system]
     layers = [read_yaml(presets / f"{own['preset']}.yaml")] if "preset" in own else []
     layers += [setup["common"], {key: value for key, value in own.items() if key in config.SECTIONS}]
-    found = merge(read_yaml(presets / f"{_BASE}.yaml"), *layers, *([setup["quick"]] if quick else []))
-    # Of presets that say how a schedule goes over a whole run: there is one length of run here.
+    if quick:
+        layers += [setup["quick"], own.get("quick", {})]
+    found = merge(read_yaml(presets / f"{_BASE}.yaml"), *layers)
     for name, section in config.SECTIONS.items():
         config.parse(section, found[name], f"the comparison's system {system}: {name}")
     return found
@@ -104,18 +105,18 @@ def fit_width(params: dict[str, Any], active: int) -> dict[str, Any]:
     `model.mlp_dim` goes through the multiples of 8; the widths of experts and of a Transformer, where there are any,
     keep their proportion to it.
     """
-    first = params["model"]["mlp_dim"]
-    low, high = 1, 4 * max(1, first // _WIDTH_STEP)
+    low, high = 1, 4 * max(1, params["model"]["mlp_dim"] // _WIDTH_STEP)
     while low < high:  # the smallest width with at least as many
         middle = (low + high) // 2
-        found = count_parameters(model_sizes(_scaled(params, middle * _WIDTH_STEP, first)))[1]
+        found = count_parameters(model_sizes(with_width(params, middle * _WIDTH_STEP)))[1]
         low, high = (low, middle) if found >= active else (middle + 1, high)
-    nearby = [_scaled(params, width * _WIDTH_STEP, first) for width in (low - 1, low) if width]
+    nearby = [with_width(params, width * _WIDTH_STEP) for width in (low - 1, low) if width]
     return min(nearby, key=lambda one: abs(count_parameters(model_sizes(one))[1] - active))
 
 
-def _scaled(params: dict[str, Any], mlp_dim: int, first: int) -> dict[str, Any]:
-    scaled = copy.deepcopy(params)
+def with_width(params: dict[str, Any], mlp_dim: int) -> dict[str, Any]:
+    """Return the parameters with another `model.mlp_dim`, and what grows with it."""
+    scaled, first = copy.deepcopy(params), params["model"]["mlp_dim"]
     for *sections, name in _WIDTHS:
         place: Any = scaled["model"]
         for section in sections:

@@ -17,7 +17,6 @@ Writes results/systems.json; with --quick or other options the result is printed
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 import sys
 import time
@@ -28,9 +27,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import experts
 from benchmarks.interference import count_parameters
 from benchmarks.results import RESULTS, claim, write
-from benchmarks.system_runs import Run, RunFailed, execute, fit_width, model_sizes, parameters, prepare, read_setup
+from benchmarks.system_runs import Run, RunFailed, execute, fit_width, model_sizes, parameters, prepare, read_setup, with_width
 from pipeline.files import read_json, write_json
 from pipeline.progress import Progress
 from pipeline.statistics import bootstrap_runs
@@ -41,7 +41,7 @@ SEEDS = (1, 2, 3)
 _REACHED = 0.8  # of the best score, that environment steps are counted to
 _WITHIN = 0.1  # of the reference's active parameters
 _POLL_SECONDS = 5.0
-_PARTS = ("experts", "clusters", "growth")  # modules whose claims of single parts belong into the same file
+_PARTS = ("growth", "clusters")  # commands of benchmarks/ whose claims belong into the same file
 _CONFIDENCE, _SAMPLES = 0.95, 2000
 
 
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         words += ["--seeds", *map(str, options.seeds)] if options.seeds else []
         words += ["--jobs", str(options.jobs)] if options.jobs != 1 else []
         command = " ".join(["python -m benchmarks.systems", *words, *["--write"] * options.write])
-        promised = claims(shown, found, len(runs), setup["reference"]) | ({} if options.quick else claims_of_parts())
+        promised = claims(shown, found, len(runs), setup["reference"]["system"]) | ({} if options.quick else claims_of_parts())
         write("systems", command, sum(run["wall_seconds"] for run in found), promised, whole_protocol=whole, **shown)
     if failed:
         sys.exit(f"systems: {len(failed)} of {len(runs)} runs failed")
@@ -90,11 +90,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def fit(chosen: dict[str, dict[str, Any]], setup: Mapping[str, Any], quick: bool) -> dict[str, dict[str, Any]]:
     """Give every system the active parameters of the reference, and print what came of it."""
-    wanted = count_parameters(model_sizes(parameters(setup, setup["reference"], quick)))[1]
+    reference = parameters(setup, setup["reference"]["system"], quick)
+    wanted = count_parameters(model_sizes(with_width(reference, setup["reference"]["mlp_dim"])))[1]
     fitted = {}
     print(f"{'system':<24} {'parameters':>12} {'active':>12} {'of reference':>13} {'mlp_dim':>8}")
     for system, params in chosen.items():
-        fitted[system] = params if system == setup["reference"] else fit_width(params, wanted)
+        fitted[system] = fit_width(params, wanted)
         total, active = count_parameters(model_sizes(fitted[system]))
         width = fitted[system]["model"]["mlp_dim"]
         print(f"{system:<24} {total:>12,} {active:>12,} {active / wanted:>13.3f} {width:>8}", flush=True)
@@ -243,12 +244,15 @@ def claims(shown: Mapping[str, Any], found: Sequence[Mapping[str, Any]], wanted:
 
 
 def claims_of_parts() -> dict[str, Any]:
-    """Measure what is promised of single parts, by the modules that do."""
-    found: dict[str, Any] = {}
+    """Return what is promised of single parts: measured here, or by commands of their own before."""
+    print("systems: what experts cost", flush=True)
+    found = experts.claims()
     for name in _PARTS:
-        if importlib.util.find_spec(f"benchmarks.{name}"):
-            print(f"systems: claims of benchmarks.{name}", flush=True)
-            found |= importlib.import_module(f"benchmarks.{name}").claims()
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            found |= read_json(path, f"python -m benchmarks.{name}")["claims"]
+        else:
+            print(f"systems: without the claims of `python -m benchmarks.{name}`, which has not run", file=sys.stderr)
     return found
 
 
