@@ -30,7 +30,17 @@ import numpy as np
 from benchmarks import experts
 from benchmarks.interference import count_parameters
 from benchmarks.results import RESULTS, claim, write
-from benchmarks.system_runs import Run, RunFailed, execute, fit_width, model_sizes, parameters, prepare, read_setup, with_width
+from benchmarks.system_runs import (
+    Run,
+    RunFailed,
+    execute,
+    fit_width,
+    model_sizes,
+    parameters,
+    prepare,
+    read_setup,
+    with_width,
+)
 from pipeline.files import read_json, write_json
 from pipeline.progress import Progress
 from pipeline.statistics import bootstrap_runs
@@ -82,7 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         words += ["--seeds", *map(str, options.seeds)] if options.seeds else []
         words += ["--jobs", str(options.jobs)] if options.jobs != 1 else []
         command = " ".join(["python -m benchmarks.systems", *words, *["--write"] * options.write])
-        promised = claims(shown, found, len(runs), setup["reference"]["system"]) | ({} if options.quick else claims_of_parts())
+        promised = claims(shown, found, len(runs), setup["reference"]["system"]) | (
+            {} if options.quick else claims_of_parts()
+        )
         write("systems", command, sum(run["wall_seconds"] for run in found), promised, whole_protocol=whole, **shown)
     if failed:
         sys.exit(f"systems: {len(failed)} of {len(runs)} runs failed")

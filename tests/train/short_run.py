@@ -44,6 +44,7 @@ DEFAULTS = {
     "env_steps": 240,
     "lr": 3e-4,
     "constraint": "evidence",
+    "experts": False,  # in every network
     "eval_every": 120,
     "patience": None,  # evaluations without a new best after which to stop early
     "env_workers": 0,
@@ -83,7 +84,8 @@ def main(options: dict) -> None:
     learning, seed = dataclasses.replace(LEARNING, lr=options["lr"]), 1
     ranks = start(runtime, seed)
     table = dataclasses.replace(make_table(), names=tuple(spec.name for spec in TASKS))
-    model = make_model()
+    experts = config.Experts(("dynamics", "reward", "policy", "q"), 3, 1, 8, True, "latent", 1.0, 0.01)
+    model = make_model(dataclasses.replace(TINY, mlp_dim=24, experts=experts) if options["experts"] else TINY)
     _plant(options, ranks)
     with scratch_folder("short", [settings, learning], [], seed, ranks) as scratch:
         learner = Learner(model, table, learning, settings.warmup_updates, ranks)

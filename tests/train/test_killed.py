@@ -174,3 +174,31 @@ def test_the_published_schedule_is_resumed_alike(server, tmp_path):
     assert server.run(broken, constraint="schedule", kill_at_write=11) == [-signal.SIGKILL]
     assert server.run(broken, constraint="schedule") == [0], said(broken)
     assert result(broken) == result(whole)
+
+
+def test_a_model_with_experts_is_resumed_alike_and_so_is_the_table_of_their_use(server, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert server.run(whole, experts=True) == [0], said(whole)
+    assert server.run(broken, experts=True, kill_at_write=11) == [-signal.SIGKILL]
+    assert server.run(broken, experts=True) == [0], said(broken)
+    assert result(broken) == result(whole)
+    table = (whole / "metrics/experts.tsv").read_text()
+    assert (broken / "metrics/experts.tsv").read_text() == table
+    assert {line.split("\t")[1] for line in table.splitlines()[1:]} == {
+        "dynamics",
+        "reward",
+        "policy",
+        "q.0",
+        "q.1",
+        "q.2",
+    }
+
+
+def test_several_processes_write_one_table_of_the_use_of_experts(server, tmp_path):
+    assert server.run(tmp_path, ranks=3, experts=True) == [0, 0, 0], said(tmp_path)
+    rows = [line.split("\t") for line in (tmp_path / "metrics/experts.tsv").read_text().splitlines()[1:]]
+    sums: dict[tuple[str, str], float] = {}
+    for step, layer, _, share, *_ in rows:
+        sums[step, layer] = sums.get((step, layer), 0) + float(share)
+    assert len({step for step, _ in sums}) > 2
+    assert list(sums.values()) == pytest.approx([1] * len(sums), abs=1e-5)
