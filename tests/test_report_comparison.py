@@ -10,8 +10,10 @@ import pytest
 
 from benchmarks import systems
 from pipeline.files import write_json
-from pipeline.report import write_report
+from pipeline.report import _training_charts, write_report
+from pipeline.report.charts import PRETRAINED
 from pipeline.report.comparison import FILE, read_comparison
+from pipeline.report.results import Curve
 from tests.test_report import Page
 from tests.test_systems import TASKS, a_run
 
@@ -44,6 +46,12 @@ def test_the_comparison_is_a_section_with_curves_table_and_claims(root: Path) ->
     assert all(task in words for task in TASKS)
     assert html.count("var(--system-0)") > 1
     assert "var(--system-1)" in html
+
+
+def test_the_scales_of_the_tasks_losses_are_one_chart() -> None:
+    curves = {f"harmony/{task}": Curve([0, 100], [1.0, 0.5]) for task in TASKS}
+    charts = _training_charts(curves, "updates", PRETRAINED)
+    assert list(charts["losses"]) == ["scale of each task's loss"]
 
 
 def test_without_a_comparison_there_is_no_such_section(root: Path) -> None:

@@ -78,11 +78,17 @@ def test_the_comparison_has_enough_tasks_of_enough_domains() -> None:
 
 def test_widths_are_found_for_the_wanted_active_parameters() -> None:
     wanted = count_parameters(system_runs.model_sizes(shrunk(24)))[1]
-    fitted = system_runs.fit_width(shrunk(40), wanted)
+    fitted = system_runs.fit_width(shrunk(40), wanted + 50)  # the nearest is a little below
     assert fitted["model"]["mlp_dim"] == 24
     assert fitted["model"]["enc_dim"] == 16
-    # Between two widths the nearer one is taken.
-    assert system_runs.fit_width(shrunk(40), wanted + 50)["model"]["mlp_dim"] == 24
+
+
+def test_experts_keep_their_proportion_to_the_width() -> None:
+    params = {"model": {"mlp_dim": 192, "experts": {"hidden": 32, "num": 8}, "history": None, "enc_dim": 96}}
+    found = system_runs.with_width(params, 96)["model"]
+    assert found == {"mlp_dim": 96, "experts": {"hidden": 16, "num": 8}, "history": None, "enc_dim": 96}
+    assert system_runs.with_width(params, 24)["model"]["experts"]["hidden"] == 8
+    assert params["model"]["mlp_dim"] == 192
 
 
 def test_random_codes_tell_tasks_apart_and_nothing_else() -> None:
