@@ -228,7 +228,9 @@ def learn(
         buffer = demo_buffer(named, agent.table.names, model, agent.planner.horizon, place)
     first = offline if buffer is not None and offline.updates else online
     how, _ = compute(runtime, agent.device)
-    learner = Learner(agent.model, agent.table, settings.learning, first.warmup_updates, ranks, how, runtime.accumulate)
+    # There is one task: nothing to weigh it against, nothing to tell it from.
+    learning = dataclasses.replace(settings.learning, weighting="even", task_id_coef=0.0)
+    learner = Learner(agent.model, agent.table, learning, first.warmup_updates, ranks, how, runtime.accumulate)
     loops: list[Loop] = []
 
     def begin(name: str, label: str, evaluator: Evaluator) -> tuple[Loop, EarlyStop]:

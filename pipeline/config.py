@@ -278,6 +278,9 @@ class Learning:
     discount_min: Fraction  # bounds of the discount derived from the episode length
     discount_max: Fraction
     clipped: Clipped | None = None  # the online policy learns by a clipped ratio; null = by the value of its actions
+    weighting: Literal["even", "harmony"] = "even"  # of the tasks in the model's loss: as drawn, or by learned scales
+    weighting_lr_scale: Positive = 10.0  # harmony: the scales' lr is lr x this
+    task_id_coef: NotNegative = 0.0  # of predicting the task from what the dynamics predict; 0 = off, no parameters
 
 
 @dataclass(frozen=True, config=_strict)
