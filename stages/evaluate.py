@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipeline import config
 from pipeline.agent import Agent
 from pipeline.files import atomic_folder, write_json
@@ -182,5 +184,12 @@ def film(
     write_json(folder / "index.json", index)
 
 
+def _processes() -> int:
+    """How many processes share the episodes: planning keeps one busy, and a CPU has more cores than that."""
+    device, asked = config.load(config.Runtime).device, config.load(config.Evaluate).processes
+    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    return 1 if on_gpu else asked
+
+
 if __name__ == "__main__":
-    run_stage(main, several=True)
+    run_stage(main, several=True, processes=_processes)

@@ -25,7 +25,7 @@ tasks:
   folder: my_tasks
 evaluate:
   {{episodes: 10, phrasing: canonical, confidence: 0.95, bootstrap_samples: 100, video_size: 64, video_every: 1,
-    video_fps: 20, open_loop_steps: [8, 48], open_loop_horizon: 48, open_loop_episodes: 2}}
+    video_fps: 20, open_loop_steps: [8, 48], processes: 1, open_loop_horizon: 48, open_loop_episodes: 2}}
 """
 SECTIONS = [
     "curves",

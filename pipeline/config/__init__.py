@@ -272,6 +272,7 @@ class Evaluate:
     """Scores that are reported."""
 
     episodes: Annotated[int, Field(ge=2)]  # per task and mode
+    processes: Count  # that share the episodes on a CPU; plans draw other noise in another number of them
     phrasing: Literal["canonical", "unseen"]  # what the evaluate stage tells it; unseen: the one training never draws
     confidence: Annotated[float, Field(gt=0, lt=1)]  # of the bootstrap intervals
     bootstrap_samples: Count

@@ -106,7 +106,7 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def run_stage(main: Callable[[], None], several: bool = False) -> None:
+def run_stage(main: Callable[[], None], several: bool = False, processes: Callable[[], int] = lambda: 1) -> None:
     """Run a stage's `main` as a process: errors in one line, Ctrl-C and SIGTERM leave quietly, no orphan.
 
     Exit codes: 2 for an error the user can act on, 3 where another process of the run failed, 130 for Ctrl-C, 143 for
@@ -116,16 +116,20 @@ def run_stage(main: Callable[[], None], several: bool = False) -> None:
     Args:
         main: of the stage.
         several: whether it may run as several processes.
+        processes: how many of them it starts as where nobody has said so.
     """
     die_with_parent()
     signal.signal(signal.SIGTERM, _raise_interrupt)
     name, count = Path(sys.argv[0]).stem, launched_processes()
     launcher = shlex.split(os.environ.pop("EFT_LAUNCH", ""))
-    if launcher and several and count == 1:
-        os.execvp(launcher[0], [*launcher, "-m", f"stages.{name}", *sys.argv[1:]])
     if count > 1:
         name = f"{name} (rank {os.environ.get('RANK', '?')})"
     try:
+        if several and count == 1:
+            if not launcher and (own := processes()) > 1:
+                launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={own}"]
+            if launcher:
+                os.execvp(launcher[0], [*launcher, "-m", f"stages.{name}", *sys.argv[1:]])
         if count > 1 and not several:
             raise ValueError(f"launched as {count} processes; it runs as one: `python -m stages.{name.split()[0]}`")
         main()

@@ -44,7 +44,7 @@ seed: 1
 tasks: {train: [walk, reach], held_out: [push], pairs: [], weights: {}, folder: my_tasks}
 evaluate:
   {episodes: 10, phrasing: canonical, confidence: 0.95, bootstrap_samples: 100, video_size: 0, video_every: 1,
-    video_fps: 20, open_loop_steps: [], open_loop_horizon: 48, open_loop_episodes: 2}
+    video_fps: 20, open_loop_steps: [], processes: 1, open_loop_horizon: 48, open_loop_episodes: 2}
 publish: {repo_id: null, demos_repo_id: null, private: true, tag: v1}
 """
 
