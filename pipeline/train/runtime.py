@@ -59,7 +59,14 @@ def start(runtime: config.Runtime, seed: int) -> Ranks:
     torch.set_num_threads(runtime.threads or max(1, available_cores() // on_machine))
     seed_everything(seed)
     precision = "bf16" if runtime.precision == "bf16" else "no"
-    accelerator = Accelerator(cpu=runtime.device == "cpu", mixed_precision=precision)
+    # Unless it is told that there are CPUs alone, Accelerate leaves the processes of torchrun by themselves.
+    on_cpu = runtime.device == "cpu" or not torch.cuda.is_available()
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=precision)
+    if accelerator.num_processes != launched_processes():
+        raise ValueError(
+            f"{launched_processes()} processes were launched, and Accelerate joined {accelerator.num_processes} of "
+            "them: each would do the whole work alone. Start them by `torchrun` or `accelerate launch`."
+        )
     asked = _asked_of_accelerate() if accelerator.num_processes == 1 else 1
     if asked > 1:
         raise ValueError(
@@ -128,6 +135,7 @@ def run_stage(main: Callable[[], None], several: bool = False, processes: Callab
         if several and count == 1:
             if not launcher and (own := processes()) > 1:
                 launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={own}"]
+                os.environ.setdefault("OMP_NUM_THREADS", "1")  # `start` sets what runtime.threads says
             if launcher:
                 os.execvp(launcher[0], [*launcher, "-m", f"stages.{name}", *sys.argv[1:]])
         if count > 1 and not several:

@@ -74,7 +74,7 @@ TASKS = [
 def main(options: dict) -> None:
     options = DEFAULTS | options
     runtime = config.Runtime(
-        device="cpu", threads=1, env_workers=options["env_workers"], precision="fp32", accumulate=1, keep_saves=2,
+        device="auto", threads=1, env_workers=options["env_workers"], precision="fp32", accumulate=1, keep_saves=2,
         stop_seconds=options["stop_seconds"], trackers=(), replay=options["replay"], matmul="torch",
         plan_products="float32", compile=False,
     )  # fmt: skip
