@@ -29,6 +29,7 @@ from pipeline.model.actor import Actor
 from pipeline.model.adapters import Adapters
 from pipeline.model.compute import Compute, choose
 from pipeline.model.grow import grow
+from pipeline.model.scaling import merged
 from pipeline.model.task_table import TIED, TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.observing import check_obs, look
@@ -149,7 +150,7 @@ class Agent:
         return agent
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the agent as a checkpoint folder, whole or not at all.
+        """Write the agent as a checkpoint folder, whole or not at all; matrices in stages are written as plain ones.
 
         Raises:
             ValueError: adapters are in; they are saved by `save_adapter`, beside the base they belong to.
@@ -165,7 +166,7 @@ class Agent:
         mean, std = (part if part is None else part[rows] for part in (table.obs_mean, table.obs_std))
         seen = (self.vision, self.sight.encoder.id) if self.sight else (None, None)
         content = store.Checkpoint(
-            self.model, specs, discounts, embeddings, self.planner, "", mean, std, table.constraint[rows], *seen
+            merged(self.model), specs, discounts, embeddings, self.planner, "", mean, std, table.constraint[rows], *seen
         )
         self.base = store.write_checkpoint(folder, content)
 

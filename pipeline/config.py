@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
 
@@ -23,6 +24,7 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Imitate = Literal["all", "score", "none"]  # every own episode (published), each by its score, or none
+Part = Literal["encoder", "dynamics", "reward", "policy", "q"]  # of the world model
 Observe = Literal["state", "both", "pictures"]
 _strict = ConfigDict(extra="forbid")
 
@@ -192,6 +194,48 @@ class Pretrain:
 
 
 @dataclass(frozen=True, config=_strict)
+class Scaling:
+    """Dynamic parameter scaling: solved tasks leave the collection, and capacity grows in stages for the others.
+
+    A stage after the first adds a low-rank adapter to each matrix of some parts and freezes what these parts had
+    learned. It begins once ceil(unsolved / adapters left) tasks were newly solved, or after so many updates. The run
+    ends when every task is solved.
+    """
+
+    parts: tuple[Part, ...]  # what is frozen and adapted; all else goes on training (published: the backbone)
+    adapters: Count  # stages after the first
+    rank: Count  # r of each adapter
+    alpha: Positive  # an adapter is scaled by alpha / rank
+    target: Fraction  # a task is solved once an evaluation during training reaches this score ...
+    targets: dict[str, Fraction]  # ... or, of these tasks, that one
+    slack: Fraction  # a solved task comes back once an evaluation finds it this far below its target; 0 = below it
+    first_stage_updates: Count  # most updates of stage 0
+    stage_updates: Count  # most updates of each later one but the last
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ValueError("finetune.scaling.parts is empty: name some parts, or set finetune.scaling to null")
+        if len(set(self.parts)) < len(self.parts):
+            raise ValueError(f"finetune.scaling.parts names a part twice: {', '.join(self.parts)}")
+
+    def target_of(self, task: str) -> float:
+        """Return the score from which a task counts as solved."""
+        return self.targets.get(task, self.target)
+
+    def check_tasks(self, names: Sequence[str]) -> None:
+        """Refuse targets of tasks that are not trained.
+
+        Raises:
+            ValueError: names the task.
+        """
+        for name in self.targets:
+            if name not in names:
+                raise ValueError(
+                    f"finetune.scaling.targets names {name!r}, which is not in tasks.train.{near(name, list(names))}"
+                )
+
+
+@dataclass(frozen=True, config=_strict)
 class Finetune:
     """Learning online on all training tasks at once."""
 
@@ -214,6 +258,7 @@ class Finetune:
     save_every: Count  # env_steps between resumable saves
     eval_every: Count  # env_steps between evaluations of the policy
     eval_episodes: Count  # per task
+    scaling: Scaling | None = None  # dynamic parameter scaling; null = off
 
     def __post_init__(self) -> None:
         demos = self.batch_size * self.demo_fraction
@@ -248,7 +293,7 @@ class Evaluate:
 class Adapt:
     """Few-shot adaptation by low-rank adapters: first on demonstrations alone, then online."""
 
-    parts: tuple[Literal["encoder", "dynamics", "reward", "policy", "q"], ...]  # what the adapter may change
+    parts: tuple[Part, ...]  # what the adapter may change
     rank: Count  # of the low-rank change of each linear layer
     alpha: Positive  # the change is scaled by alpha / rank
     lr: Positive  # Adam step size of the adapter
@@ -258,6 +303,8 @@ class Adapt:
     finetune: Finetune  # then learning online; env_steps 0 leaves it out
 
     def __post_init__(self) -> None:
+        if self.finetune.scaling is not None:
+            raise ValueError("adapt.finetune.scaling must be null: what learns there is an adapter already")
         if self.pretrain.updates and self.finetune.warmup_updates:
             raise ValueError(
                 "adapt.finetune.warmup_updates must be 0 while adapt.pretrain.updates is not: the optimisers go on"

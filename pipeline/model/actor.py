@@ -74,6 +74,7 @@ class Actor:
         plan: bool | Tensor,
         explore: bool = False,
         constraint_weight: float | Tensor | None = None,
+        envs: Tensor | None = None,
     ) -> Tensor:
         """Choose one action per environment.
 
@@ -84,6 +85,7 @@ class Actor:
             explore: with noise, as in training.
             constraint_weight: in [0, 1], how far a plan starts from the policy's own rollouts, for all or (N,); None
                 plans under each task's constraint in the table, which may be the policy's own action.
+            envs: (N,) which of the environments these are, where others rest and keep their plans; None for all.
 
         Returns:
             (N, A) in [-1, 1], on the CPU.
@@ -91,9 +93,10 @@ class Actor:
         Raises:
             ValueError: not one observation per environment that was reset.
         """
-        if len(obs) != len(self._is_first) or len(rows) != len(obs):
+        expected = len(self._is_first) if envs is None else len(envs)
+        if len(obs) != expected or len(rows) != len(obs):
             raise ValueError(
-                f"{len(obs)} observations and {len(rows)} task rows came for {len(self._is_first)} environments: "
+                f"{len(obs)} observations and {len(rows)} task rows came for {expected} environments: "
                 "call `reset` with their number first"
             )
         device = self.table.discount.device
@@ -112,16 +115,19 @@ class Actor:
                 ctx,
                 obs,
                 self.planner,
-                self._prev_mean,
-                self._is_first,
+                self._prev_mean if envs is None else self._prev_mean[:, envs],
+                self._is_first if envs is None else self._is_first[envs],
                 self.table.discount[tasks],
                 mask,
                 self._generator,
                 constraint_weight,
                 explore,
             )
-            self._prev_mean, action = made.mean, made.action
-            self._is_first = torch.zeros_like(self._is_first)
+            action = made.action
+            if envs is None:
+                self._prev_mean, self._is_first = made.mean, torch.zeros_like(self._is_first)
+            else:
+                self._prev_mean[:, envs], self._is_first[envs] = made.mean, False
         if not planned.all():
             noise = torch.randn(mask.shape, generator=self._generator).to(device) if explore else None
             own = self.model.policy(self.model.encode(obs, ctx), ctx, mask, noise).action

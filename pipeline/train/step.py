@@ -13,6 +13,7 @@ from pipeline.config import Learning
 from pipeline.model.compute import PLAIN, Compute
 from pipeline.model.q_ensemble import polyak_update
 from pipeline.model.scale import RunningScale
+from pipeline.model.scaling import Stages
 from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.shapes import Batch
@@ -40,6 +41,7 @@ class Learner:
         compute: how the losses are to be computed.
         accumulate: pieces that a batch is computed in, one after the other, for one update: the same update in less
             memory.
+        stages: of the model, where capacity grows as it learns; `enter_stage` moves on.
 
     Raises:
         ValueError: the table does not fit the model, or no parameter is trainable.
@@ -54,6 +56,7 @@ class Learner:
         ranks: Ranks | None = None,
         compute: Compute = PLAIN,
         accumulate: int = 1,
+        stages: Stages | None = None,
     ):
         sizes = (table.embeddings.shape[2], table.action_mask.shape[1])
         if sizes != (model.config.task_dim, model.config.action_dim):
@@ -64,29 +67,12 @@ class Learner:
             )
         self.model, self.table, self.learning = model, table, learning
         self.warmup_updates, self.compute = warmup_updates, compute
-        self._ranks, self._accumulate = ranks or Ranks(), accumulate
+        self._ranks, self._accumulate, self.stages = ranks or Ranks(), accumulate, stages
         self.updates = 0
         self.lr_scale = 1.0  # of both optimisers, for a phase that learns more slowly
         self.scale = RunningScale(learning.tau, model.bins.device)
 
-        heads = [model.dynamics, model.reward_head, model.q_heads]
-        heads += [] if model.termination_head is None else [model.termination_head]
-        encoder, policy = _trainable(model.encoder), _trainable(model.policy_head)
-        world = [parameter for head in heads for parameter in _trainable(head)]
-        self._trained = {"pretrain": encoder + world + policy, "online": encoder + world}
-        self._policy = policy
-        if not self._trained["pretrain"]:
-            raise ValueError("no parameter of the model has requires_grad: nothing would be learned")
-        # The policy is among the model's parameters because pretraining trains it as part of the model's loss; in
-        # online learning it gets no gradient there, and its own optimiser moves it.
-        groups = [
-            {"params": encoder, "lr_scale": learning.encoder_lr_scale},
-            {"params": world + policy, "lr_scale": 1.0},
-        ]
-        self._model_optimizer = torch.optim.Adam(groups, lr=learning.lr, fused=True)
-        self._policy_optimizer = torch.optim.Adam(
-            [{"params": policy, "lr_scale": 1.0}], lr=learning.lr, eps=1e-5, fused=True
-        )
+        self._take_trainable()
 
     def update(self, batch: Batch, mode: Mode, draws: UpdateDraws | torch.Generator) -> dict[str, Tensor]:
         """Learn from one batch of slices.
@@ -124,11 +110,48 @@ class Learner:
 
         metrics, norm = self._descend(self._model_optimizer, self._trained[mode], model_loss, pieces)
         metrics["grad_norm"] = norm
-        polyak_update(self.model.target_q_heads, self.model.q_heads, self.learning.tau)
+        polyak_update(self.model.target_q_heads, self.model.q_heads, self.learning.tau, self.stages is not None)
         if mode == "online" and self._policy:
             metrics |= self._update_policy(pieces, zs)
         self.updates += 1
         return metrics
+
+    def enter_stage(self, stage: int) -> None:
+        """Let the model's stage begin: what goes on being trained keeps its moments, what is frozen loses them.
+
+        Raises:
+            ValueError: the model has no stages, or not this one.
+        """
+        if self.stages is None:
+            raise ValueError("this model has no stages: see finetune.scaling")
+        self.stages.enter(stage)
+        before = [dict(self._model_optimizer.state), dict(self._policy_optimizer.state)]
+        self._take_trainable()
+        for optimizer, moments in zip((self._model_optimizer, self._policy_optimizer), before, strict=True):
+            trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            optimizer.state.update({parameter: moments[parameter] for parameter in trained if parameter in moments})
+
+    def _take_trainable(self) -> None:
+        """Make optimisers of the parameters that have `requires_grad` now.
+
+        The policy is among the model's parameters because pretraining trains it as part of the model's loss; in online
+        learning it gets no gradient there, and its own optimiser moves it.
+        """
+        model, lr = self.model, self.learning.lr
+        heads = [model.dynamics, model.reward_head, model.q_heads]
+        heads += [] if model.termination_head is None else [model.termination_head]
+        encoder, policy = _trainable(model.encoder), _trainable(model.policy_head)
+        world = [parameter for head in heads for parameter in _trainable(head)]
+        self._trained = {"pretrain": encoder + world + policy, "online": encoder + world}
+        self._policy = policy
+        if not self._trained["pretrain"]:
+            raise ValueError("no parameter of the model has requires_grad: nothing would be learned")
+        groups = [
+            {"params": encoder, "lr_scale": self.learning.encoder_lr_scale},
+            {"params": world + policy, "lr_scale": 1.0},
+        ]
+        self._model_optimizer = torch.optim.Adam(groups, lr=lr, fused=True)
+        self._policy_optimizer = torch.optim.Adam([{"params": policy, "lr_scale": 1.0}], lr=lr, eps=1e-5, fused=True)
 
     def _update_policy(self, pieces: list[tuple[Batch, UpdateDraws]], zs: list[Tensor]) -> dict[str, Tensor]:
         values: list[Tensor] = []
@@ -250,6 +273,8 @@ class Learner:
         for prefix, optimizer, name, parameter in self._optimized():
             for part, value in optimizer.state.get(parameter, {}).items():
                 state[f"{prefix}.{name}.{part}"] = value
+        if self.stages is not None:
+            state["stage"] = torch.tensor([self.stages.stage])
         return state | {"scale": self.scale.value, "updates": torch.tensor([self.updates])}
 
     def load_state_tensors(self, state: dict[str, Tensor]) -> None:
@@ -268,6 +293,8 @@ class Learner:
                 f"{'and others ' if len(odd) > 5 else ''}do not match. Was a size or the set of adapters changed?"
             )
         self.model.load_state_dict(saved)
+        if self.stages is not None:
+            self.enter_stage(int(state["stage"]))
         for prefix, optimizer, name, parameter in self._optimized():
             keys = {part: f"{prefix}.{name}.{part}" for part in _ADAM_STATE}
             if all(key in state for key in keys.values()):
