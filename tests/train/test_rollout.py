@@ -145,12 +145,11 @@ def test_an_episode_that_rested_is_stored_whole_and_survives_a_resume():
         for step in range(100):
             collector.begin_step(plan=step == 3, constraint_weight=1.0, playing=resting if 2 <= step < 5 else None)
             collector.end_step()
-        state = collector.state_tensors()
+        state = {name: tensor.clone() for name, tensor in collector.state_tensors().items()}
         assert state["length"].tolist() == [0, 97]
-        plans = state["actor.prev_mean"].clone()
         collector.begin_step(torch.tensor([True, True]), torch.ones(2), np.array([False, False]))
         assert collector.end_step() == []
-        assert torch.equal(collector.state_tensors()["actor.prev_mean"], plans)
+        assert torch.equal(collector.state_tensors()["actor.prev_mean"], state["actor.prev_mean"])
         finished = [episode for _ in range(3) for episode in step_once(collector)]
     assert [episode.env for episode in finished] == [1]
     other, others = make_collector(make_replay())
