@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -89,6 +89,34 @@ class Vision:
 
 
 @dataclass(frozen=True, config=_strict)
+class Experts:
+    """Routed experts in the place of the last hidden layer of some networks. Active width: (top_k + shared) x hidden.
+
+    An expert is a SwiGLU feed-forward of three matrices, mlp_dim x hidden each; the dense layer it replaces is one of
+    mlp_dim x mlp_dim. With 3 x (active width) = mlp_dim both multiply a row by as many weights.
+    """
+
+    parts: tuple[Literal["dynamics", "reward", "policy", "q"], ...]  # the networks that have experts
+    num: Count  # routed experts of each such layer
+    top_k: Count  # of them that compute a row, weighted by their probabilities among all
+    hidden: Annotated[int, Field(multiple_of=8, ge=8)]  # hidden units of each routed expert and of the shared one
+    shared: bool  # an expert more that computes every row
+    router: Literal["latent", "task"]  # choose by each row's hidden state, or once per task by its embedding
+    temperature: Positive  # of the softmax over all experts
+    balance_coef: NotNegative  # of the loss that evens out how much the experts are used
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ValueError("model.experts.parts is empty: name some of the networks, or set model.experts to null")
+        if len(set(self.parts)) < len(self.parts):
+            raise ValueError(f"model.experts.parts names a network twice: {', '.join(self.parts)}")
+        if self.top_k > self.num:
+            raise ValueError(
+                f"model.experts.top_k {self.top_k} exceeds model.experts.num {self.num}: there are not so many experts"
+            )
+
+
+@dataclass(frozen=True, config=_strict)
 class Model:
     """Sizes of the world model."""
 
@@ -107,6 +135,7 @@ class Model:
     log_std_min: float  # of the policy
     log_std_max: float  # of the policy
     termination: bool  # predict whether a step ends the episode for good, so that plans value nothing beyond it
+    experts: Experts | None = None  # routed experts in these networks; null = off
 
     def __post_init__(self) -> None:
         if self.latent_dim % self.simnorm_dim:
@@ -115,6 +144,10 @@ class Model:
             )
         if self.bin_min >= self.bin_max or self.log_std_min >= self.log_std_max:
             raise ValueError("model.bin_min must be below bin_max, and log_std_min below log_std_max")
+        if self.experts is not None and self.mlp_dim % 8:
+            raise ValueError(
+                f"model.mlp_dim {self.mlp_dim} must be a multiple of 8 for model.experts: grouped products"
+            )
 
 
 @dataclass(frozen=True, config=_strict)
@@ -403,17 +436,28 @@ def near(name: str, known: list[str]) -> str:
 
 def is_mapping(key: str) -> bool:
     """Whether a parameter, e.g. `tasks.weights`, maps names of the user's choice to values, and is no section."""
+    return get_origin(_kind(key)) is dict
+
+
+def is_optional(key: str) -> bool:
+    """Whether a parameter, e.g. `model.experts`, is a section that may be null."""
+    return type(None) in get_args(_kind(key)) and _section(_kind(key)) is not None
+
+
+def _kind(key: str) -> Any:
+    """The type of a parameter, `model.experts.num` say; None for one that is unknown."""
     name, *parts = key.split(".")
     kind: Any = SECTIONS.get(name)
     for part in parts:
-        kind = get_type_hints(kind).get(part) if isinstance(kind, type) else None
-    return get_origin(kind) is dict
+        section = _section(kind)
+        kind = get_type_hints(section).get(part) if section else None
+    return kind
 
 
 def _describe(section: type, problem: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     for part in problem["loc"][:-1]:
-        section = get_type_hints(section).get(part, section) if isinstance(part, str) else section
+        section = _section(get_type_hints(section).get(part)) or section if isinstance(part, str) else section
     if problem["type"] == "missing":
         return f"`{key}` is missing."
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
@@ -421,6 +465,11 @@ def _describe(section: type, problem: dict[str, Any]) -> str:
     if not key:
         return str(problem["msg"]).removeprefix("Value error, ")
     return f"`{key}` is {problem['input']!r}: {problem['msg']}."
+
+
+def _section(kind: Any) -> type | None:
+    """The dataclass of a section, also of one that may be null; None for any other kind of parameter."""
+    return next((part for part in (kind, *get_args(kind)) if dataclasses.is_dataclass(part)), None)  # pyright: ignore
 
 
 def _field_names(section: type) -> list[str]:

@@ -68,31 +68,32 @@ def apply_presets(
             )
     config.read_params(params)
     before = text = params.read_text()
-    changes: dict[str, Change] = {}
     for name in names:
-        text, found = _apply(text, folder / f"{name}.yaml")
-        for change in found:
-            changes[change.key] = change._replace(old=changes.get(change.key, change).old)
+        text = _apply(text, folder / f"{name}.yaml")
     if text != before:
         _check(text, f"{params} with preset {' and '.join(f'`{name}`' for name in names)}")
         with atomic_file(params) as partial:
             partial.write_text(text)
-    return [change for change in changes.values() if change.old != change.new]
+    return [change for _, change in _compare(_compose(before), _compose(text), text, "", params)]
 
 
-def _apply(text: str, path: Path) -> tuple[str, list[Change]]:
-    """Return the text of a parameter file with the values of the preset in `path`, and what they change."""
+def _apply(text: str, path: Path) -> str:
+    """Return the text of a parameter file with the values of the preset in `path`."""
     preset = path.read_text()
     try:
-        old, new = (_yaml().compose(content) for content in (text, preset))
+        old, new = _compose(text), _compose(preset)
     except YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(new, MappingNode):
         raise ValueError(f"{path} must hold named sections of overrides, as params.yaml does.")
-    found = list(_compare(old, new, preset, "", path))
-    for edit, _ in sorted(found, key=lambda pair: pair[0].start, reverse=True):
+    edits = [edit for edit, _ in _compare(old, new, preset, "", path)]
+    for edit in sorted(edits, key=lambda edit: edit.start, reverse=True):
         text = text[: edit.start] + edit.new + text[edit.end :]
-    return text, [change for _, change in found]
+    return text
+
+
+def _compose(text: str) -> Any:
+    return _yaml().compose(text)
 
 
 def _yaml() -> YAML:
@@ -110,22 +111,26 @@ def _compare(
             section = f"`{prefix.rstrip('.')}` of the parameters" if prefix else "the parameters"
             raise ValueError(f"{path}: `{prefix}{key}` is not in {section}.{config.near(key, list(values))}")
         old_key, old_value = values[key]
-        section = isinstance(old_value, MappingNode) and not config.is_mapping(prefix + key)
-        if isinstance(old_value, MappingNode) != isinstance(new_value, MappingNode):
+        # A section that may be null comes and goes as a whole; one that stays is compared value by value.
+        whole = config.is_optional(prefix + key) and _is_null(old_value) != _is_null(new_value)
+        if isinstance(old_value, MappingNode) != isinstance(new_value, MappingNode) and not whole:
             raise ValueError(f"{path}: `{prefix}{key}` must be a section where params.yaml has one, and only there.")
-        if section:
+        if isinstance(old_value, MappingNode) and not whole and not config.is_mapping(prefix + key):
             yield from _compare(old_value, new_value, preset, f"{prefix}{key}.", path)
             continue
         change = Change(prefix + key, _value(old_value), _value(new_value))
-        if change.old != change.new:
+        if change.old == change.new:
+            continue
+        start, end = old_value.start_mark.index, _end(old_value)
+        if whole and isinstance(new_value, MappingNode):
+            written = _write_section(new_value, preset, old_key.start_mark.column + 2)
+        else:
             block = isinstance(old_value, SequenceNode) and not old_value.flow_style
-            indent = old_value.start_mark.column if block else None
-            start, end = old_value.start_mark.index, _end(old_value)
-            written = _write(new_value, preset, indent)
-            if start == end:  # `key:` with nothing behind it
-                start = end = old_key.end_mark.index + 1
-                written = f" {written}"
-            yield _Edit(start, end, written), change
+            written = _write(new_value, preset, old_value.start_mark.column if block else None)
+        if start == end or whole:  # `key:` with nothing behind it, or with something on the lines below it
+            start, end = old_key.end_mark.index + 1, max(end, old_key.end_mark.index + 1)
+            written = written if written.startswith("\n") else f" {written}"
+        yield _Edit(start, end, written), change
 
 
 def _value(node: Node) -> Any:
@@ -133,10 +138,16 @@ def _value(node: Node) -> Any:
 
 
 def _end(node: Node) -> int:
-    """Return where a value ends; YAML lets a block list reach to the next key, past the comments between."""
+    """Return where a value ends; YAML lets a block reach to the next key, past the comments between."""
     if isinstance(node, SequenceNode) and not node.flow_style:
         return _end(node.value[-1])
+    if isinstance(node, MappingNode) and not node.flow_style:
+        return _end(node.value[-1][1])
     return node.end_mark.index
+
+
+def _is_null(node: Node) -> bool:
+    return node.tag == "tag:yaml.org,2002:null"
 
 
 def _write(node: Node, source: str, indent: int | None = None) -> str:
@@ -149,6 +160,11 @@ def _write(node: Node, source: str, indent: int | None = None) -> str:
     if indent is None or not items:
         return f"[{', '.join(items)}]"
     return ("\n" + " " * indent).join(f"- {item}" for item in items)
+
+
+def _write_section(node: MappingNode, source: str, indent: int) -> str:
+    """Write a section below its key, one line per value; sections within it stand in one line."""
+    return "".join(f"\n{' ' * indent}{key.value}: {_write(value, source)}" for key, value in node.value)
 
 
 def _check(text: str, where: str) -> None:

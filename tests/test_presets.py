@@ -219,3 +219,68 @@ def test_newt_has_the_published_numbers(tmp_path):
     for section, values in published.items():
         assert {name: getattr(read[section], name) for name in values} == values
     assert read["language"].encoder == "openai/clip-vit-base-patch32"
+
+
+EXPERTS = """model:
+  experts:
+    parts: [dynamics,
+            q]
+    num: 4
+    top_k: 1  # the best
+    hidden: 16
+    shared: true
+    router: latent
+    temperature: 1.0
+    balance_coef: 1e-2
+"""
+
+
+@pytest.mark.parametrize("ending", ["", "  # none", "\n  # about what follows\n"])
+def test_a_section_comes_in_the_place_of_null_and_goes_again(tmp_path, ending):
+    params = Path(shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml"))
+    params.write_text(params.read_text().replace("  experts: null", f"  experts: null{ending}"))
+    before = params.read_text()
+    presets = write(tmp_path, EXPERTS)
+    (presets / "more.yaml").write_text("model: {experts: {num: 8}}\n")
+    (presets / "back.yaml").write_text("model: {experts: null}\n")
+    ((key, old, new),) = apply_presets(["big"], presets, params)
+    assert (key, old, new["num"], new["balance_coef"]) == ("model.experts", None, 4, 0.01)
+    assert "    num: 4\n    top_k: 1\n    hidden: 16\n" in params.read_text()
+    assert "    balance_coef: 1e-2\n" in params.read_text().replace(ending, "")
+    found = config.load(config.Model, params).experts
+    assert found is not None
+    assert found.parts == ("dynamics", "q")
+    assert apply_presets(["more"], presets, params) == [Change("model.experts.num", 4, 8)]
+    ((key, old, new),) = apply_presets(["back"], presets, params)
+    assert (key, old["num"], new) == ("model.experts", 8, None)
+    assert params.read_text() == before
+    assert apply_presets(["big", "more", "back"], presets, params) == []
+    ((_, _, new),) = apply_presets(["big", "more"], presets, params)
+    assert new["num"] == 8
+
+
+@pytest.mark.parametrize(
+    ("preset", "message"),
+    [
+        ("model: null", "`model` must be a section"),
+        ("publish: {tag: {a: 1}}", "`publish.tag` must be a section where"),
+        ("model: {experts: 3}", "`experts` is 3"),
+        ("model: {experts: {num: 4}}", "`experts.parts` is missing"),
+        ("model: {experts: {nmu: 4}}", "`experts.nmu` is not a parameter. Did you mean `num`"),
+    ],
+)
+def test_a_section_that_is_none_is_refused(tmp_path, preset, message):
+    params = Path(shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml"))
+    with pytest.raises(ValueError, match=message):
+        apply_presets(["big"], write(tmp_path, preset), params)
+
+
+def test_quickstart_takes_the_sections_of_other_presets_away(tmp_path):
+    params = Path(shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml"))
+    before = params.read_text()
+    apply_presets(["scalezero"], PRESETS, params)
+    experts = config.load(config.Model, params).experts
+    assert experts is not None
+    assert 3 * (experts.top_k + experts.shared) * experts.hidden == config.load(config.Model, params).mlp_dim
+    apply_presets(["quickstart"], PRESETS, params)
+    assert params.read_text() == before

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +58,20 @@ class Block(nn.Module):
         x = self.linear(x)
         return x if self.norm is None or self.activation is None else self.activation(self.norm(x))
 
+    def ready(self, _task_emb: Tensor, compute: Compute) -> Layer:
+        """Make the weights ready to be computed as `compute` says."""
+        linear: Any = self.linear
+        if not isinstance(linear, nn.Linear) and torch.is_grad_enabled():
+            return Layer(linear.get_base_layer().weight, linear.bias, linear, self.finish())
+        bias = linear.bias.to(torch.bfloat16) if compute.bfloat16 else linear.bias
+        return Layer(ready(effective_weight(linear), compute), bias, None, self.finish())
+
+    def finish(self) -> Finish:
+        """What follows the product."""
+        if self.norm is None:
+            return Finish(None, None, 0)
+        return Finish(self.norm.weight, self.norm.bias, getattr(self.activation, "group", 0))
+
 
 class Finish(NamedTuple):
     """What follows the product of a block; no weight means nothing does."""
@@ -83,10 +97,26 @@ class Layer(NamedTuple):
     adapted: nn.Module | None  # the layer itself where its adapter is being trained: it never builds the whole matrix
     finish: Finish
 
-    def __call__(self, x: Tensor, compute: Compute) -> Tensor:
+    def __call__(self, x: Tensor, compute: Compute, _notes: list[Any] | None) -> Tensor:
         """Map x (rows, in) to (rows, out)."""
         x = product(x, self.weight, self.bias, compute) if self.adapted is None else self.adapted(x)
         return self.finish(x, compute)
+
+    def take(self, _rows: Tensor) -> Layer:
+        """Nothing here depends on the task."""
+        return self
+
+
+class ReadyLayer(Protocol):
+    """What follows the first layer: a `Layer`, or one whose rows are shared out among experts."""
+
+    def __call__(self, x: Tensor, compute: Compute, notes: list[Any] | None, /) -> Tensor:
+        """Map x (rows, in) to (rows, out), and note where the rows went if there are notes."""
+        ...
+
+    def take(self, rows: Tensor, /) -> ReadyLayer:
+        """Repeat the tasks as `rows` (B,) says."""
+        ...
 
 
 class Conditioned(NamedTuple):
@@ -96,8 +126,9 @@ class Conditioned(NamedTuple):
     weight_a: Tensor  # (H, A), of no columns for an MLP without action
     bias: Tensor  # (n, H): W_e e + b, one row per task
     finish: Finish  # of the first layer
-    layers: tuple[Layer, ...]  # the others
+    layers: tuple[ReadyLayer, ...]  # the others
     compute: Compute
+    notes: list[Any] | None = None  # where its calls note which rows went to which expert; None: nowhere
 
     def __call__(self, x: Tensor, a: Tensor | None = None) -> Tensor:
         """Map x (..., n, X) and a (..., n, A) to (..., n, out_dim); x may have fewer dims in front than a."""
@@ -105,12 +136,14 @@ class Conditioned(NamedTuple):
         shape, h = h.shape, h.flatten(0, -2)
         h = self.finish(h, self.compute)
         for layer in self.layers:
-            h = layer(h, self.compute)
+            h = layer(h, self.compute, self.notes)
         return h.view(*shape[:-1], h.shape[-1])
 
     def take(self, rows: Tensor) -> Conditioned:
         """Repeat the tasks as `rows` (B,) says."""
-        return self._replace(bias=self.bias.index_select(0, rows))
+        return self._replace(
+            bias=self.bias.index_select(0, rows), layers=tuple(layer.take(rows) for layer in self.layers)
+        )
 
     def _first(self, x: Tensor, a: Tensor | None) -> Tensor:
         """The products of the first layer, (..., n, H)."""
@@ -162,8 +195,8 @@ class MLP(nn.Sequential):
             ready(weight_x, compute),
             weight_a.to(torch.bfloat16) if compute.bfloat16 else weight_a,
             bias.to(torch.bfloat16) if compute.bfloat16 else bias,
-            _finish(head),
-            tuple(_layer(block, compute) for block in rest),
+            head.finish(),
+            tuple(block.ready(task_emb, compute) for block in rest),
             compute,
         )
 
@@ -175,20 +208,6 @@ class MLP(nn.Sequential):
     def blocks(self) -> list[Block]:
         """The layers in order."""
         return cast("list[Block]", list(self))
-
-
-def _layer(block: Block, compute: Compute) -> Layer:
-    linear: Any = block.linear
-    if not isinstance(linear, nn.Linear) and torch.is_grad_enabled():
-        return Layer(linear.get_base_layer().weight, linear.bias, linear, _finish(block))
-    bias = linear.bias.to(torch.bfloat16) if compute.bfloat16 else linear.bias
-    return Layer(ready(effective_weight(linear), compute), bias, None, _finish(block))
-
-
-def _finish(block: Block) -> Finish:
-    if block.norm is None:
-        return Finish(None, None, 0)
-    return Finish(block.norm.weight, block.norm.bias, getattr(block.activation, "group", 0))
 
 
 def effective_weight(linear: Any) -> Tensor:

@@ -1,6 +1,7 @@
 """The world model: encode, next, reward, policy, q. Tensors in, tensors out; it saves itself in Hub form."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from pipeline import config
 from pipeline.model.blocks import MLP, Conditioned, SimNorm
 from pipeline.model.compute import PLAIN, Compute
+from pipeline.model.experts import ExpertMLP, Routing, has_experts
 from pipeline.model.policy import Policy, squashed_gaussian
 from pipeline.model.q_ensemble import QEnsemble, make_target
 
@@ -47,6 +49,23 @@ class TaskContext(NamedTuple):
             None if self.termination is None else self.termination.take(rows),
         )
 
+    def noting(self) -> tuple["TaskContext", dict[str, list[Routing]]]:
+        """Return this context, with every call of a network with experts noting where its rows went, and the notes.
+
+        The notes are by name of the part, `q.0`, `q.1`, ... for the Q members; empty for a model without experts.
+        """
+        notes: dict[str, list[Routing]] = {}
+
+        def noting(name: str, told: Conditioned) -> Conditioned:
+            return told._replace(notes=notes.setdefault(name, [])) if has_experts(told) else told
+
+        return self._replace(
+            dynamics=noting("dynamics", self.dynamics),
+            reward=noting("reward", self.reward),
+            policy=noting("policy", self.policy),
+            q=tuple(noting(f"q.{member}", told) for member, told in enumerate(self.q)),
+        ), notes
+
     def biases(self) -> list[Tensor]:
         """Return the tensors that hold a row per task."""
         everyone = (self.encoder, self.dynamics, self.reward, self.policy, self.termination, *self.q)
@@ -73,10 +92,11 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
         hidden = [config.mlp_dim] * 2
         enc_hidden = [config.enc_dim] * max(config.num_enc_layers - 1, 1)
         self.encoder = MLP(config.obs_dim, task, 0, enc_hidden, latent, SimNorm(config.simnorm_dim))
-        self.dynamics = MLP(latent, task, a, hidden, latent, SimNorm(config.simnorm_dim))
-        self.reward_head = MLP(latent, task, a, hidden, config.num_bins)
-        self.policy_head = MLP(latent, task, 0, hidden, 2 * a)
-        self.q_heads = QEnsemble(MLP(latent, task, a, hidden, config.num_bins) for _ in range(config.num_q))
+        self.dynamics = self._mlp("dynamics")(latent, task, a, hidden, latent, SimNorm(config.simnorm_dim))
+        self.reward_head = self._mlp("reward")(latent, task, a, hidden, config.num_bins)
+        self.policy_head = self._mlp("policy")(latent, task, 0, hidden, 2 * a)
+        make_q = partial(self._mlp("q"), latent, task, a, hidden, config.num_bins)
+        self.q_heads = QEnsemble(make_q() for _ in range(config.num_q))
         for head in (self.reward_head, *self.q_heads.members):
             nn.init.zeros_(head.blocks[-1].linear.weight)
         self.target_q_heads = make_target(self.q_heads)
@@ -86,6 +106,11 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
             nn.init.zeros_(self.termination_head.blocks[-1].linear.weight)
         bins = torch.linspace(config.bin_min, config.bin_max, config.num_bins)
         self.register_buffer("bins", bins, persistent=False)
+
+    def _mlp(self, part: str) -> Callable[..., MLP]:
+        """What makes the network of a part, a key of `PARTS`."""
+        experts = self.config.experts
+        return MLP if experts is None or part not in experts.parts else partial(ExpertMLP, experts=experts)
 
     def context(
         self,

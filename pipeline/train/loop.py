@@ -21,6 +21,7 @@ from pipeline.tasks.spec import TaskSpec
 from pipeline.train.checkpoint import Saves
 from pipeline.train.early_stop import EarlyStop
 from pipeline.train.evaluate import Evaluator, GivenUp
+from pipeline.train.expert_use import PREFIX, TABLE, RouterWatch, overall, table_rows
 from pipeline.train.interrupt import Interrupt
 from pipeline.train.metrics import Clock, MetricsLog, memory_mb, start_trackers
 from pipeline.train.objective import UpdateDraws
@@ -87,6 +88,7 @@ class Loop:
             run = f"{scratch.parent.name}-{scratch.name}" if scratch.parent.name.startswith("adapt-") else scratch.name
             trackers = start_trackers(runtime.trackers, run, self.position, {"seed": seed, "ranks": self.ranks.count})
             self.log = MetricsLog(scratch / "metrics", self.position, trackers)
+        self._routers = RouterWatch(self.log.table(TABLE) if self.log is not None else ())
         self._logged = self.position, learner.updates
         self._early_stop = early_stop
         reached = early_stop is not None and self.resumed is not None and early_stop.reached(self.scores)
@@ -162,8 +164,16 @@ class Loop:
     ) -> None:
         """Log the averages since the last call, and `more`, at the present position."""
         total, phases = self.clock.read()
+        use = {
+            name: value.double().cpu().numpy() / max(self.num_summed, 1)
+            for name, value in self.sums.items()
+            if name.startswith(PREFIX)
+        }
         own = {
-            "train": {name: float(value) / max(self.num_summed, 1) for name, value in self.sums.items()},
+            "train": {
+                name: float(value) / max(self.num_summed, 1) for name, value in self.sums.items() if name not in use
+            },
+            "experts": use,
             "batch_size": self.batch_size,
             "recent": self.recent,
             "phases": {name: seconds / total for name, seconds in phases.items()},
@@ -189,11 +199,26 @@ class Loop:
         }
         memory = {"memory/sum_mb": sum(one["memory"] for one in everyone)}
         episodes = _episodes([one["recent"] for one in everyone])
+        joint = {
+            name: np.sum([one["experts"][name] * one["batch_size"] for one in everyone], 0) / slices for name in use
+        }
+        experts = self._log_experts(joint, progress) if joint else {}
         self.log.log(
             self.position,
-            {**averages, **episodes, **more, **speed, **phases, **memory, "time/seconds": self.seconds},
+            {**averages, **episodes, **more, **experts, **speed, **phases, **memory, "time/seconds": self.seconds},
         )
         progress.update(0, **{key: averages[f"train/{key}"] for key in ("total_loss",) if f"train/{key}" in averages})
+
+    def _log_experts(self, joint: dict[str, np.ndarray], progress: Progress) -> dict[str, float]:
+        """Write down which tasks use which experts, say if a router has collapsed; return what else is to be logged."""
+        assert self.log is not None
+        rows = table_rows(joint, self.learner.table.names)
+        self.log.append(TABLE, self.position, rows)
+        shares = overall(rows)
+        for line in self._routers.see(shares):
+            progress.write(f"{self.label}: {line}")
+        largest = {f"{PREFIX}{layer}_largest_share": float(share.max()) for layer, share in shares.items()}
+        return largest | {f"{PREFIX}{layer}_smallest_share": float(share.min()) for layer, share in shares.items()}
 
     def evaluate(self, specs: Sequence[TaskSpec], progress: Progress, interrupt: Interrupt) -> bool:
         """Evaluate on all tasks and log scores per task and their mean; False if it was given up for an interrupt."""

@@ -27,6 +27,8 @@ _PROJECT = "eft"
 class MetricsLog:
     """Rows of metrics over updates or env_steps, as DVCLive writes them (metrics.json and one TSV per metric).
 
+    Beside them, tables of several columns.
+
     Args:
         folder: where the files grow during the run, inside its scratch folder.
         position: updates or env_steps done; rows logged after it, by a run that was killed since, are dropped.
@@ -67,6 +69,22 @@ class MetricsLog:
         path = self.folder / "plots" / "metrics" / f"{name}.tsv"
         rows = _read(path) if path.exists() else []
         return [(int(row["step"]), float(row[name.rsplit("/", 1)[-1]])) for row in rows]
+
+    def append(self, name: str, position: int, rows: Sequence[Mapping[str, str]]) -> None:
+        """Append rows at `position` to the table `<name>.tsv` beside the metrics; its columns are always the same."""
+        path = self.folder / f"{name}.tsv"
+        known = path.exists()
+        with path.open("a", newline="") as file:
+            for row in rows:
+                if not known:
+                    file.write("\t".join(["step", *row]) + "\n")
+                    known = True
+                file.write("\t".join([str(position), *row.values()]) + "\n")
+
+    def table(self, name: str) -> list[dict[str, str]]:
+        """Return the rows appended to a table so far, with their `step`."""
+        path = self.folder / f"{name}.tsv"
+        return _read(path) if path.exists() else []
 
     def publish(self, target: str | Path) -> None:
         """End the log and put its files where DVC expects them, whole."""
@@ -154,7 +172,7 @@ def _go_back(folder: Path, position: int) -> None:
     """Leave the metrics as they were at `position`: a killed run may have logged more, the last line half of one."""
     summary: dict[str, Any] = {"step": position}
     root = folder / "plots" / "metrics"
-    for path in sorted(root.rglob("*.tsv")):
+    for path in [*sorted(root.rglob("*.tsv")), *sorted(folder.glob("*.tsv"))]:
         rows = _read(path)
         kept = [row for row in rows if int(row["step"]) <= position]
         if not kept:
@@ -164,6 +182,8 @@ def _go_back(folder: Path, position: int) -> None:
             writer = csv.DictWriter(file, list(kept[0]), delimiter="\t", lineterminator="\n")
             writer.writeheader()
             writer.writerows(kept)
+        if path.parent == folder:  # a table, of which there is no latest value
+            continue
         level = summary
         for part in path.relative_to(root).parts[:-1]:
             level = level.setdefault(part, {})

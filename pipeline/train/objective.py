@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.config import Learning
+from pipeline.config import Experts, Learning
 from pipeline.model import losses
 from pipeline.model.compute import PLAIN, Compute, compiled_whole
+from pipeline.model.experts import Routing, balance_loss
 from pipeline.model.q_ensemble import draw_members
 from pipeline.model.task_table import TaskTable
 from pipeline.model.two_hot import decode
@@ -67,7 +68,9 @@ class ModelLosses(NamedTuple):
     bc: Tensor | None  # (), where it is part of the total
     imitation: Tensor | None  # (), likewise: mean square error of the policy's actions, part of `bc`
     z: Tensor  # (T + 1, B, Z) without gradient
+    chosen: dict[str, Tensor]  # by layer of experts, (rows, k): where rows went; row i is of slice i modulo B
     termination: Tensor | None = None  # (), where the model predicts terminations
+    balance: Tensor | None = None  # (), where the model has experts: how unevenly they are used
 
 
 class PolicyLosses(NamedTuple):
@@ -77,6 +80,8 @@ class PolicyLosses(NamedTuple):
     imitation: Tensor  # () mean square error, weighted over time, before its coefficient
     entropy: Tensor  # () mean, nats
     q: Tensor  # (B,) value of the policy's action at the first latent
+    chosen: dict[str, Tensor]  # as in `ModelLosses`
+    balance: Tensor | None = None  # (), where the policy has experts: how unevenly they are used
 
 
 def batch_context(
@@ -153,6 +158,7 @@ def _model_losses(
         next_value = decode(next_logits, model.bins).amin(0)
         target = losses.td_target(batch.reward, batch.terminated, discount, next_value)
 
+    ctx, notes = ctx.noting()
     zs = [model.encode(batch.obs[0], ctx)]
     for action in batch.action:
         zs.append(model.next(zs[-1], action, ctx))
@@ -174,7 +180,21 @@ def _model_losses(
             policy, batch.expert_action, mask, weights[:-1], learning.entropy_coef, batch.imitation
         )
         total = total + bc_coef * bc
-    return ModelLosses(total, consistency, reward, value, bc, imitation, torch.stack(zs).detach(), termination)
+    experts, balance = model.config.experts, None
+    if experts is not None:
+        balance = _balance(notes, experts, torch.zeros_like(total))
+        total = total + experts.balance_coef * balance
+    latents = torch.stack(zs).detach()
+    return ModelLosses(total, consistency, reward, value, bc, imitation, latents, _chosen(notes), termination, balance)
+
+
+def _balance(notes: dict[str, list[Routing]], experts: Experts, zero: Tensor) -> Tensor:
+    """The balance losses of all layers that were called, added up: every router is to feel its own."""
+    return sum((balance_loss(calls, experts) for calls in notes.values() if calls), start=zero)
+
+
+def _chosen(notes: dict[str, list[Routing]]) -> dict[str, Tensor]:
+    return {layer: torch.cat([call.chosen for call in calls]) for layer, calls in notes.items() if calls}
 
 
 def policy_losses(
@@ -217,7 +237,8 @@ def _policy_losses(
     learning: Learning,
     scale: Tensor,
 ) -> PolicyLosses:
-    policy = model.policy(z, ctx, mask, noise)
+    noting, notes = ctx.noting()
+    policy = model.policy(z, noting, mask, noise)
     q_logits = model.q(z, policy.action, ctx)
     q_mean = decode(q_logits, model.bins).mean(0)
     loss = losses.policy_loss(
@@ -231,4 +252,9 @@ def _policy_losses(
         learning.prior_coef,
         batch.imitation,
     )
-    return PolicyLosses(loss.total, loss.imitation, policy.entropy.detach().mean(), q_mean[0].detach())
+    total, experts, balance = loss.total, model.config.experts, None
+    if experts is not None and "policy" in notes:
+        balance = _balance(notes, experts, torch.zeros_like(total))
+        total = total + experts.balance_coef * balance
+    entropy = policy.entropy.detach().mean()
+    return PolicyLosses(total, loss.imitation, entropy, q_mean[0].detach(), _chosen(notes), balance)

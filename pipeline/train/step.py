@@ -18,6 +18,7 @@ from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.shapes import Batch
 from pipeline.train import schedules
+from pipeline.train.expert_use import PREFIX, count_use
 from pipeline.train.objective import UpdateDraws, model_losses, policy_losses
 from pipeline.train.ranks import Ranks
 
@@ -83,7 +84,8 @@ class Learner:
             draws: the update's random numbers, or the generator to draw them from.
 
         Returns:
-            metrics, as detached tensors of one element: turning them into numbers is left to whoever logs.
+            metrics, as detached tensors of one element: turning them into numbers is left to whoever logs. For a
+            model with experts also `experts/<layer>`, what `count_use` returns.
 
         Raises:
             ValueError: `batch.task` points outside the table.
@@ -104,6 +106,8 @@ class Learner:
             metrics = {f"{part}_loss": getattr(found, part).detach() for part in shown}
             if found.termination is not None:
                 metrics["termination_loss"] = found.termination.detach()
+            if found.balance is not None:
+                metrics |= {"balance_loss": found.balance.detach()} | self._count_use(found.chosen, pieces[piece][0])
             if found.bc is not None and found.imitation is not None:
                 metrics |= {"bc_loss": found.bc.detach(), "imitation_error": found.imitation.detach()}
             return found.total, metrics
@@ -161,7 +165,10 @@ class Learner:
             scale = self.scale.value
             loss = policy_losses(self.model, self.table, batch, zs[piece], draws, self.learning, scale, self.compute)
             values.append(loss.q)
-            return loss.total, {
+            use = self._count_use(loss.chosen, batch)
+            if loss.balance is not None:
+                use["policy_balance_loss"] = loss.balance.detach()
+            return loss.total, use | {
                 "policy_loss": loss.total.detach(),
                 "imitation_error": loss.imitation.detach(),
                 "policy_entropy": loss.entropy,
@@ -171,6 +178,10 @@ class Learner:
         metrics, norm = self._descend(self._policy_optimizer, self._policy, policy_loss, pieces)
         self.scale.update(self._ranks.gather(torch.cat(values)))
         return metrics | {"policy_grad_norm": norm, "value_scale": self.scale.value.clone()}
+
+    def _count_use(self, chosen: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        experts = self.model.config.experts
+        return {} if experts is None else count_use(chosen, batch.task, len(self.table.names), experts.num)
 
     def _descend(
         self,
@@ -235,6 +246,7 @@ class Learner:
         return self._ranks.accelerator.autocast() if self._ranks.accelerator else nullcontext()
 
     def _describe_non_finite(self, batches: list[Batch], metrics: dict[str, Tensor], norm: Tensor) -> str:
+        metrics = {name: value for name, value in metrics.items() if not name.startswith(PREFIX)}
         faulty = not all(bool(value.isfinite()) for value in metrics.values())
         found = self._ranks.collect((faulty, self._describe_own(batches, metrics, norm)))
         if self._ranks.count == 1:
