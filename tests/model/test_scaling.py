@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -107,23 +108,25 @@ def test_merged_it_is_a_plain_model_that_computes_the_same_and_the_other_trains_
     Adapters(plain).create("task", ["dynamics"], rank=2, alpha=4.0)  # as adapting does
 
 
-def test_stacked_matrices_are_adapted_each_and_a_router_is_not() -> None:
-    class Experts(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.up = nn.Parameter(torch.randn(4, 8, 6))
-            self.router = nn.Linear(8, 4, bias=False)
-
-    model = make_model()
-    experts = Experts()
-    model.dynamics.add_module("experts", experts)
+@pytest.mark.parametrize("router", ["latent", "task"])
+def test_experts_are_adapted_each_and_their_router_is_left_alone(router: Literal["latent", "task"]) -> None:
+    experts = config.Experts(
+        parts=("dynamics",), num=4, top_k=1, hidden=8, shared=True, router=router, temperature=1.0, balance_coef=0.01
+    )
+    model = make_model(replace(TINY, mlp_dim=24, experts=experts))
+    before = outputs(model)
     stages = Stages(model, SCALING, seed=1)
-    assert not parametrize.is_parametrized(experts.router)
+    scaled = {name.split(".parametrizations.")[0]: module for name, module in model.named_modules()
+              if isinstance(module, ScaledMatrix)}  # fmt: skip
+    assert not any("router" in name for name in scaled)
+    stacks = [matrix.A[0].shape[0] for matrix in scaled.values() if matrix.A[0].ndim == 3]
+    assert stacks == [4, 4]
+    assert equal(outputs(model), before)
+    fill(stages)
     stages.enter(1)
-    matrix = experts.parametrizations["up"][0]  # type: ignore[index]
-    assert matrix.A[0].shape == (4, 2, 6)
-    assert matrix.B[0].shape == (4, 8, 2)
-    assert not experts.router.weight.requires_grad
+    assert not any(value.requires_grad for name, value in model.named_parameters() if "router" in name)
+    assert not equal(outputs(model), before)
+    assert equal(outputs(merged(model)), outputs(model))
 
 
 def test_two_models_of_a_seed_have_the_same_adapters() -> None:
