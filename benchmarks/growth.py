@@ -2,6 +2,7 @@
 
     python -m benchmarks.growth            3 seeds with and without, the environment steps of params.yaml: 6 runs
     python -m benchmarks.growth --quick    one seed, a quarter of the steps: minutes
+    python -m benchmarks.growth --cost     what an update costs in each stage, at the sizes of params.yaml: a minute
 
 Run where `dvc repro pretrain` is done. Both ways begin with the same checkpoint and have the same budget; with scaling,
 tasks that are solved take no steps of it, and a run ends where all are. Every run is a `stages.finetune` in a folder of
@@ -18,18 +19,23 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from ruamel.yaml import YAML
 
+from benchmarks.problem import make_batch, make_model, make_table
 from benchmarks.results import RESULTS, claim, write
 from pipeline import config
 from pipeline.files import read_json, write_json
+from pipeline.model.scaling import Stages
 from pipeline.report.results import Curve, read_curves
 from pipeline.train.scratch import ROOT, fingerprint
+from pipeline.train.step import Learner
 
 PROJECT = Path(__file__).parent.parent
 BASE = Path("checkpoints/pretrain/model")
@@ -48,12 +54,17 @@ def main() -> None:
     """Make every run that is not done yet and write results/growth.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed, a quarter of the environment steps")
+    parser.add_argument("--cost", action="store_true", help="measure and print the cost of an update, run nothing")
     parser.add_argument("--seeds", nargs="+", type=int, help="other seeds")
     parser.add_argument("--env-steps", type=int, help="another budget")
     parser.add_argument("--score", type=float, default=SCORE, help=f"mean score to be reached (default: {SCORE})")
     parser.add_argument("--write", action="store_true", help="write results/growth.json although not all was run")
     options = parser.parse_args()
     settings = config.load(config.Finetune)
+    if options.cost:
+        for name, ms in update_costs(settings.batch_size).items():
+            print(f"{name}: {ms:.1f} ms of one thread per online update")
+        return
     env_steps = options.env_steps or (settings.env_steps // 4 if options.quick else settings.env_steps)
     settings = dataclasses.replace(settings, env_steps=env_steps, eval_every=max(env_steps // _EVALUATIONS, 1))
     seeds = options.seeds or (SEEDS[:1] if options.quick else SEEDS)
@@ -72,6 +83,27 @@ def main() -> None:
         command = " ".join(["python -m benchmarks.growth", *sys.argv[1:]])
         figures = summarise(table)
         write("growth", command, seconds, figures, runs=table, curves=found, scaling=SCALING, env_steps=env_steps)
+
+
+def update_costs(batch_size: int, repeats: int = 9) -> dict[str, float]:
+    """Return milliseconds of processor time per online update: without stages, and in each; medians, interleaved."""
+    torch.set_num_threads(1)
+    sizes, learning = config.load(config.Model), config.load(config.Learning)
+    table = make_table(sizes)
+    batch = make_batch(table, sizes, batch_size, config.load(config.Planner).horizon)
+    scaling = config.parse(config.Scaling, SCALING, "benchmarks.growth")
+    learners = {"plain": Learner(make_model(sizes), table, learning)}
+    for stage in range(scaling.adapters + 1):
+        model = make_model(sizes)
+        learner = learners[f"stage {stage}"] = Learner(model, table, learning, stages=Stages(model, scaling, seed=1))
+        learner.enter_stage(stage)
+    spent: dict[str, list[float]] = {name: [] for name in learners}
+    for number in range(repeats + 1):
+        for name, learner in learners.items():
+            started = time.process_time()
+            learner.update(batch, "online", torch.Generator().manual_seed(number))
+            spent[name].append(1e3 * (time.process_time() - started))
+    return {name: float(np.median(times[1:])) for name, times in spent.items()}  # the first one warms up
 
 
 def claims() -> dict[str, dict[str, Any]]:

@@ -237,9 +237,8 @@ class Loop:
         except GivenUp:
             return False
         self.owes_evaluation = False
-        scores = {f"eval/{spec.name}": result.score for spec, result in zip(specs, results, strict=True)}
-        mean = float(np.mean(list(scores.values())))
         found = {spec.name: result.score for spec, result in zip(specs, results, strict=True)}
+        scores, mean = {f"eval/{name}": score for name, score in found.items()}, float(np.mean(list(found.values())))
         more = {} if self.heed is None else self.heed(self.ranks.from_main(found))
         if self.log is not None:
             self.log.log(
