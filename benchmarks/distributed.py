@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -31,7 +32,6 @@ from pipeline import config
 from pipeline.data.replay import ReplayBuffer
 from pipeline.files import read_json
 from pipeline.model.actor import Actor
-from pipeline.shapes import Batch
 from pipeline.tasks import registry
 from pipeline.tasks.vector import VectorEnv
 from pipeline.train.checkpoint import Saves
@@ -70,7 +70,7 @@ def _learn_share(folder: str, accelerator: Accelerator | None) -> None:
     for step in range(10):
         batch = make_batch(learner.table, batch_size=9, seed=step)
         draws = UpdateDraws.sample(batch, 2, TINY.num_q, torch.Generator().manual_seed(step)).split(sizes)[group.rank]
-        learner.update(Batch(*(part[mine] if part.ndim == 1 else part[:, mine] for part in batch)), "online", draws)
+        learner.update(batch.take(mine), "online", draws)
     save_file(learner.state_tensors(), f"{folder}/{group.count}-{group.rank}.safetensors")
 
 
@@ -145,13 +145,17 @@ def memory(options: argparse.Namespace) -> Claims:
     script = ROOT / "tests" / "train" / "short_run.py"
     with tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(
-            [sys.executable, str(script), json.dumps({"env_steps": 10**9, "env_workers": 2})], cwd=folder
+            [sys.executable, str(script), json.dumps({"env_steps": 10**9, "env_workers": 2})],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
         samples, end = [], time.monotonic() + 60 * options.minutes
         while time.monotonic() < end and process.poll() is None:
             time.sleep(max(60 * options.minutes / 200, 0.5))
             tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
             samples.append(sum(one.memory_full_info().pss for one in tree) / 2**20)
+        if process.poll() is not None:
+            raise SystemExit(f"the run whose memory was to be watched ended with exit code {process.returncode}")
         steps = sorted(int(path.name[5:]) for path in Path(folder).glob(".resume/short-*/save-*"))[-1]
         process.terminate()
         process.wait()

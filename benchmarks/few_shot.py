@@ -41,7 +41,10 @@ from pipeline.train.evaluate import Evaluator
 from pipeline.train.runtime import start
 from pipeline.train.scratch import ROOT, fingerprint
 
-TASKS = ("mw-drawer-close", "mw-window-close", "mw-door-close", "cartpole-balance", "reacher-easy", "cup-spin")
+TASKS = (
+    "mw-drawer-close", "mw-window-close", "mw-faucet-open",
+    "cartpole-balance", "reacher-easy", "pygame-chase-evade",
+)  # fmt: skip
 WAYS = ("adapter", "all", "scratch", "cloning")
 DEMOS = (0, 1, 5, 20)
 SEEDS = (1, 2, 3)

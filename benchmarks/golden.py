@@ -62,7 +62,12 @@ _NOT_LISTED = {
     "discount_min": 0.95,
     "discount_max": 0.995,
 }
-_LEARNING_KEYS = tuple(f.name for f in dataclasses.fields(config.Learning) if f.name not in _NOT_LISTED)
+_LEARNING_KEYS = tuple(
+    f.name
+    for f in dataclasses.fields(config.Learning)
+    if f.name not in _NOT_LISTED
+    and f.default is dataclasses.MISSING  # what has a default is an option the original lacks
+)
 _PLANNER_KEYS = ("num_iterations", *(f.name for f in dataclasses.fields(config.Planner) if f.name != "iterations"))
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._inductor import config as inductor_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import plain, results
@@ -70,6 +71,7 @@ class Clock:
     def time(self, function: Callable[[], Any]) -> float:
         """Return the milliseconds of one call."""
         if self.device.type == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()  # what the call before returned may be overwritten
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
             function()
@@ -81,9 +83,10 @@ class Clock:
         return 1000 * (time.process_time() - started)
 
     def medians(self, functions: Sequence[Callable[[], Any]], repeats: int, deadline: float) -> list[float]:
-        """Time functions turn by turn, after one call of each that does not count; past the deadline once."""
+        """Time functions turn by turn, after calls of each that do not count; past the deadline once."""
         for function in functions:
-            function()
+            for _ in range(3 if self.device.type == "cuda" else 1):  # CUDA graphs are recorded at the second call
+                self.time(function)
         times: list[list[float]] = []
         while len(times) < repeats and (not times or time.monotonic() < deadline):
             times.append([self.time(function) for function in functions])
@@ -96,11 +99,12 @@ class Bench:
     Args:
         device: where everything lies.
         compiled: measure compiled planning and updates beside the eager ones.
+        graphs: compiled code replays CUDA graphs, as torch.compile's mode "reduce-overhead" has it.
         repeats: turns per figure.
         deadline: `time.monotonic()` after which no further case is begun.
     """
 
-    def __init__(self, device: torch.device, compiled: bool, repeats: int, deadline: float):
+    def __init__(self, device: torch.device, compiled: bool, repeats: int, deadline: float, graphs: bool = False):
         self.device, self.repeats, self.deadline, self.clock = device, repeats, deadline, Clock(device)
         chosen = choose("auto", compiled, device)
         self.ways: dict[str, Compute] = {"fp32": chosen._replace(compile=False)}
@@ -108,7 +112,8 @@ class Bench:
             self.ways["fp32_torch"] = PLAIN  # the same matrix library on both sides
         self.ways["bf16"] = chosen._replace(compile=False, bfloat16=True)
         if compiled:
-            self.ways |= {"fp32_compiled": chosen, "bf16_compiled": chosen._replace(bfloat16=True)}
+            how = "graphs" if graphs else "compiled"
+            self.ways |= {f"fp32_{how}": chosen, f"bf16_{how}": chosen._replace(bfloat16=True)}
         self.matmul = chosen.matmul
         self.gflops = {"fp32": self._rate(False), "bf16": self._rate(True)}
         self.ratios: dict[str, float] = {}
@@ -140,7 +145,7 @@ class Bench:
         """Measure one full update, "online" (the model's and the policy's step) or "pretrain"."""
         sizes = model_size(size)
         table = make_table(sizes, _NUM_TASKS).to(self.device)
-        batch = type(drawn := make_batch(table.to("cpu"), sizes, batch_size))(*(part.to(self.device) for part in drawn))
+        batch = make_batch(table.to("cpu"), sizes, batch_size).to(self.device)
         draws = UpdateDraws.sample(batch, table.num_phrasings, sizes.num_q, torch.Generator().manual_seed(0))
         make = partial(make_model, sizes, fill=False)
         reference = plain.PlainLearner(make().to(self.device), table, LEARNING)
@@ -258,7 +263,7 @@ def claims(bench: Bench) -> dict[str, dict[str, Any]]:
     best = lambda *names: max((bench.ratios[name] for name in names if name in bench.ratios), default=None)  # noqa: E731
 
     def ratio(case: str, way: str) -> float | None:
-        return best(f"{case}_{way}", f"{case}_{way}_compiled")
+        return best(f"{case}_{way}", f"{case}_{way}_compiled", f"{case}_{way}_graphs")
 
     def same_library(case: str) -> float | None:
         return best(f"{case}_fp32_torch", *([] if "fp32_torch" in bench.ways else [f"{case}_fp32"]))
@@ -291,16 +296,22 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0, help="begin no further case after this long")
     parser.add_argument("--only", default="", metavar="START", help="only cases whose names begin so, e.g. plan_B")
     parser.add_argument("--compiled", action="store_true", help="also compiled: minutes more, at first use")
+    parser.add_argument("--cuda-graphs", action="store_true", help="on a GPU: what is compiled replays CUDA graphs")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     # The sizes are compiled one after the other in this one process.
     torch._dynamo.config.recompile_limit = 64
     started, device = time.monotonic(), torch.device(options.device)
-    compiled = options.compiled or (device.type == "cuda" and not options.quick)
+    if options.cuda_graphs:
+        if device.type != "cuda":
+            parser.error(f"--cuda-graphs needs a GPU, the device is {device}")
+        # What mode="reduce-overhead" sets: the pipeline's own calls of torch.compile name no mode.
+        inductor_config.triton.cudagraphs = True
+    compiled = options.compiled or options.cuda_graphs or (device.type == "cuda" and not options.quick)
     seconds = _QUICK_SECONDS if options.quick else 60 * options.minutes
     repeats = 3 if options.quick else options.repeats
-    bench = Bench(device, compiled, repeats, started + seconds)
+    bench = Bench(device, compiled, repeats, started + seconds, options.cuda_graphs)
     print(f"{options.threads} thread(s), {device}; medians of {repeats}, turn by turn", flush=True)
     chosen = [case for name, case in cases(bench, options.quick) if name.startswith(options.only)]
     for case in chosen:

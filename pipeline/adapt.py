@@ -255,7 +255,8 @@ def learn(
         watch("demonstrated", curve(loops))
     if online.env_steps:
         env_specs = [spec] * online.envs_per_task
-        replay = online_buffer(online.replay_capacity, model, agent.planner.horizon, place)
+        clipped = settings.learning.clipped
+        replay = online_buffer(online.replay_capacity, model, agent.planner.horizon, place, clipped=clipped)
         with (
             Evaluator([spec], online.eval_episodes, *widths, seed + 1, workers, sight=sight) as evaluator,
             make_envs(sight, env_specs, *widths, seed + 3, workers) as envs,

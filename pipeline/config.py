@@ -89,6 +89,22 @@ class Vision:
 
 
 @dataclass(frozen=True, config=_strict)
+class History:
+    """A causal Transformer over the past (latent, action) pairs of an episode, in place of the dynamics' MLP."""
+
+    context: Annotated[int, Field(ge=1, le=1024)]  # past steps that a prediction sees beside the present one
+    layers: Annotated[int, Field(ge=1, le=64)]
+    heads: Count  # of attention
+    dim: Count  # width of a step's token, a multiple of heads
+    mlp_dim: Count  # hidden width of the feed-forward part, where model.experts puts no experts there
+    backbone: Literal["dynamics", "shared"]  # who reads it: the next latent alone, or reward, policy and Q as well
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads:
+            raise ValueError(f"model.history.dim {self.dim} is not a multiple of model.history.heads {self.heads}")
+
+
+@dataclass(frozen=True, config=_strict)
 class Experts:
     """Routed experts in the place of the last hidden layer of some networks. Active width: (top_k + shared) x hidden.
 
@@ -135,6 +151,7 @@ class Model:
     log_std_min: float  # of the policy
     log_std_max: float  # of the policy
     termination: bool  # predict whether a step ends the episode for good, so that plans value nothing beyond it
+    history: History | None = None  # dynamics that see past steps; null = off, the MLP that sees the present alone
     experts: Experts | None = None  # routed experts in these networks; null = off
 
     def __post_init__(self) -> None:
@@ -147,6 +164,10 @@ class Model:
         if self.experts is not None and self.mlp_dim % 8:
             raise ValueError(
                 f"model.mlp_dim {self.mlp_dim} must be a multiple of 8 for model.experts: grouped products"
+            )
+        if self.history and self.experts and "dynamics" in self.experts.parts and self.history.dim % 8:
+            raise ValueError(
+                f"model.history.dim {self.history.dim} must be a multiple of 8 for experts in the dynamics"
             )
 
 
@@ -173,6 +194,20 @@ class Planner:
 
 
 @dataclass(frozen=True, config=_strict)
+class Clipped:
+    """The policy's online step as a clipped ratio, with a bonus where model and experience disagree (M3PO)."""
+
+    plan: bool  # episodes are collected by planning; false: by the policy alone
+    every: Count  # env_steps, over all tasks, between policy phases; each learns from the episodes that ended since
+    passes: Count  # over the steps of those episodes
+    batch_size: Count  # steps per gradient step, over all processes
+    ratio: Annotated[float, Field(gt=0, lt=1)]  # probability ratios are clipped to 1 - this and 1 + this
+    gae_lambda: Fraction  # of the generalised advantages
+    bonus: NotNegative  # weight of the disagreement in the advantage at first; falls linearly to 0 over the env_steps
+    bonus_limit: NotNegative | None  # largest bonus, in units of the advantage's size (POME: 1); null = none
+
+
+@dataclass(frozen=True, config=_strict)
 class Learning:
     """Losses and optimisers, the same in every phase."""
 
@@ -192,6 +227,7 @@ class Learning:
     normalize_obs: bool  # centre and scale observations by each body's mean and std over the demonstrations
     discount_min: Fraction  # bounds of the discount derived from the episode length
     discount_max: Fraction
+    clipped: Clipped | None = None  # the online policy learns by a clipped ratio; null = by the value of its actions
 
 
 @dataclass(frozen=True, config=_strict)

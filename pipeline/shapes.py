@@ -7,6 +7,7 @@ Letters, used in every docstring and comment of the project:
     O  padded observation        A  padded action
     Z  latent                    E  task embedding
     K  bins of a two-hot scalar  M  Q members           P  plan samples
+    W  past steps seen by a model with history
 Time comes first: a batch of observations is (T + 1, B, O).
 """
 
@@ -15,8 +16,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
     from torch import Tensor
+
+
+class Past(NamedTuple):
+    """The W steps before the present of each of B episodes, the newest last, for dynamics that see them."""
+
+    obs: Tensor  # (W, B, O) float32, zero-padded
+    action: Tensor  # (W, B, A) float32, what was executed at each
+    length: Tensor  # (B,) int64 in [0, W], how many of the newest are of this episode; the others count for nothing
 
 
 class Batch(NamedTuple):
@@ -29,10 +40,20 @@ class Batch(NamedTuple):
     terminated: Tensor  # (T, B) float32, 1 where the episode ended for good after this step
     task: Tensor  # (B,) int64, row of the task table
     imitation: Tensor  # (B,) float32 in [0, 1], weight of the online imitation term: 1 for demonstrations
+    past: Past | None = None  # the steps before each slice, of a model with history
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
-        return Batch(*(part.to(device, non_blocking=True) for part in self))
+        return self.each(lambda part: part.to(device, non_blocking=True))
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """Apply a function to every tensor, those of the past included."""
+        past = None if self.past is None else Past(*map(function, self.past))
+        return Batch(*(function(part) for part in self if part is not None and not isinstance(part, Past)), past=past)
+
+    def take(self, which: slice) -> Batch:
+        """Return some of the slices."""
+        return self.each(lambda part: part[which] if part.ndim == 1 else part[:, which])
 
 
 class Plan(NamedTuple):
@@ -41,3 +62,4 @@ class Plan(NamedTuple):
     action: Tensor  # (N, A) in [-1, 1]
     mean: Tensor  # (T, N, A) mean of the action sequence: warm start of the next plan
     std: Tensor  # (T, N, A)
+    log_prob: Tensor | None = None  # (N,) log-density of the action, where it was asked for

@@ -57,7 +57,7 @@ def main() -> None:
         demonstrations.clear()
         numbers = own_environments(ranks, env_specs)
         capacity = math.ceil(settings.replay_capacity * len(numbers) / len(env_specs))
-        replay = online_buffer(capacity, model, planner.horizon, place, ranks.rank)
+        replay = online_buffer(capacity, model, planner.horizon, place, ranks.rank, learning.clipped)
         own_specs = [env_specs[number] for number in numbers]
         widths, workers = (model.obs_dim, model.action_dim), runtime.env_workers
         with (

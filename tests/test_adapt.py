@@ -92,6 +92,7 @@ def record_demos(folder: Path, count: int) -> None:
     write_episodes(folder / "episodes.parquet", episodes)
 
 
+@pytest.mark.slow
 def test_both_kinds_of_experience_make_an_adapter_that_loads(base: Path, capsys: pytest.CaptureFixture[str]):
     record_demos(Path("demos"), 3)
     weights = (base / "model.safetensors").read_bytes()
@@ -129,6 +130,7 @@ def test_both_kinds_of_experience_make_an_adapter_that_loads(base: Path, capsys:
     assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_interaction_alone_or_demonstrations_alone(base: Path, capsys: pytest.CaptureFixture[str]):
     record_demos(Path("demos/swing"), 1)
     common = ["adapt", "base", "--task", "swing.yaml", "--no-video", "--output"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -46,9 +47,9 @@ def embeddings_of(specs: list[TaskSpec]):
     return embed(ENCODER, [spec.name for spec in specs], [[spec.text(0), spec.text(1)] for spec in specs], 2)
 
 
-def make_agent(seed: int = 0) -> Agent:
+def make_agent(seed: int = 0, sizes: config.Model = SIZES) -> Agent:
     torch.manual_seed(seed)
-    model = WorldModel(SIZES)
+    model = WorldModel(sizes)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     mask = torch.zeros(3, 3)
@@ -99,6 +100,29 @@ def test_the_weights_also_load_as_a_plain_hub_model(agent: Agent, checkpoint: Pa
     model = WorldModel.from_pretrained(checkpoint)
     assert model.config == SIZES
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), agent.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("router", ["latent", "task"])
+def test_an_agent_with_experts_is_saved_loaded_and_grown(tmp_path: Path, router) -> None:
+    experts = config.Experts(("dynamics", "reward", "policy", "q"), 4, 2, 8, True, router, 0.5, 0.1)
+    agent = make_agent(sizes=dataclasses.replace(SIZES, experts=experts))
+    agent.save_pretrained(tmp_path)
+    loaded, plain = Agent.from_pretrained(tmp_path), WorldModel.from_pretrained(tmp_path)
+    assert loaded.model.config.experts == plain.config.experts == experts
+    found = []
+    for one in (agent, loaded, loaded.grown(8, 4)):
+        one.reset(seed=3)
+        found.append(one.act(obs_for(SPECS[1]), task="reach"))
+    np.testing.assert_array_equal(found[0], found[1])
+    assert found[2].shape == (3,)
+
+
+def test_a_checkpoint_from_before_there_were_options_is_read(agent: Agent, checkpoint: Path) -> None:
+    path = checkpoint / "config.json"
+    values = json.loads(path.read_text())
+    assert values.pop("experts") is None
+    path.write_text(json.dumps(values))
+    assert Agent.from_pretrained(checkpoint).model.config == agent.model.config
 
 
 def test_a_checkpoint_holds_no_path_of_this_machine(checkpoint: Path) -> None:
@@ -374,3 +398,27 @@ def test_tasks_that_do_not_fit_are_refused(agent: Agent) -> None:
         with pytest.raises(ValueError, match=message):
             agent.add_task(spec, embeddings_of([spec]), 0.9)
     assert list(agent.tasks) == ["walk", "reach", "push"]
+
+
+@pytest.mark.parametrize("backbone", ["dynamics", "shared"])
+def test_a_saved_agent_with_history_acts_on_its_past_as_before(backbone: str, tmp_path: Path):
+    history = config.History(context=3, layers=1, heads=2, dim=16, mlp_dim=16, backbone=backbone)  # pyright: ignore
+    made = make_agent()
+    model = WorldModel(dataclasses.replace(SIZES, history=history))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    agent = Agent(model, SPECS, made.embeddings, made.table, PLANNER)
+    agent.save_pretrained(tmp_path / "checkpoint")
+    loaded = Agent.from_pretrained(tmp_path / "checkpoint")
+    assert loaded.model.config == model.config
+    last = []
+    for first in (0, 0, 7):  # the third sees another first observation
+        for actor in (agent, loaded):
+            actor.reset(2, seed=5)
+            seen = [obs_for(SPECS[0], 2, seed=seed) for seed in (first, 1, 2)]
+            for obs in seen[:2]:
+                actor.act(obs, task="walk", plan=False)
+            last.append(actor.act(seen[2], task="walk"))
+    assert all(np.array_equal(last[0], other) for other in last[:4])
+    assert not np.array_equal(last[0], last[4])
+    assert np.array_equal(last[4], last[5])

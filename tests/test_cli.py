@@ -185,6 +185,7 @@ def test_a_reader_that_has_seen_enough_is_no_error():
 # --- eft check-task ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_check_task_prints_what_it_found(folder, capsys):
     assert main(["check-task", "mine/swing.yaml", "--folder", "mine"]) == 0
     found = lines(capsys)
@@ -227,6 +228,7 @@ def test_act_in_a_task_the_checkpoint_does_not_know_says_so(checkpoint, capsys):
     assert episode.startswith("episode with seed 0: ")
 
 
+@pytest.mark.slow
 def test_act_films(checkpoint, folder):
     try:
         env = registry.make(*registry.get(["swing"], "mine"), 3, 1, render_size=32)

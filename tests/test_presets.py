@@ -159,6 +159,7 @@ def test_a_later_preset_wins_and_all_is_written_or_nothing(tmp_path, params):
     assert params.read_text() == before
 
 
+@pytest.mark.slow
 def test_the_presets_of_the_project_fit_its_parameters_and_tasks(tmp_path):
     presets = list_presets(PRESETS)
     assert {"newt", "newt-cpu", "quickstart", "mt50", "dmc", *SIZES} <= set(presets)

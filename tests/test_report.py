@@ -407,3 +407,41 @@ def test_a_file_of_another_form_is_named_and_no_page_is_left(changed, path, cont
     with pytest.raises(ValueError, match=message):
         write_report(changed, changed / "out/report.html")
     assert not list(changed.glob("out/*"))
+
+
+def write_experts(folder: Path, layers: dict[str, list[list[list[float]]]], every: int = 1000) -> None:
+    """Write experts.tsv: for each layer, log line and task the shares of its experts; none where a task had no rows."""
+    num = len(next(share for lines in layers.values() for shares in lines for share in shares if share))
+    text = "\t".join(["step", "layer", "task", "rows", *(f"expert_{expert}" for expert in range(num))]) + "\n"
+    for line in range(len(next(iter(layers.values())))):
+        for layer, lines in layers.items():
+            for task, share in zip(TASKS, lines[line], strict=True):
+                values = [every * (line + 1), layer, task, 1 / sum(map(bool, lines[line])), *share]
+                text += "\t".join(map(str, values)) + "\n" if share else ""
+    (folder / "experts.tsv").write_text(text)
+
+
+def test_the_page_shows_which_tasks_use_which_experts(changed, page):
+    assert "experts" not in page[1].text
+    even, one, other = [0.5, 0.5], [1.0, 0.0], [0.25, 0.75]
+    lines = [[even] * 4, [one, even, [], other], [one, one, one, other]]
+    layers = {"dynamics": lines, "q.0": lines[::-1]}
+    write_experts(changed / "checkpoints/finetune/metrics", layers)
+    _, page = make_page(changed)
+    words = page.words("experts")
+    assert "Finetuning online dynamics" in words
+    assert "Pretraining" not in words
+    assert "of all tasks: expert 0 81 % , expert 1 19 % . Most used: walker-walk expert 0 (100 %)" in words
+    assert "mw-drawer-open expert 1 (75 %)." in words
+    assert "q.0" in words
+    pictures = [attrs for tag, attrs in page.tags if tag == "image"]
+    assert len(pictures) == 4
+    assert all(attrs["xlink:href"].startswith("data:image/png;base64,") for attrs in pictures)
+    assert "#experts" in page.attributes("href")
+
+
+def test_a_broken_table_of_experts_is_named(changed):
+    path = changed / "checkpoints/pretrain/metrics/experts.tsv"
+    path.write_text("step\tlayer\ttask\trows\texpert_0\n100\tdynamics\twalker-walk\t1\tx\n")
+    with pytest.raises(ValueError, match=r"experts.tsv: expected columns step, layer, task, rows, expert_0"):
+        make_page(changed)

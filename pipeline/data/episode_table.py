@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,12 +18,13 @@ _FIRST_SIZE = 16
 
 
 class Drawn(NamedTuple):
-    """Slices that were drawn, on the CPU."""
+    """Slices that were drawn: arrays of numpy, whose small operations take a third of the time of torch's."""
 
-    start: Tensor  # (B,) int64, first row of each slice
-    task: Tensor  # (B,) int64, row of the task table
-    terminated: Tensor  # (B,) bool, whether the episode ends for good with the slice's last transition
-    imitation: Tensor  # (B,) float32 in [0, 1]
+    start: np.ndarray  # (B,) int64, first row of each slice
+    task: np.ndarray  # (B,) int64, row of the task table
+    terminated: np.ndarray  # (B,) bool, whether the episode ends for good with the slice's last transition
+    imitation: np.ndarray  # (B,) float32 in [0, 1]
+    before: np.ndarray  # (B,) int64, transitions of the episode before each slice
 
 
 class EpisodeTable:
@@ -113,12 +115,14 @@ class EpisodeTable:
             number = self.numbers()[torch.randint(len(self.numbers()), (num,), generator=generator)]
         else:
             number = torch.randint(self.first, self.end, (num,), generator=generator)
-        place = number.remainder_(len(self._imitation))
-        start, length, task, terminated = self._columns.index_select(1, place)
-        num_starts = length.sub_(self._horizon - 1)
-        offset = torch.rand(num, generator=generator, dtype=torch.float64).mul_(num_starts).long()
-        at_end = offset == num_starts.sub_(1)
-        return Drawn(start.add_(offset), task, at_end.logical_and_(terminated), self._imitation[place])
+        place = number.numpy() & len(self._imitation) - 1  # modulo the size, a power of two
+        share = torch.rand(num, generator=generator, dtype=torch.float64).numpy()
+        start, length, task, terminated = self._columns.numpy().take(place, 1)
+        length -= self._horizon - 1  # now the number of places where a slice can start
+        offset = (share * length).astype(np.int64)
+        start += offset
+        at_end = offset == length - 1
+        return Drawn(start, task, at_end & (terminated == 1), self._imitation.numpy().take(place), offset)
 
     def read(self, since: int) -> tuple[Tensor, Tensor]:
         """Return columns (4, n) and imitation (n,) of the stored episodes numbered `since` and higher."""

@@ -1,23 +1,29 @@
-"""Transitions as flat preallocated tensors; slices are found by index arithmetic, whatever is stored.
+"""Transitions as one flat preallocated tensor; slices are found by index arithmetic, whatever is stored.
 
 An episode of L steps takes L + 1 consecutive rows: row i holds observation i and what was done from it; the last row
 holds the last observation and no action. Rows form a ring: a new episode overwrites the oldest ones, whole episodes at
 a time, and never wraps around the end, so a slice is always contiguous.
+
+Observation, action and reward of a step are neighbours in its row, so that a slice is one piece of memory: what limits
+sampling is how many places it reads, since a replay is far larger than any cache.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.data.episode_table import EpisodeTable
-from pipeline.shapes import Batch
+from pipeline.shapes import Batch, Past
 
 if TYPE_CHECKING:
     from pipeline.data.episode import Episode
@@ -27,8 +33,8 @@ class ReplayBuffer:
     """Episodes of many tasks, sampled in slices of `horizon` transitions.
 
     The distribution is the original's: the episode uniformly, then its start uniformly; with `task_weights`, the task
-    by weight before that. A transition takes 4 (O + A + 1) bytes, and 4 A more for what an expert intended; an episode
-    takes one row more than it has transitions, and at most 80 bytes of bookkeeping.
+    by weight before that. A transition takes 4 (O + A + 1) bytes, 4 A more for what an expert intended and 4 more for
+    a log-probability; an episode takes one row more than it has transitions, and at most 80 bytes of bookkeeping.
 
     Args:
         capacity: rows, i.e. transitions plus one row per episode.
@@ -42,6 +48,9 @@ class ReplayBuffer:
         attach: the files are those another process has made and filled, and are mapped as they are.
         task_weights: (n,) how often each row of the task table is drawn, relative to the others; None leaves it to how
             many episodes each has.
+        context: W, steps before a slice that come with it; 0 for none.
+        keep_log_probs: also store how likely each action was when it was taken; slices leave it out, and
+            `state_tensors` has it as `log_prob`.
 
     Raises:
         ValueError: the capacity is below a slice, a weight is impossible, or files are asked for on another device.
@@ -59,28 +68,36 @@ class ReplayBuffer:
         folder: Path | None = None,
         task_weights: Tensor | None = None,
         attach: bool = False,
+        context: int = 0,
+        keep_log_probs: bool = False,
     ):
         if capacity <= horizon:
             raise ValueError(f"a replay of {capacity} rows cannot hold a slice of {horizon} transitions")
         if folder is not None and torch.device(device).type != "cpu":
             raise ValueError(f"a replay in files is read by the CPU, not by {device}: choose one of the two")
         self.capacity, self.horizon, self.device = capacity, horizon, torch.device(device)
-        columns = {"obs": (capacity, obs_dim), "action": (capacity, action_dim), "reward": (capacity,)}
+        widths = {"rows": obs_dim + action_dim + 1}
         if keep_expert_actions:
-            columns["expert_action"] = (capacity, action_dim)
-        rows = {
-            name: torch.zeros(shape, device=device)
+            widths["expert_action"] = action_dim
+        if keep_log_probs:
+            widths["log_prob"] = 1
+        self._tensors = {
+            name: _zeros(capacity, width, self.device)
             if folder is None
-            else _mapped(folder / f"{name}.f32", shape, attach)
-            for name, shape in columns.items()
+            else _mapped(folder / f"{name}.f32", (capacity, width), attach)
+            for name, width in widths.items()
         }
-        self.obs, self.action, self.reward = rows["obs"], rows["action"], rows["reward"]
-        self.expert_action = rows.get("expert_action", self.action)
-        self._names = tuple(rows)
+        self._widths = [obs_dim, action_dim, 1]
+        self.obs, self.action, reward = self._tensors["rows"].split(self._widths, 1)
+        self.reward = reward.squeeze(1)
+        self.expert_action = self._tensors.get("expert_action", self.action)
+        self.log_prob = self._tensors["log_prob"].squeeze(1) if keep_log_probs else None
+        self._names = ("obs", "action", "reward", *list(widths)[1:])
         self._task_weights = task_weights
         self._episodes = EpisodeTable(horizon, task_weights)
         self._next_row = 0
-        self._offsets = torch.arange(horizon + 1).unsqueeze(1)
+        self._offsets = np.arange(horizon + 1)[:, None]
+        self._context, self._past_offsets = context, np.arange(-context, 0)[:, None]
 
     @property
     def num_episodes(self) -> int:
@@ -134,10 +151,20 @@ class ReplayBuffer:
     def copy_to(self, device: torch.device) -> ReplayBuffer:
         """Return a buffer with the same episodes, kept on another device."""
         widths = self.obs.shape[1], self.action.shape[1]
-        expert = "expert_action" in self._names
-        copy = ReplayBuffer(self.capacity, *widths, self.horizon, expert, device, None, self._task_weights)
-        for name in self._names:
-            getattr(copy, name).copy_(getattr(self, name))
+        expert, log_probs = ("expert_action" in self._names), self.log_prob is not None
+        copy = ReplayBuffer(
+            self.capacity,
+            *widths,
+            self.horizon,
+            expert,
+            device,
+            None,
+            self._task_weights,
+            context=self._context,
+            keep_log_probs=log_probs,
+        )
+        for name, tensor in self._tensors.items():
+            copy._tensors[name].copy_(tensor)
         copy.load_index(self.index_tensors())
         return copy
 
@@ -150,6 +177,7 @@ class ReplayBuffer:
         task: int,
         expert_action: Tensor | None = None,
         imitation: float = 1.0,
+        log_prob: Tensor | None = None,
     ) -> bool:
         """Store one whole episode of L transitions.
 
@@ -161,6 +189,7 @@ class ReplayBuffer:
             task: row of the task table.
             expert_action: (L, a), for a buffer that keeps expert actions.
             imitation: in [0, 1], how much the online policy loss imitates this episode.
+            log_prob: (L,), for a buffer that keeps log-probabilities.
 
         Returns:
             False if the episode is shorter than a slice and was left out.
@@ -173,6 +202,12 @@ class ReplayBuffer:
         given = {"obs": obs, "action": action, "reward": reward}
         if "expert_action" in self._names:
             given["expert_action"] = action if expert_action is None else expert_action
+        if self.log_prob is not None:
+            if log_prob is None or len(log_prob) != length:
+                raise ValueError(
+                    f"an episode of {length} actions needs as many log-probabilities: this replay keeps them"
+                )
+            given["log_prob"] = log_prob
         self._check(given, length, task)
         if length < self.horizon:
             return False
@@ -186,14 +221,14 @@ class ReplayBuffer:
         return True
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
-        """Draw `batch_size` slices, on the buffer's device.
+        """Draw `batch_size` slices, on the buffer's device. Observations, actions and rewards share one memory.
 
         Raises:
             ValueError: nothing is stored yet.
         """
-        batch = self._empty(batch_size)
-        self._fill(batch, 0, batch_size, generator)
-        return batch
+        slices = self._empty(batch_size, "expert_action" in self._tensors)
+        self._fill(slices, 0, batch_size, generator)
+        return self._batch(slices)
 
     def state_tensors(self, since: int = 0) -> dict[str, Tensor]:
         """Return everything needed to continue bit for bit, as tensors that safetensors can hold.
@@ -211,8 +246,8 @@ class ReplayBuffer:
                 spans.append([start, start + length + 1])
         state = {}
         for name in self._names:
-            parts = [getattr(self, name)[start:end] for start, end in spans] or [getattr(self, name)[:0]]
-            state[name] = parts[0] if len(parts) == 1 else torch.cat(parts)
+            column = getattr(self, name)
+            state[name] = torch.cat([column[start:end] for start, end in spans] or [column[:0]])
         counters = [self._episodes.first, self._episodes.end, self._next_row]
         return state | {"episodes": columns, "imitation": imitation, "counters": torch.tensor(counters)}
 
@@ -294,48 +329,86 @@ class ReplayBuffer:
         self._next_row = start + rows
         return start
 
-    def _empty(self, batch_size: int, expert_actions: bool | None = None) -> Batch:
-        """Return a batch to be filled; without expert actions those are the executed ones."""
-        steps, wide = self.horizon, self.action.shape[1]
-        if expert_actions is None:
-            expert_actions = self.expert_action is not self.action
-
-        def empty(*shape: int) -> Tensor:
-            return torch.empty(shape, device=self.device)
-
-        action = empty(steps, batch_size, wide)
-        return Batch(
-            empty(steps + 1, batch_size, self.obs.shape[1]),
-            action,
-            empty(steps, batch_size, wide) if expert_actions else action,
-            empty(steps, batch_size),
-            torch.zeros(steps, batch_size, device=self.device),
-            torch.empty(batch_size, dtype=torch.int64, device=self.device),
-            empty(batch_size),
+    def _empty(self, batch_size: int, expert_actions: bool) -> _Slices:
+        """Return slices to be filled; without expert actions those are the executed ones."""
+        steps, device, width = self.horizon, self.device, sum(self._widths)
+        return _Slices(
+            torch.empty(steps + 1, batch_size, width, device=device),
+            torch.empty(steps, batch_size, self._widths[1], device=device) if expert_actions else None,
+            torch.empty(self._context, batch_size, width, device=device) if self._context else None,
+            np.zeros((steps, batch_size), np.float32),
+            np.empty(batch_size, np.int64),
+            np.empty(batch_size, np.float32),
+            np.empty(batch_size, np.int64),
         )
 
-    def _fill(self, batch: Batch, first: int, num: int, generator: torch.Generator) -> None:
-        """Draw `num` slices into a batch, at `first` and behind."""
+    def _fill(self, slices: _Slices, first: int, num: int, generator: torch.Generator) -> None:
+        """Draw `num` slices and put them at `first` and behind."""
         drawn = self._episodes.draw(num, generator)
-        rows = (drawn.start + self._offsets).to(self.device)  # (T + 1, num)
         at = slice(first, first + num)
-        _gather(self.obs, rows, batch.obs[:, at])
-        _gather(self.action, rows[:-1], batch.action[:, at])
-        if batch.expert_action is not batch.action:
-            _gather(self.expert_action, rows[:-1], batch.expert_action[:, at])
-        _gather(self.reward, rows[:-1], batch.reward[:, at])
-        batch.terminated[-1, at] = drawn.terminated.to(self.device, torch.float32)
-        batch.task[at] = drawn.task.to(self.device)
-        batch.imitation[at] = drawn.imitation.to(self.device)
+        slices.terminated[-1, at], slices.task[at], slices.imitation[at] = drawn.terminated, drawn.task, drawn.imitation
+        rows = drawn.start + self._offsets  # (T + 1, num)
+        _gather(self._tensors["rows"], rows, slices.rows, at)
+        if slices.expert_action is not None:
+            if "expert_action" in self._tensors:
+                _gather(self.expert_action, rows[:-1], slices.expert_action, at)
+            else:
+                slices.expert_action[:, at] = slices.rows[:-1, at, self._widths[0] : -1]
+        if slices.past is not None:
+            # What would lie before the episode is its first row again: any finite values do.
+            rows = drawn.start + np.maximum(self._past_offsets, -drawn.before)  # (W, num)
+            _gather(self._tensors["rows"], rows, slices.past, at)
+            slices.past_length[at] = drawn.before.clip(max=self._context)
+
+    def _batch(self, slices: _Slices) -> Batch:
+        rows, (obs_dim, action_dim, _) = slices.rows, self._widths
+        done = rows.narrow(0, 0, self.horizon)
+        action = done.narrow(2, obs_dim, action_dim)
+        expert_action = action if slices.expert_action is None else slices.expert_action
+        known = (slices.terminated, slices.task, slices.imitation, slices.past_length)
+        *rest, length = (torch.from_numpy(part).to(self.device) for part in known)
+        past = None
+        if slices.past is not None:
+            past = Past(slices.past.narrow(2, 0, obs_dim), slices.past.narrow(2, obs_dim, action_dim), length)
+        return Batch(rows.narrow(2, 0, obs_dim), action, expert_action, done.select(2, -1), *rest, past=past)
 
 
-def _gather(column: Tensor, rows: Tensor, out: Tensor) -> None:
-    """Copy column[rows] into `out`; both (T', n, ...), `out` being a part of a batch or all of it."""
-    if out.is_contiguous():
-        torch.index_select(column, 0, rows.flatten(), out=out.view(-1, *out.shape[2:]))
-    else:  # one step's part lies in one piece
-        for step, target in zip(rows, out, strict=True):
-            torch.index_select(column, 0, step, out=target)
+class _Slices(NamedTuple):
+    """A batch as its parts come: rows on the buffer's device, what the table of episodes knows beside them."""
+
+    rows: Tensor  # (T + 1, B, O + A + 1) observation, action, reward
+    expert_action: Tensor | None  # (T, B, A); None = the action
+    past: Tensor | None  # (W, B, O + A + 1) the rows before, for a model that sees them
+    terminated: np.ndarray  # (T, B) float32
+    task: np.ndarray  # (B,) int64
+    imitation: np.ndarray  # (B,) float32
+    past_length: np.ndarray  # (B,) int64, how many rows of the past are of the same episode
+
+
+def _gather(column: Tensor, rows: np.ndarray, out: Tensor, at: slice) -> None:
+    """Copy column[rows] into out[:, at]; rows (T', n), out (T', B, width)."""
+    if column.device.type == "cpu":
+        # numpy starts a row's copy in a quarter of the time that torch's index_select takes for it.
+        source, target = column.numpy(), out.numpy()[:, at]
+        together = target.flags.c_contiguous
+        for step, part in [(rows, target)] if together else zip(rows, target, strict=True):
+            source.take(step, 0, part, "clip")  # which writes into `part` itself; "raise" would into a buffer
+    else:
+        index, target = torch.from_numpy(rows).to(column.device), out[:, at]
+        if target.is_contiguous():
+            index, target = index.view(1, -1), target.view(1, -1, target.shape[-1])
+        for step, part in zip(index, target, strict=True):
+            torch.index_select(column, 0, step, out=part)
+
+
+def _zeros(capacity: int, width: int, device: torch.device) -> Tensor:
+    """Return zeros (capacity, width), on the CPU in huge pages where the system has them: rows are read at random."""
+    if device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(capacity, width, device=device)
+    memory = mmap.mmap(-1, 4 * capacity * width, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel built without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.float32).view(capacity, width)
 
 
 def _mapped(path: Path, shape: tuple[int, ...], attach: bool) -> Tensor:
@@ -365,6 +438,7 @@ def from_demos(
     device: torch.device | str = "cpu",
     folder: Path | None = None,
     task_weights: Tensor | None = None,
+    context: int = 0,
 ) -> ReplayBuffer:
     """Put demonstrations into a buffer of exactly their size.
 
@@ -376,6 +450,7 @@ def from_demos(
         device: of the buffer.
         folder: of the buffer.
         task_weights: of the buffer.
+        context: of the buffer.
 
     Raises:
         ValueError: there are none, or one is wider than the padding or shorter than the horizon.
@@ -383,7 +458,7 @@ def from_demos(
     if not episodes:
         raise ValueError("there are no demonstrations to learn from: run `dvc repro demos` and see demos.episodes")
     rows = sum(len(episode.obs) for _, episode in episodes)
-    buffer = ReplayBuffer(rows, obs_dim, action_dim, horizon, True, device, folder, task_weights)
+    buffer = ReplayBuffer(rows, obs_dim, action_dim, horizon, True, device, folder, task_weights, context=context)
     for task, episode in episodes:
         if episode.obs.shape[1] > obs_dim or episode.action.shape[1] > action_dim:
             raise ValueError(
@@ -427,7 +502,7 @@ def sample_mixture(
         return first.sample(batch_size, generator)
     if count == 0:
         return second.sample(batch_size, generator)
-    batch = first._empty(batch_size, expert_actions=True)
-    first._fill(batch, 0, count, generator)
-    second._fill(batch, count, batch_size - count, generator)
-    return batch
+    slices = first._empty(batch_size, expert_actions=True)
+    first._fill(slices, 0, count, generator)
+    second._fill(slices, count, batch_size - count, generator)
+    return first._batch(slices)

@@ -11,15 +11,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from peft import LoraConfig, LoraModel, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.model.world_model import PARTS, WorldModel
+
+if TYPE_CHECKING:  # importing PEFT takes seconds, and most processes never adapt anything
+    from peft import LoraConfig, LoraModel, PeftModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _TARGET = "target_q_heads."
@@ -40,7 +41,7 @@ class Adapters:
     """
 
     def __init__(self, model: WorldModel):
-        if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        if any(hasattr(module, "lora_A") for module in model.modules()):
             raise ValueError(
                 "this model already carries adapters. Add another to the same `Adapters`, or merge the first, "
                 "or load the model anew."
@@ -142,6 +143,8 @@ class Adapters:
             raise ValueError(f"{name!r} cannot name an adapter: use letters, digits and hyphens, e.g. the task's name.")
         self.model.name_or_path = "eft"  # pyright: ignore[reportArgumentType]  # PEFT asks for it
         if self._peft is None:
+            from peft import get_peft_model
+
             self._peft = get_peft_model(self.model, config, adapter_name=name)
         else:
             self._peft.add_adapter(name, config)
@@ -157,7 +160,7 @@ class Adapters:
 
     @property
     def _tuner(self) -> LoraModel:
-        return cast(LoraModel, self._peft.base_model if self._peft else None)
+        return cast("LoraModel", self._peft.base_model if self._peft else None)
 
     def _require(self, name: str) -> PeftModel:
         if self._peft is None or name not in self.names:
@@ -197,6 +200,8 @@ def _read_config(folder: Path) -> LoraConfig:
 
 
 def _lora_config(rank: int, alpha: float, modules: str) -> LoraConfig:
+    from peft import LoraConfig
+
     # PEFT types alpha as a whole number, but only divides it by the rank.
     return LoraConfig(
         r=rank,

@@ -14,6 +14,8 @@ from pipeline.model.task_table import FREE
 class OpenLoopActor(Actor):
     """Plans every `steps` steps from what it then observes, and in between executes what it had planned.
 
+    A model that sees past steps is shown none: those in between were not looked at, and it knows no past with gaps.
+
     Args:
         actor: whose model, tasks and planner settings are taken.
         steps: executed of each plan.
@@ -60,3 +62,6 @@ class OpenLoopActor(Actor):
         action = self._planned[self._executed, torch.arange(len(rows))]
         self._executed += 1
         return action.cpu()
+
+    def _keep(self, obs: Tensor, action: Tensor) -> None:
+        """Keep no past: what is observed while a plan is executed is not looked at."""

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from pipeline import config
 from pipeline.model.compute import compiled_whole, let_vary
+from pipeline.model.density import plan_log_prob
+from pipeline.model.history import Memory
 from pipeline.model.q_ensemble import draw_members
 from pipeline.model.two_hot import decode
 from pipeline.model.world_model import TaskContext, WorldModel
-from pipeline.shapes import Plan
+from pipeline.shapes import Past, Plan
 
 
 class PlanDraws(NamedTuple):
@@ -76,6 +78,8 @@ def plan(
     draws: PlanDraws | torch.Generator,
     constraint_weight: float | Tensor = 0.0,
     explore: bool = False,
+    past: Past | None = None,
+    log_prob: bool = False,
 ) -> Plan:
     """Plan for N environments at once, each with its own task.
 
@@ -91,6 +95,8 @@ def plan(
         draws: the plan's random numbers, or the generator to draw them from.
         constraint_weight: in [0, 1], a number or (N,): how far the plan starts from the policy's own rollouts.
         explore: add the plan's own noise to the action, as in training.
+        past: the steps of the N episodes before this one, for a model that sees them; None counts as no steps.
+        log_prob: also say how likely that action was; only for one with noise, which has a density.
 
     Returns:
         the action of each environment, and mean and std of the action sequence.
@@ -117,6 +123,7 @@ def plan(
         action_mask,
         draws[0],
         weight,
+        past,
     )
     if compiled:
         let_vary((start.z,), 0)
@@ -140,13 +147,17 @@ def plan(
     action = elites[0, choice, torch.arange(num_envs, device=obs.device)]
     if explore:
         action = action + std[0] * draws.explore_noise
-    return Plan(action.clamp(-1, 1), mean, std)
+    action = action.clamp(-1, 1)
+    if not (log_prob and explore):
+        return Plan(action, mean, std)
+    return Plan(action, mean, std, plan_log_prob(elites[0], weights, std[0], action, action_mask))
 
 
 class _Start(NamedTuple):
     """What all refinements of a plan begin from."""
 
     z: Tensor  # (N, Z)
+    memory: Memory | None  # of the real past, shared by all samples
     discounts: Tensor  # (T + 1, N)
     policy_actions: Tensor  # (T, R, N, A)
     policy_return: Tensor  # (R, N)
@@ -167,13 +178,15 @@ def _begin(
     action_mask: Tensor,
     policy_noise: Tensor,
     constraint_weight: Tensor,
+    past: Past | None,
 ) -> _Start:
-    """Encode, roll the policy out and choose where the search starts."""
-    z = model.encode(obs, ctx)
+    """Encode, read the past, roll the policy out and choose where the search starts."""
+    memory = model.remember(past, ctx)
+    z = model.state(obs, ctx, memory)
     discounts = discount ** torch.arange(planner.horizon + 1, device=obs.device).unsqueeze(1)
-    actions, returns, last_z, alive = policy_rollouts(model, ctx, z, action_mask, discounts, policy_noise)
+    actions, returns, last_z, alive = policy_rollouts(model, ctx, z, action_mask, discounts, policy_noise, memory)
     mean, std = _start(planner, prev_mean, is_first, actions, constraint_weight)
-    return _Start(z, discounts, actions, returns, last_z, alive, mean, std)
+    return _Start(z, memory, discounts, actions, returns, last_z, alive, mean, std)
 
 
 def _refine(
@@ -192,7 +205,7 @@ def _refine(
     The Q members of `ctx` are the two whose mean is the final value.
     """
     samples = (mean.unsqueeze(1) + std.unsqueeze(1) * sample_noise).clamp_(-1, 1).mul_(action_mask)
-    sample_return, sample_z, sample_alive = _rollouts(model, ctx, start.z, samples, start.discounts)
+    sample_return, sample_z, sample_alive = _rollouts(model, ctx, start.z, samples, start.discounts, start.memory)
     last_z = torch.cat([start.policy_z, sample_z])
     last_action = model.policy(last_z, ctx, action_mask, value_noise).action
     last_value = decode(model.q(last_z, last_action, ctx), model.bins).mean(0)
@@ -206,9 +219,15 @@ def _refine(
 
 
 def policy_rollouts(
-    model: WorldModel, ctx: TaskContext, z: Tensor, action_mask: Tensor, discounts: Tensor, noise: Tensor
+    model: WorldModel,
+    ctx: TaskContext,
+    z: Tensor,
+    action_mask: Tensor,
+    discounts: Tensor,
+    noise: Tensor,
+    memory: Memory | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Follow the policy from z (N, Z), once per row of its noise (T, R, N, A).
+    """Follow the policy from z (N, Z) and the memory of what came before, once per row of its noise (T, R, N, A).
 
     Returns:
         actions (T, R, N, A), their discounted return (R, N) by `discounts` (T + 1, N), the last latents (R, N, Z), and
@@ -220,21 +239,21 @@ def policy_rollouts(
         action = model.policy(z, ctx, action_mask, step_noise).action
         reward = decode(model.reward(z, action, ctx), model.bins)
         total = total + weight * (reward if alive is None else alive * reward)
-        z = model.next(z, action, ctx)
+        z, memory = model.advance(z, action, ctx, memory)
         alive = _still_alive(model, ctx, z, alive)
         actions.append(action)
     return torch.stack(actions), total, z, alive
 
 
 def _rollouts(
-    model: WorldModel, ctx: TaskContext, z: Tensor, actions: Tensor, discounts: Tensor
+    model: WorldModel, ctx: TaskContext, z: Tensor, actions: Tensor, discounts: Tensor, memory: Memory | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Follow actions (T, S, N, A) from z (N, Z): discounted return (S, N), last latents (S, N, Z), who is `alive`."""
     total, alive = torch.zeros(actions.shape[1:3], device=z.device), None
     for action, weight in zip(actions, discounts, strict=False):
         reward = decode(model.reward(z, action, ctx), model.bins)
         total = total + weight * (reward if alive is None else alive * reward)
-        z = model.next(z, action, ctx)
+        z, memory = model.advance(z, action, ctx, memory)
         alive = _still_alive(model, ctx, z, alive)
     return total, z, alive
 

@@ -73,7 +73,8 @@ class ScaledMatrix(nn.Module):
 class Stages:
     """The stages of one world model: puts the adapters in, all of them at once, and moves on from stage to stage.
 
-    The matrices are those of the linear layers and, stacked, of the experts; a router keeps the matrix it has.
+    The matrices are those of the linear layers and, stacked, of the experts; a router keeps the matrix it has, and
+    attention what it adds by distance.
 
     Args:
         model: a world model of plain layers, all of whose parameters train; it is changed in place.
@@ -153,12 +154,12 @@ def merged(model: WorldModel) -> WorldModel:
 
 
 def _matrices(part: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """Yield the layer and the name of every matrix of a part, routers left out."""
+    """Yield the layer and the name of every matrix of a part that rows are multiplied by, routers left out."""
     for path, module in list(part.named_modules()):
         if "router" in path.split(".") or "parametrizations" in path.split("."):
             continue
         for name, parameter in list(module.named_parameters(recurse=False)):
-            if parameter.ndim >= 2:
+            if isinstance(module, nn.Linear) and parameter.ndim == 2 or parameter.ndim > 2:
                 yield module, name
 
 

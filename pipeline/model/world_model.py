@@ -12,8 +12,10 @@ from pipeline import config
 from pipeline.model.blocks import MLP, Conditioned, SimNorm
 from pipeline.model.compute import PLAIN, Compute
 from pipeline.model.experts import ExpertMLP, Routing, has_experts
+from pipeline.model.history import ConditionedHistory, HistoryDynamics, Memory
 from pipeline.model.policy import Policy, squashed_gaussian
 from pipeline.model.q_ensemble import QEnsemble, make_target
+from pipeline.shapes import Past
 
 # What `adapt.parts` calls a part, and the module that is it. The linear layers of a part are `<module>.<i>.linear`
 # (`q_heads.<m>.<i>.linear`): these names are in every saved file.
@@ -30,7 +32,7 @@ class TaskContext(NamedTuple):
     """Every network, told n tasks and ready for use. It is stale once the weights change."""
 
     encoder: Conditioned
-    dynamics: Conditioned
+    dynamics: Conditioned | ConditionedHistory
     reward: Conditioned
     policy: Conditioned
     q: tuple[Conditioned, ...]
@@ -52,7 +54,8 @@ class TaskContext(NamedTuple):
     def noting(self) -> tuple["TaskContext", dict[str, list[Routing]]]:
         """Return this context, with every call of a network with experts noting where its rows went, and the notes.
 
-        The notes are by name of the part, `q.0`, `q.1`, ... for the Q members; empty for a model without experts.
+        The notes are by name of the part, `q.0`, `q.1`, ... for the Q members, `dynamics.0`, ... for the
+        layers of dynamics with history; empty for a model without experts.
         """
         notes: dict[str, list[Routing]] = {}
 
@@ -60,7 +63,9 @@ class TaskContext(NamedTuple):
             return told._replace(notes=notes.setdefault(name, [])) if has_experts(told) else told
 
         return self._replace(
-            dynamics=noting("dynamics", self.dynamics),
+            dynamics=noting("dynamics", self.dynamics)
+            if isinstance(self.dynamics, Conditioned)
+            else self.dynamics.noting("dynamics", notes),
             reward=noting("reward", self.reward),
             policy=noting("policy", self.policy),
             q=tuple(noting(f"q.{member}", told) for member, told in enumerate(self.q)),
@@ -78,6 +83,10 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
     Every method takes a `TaskContext` of n rows and inputs whose last two dims are (n, width); further dims in front
     (time, plan samples) are free.
 
+    What dynamics, reward, policy and Q read is the latent (Z). With `config.history` the dynamics also see the steps
+    before, which rollouts carry along as a `Memory`; where its backbone is shared, what all of them read is the state
+    (Z + D), the latent with the Transformer's hidden state of the past behind it.
+
     Args:
         config: sizes.
     """
@@ -88,21 +97,28 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
         super().__init__()
         self.config = config
         task, a = config.task_dim, config.action_dim
-        latent = config.latent_dim
+        latent = state = config.latent_dim
+        history = config.history
+        self.shared = history is not None and history.backbone == "shared"
+        if history is not None and self.shared:
+            state += history.dim
         hidden = [config.mlp_dim] * 2
         enc_hidden = [config.enc_dim] * max(config.num_enc_layers - 1, 1)
         self.encoder = MLP(config.obs_dim, task, 0, enc_hidden, latent, SimNorm(config.simnorm_dim))
-        self.dynamics = self._mlp("dynamics")(latent, task, a, hidden, latent, SimNorm(config.simnorm_dim))
-        self.reward_head = self._mlp("reward")(latent, task, a, hidden, config.num_bins)
-        self.policy_head = self._mlp("policy")(latent, task, 0, hidden, 2 * a)
-        make_q = partial(self._mlp("q"), latent, task, a, hidden, config.num_bins)
+        if history is None:
+            self.dynamics = self._mlp("dynamics")(latent, task, a, hidden, latent, SimNorm(config.simnorm_dim))
+        else:
+            self.dynamics = HistoryDynamics(config, history)
+        self.reward_head = self._mlp("reward")(state, task, a, hidden, config.num_bins)
+        self.policy_head = self._mlp("policy")(state, task, 0, hidden, 2 * a)
+        make_q = partial(self._mlp("q"), state, task, a, hidden, config.num_bins)
         self.q_heads = QEnsemble(make_q() for _ in range(config.num_q))
         for head in (self.reward_head, *self.q_heads.members):
             nn.init.zeros_(head.blocks[-1].linear.weight)
         self.target_q_heads = make_target(self.q_heads)
         self.termination_head = None
         if config.termination:
-            self.termination_head = MLP(latent, task, 0, hidden, 1)
+            self.termination_head = MLP(state, task, 0, hidden, 1)
             nn.init.zeros_(self.termination_head.blocks[-1].linear.weight)
         bins = torch.linspace(config.bin_min, config.bin_max, config.num_bins)
         self.register_buffer("bins", bins, persistent=False)
@@ -126,7 +142,14 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
             compute: how the networks are to be computed.
             q: the Q members that will be asked; None for all.
             target_q: the target Q members that will be asked; None for all.
+
+        Raises:
+            ValueError: the model has experts or history, and is to be compiled.
         """
+        if compute.compile and self.config.experts is not None:
+            raise ValueError("a model with model.experts cannot be compiled: set runtime.compile to false")
+        if compute.compile and self.config.history is not None:
+            raise ValueError("a model with model.history cannot be compiled: set runtime.compile to false")
         return TaskContext(
             self.encoder.condition(task_emb, compute),
             self.dynamics.condition(task_emb, compute),
@@ -141,9 +164,63 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
         """Map observations (..., n, O) to latents (..., n, Z)."""
         return self.encoder(ctx.encoder, obs)
 
+    def remember(self, past: Past | None, ctx: TaskContext) -> Memory | None:
+        """Read the real past of n episodes; None for a model without history. No past is one of no steps."""
+        if not isinstance(ctx.dynamics, ConditionedHistory):
+            return None
+        if past is None or not len(past.obs):
+            return ctx.dynamics.begin()
+        return ctx.dynamics.remember(self.encode(past.obs, ctx), past.action, past.length)
+
+    def state(self, obs: Tensor, ctx: TaskContext, memory: Memory | None = None) -> Tensor:
+        """Return what the networks read at observations (n, O): latents (n, Z), or states (n, Z + D)."""
+        return self._state(self.encode(obs, ctx), memory)
+
     def next(self, z: Tensor, a: Tensor, ctx: TaskContext) -> Tensor:
-        """Predict the latents (..., n, Z) after actions a (..., n, A) at latents z (..., n, Z)."""
-        return self.dynamics(ctx.dynamics, z, a)
+        """Predict the latents (..., n, Z) after actions a (..., n, A) at latents z (..., n, Z), without a past."""
+        return self.advance(z, a, ctx)[0]
+
+    def advance(
+        self, z: Tensor, a: Tensor, ctx: TaskContext, memory: Memory | None = None
+    ) -> tuple[Tensor, Memory | None]:
+        """Take one step of a rollout: the latents or states (..., n, .) after actions a (..., n, A), and its memory.
+
+        Args:
+            z: (..., n, .) latents or states.
+            a: (..., n, A)
+            ctx: of n rows.
+            memory: from `remember`, or from the step before; None begins without a past.
+        """
+        if isinstance(ctx.dynamics, Conditioned):
+            return ctx.dynamics(z, a), None
+        latent, memory = ctx.dynamics.step(self.latent(z), a, memory or ctx.dynamics.begin())
+        return self._state(latent, memory), memory
+
+    def observed(self, obs: Tensor, action: Tensor, ctx: TaskContext, memory: Memory | None = None) -> Tensor:
+        """Return the latents or states (T, n, .) that T real steps have led to.
+
+        Args:
+            obs: (T + 1, n, O)
+            action: (T, n, A)
+            ctx: of n rows.
+            memory: of what came before.
+        """
+        if not self.shared:
+            return self.encode(obs[1:], ctx)
+        z, states = self.encode(obs, ctx), []
+        for t, step_action in enumerate(action):
+            _, memory = self.advance(z[t], step_action, ctx, memory)
+            states.append(self._state(z[t + 1], memory))
+        return torch.stack(states)
+
+    def latent(self, z: Tensor) -> Tensor:
+        """Return the latents (..., Z) within latents or states."""
+        return z[..., : self.config.latent_dim] if self.shared else z
+
+    def _state(self, z: Tensor, memory: Memory | None) -> Tensor:
+        if not self.shared or memory is None:
+            return z
+        return torch.cat([z, memory.hidden.to(z.dtype)], dim=-1)
 
     def reward(self, z: Tensor, a: Tensor, ctx: TaskContext) -> Tensor:
         """Predict the reward of one step as logits (..., n, K); `two_hot.decode` reads them."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline.files import atomic_file
 from pipeline.report.charts import FINETUNED, MUTED, PRETRAINED, Level, Line, line_chart, timeline_chart
+from pipeline.report.experts import expert_charts
 from pipeline.report.results import Adaptation, Curve, Results, read_results
 
 __all__ = ["read_results", "render", "write_report"]
@@ -57,6 +58,11 @@ def render(results: Results) -> str:
         finetune_charts=_training_charts(results.curves["finetune"], "environment steps", FINETUNED),
         growth_chart=_growth_chart(results.curves["finetune"]),
         adaptation_charts={task: _adaptation_charts(adapted) for task, adapted in results.adapted.items()},
+        expert_charts={
+            stage: expert_charts(results.experts[stage], unit)
+            for stage, unit in (("finetune", "environment steps"), ("pretrain", "updates"))
+            if results.experts[stage]
+        },
         open_loop_chart=_open_loop_chart(results),
         stages=_stages(results),
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -149,6 +150,55 @@ def timeline_chart(
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(_short))
         return _as_markup(figure, title)
+
+
+def share_chart(title: str, x_label: str, x: Sequence[float], rows: Sequence[str], shares: np.ndarray) -> Markup:
+    """Draw one panel per column of a share, time to the right and a row per name: the darker, the larger the share.
+
+    Args:
+        title: what it shows, for those who do not see it.
+        x_label: of the horizontal axes, with its unit.
+        x: (times,) positions, ascending; each stands for the time since the one before.
+        rows: names of the rows.
+        shares: (times, rows, panels) in [0, 1]; NaN where nothing is known, which stays empty.
+    """
+    panels = shares.shape[2]
+    across = min(panels, 4)
+    down = -(-panels // across)
+    red, green, blue = (int(_DAY["--finetuned"][i : i + 2], 16) / 255 for i in (1, 3, 5))
+    edges = [2 * x[0] - x[1] if len(x) > 1 else 0.0, *x]
+    with mpl.rc_context({**_STYLE, "axes.grid": False, "xtick.labelsize": 8, "ytick.labelsize": 8}):
+        height = down * (0.15 * len(rows) + 0.35) + 0.4
+        figure = Figure(figsize=(10.5, height), layout="constrained")
+        grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+        for panel, axes in enumerate(grid.flat):
+            if panel >= panels:
+                axes.axis("off")
+                continue
+            known = np.nan_to_num(shares[:, :, panel].T)
+            columns = _regular(edges, known)  # an image has columns of one width
+            picture = np.empty((*columns.shape, 4))
+            picture[..., :3] = red, green, blue
+            picture[..., 3] = columns
+            extent = (max(edges[0], 0.0), edges[-1], len(rows) - 0.5, -0.5)
+            axes.imshow(picture, aspect="auto", interpolation="none", extent=extent)
+            axes.set_title(f"expert {panel}", fontsize=9.5, color=INK, loc="left")
+            axes.set_yticks(range(len(rows)), rows)
+            axes.set_yticks([row - 0.5 for row in range(1, len(rows))], minor=True)
+            axes.grid(axis="y", which="minor", color=RULE, linewidth=0.6)
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            axes.xaxis.set_major_formatter(FuncFormatter(_short))
+        figure.supxlabel(x_label, fontsize=10, color=MUTED)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _inline(buffer.getvalue(), title)
+
+
+def _regular(edges: Sequence[float], values: np.ndarray, columns: int = 200) -> np.ndarray:
+    """Resample values (rows, times), of which column i reaches from edge i to edge i + 1, at even steps."""
+    first = max(edges[0], 0.0)
+    middles = first + (np.arange(columns) + 0.5) / columns * (edges[-1] - first)
+    return values[:, np.clip(np.searchsorted(edges, middles) - 1, 0, values.shape[1] - 1)]
 
 
 def as_file(chart: Markup) -> str:

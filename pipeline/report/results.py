@@ -12,6 +12,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from pipeline import config
 from pipeline.files import read_json
+from pipeline.report.experts import ExpertUse, read_expert_use
 
 
 class Estimate(BaseModel):
@@ -155,6 +156,7 @@ class Results:
     videos: list[tuple[Video, Path]]
     adapted: dict[str, Adaptation]
     adapted_videos: dict[str, Path]
+    experts: dict[str, dict[str, ExpertUse]]  # by stage, then by layer; empty for a model without
     missing: dict[str, Path] = field(default_factory=dict)  # stage -> the file that is not there
 
 
@@ -203,6 +205,7 @@ def read_results(root: str | Path = ".") -> Results:
             for task in tasks.held_out
             if (path := checkpoints / "adapt" / task / "videos/adapted.mp4").exists()
         },
+        experts={stage: read_expert_use(checkpoints / stage / "metrics") for stage in ("pretrain", "finetune")},
         missing=missing,
     )
 

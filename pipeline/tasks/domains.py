@@ -21,19 +21,20 @@ class Domain(NamedTuple):
     adapter: str  # module:class of the adapter, imported only when a task of the suite is built
     extra: str | None  # `pip install 'eft[extra]'` installs it; None: part of the base
     packages: tuple[str, ...]  # modules that the adapter cannot do without
+    cost: float = 0.1  # rough milliseconds of a simulator step: how workers share environments, never what comes out
 
 
 DOMAINS: dict[str, Domain] = {
     "dmcontrol": Domain("pipeline.tasks.dmcontrol:DMControl", "dmcontrol", ("dm_control", "mujoco")),
     "dmcontrol-ext": Domain("pipeline.tasks.dmcontrol:DMControl", "dmcontrol", ("dm_control", "mujoco")),
-    "metaworld": Domain("pipeline.tasks.metaworld:MetaWorld", "metaworld", ("metaworld", "mujoco")),
-    "maniskill": Domain("pipeline.tasks.maniskill:ManiSkill", "maniskill", ("mani_skill",)),
+    "metaworld": Domain("pipeline.tasks.metaworld:MetaWorld", "metaworld", ("metaworld", "mujoco"), 0.2),
+    "maniskill": Domain("pipeline.tasks.maniskill:ManiSkill", "maniskill", ("mani_skill",), 0.7),
     "mujoco": Domain("pipeline.tasks.gymnasium_mujoco:GymnasiumMuJoCo", "mujoco", ("mujoco",)),
     "box2d": Domain("pipeline.tasks.box2d:Box2D", "box2d", ("Box2D",)),
-    "robodesk": Domain("pipeline.tasks.robodesk:RoboDesk", "robodesk", ("robodesk", "gym")),
-    "ogbench": Domain("pipeline.tasks.ogbench:OGBench", "ogbench", ("ogbench",)),
-    "miniarcade": Domain("pipeline.tasks.miniarcade.adapter:MiniArcade", "miniarcade", ()),
-    "atari": Domain("pipeline.tasks.atari:Atari", "atari", ("ale_py",)),
+    "robodesk": Domain("pipeline.tasks.robodesk:RoboDesk", "robodesk", ("robodesk", "gym"), 0.7),
+    "ogbench": Domain("pipeline.tasks.ogbench:OGBench", "ogbench", ("ogbench",), 0.12),
+    "miniarcade": Domain("pipeline.tasks.miniarcade.adapter:MiniArcade", "miniarcade", (), 0.06),
+    "atari": Domain("pipeline.tasks.atari:Atari", "atari", ("ale_py",), 0.2),
     "gymnasium": Domain("pipeline.tasks.any_gymnasium:GymnasiumTask", None, ()),
 }
 
@@ -70,6 +71,11 @@ def adapter(suite: str) -> Any:
 def missing(suite: str) -> tuple[str, ...]:
     """Return the packages that a suite needs and this Python does not have; nothing is imported."""
     return tuple(package for package in DOMAINS[suite].packages if importlib.util.find_spec(package) is None)
+
+
+def cost(spec: TaskSpec) -> float:
+    """Return the rough milliseconds that an agent's step in this task takes one core."""
+    return DOMAINS[spec.suite].cost * spec.action_repeat
 
 
 def install(suite: str) -> str:

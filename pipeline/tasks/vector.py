@@ -19,6 +19,7 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 from pydantic import TypeAdapter
 
+from pipeline.tasks import domains
 from pipeline.tasks.env_group import MAX_FAILURES, EnvGroup, Widths, num_bytes, view
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.worker import DONE, RESET, RESTORE, STEP
@@ -109,8 +110,8 @@ class VectorEnv:
         self._arrays = view(mmap.mmap(memory, 0), widths)
         order = self._order = {"widths": widths, "seed": seed, "numbers": numbers}
         try:
-            for first in range(min(num_workers, n)):
-                self._workers.append(_Worker(numbered[first::num_workers], order, memory))
+            for hand in deal(specs, min(num_workers, n)):
+                self._workers.append(_Worker([numbered[index] for index in hand], order, memory))
             for worker in self._workers:
                 worker.wait(None)
         except _Death as death:
@@ -318,6 +319,24 @@ class VectorEnv:
             f"task {name} failed {MAX_FAILURES + 1} times without finishing an episode between. `eft check-task` "
             f"examines it; leave it out of tasks.train to go on without it. The last error: {error}"
         )
+
+
+def deal(specs: Sequence[TaskSpec], num_workers: int) -> list[list[int]]:
+    """Share environments among workers, so that each has about as much to compute: all wait for the slowest.
+
+    The costliest are dealt first, each to the worker that has least so far.
+
+    Returns:
+        the indices of each worker's environments.
+    """
+    hands: list[list[int]] = [[] for _ in range(num_workers)]
+    loads = [0.0] * num_workers
+    costs = [domains.cost(spec) for spec in specs]
+    for index in sorted(range(len(specs)), key=lambda index: -costs[index]):
+        least = loads.index(min(loads))
+        hands[least].append(index)
+        loads[least] += costs[index]
+    return [sorted(hand) for hand in hands]
 
 
 class _Worker:

@@ -23,16 +23,18 @@ _SMALLEST_VARIANCE = 1e-4
 class Schedule:
     """The published rule: the policy alone while seeding, then plans whose tie to it falls with time, all tasks alike.
 
+    With `plan` false the policy plays every episode alone.
+
     Source: Newt (arXiv 2511.19584), constrained planning.
     """
 
-    def __init__(self, settings: config.Finetune, num_envs: int):
-        self._settings, self._num_envs = settings, num_envs
+    def __init__(self, settings: config.Finetune, num_envs: int, plan: bool = True):
+        self._settings, self._num_envs, self._plan = settings, num_envs, plan
 
     def choose(self, env_steps: int, seeded: bool) -> tuple[Tensor, Tensor]:
         """Return who plans (N,) bool and the weight (N,) by which their plans start from the policy."""
         weight = constraint_weight(env_steps, self._settings.constraint_steps, self._settings.constraint_decay)
-        return torch.full((self._num_envs,), seeded), torch.full((self._num_envs,), weight)
+        return torch.full((self._num_envs,), seeded and self._plan), torch.full((self._num_envs,), weight)
 
     def record(self, episode: Finished, seeded: bool) -> None:
         """Learn nothing from an episode."""
@@ -135,8 +137,13 @@ class Evidence:
         return int(np.argmax(mean + std * torch.randn(3, generator=self._generator, dtype=torch.float64).numpy()))
 
 
-def make_constraint(settings: config.Finetune, rows: Tensor, names: tuple[str, ...], seed: int) -> Schedule | Evidence:
-    """Return the rule that `finetune.constraint` names, for environments of these rows (N,) of the task table."""
-    if settings.constraint == "schedule":
-        return Schedule(settings, len(rows))
+def make_constraint(
+    settings: config.Finetune, rows: Tensor, names: tuple[str, ...], seed: int, plan: bool = True
+) -> Schedule | Evidence:
+    """Return the rule that `finetune.constraint` names, for environments of these rows (N,) of the task table.
+
+    With `plan` false there is nothing to choose: the policy plays alone.
+    """
+    if settings.constraint == "schedule" or not plan:
+        return Schedule(settings, len(rows), plan)
     return Evidence(rows, names, settings.evidence_memory, seed)

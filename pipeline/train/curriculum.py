@@ -28,12 +28,17 @@ class Curriculum:
         solved: the tasks that are solved, which are not played.
 
     Raises:
-        ValueError: the learner has no stages, or a target is of a task that is not trained.
+        ValueError: the learner has no stages, its policy step is clipped, or a target is of a task that is not trained.
     """
 
     def __init__(self, settings: config.Scaling, learner: Learner, tasks: Sequence[str]):
         if learner.stages is None:
             raise ValueError("finetune.scaling needs a learner with stages")
+        if learner.learning.clipped is not None:
+            raise ValueError(
+                "finetune.scaling lets solved tasks rest, whose policy is kept by imitating demonstrations, and "
+                "learning.clipped learns from new episodes alone: set one of the two to null"
+            )
         settings.check_tasks(tasks)
         self._settings, self._learner, self._stages, self._tasks = settings, learner, learner.stages, list(tasks)
         self.solved: set[str] = set()

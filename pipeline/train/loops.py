@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +18,13 @@ from pipeline.tasks.vector import VectorEnv
 from pipeline.train.constraint import Evidence, Schedule, make_constraint
 from pipeline.train.curriculum import Curriculum
 from pipeline.train.interrupt import Interrupt
-from pipeline.train.loop import RANK_SEEDS, Loop
+from pipeline.train.loop import RANK_SEEDS, Loop, due
+from pipeline.train.policy_phase import PolicyPhase
 from pipeline.train.ranks import Ranks
 from pipeline.train.rollout import Collector, Finished, deal_episodes, deal_state
 
 _CONSTRAINT = "constraint."  # before the names of what the constraint's rule saves
+_PHASE = "policy_phase."  # before those of the policy phase
 
 
 def learn_offline(
@@ -81,7 +84,9 @@ def learn_online(
     """Learn online, up to `settings.env_steps` over all environments of all ranks together, or until it stops early.
 
     While the environments take a step, the learner makes the updates that are due: they read what was stored before
-    that step, so that the order of everything is fixed, however long either takes.
+    that step, so that the order of everything is fixed, however long either takes. With `learning.clipped` no weight
+    moves while episodes are collected: every so often the policy learns from them, and then all updates that are due
+    are made.
 
     A task that the curriculum has found solved rests: its environments stay in the middle of their episodes, it counts
     no steps, and its own episodes are not drawn. Its demonstrations are: they cost no step, and keep it solved while
@@ -110,7 +115,11 @@ def learn_online(
     if loop.resumed and not loop.same_ranks:
         seed += loop.position
     collector = Collector(own_specs, rows, envs, collecting, replay, settings.imitate, seed)
-    constraint = make_constraint(settings, all_rows, collecting.table.names, loop.seed + 4)
+    clipped = loop.learner.learning.clipped
+    phase = PolicyPhase(loop.learner, clipped, loop.generator, ranks, total) if clipped else None
+    constraint = make_constraint(
+        settings, all_rows, collecting.table.names, loop.seed + 4, clipped.plan if clipped else True
+    )
     playing = np.ones(num_envs, dtype=bool)
     drawn = ranks.collect(replay.weight_of(rows))
     num_demos, num_own = _shares(loop, settings, num_envs, demos is not None, drawn)
@@ -123,6 +132,7 @@ def learn_online(
     if loop.resumed:
         _take_up(loop, collector, replay, rows)
         _take_up_constraint(loop, constraint)
+        _take_up_phase(loop, phase, replay)
         updates_owed = loop.resumed.values["updates_owed"]
         seeded = loop.resumed.values.get("seeded", False)
         if curriculum:
@@ -130,12 +140,17 @@ def learn_online(
 
     def save() -> None:
         decided = {f"{_CONSTRAINT}{name}": tensor for name, tensor in constraint.state_tensors().items()}
-        decisions = {"updates_owed": updates_owed, "seeded": seeded}
-        decisions |= {"curriculum": curriculum.state()} if curriculum else {}
-        loop.save({**collector.state_tensors(), **decided}, decisions, replay)
+        values: dict[str, Any] = {"updates_owed": updates_owed, "seeded": seeded}
+        if phase:
+            decided |= {f"{_PHASE}{name}": tensor for name, tensor in phase.state_tensors().items()}
+            values["policy_phase"] = phase.metrics
+        if curriculum:
+            values["curriculum"] = curriculum.state()
+        loop.save({**collector.state_tensors(), **decided}, values, replay)
 
     def measure() -> dict[str, float]:
-        return {**_measure(loop, replay), **constraint.metrics(), **(curriculum.metrics() if curriculum else {})}
+        grown, improved = curriculum.metrics() if curriculum else {}, phase.metrics if phase else {}
+        return {**_measure(loop, replay), **constraint.metrics(), **improved, **grown}
 
     def rest() -> None:
         """Let solved tasks rest, and others play."""
@@ -154,6 +169,17 @@ def learn_online(
         def tell(said: Sequence[str]) -> None:
             for line in said:
                 progress.write(f"{loop.label}: {line}; {loop.position} env_steps")
+
+        def update() -> None:
+            nonlocal updates_owed
+            while updates_owed >= 1:
+                updates_owed -= 1
+                with loop.clock.phase("sample"):
+                    batch = _sample(demos, replay, num_demos, num_own, loop.generator)
+                loop.update(batch, "online")
+                if curriculum:
+                    tell(curriculum.updated())
+                collecting.refresh()
 
         def heed(scores: dict[str, float]) -> dict[str, float]:
             assert curriculum is not None
@@ -179,14 +205,8 @@ def learn_online(
                 collector.begin_step(plan[numbers], weight[numbers], playing[numbers] if curriculum else None)
             num_playing = int(playing.sum())
             updates_owed += 0.0 if not_seeded else num_playing * settings.utd
-            while updates_owed >= 1:
-                updates_owed -= 1
-                with loop.clock.phase("sample"):
-                    batch = _sample(demos, replay, num_demos, num_own, loop.generator)
-                loop.update(batch, "online")
-                if curriculum:
-                    tell(curriculum.updated())
-                collecting.refresh()
+            if not phase:
+                update()
             with loop.clock.phase("env_wait"):
                 finished = collector.end_step()
             for episode in finished:
@@ -199,6 +219,11 @@ def learn_online(
                 rest()
             before, loop.position = loop.position, loop.position + num_playing
             progress.update(num_playing)
+            if phase and clipped and (due(before, loop.position, clipped.every) or loop.position >= total):
+                with loop.clock.phase("update"):
+                    phase.run(replay, loop.position)
+                collecting.refresh()
+                update()
             loop.settle(before, total, settings, specs, progress, interrupt, save, measure)
 
 
@@ -273,6 +298,21 @@ def _take_up_constraint(loop: Loop, constraint: Schedule | Evidence) -> None:
         {name.removeprefix(_CONSTRAINT): value for name, value in tensors.items() if name.startswith(_CONSTRAINT)}
     )
     constraint.publish(loop.actor.table)
+
+
+def _take_up_phase(loop: Loop, phase: PolicyPhase | None, replay: ReplayBuffer) -> None:
+    """Go on learning from the episodes that were not learned from; dealt to other ranks, from none of those there."""
+    assert loop.resumed is not None
+    if not phase:
+        return
+    phase.metrics = loop.resumed.values["policy_phase"]
+    if not loop.same_ranks:
+        phase.skip(replay)
+        return
+    tensors, _ = loop.resumed.of_rank(loop.ranks.rank)
+    phase.load_state_tensors(
+        {name.removeprefix(_PHASE): value for name, value in tensors.items() if name.startswith(_PHASE)}
+    )
 
 
 def _of_all(ranks: Ranks, finished: Sequence[Finished]) -> list[Finished]:

@@ -67,7 +67,7 @@ class ModelLosses(NamedTuple):
     value: Tensor  # ()
     bc: Tensor | None  # (), where it is part of the total
     imitation: Tensor | None  # (), likewise: mean square error of the policy's actions, part of `bc`
-    z: Tensor  # (T + 1, B, Z) without gradient
+    z: Tensor  # (T + 1, B, Z) without gradient; states where the backbone is shared
     chosen: dict[str, Tensor]  # by layer of experts, (rows, k): where rows went; row i is of slice i modulo B
     termination: Tensor | None = None  # (), where the model predicts terminations
     balance: Tensor | None = None  # (), where the model has experts: how unevenly they are used
@@ -151,20 +151,24 @@ def _model_losses(
     learning: Learning,
     bc_coef: float,
 ) -> ModelLosses:
+    memory = model.remember(batch.past, ctx)
     with torch.no_grad():
-        next_z = model.encode(batch.obs[1:], ctx)
+        next_z = model.observed(batch.obs, batch.action, ctx, memory)
         next_action = model.policy(next_z, ctx, mask, td_noise).action
         next_logits = model.q(next_z, next_action, ctx, target=True)
         next_value = decode(next_logits, model.bins).amin(0)
         target = losses.td_target(batch.reward, batch.terminated, discount, next_value)
 
-    ctx, notes = ctx.noting()
-    zs = [model.encode(batch.obs[0], ctx)]
+    experts, notes = model.config.experts, {}
+    if experts is not None:
+        ctx, notes = ctx.noting()
+    zs = [model.state(batch.obs[0], ctx, memory)]
     for action in batch.action:
-        zs.append(model.next(zs[-1], action, ctx))
+        z, memory = model.advance(zs[-1], action, ctx, memory)
+        zs.append(z)
     z, z_next = torch.stack(zs[:-1]), torch.stack(zs[1:])
 
-    consistency = losses.consistency_loss(z_next, next_z, weights[:-1])
+    consistency = losses.consistency_loss(model.latent(z_next), model.latent(next_z), weights[:-1])
     reward_logits = model.reward(z, batch.action, ctx)
     reward = losses.scalar_loss(reward_logits, batch.reward, model.bins, weights[:-1])
     q_logits = model.q(z, batch.action, ctx)
@@ -180,7 +184,7 @@ def _model_losses(
             policy, batch.expert_action, mask, weights[:-1], learning.entropy_coef, batch.imitation
         )
         total = total + bc_coef * bc
-    experts, balance = model.config.experts, None
+    balance = None
     if experts is not None:
         balance = _balance(notes, experts, torch.zeros_like(total))
         total = total + experts.balance_coef * balance
@@ -237,7 +241,9 @@ def _policy_losses(
     learning: Learning,
     scale: Tensor,
 ) -> PolicyLosses:
-    noting, notes = ctx.noting()
+    experts, noting, notes = model.config.experts, ctx, {}
+    if experts is not None:
+        noting, notes = ctx.noting()
     policy = model.policy(z, noting, mask, noise)
     q_logits = model.q(z, policy.action, ctx)
     q_mean = decode(q_logits, model.bins).mean(0)
@@ -252,7 +258,7 @@ def _policy_losses(
         learning.prior_coef,
         batch.imitation,
     )
-    total, experts, balance = loss.total, model.config.experts, None
+    total, balance = loss.total, None
     if experts is not None and "policy" in notes:
         balance = _balance(notes, experts, torch.zeros_like(total))
         total = total + experts.balance_coef * balance

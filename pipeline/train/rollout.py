@@ -15,6 +15,17 @@ from pipeline.model.actor import Actor
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv
 
+# What is saved with a row per environment, and the dim of these rows.
+_BY_ENVIRONMENT = {
+    "length": 0,
+    "episodes": 0,
+    "actor.is_first": 0,
+    "actor.prev_mean": 1,
+    "actor.past_obs": 1,
+    "actor.past_action": 1,
+    "actor.past_length": 0,
+}
+
 
 class Finished(NamedTuple):
     """One episode that has just ended."""
@@ -68,6 +79,7 @@ class Collector:
         self._obs = torch.zeros(num_envs, longest + 1, model.obs_dim)
         self._action = torch.zeros(num_envs, longest, model.action_dim)
         self._reward = torch.zeros(num_envs, longest)
+        self._log_prob = None if replay.log_prob is None else torch.zeros(num_envs, longest)
         self._length = np.zeros(num_envs, dtype=np.int64)
         self._stepping = np.arange(num_envs)  # the environments that the step under way is for
         self.episodes = np.zeros(num_envs, dtype=np.int64)  # episodes ended per environment, lost ones too
@@ -94,9 +106,14 @@ class Collector:
             constraint_weight = constraint_weight[envs] if isinstance(constraint_weight, Tensor) else constraint_weight
         action = torch.zeros(len(self._specs), self._action.shape[2])
         if len(which):
-            obs, rows = self._obs[which, self._length[which]], self._rows if envs is None else self._rows[envs]
-            action[which] = self._actor.act(obs, rows, plan, True, constraint_weight, envs)
-            self._action[which, self._length[which]] = action[which]
+            length = self._length[which]
+            obs, rows = self._obs[which, length], self._rows if envs is None else self._rows[envs]
+            if self._log_prob is None:
+                action[which] = self._actor.act(obs, rows, plan, True, constraint_weight, envs)
+            else:
+                action[which], log_prob = self._actor.explore(obs, rows, plan, constraint_weight, envs)
+                self._log_prob[which, length] = log_prob
+            self._action[which, length] = action[which]
         self._envs.begin_step(action.numpy(), playing)
 
     def end_step(self) -> list[Finished]:
@@ -130,10 +147,15 @@ class Collector:
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Return the episodes under way and the actor's state, for a bit-for-bit resume."""
+        steps = {"action": self._action, "reward": self._reward}
+        if self._log_prob is not None:
+            steps["log_prob"] = self._log_prob
         return {
             "obs": torch.cat([self._obs[i, : length + 1] for i, length in enumerate(self._length)]),
-            "action": torch.cat([self._action[i, :length] for i, length in enumerate(self._length)]),
-            "reward": torch.cat([self._reward[i, :length] for i, length in enumerate(self._length)]),
+            **{
+                name: torch.cat([column[i, :length] for i, length in enumerate(self._length)])
+                for name, column in steps.items()
+            },
             "length": torch.from_numpy(self._length),
             "episodes": torch.from_numpy(self.episodes),
             **{f"actor.{name}": tensor for name, tensor in self._actor.state_tensors().items()},
@@ -146,9 +168,13 @@ class Collector:
             ValueError: a simulator does not come to the saved observation again, so it is not deterministic.
         """
         self._length = state["length"].numpy().copy()
-        for name, rows in (("obs", self._length + 1), ("action", self._length), ("reward", self._length)):
+        columns = {"obs": self._obs, "action": self._action, "reward": self._reward}
+        if self._log_prob is not None:
+            columns["log_prob"] = self._log_prob
+        for name, column in columns.items():
+            rows = self._length + (name == "obs")
             for i, part in enumerate(state[name].split(rows.tolist())):
-                getattr(self, f"_{name}")[i, : len(part)] = part
+                column[i, : len(part)] = part
         self.episodes = state["episodes"].numpy().copy()
         actions = [self._action[i, :length].numpy() for i, length in enumerate(self._length)]
         obs = self._envs.restore(self.episodes, actions)
@@ -180,6 +206,7 @@ class Collector:
             terminated,
             int(self._rows[i]),
             imitation={"all": 1.0, "score": score, "none": 0.0}[self._imitate],
+            log_prob=None if self._log_prob is None else self._log_prob[i, :length],
         )
         return Finished(i, spec.name, episode_return, score)
 
@@ -198,11 +225,14 @@ def deal_state(states: Sequence[dict[str, Tensor]], rank: int, num_ranks: int) -
     numbers = range(rank, sum(len(state["length"]) for state in states), num_ranks)
     places = [(states[number % len(states)], number // len(states)) for number in numbers]
     dealt: dict[str, Tensor] = {}
-    for name, extra in (("obs", 1), ("action", 0), ("reward", 0)):
+    for name in ("obs", "action", "reward", "log_prob"):
+        if name not in states[0]:
+            continue
+        extra = int(name == "obs")
         dealt[name] = torch.cat([state[name].split((state["length"] + extra).tolist())[i] for state, i in places])
-    for name in ("length", "episodes", "actor.is_first"):
-        dealt[name] = torch.stack([state[name][i] for state, i in places])
-    dealt["actor.prev_mean"] = torch.stack([state["actor.prev_mean"][:, i] for state, i in places], dim=1)
+    for name, dim in _BY_ENVIRONMENT.items():
+        if name in states[0]:  # the past is that of a model with history
+            dealt[name] = torch.stack([state[name].select(dim, i) for state, i in places], dim)
     return dealt
 
 
@@ -217,9 +247,11 @@ def deal_episodes(part: dict[str, Tensor], replay: ReplayBuffer, takes: Callable
     columns = part["episodes"]
     first = int(part["counters"][1]) - columns.shape[1]
     lengths = (columns[1] + 1).tolist()
-    rows = zip(*(part[name].split(lengths) for name in ("obs", "action", "reward")), strict=True)
-    for i, (obs, action, reward) in enumerate(rows):
+    names = [name for name in ("obs", "action", "reward", "log_prob") if name in part]
+    rows = zip(*(part[name].split(lengths) for name in names), strict=True)
+    for i, (obs, action, reward, *log_prob) in enumerate(rows):
         _, length, task, terminated = columns[:, i].tolist()
         if takes(task, first + i):
             imitation = float(part["imitation"][i])
-            replay.add(obs, action[:length], reward[:length], bool(terminated), task, imitation=imitation)
+            kept = log_prob[0][:length] if log_prob else None
+            replay.add(obs, action[:length], reward[:length], bool(terminated), task, None, imitation, kept)

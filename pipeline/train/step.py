@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -80,7 +81,8 @@ class Learner:
 
         Args:
             batch: slices, on the model's device; this process's share of the whole batch.
-            mode: "pretrain" imitates the expert within the model's loss; "online" trains the policy on its own.
+            mode: "pretrain" imitates the expert within the model's loss; "online" trains the policy on its own, unless
+                `learning.clipped` leaves it to `improve_policy`.
             draws: the update's random numbers, or the generator to draw them from.
 
         Returns:
@@ -92,7 +94,7 @@ class Learner:
             FloatingPointError: a loss or gradient is not finite; nothing was changed.
         """
         self.table.check(batch.task)
-        batch = batch._replace(obs=self.table.normalize(batch.obs, batch.task))
+        batch = self._prepare(batch)
         if isinstance(draws, torch.Generator):
             draws = UpdateDraws.sample(batch, self.table.num_phrasings, self.model.config.num_q, draws)
         bc_coef = self.learning.bc_coef if mode == "pretrain" else self.learning.online_bc_coef
@@ -112,10 +114,11 @@ class Learner:
                 metrics |= {"bc_loss": found.bc.detach(), "imitation_error": found.imitation.detach()}
             return found.total, metrics
 
-        metrics, norm = self._descend(self._model_optimizer, self._trained[mode], model_loss, pieces)
+        batches = [piece for piece, _ in pieces]
+        metrics, norm = self._descend(self._model_optimizer, self._trained[mode], model_loss, batches)
         metrics["grad_norm"] = norm
         polyak_update(self.model.target_q_heads, self.model.q_heads, self.learning.tau, self.stages is not None)
-        if mode == "online" and self._policy:
+        if mode == "online" and self._policy and self.learning.clipped is None:
             metrics |= self._update_policy(pieces, zs)
         self.updates += 1
         return metrics
@@ -129,6 +132,8 @@ class Learner:
         if self.stages is None:
             raise ValueError("this model has no stages: see finetune.scaling")
         self.stages.enter(stage)
+        for optimizer in (self._model_optimizer, self._policy_optimizer):
+            optimizer.zero_grad(set_to_none=True)  # of what is frozen, nobody else would
         before = [dict(self._model_optimizer.state), dict(self._policy_optimizer.state)]
         self._take_trainable()
         for optimizer, moments in zip((self._model_optimizer, self._policy_optimizer), before, strict=True):
@@ -157,6 +162,18 @@ class Learner:
         self._model_optimizer = torch.optim.Adam(groups, lr=lr, fused=True)
         self._policy_optimizer = torch.optim.Adam([{"params": policy, "lr_scale": 1.0}], lr=lr, eps=1e-5, fused=True)
 
+    def _prepare(self, batch: Batch) -> Batch:
+        """Normalise what was observed; refuse slices without the past that the model is to see."""
+        obs, past = self.table.normalize(batch.obs, batch.task), batch.past
+        if self.model.config.history is None:
+            return batch._replace(obs=obs)
+        if past is None:
+            raise ValueError(
+                "the model sees past steps (model.history), but the batch holds none: sample it from a replay made "
+                "with `context` set to model.history.context"
+            )
+        return batch._replace(obs=obs, past=past._replace(obs=self.table.normalize(past.obs, batch.task)))
+
     def _update_policy(self, pieces: list[tuple[Batch, UpdateDraws]], zs: list[Tensor]) -> dict[str, Tensor]:
         values: list[Tensor] = []
 
@@ -175,9 +192,33 @@ class Learner:
                 "policy_q": loss.q.mean(),
             }
 
-        metrics, norm = self._descend(self._policy_optimizer, self._policy, policy_loss, pieces)
+        batches = [piece for piece, _ in pieces]
+        metrics, norm = self._descend(self._policy_optimizer, self._policy, policy_loss, batches)
         self.scale.update(self._ranks.gather(torch.cat(values)))
         return metrics | {"policy_grad_norm": norm, "value_scale": self.scale.value.clone()}
+
+    @property
+    def trains_policy(self) -> bool:
+        """Whether anything of the policy can be trained."""
+        return bool(self._policy)
+
+    def improve_policy(
+        self, loss_of: Callable[[], tuple[Tensor, dict[str, Tensor]]], task: Tensor
+    ) -> dict[str, Tensor]:
+        """Take one step of the policy alone on a loss of the caller's.
+
+        Args:
+            loss_of: computes the loss, a mean over steps, and its metrics.
+            task: (n,) rows of the table of this rank's steps, n weighing its gradient among the ranks; may be empty.
+
+        Returns:
+            the metrics, and the gradient norm before clipping.
+
+        Raises:
+            FloatingPointError: the loss or its gradient is not finite; nothing was changed.
+        """
+        metrics, norm = self._descend(self._policy_optimizer, self._policy, lambda piece: loss_of(), [task])
+        return metrics | {"policy_grad_norm": norm}
 
     def _count_use(self, chosen: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         experts = self.model.config.experts
@@ -188,7 +229,7 @@ class Learner:
         optimizer: torch.optim.Optimizer,
         parameters: list[nn.Parameter],
         loss_of: Callable[[int], tuple[Tensor, dict[str, Tensor]]],
-        pieces: list[tuple[Batch, UpdateDraws]],
+        pieces: Sequence[Batch] | Sequence[Tensor],
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Take one step on exactly `parameters`.
 
@@ -196,7 +237,7 @@ class Learner:
             optimizer: of the parameters.
             parameters: those that move.
             loss_of: computes the loss of one piece of the batch, and its metrics.
-            pieces: of this process's batch.
+            pieces: of this process's batch, or the tasks of what else is learned from.
 
         Returns:
             the metrics, averaged over pieces, and the gradient norm before clipping.
@@ -205,26 +246,43 @@ class Learner:
         for group in optimizer.param_groups:
             share = schedules.warmup(self.updates, self.warmup_updates)
             group["lr"] = self.learning.lr * self.lr_scale * group["lr_scale"] * share
-        size = sum(len(batch.task) for batch, _ in pieces)
+        tasks = [piece.task if isinstance(piece, Batch) else piece for piece in pieces]
+        size = sum(len(task) for task in tasks)
         metrics: dict[str, Tensor] = {}
         total = torch.zeros((), device=self.model.bins.device)
-        for piece, (batch, _) in enumerate(pieces):
-            with self._precision():
+        for piece, task in enumerate(tasks):
+            with self._precision(), self._only(parameters):
                 loss, found = loss_of(piece)
-            part = len(batch.task) / size
+            part = len(task) / max(size, 1)
             total = total + part * loss.detach()
             metrics = {name: metrics.get(name, 0) + part * value for name, value in found.items()}
             if parameters:  # there are none with, e.g., adapters on the policy alone, in online learning
-                # `inputs` spares the gradients of everything that is not to move, e.g. of Q in the policy's step.
-                (part * loss).backward(inputs=parameters)
+                (part * loss).backward()
         if not parameters:
             return metrics, torch.zeros_like(total)
         total = self._average_gradients(parameters, total, size)
         norm = nn.utils.clip_grad_norm_(parameters, self.learning.grad_clip_norm, foreach=True)
         if not torch.isfinite(total + norm):
-            raise FloatingPointError(self._describe_non_finite([batch for batch, _ in pieces], metrics, norm))
+            batches = [piece for piece in pieces if isinstance(piece, Batch)]
+            raise FloatingPointError(self._describe_non_finite(batches, torch.cat(tasks), metrics, norm))
         optimizer.step()
         return metrics, norm
+
+    @contextmanager
+    def _only(self, parameters: list[nn.Parameter]) -> Iterator[None]:
+        """Compute a loss whose gradient reaches `parameters` alone, sparing those of e.g. Q in the policy's step.
+
+        `backward(inputs=...)` would not do: our own products and compiled code then compute the others all the same.
+        """
+        moving = set(parameters)
+        others = [parameter for parameter in self._trained["pretrain"] if parameter not in moving]
+        for parameter in others:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in others:
+                parameter.requires_grad_(True)
 
     def _average_gradients(self, parameters: list[nn.Parameter], loss: Tensor, size: int) -> Tensor:
         """Average gradients and the loss over processes by how many slices each had, in one message.
@@ -245,17 +303,19 @@ class Learner:
         """Return the context losses are computed in: bfloat16 products where runtime.precision asks for them."""
         return self._ranks.accelerator.autocast() if self._ranks.accelerator else nullcontext()
 
-    def _describe_non_finite(self, batches: list[Batch], metrics: dict[str, Tensor], norm: Tensor) -> str:
+    def _describe_non_finite(
+        self, batches: list[Batch], tasks: Tensor, metrics: dict[str, Tensor], norm: Tensor
+    ) -> str:
         metrics = {name: value for name, value in metrics.items() if not name.startswith(PREFIX)}
         faulty = not all(bool(value.isfinite()) for value in metrics.values())
-        found = self._ranks.collect((faulty, self._describe_own(batches, metrics, norm)))
+        found = self._ranks.collect((faulty, self._describe_own(batches, tasks, metrics, norm)))
         if self._ranks.count == 1:
             return found[0][1]
         # Where every loss was finite, a gradient overflowed, and nobody can say whose.
         told = [f"rank {rank}: {text}" for rank, (bad, text) in enumerate(found) if bad or not any(b for b, _ in found)]
         return "all ranks stopped before the optimiser's step; " + "; ".join(told)
 
-    def _describe_own(self, batches: list[Batch], metrics: dict[str, Tensor], norm: Tensor) -> str:
+    def _describe_own(self, batches: list[Batch], tasks: Tensor, metrics: dict[str, Tensor], norm: Tensor) -> str:
         values = {"grad_norm": norm} | metrics
         listed = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
         told = f"update {self.updates} is not finite ({listed}); the weights were left as they were."
@@ -267,7 +327,6 @@ class Learner:
                     return (
                         f"{told} The batch holds {part} values that are not finite, of {self._names(batch.task[bad])}."
                     )
-        tasks = torch.cat([batch.task for batch in batches])
         return (
             f"{told} The batch itself is finite; its tasks are {self._names(tasks)}. Lower learning.lr, or look "
             "at the scale of these tasks' rewards."
@@ -338,5 +397,6 @@ def _split(batch: Batch, draws: UpdateDraws, count: int) -> list[tuple[Batch, Up
     if count == 1:
         return [(batch, draws)]
     sizes = [len(part) for part in batch.task.tensor_split(min(count, len(batch.task)))]
-    parts = zip(*(part.split(sizes, 0 if part.ndim == 1 else 1) for part in batch), strict=True)
-    return [(Batch(*part), draw) for part, draw in zip(parts, draws.split(sizes), strict=True)]
+    ends = list(itertools.accumulate(sizes))
+    spans = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+    return list(zip(map(batch.take, spans), draws.split(sizes), strict=True))

@@ -155,7 +155,8 @@ def shared_demo_buffer(
     index = ranks.from_main(index)
     rows = int((index["episodes"][1] + 1).sum())
     widths = model.obs_dim, model.action_dim
-    buffer = ReplayBuffer(rows, *widths, horizon, True, "cpu", folder, place.task_weights, attach=True)
+    context = context_of(model)
+    buffer = ReplayBuffer(rows, *widths, horizon, True, "cpu", folder, place.task_weights, True, context)
     buffer.load_index(index)
     return buffer if place.device.type == "cpu" else buffer.copy_to(place.device)
 
@@ -166,15 +167,37 @@ def demo_buffer(
     """Put demonstrations into one buffer; `names` are those of the task table, in its order."""
     rows = [(names.index(task), episode) for task, episodes in demos.items() for episode in episodes]
     folder = place.folder / "demos" if place.folder else None
-    return from_demos(rows, model.obs_dim, model.action_dim, horizon, place.device, folder, place.task_weights)
+    widths, weights = (model.obs_dim, model.action_dim), place.task_weights
+    return from_demos(rows, *widths, horizon, place.device, folder, weights, context_of(model))
 
 
-def online_buffer(capacity: int, model: config.Model, horizon: int, place: ReplayPlace, rank: int = 0) -> ReplayBuffer:
-    """Make the buffer that takes what is collected by one rank."""
+def online_buffer(
+    capacity: int,
+    model: config.Model,
+    horizon: int,
+    place: ReplayPlace,
+    rank: int = 0,
+    clipped: config.Clipped | None = None,
+) -> ReplayBuffer:
+    """Make the buffer that takes what is collected by one rank, with log-probabilities where a policy needs them."""
     folder = place.folder / f"online-{rank:04d}" if place.folder else None
+    widths, weights, context = (model.obs_dim, model.action_dim), place.task_weights, context_of(model)
     return ReplayBuffer(
-        capacity, model.obs_dim, model.action_dim, horizon, False, place.device, folder, place.task_weights
+        capacity,
+        *widths,
+        horizon,
+        False,
+        place.device,
+        folder,
+        weights,
+        context=context,
+        keep_log_probs=clipped is not None,
     )
+
+
+def context_of(model: config.Model) -> int:
+    """Return how many steps before a slice a model sees."""
+    return model.history.context if model.history else 0
 
 
 def observation_statistics(

@@ -40,6 +40,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_changes_nothing(tmp_path):
     reports = [gather(tmp_path / str(workers), workers=workers) for workers in (1, 2)]
     assert contents(tmp_path / "1/demos") == contents(tmp_path / "2/demos")
@@ -51,6 +52,7 @@ def test_the_number_of_workers_changes_nothing(tmp_path):
     assert [one.task for one in load_demos(tmp_path / "1/demos", "mw-faucet-open")] == ["mw-faucet-open"] * 3
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_played_again_and_what_is_half_written_is(tmp_path):
     gather(tmp_path)
     whole = contents(tmp_path / "demos")
@@ -65,6 +67,7 @@ def test_what_is_finished_is_not_played_again_and_what_is_half_written_is(tmp_pa
     assert not list((tmp_path / "scratch").rglob("*.partial"))
 
 
+@pytest.mark.slow
 def test_more_demonstrations_go_on_from_fewer(tmp_path):
     gather(tmp_path, count=1)
     kept = load_demos(tmp_path / "demos", "mw-drawer-open")
@@ -101,6 +104,7 @@ def test_a_dead_worker_is_an_error_that_names_what_it_did(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_an_error_in_a_worker_arrives(tmp_path):
     file = tmp_path / "scratch"
     file.write_text("not a folder")
@@ -113,6 +117,7 @@ def test_an_error_in_a_worker_arrives(tmp_path):
             workers.wait()
 
 
+@pytest.mark.slow
 def test_workers_leave_when_their_input_closes():
     workers = Workers(2)
     for process in list(workers.idle):

@@ -15,9 +15,8 @@ MAZES = [name for name in load_catalogue() if name.startswith(("og-point-", "pyg
 
 
 def test_who_demonstrates():
-    methods = {name: expert_method(get([name])[0]) for name in GAMES + MAZES}
-    assert set(methods.values()) == {"path", "planner"}
-    assert {name for name, method in methods.items() if method == "path"} == set(MAZES)
+    assert {expert_method(get([name])[0]) for name in GAMES[:3]} == {"planner"}
+    assert {expert_method(get([name])[0]) for name in (MAZES[0], MAZES[-1])} == {"path"}
     assert expert_method(get(["rd-push-red"])[0]) == "scripted"
     for name in ("rd-open-drawer", "og-ant-maze", "og-antball"):
         with pytest.raises(ValueError, match=f"{name} has no expert"):

@@ -15,6 +15,7 @@ def task(name: str):
     return get([name])[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mw-reach", "mw-faucet-open", "mw-plate-slide-back", "pendulum-spin"])
 def test_an_undisturbed_expert_succeeds(name):
     episode = play(task(name), seed=1, attempt=0, action_noise=0.5)
@@ -24,6 +25,7 @@ def test_an_undisturbed_expert_succeeds(name):
     assert len(episode.action) == task(name).episode_length
 
 
+@pytest.mark.slow
 def test_an_attempt_depends_on_seed_task_and_number_alone():
     first, again = (play(task("mw-drawer-open"), seed=5, attempt=3, action_noise=0.3) for _ in range(2))
     assert first.seed == again.seed == attempt_seed(5, "mw-drawer-open", 3)
@@ -32,6 +34,7 @@ def test_an_attempt_depends_on_seed_task_and_number_alone():
     assert len(seeds) == 12
 
 
+@pytest.mark.slow
 def test_every_second_attempt_is_disturbed_but_not_its_end():
     episode = play(task("mw-drawer-open"), seed=1, attempt=1, action_noise=0.5)
     apart = np.abs(episode.action - episode.expert_action).max(axis=1) > 0

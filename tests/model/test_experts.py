@@ -129,18 +129,20 @@ def test_balance_loss_spreads_the_rows(router):
     layer = ExpertLayer(16, 8, experts(router), task_dim=16)
     x = torch.rand(200, 16)
     with torch.no_grad():
-        last = layer.router if router == "latent" else layer.router[-1]  # pyright: ignore
-        last.weight[0] = 1.0  # pyright: ignore
+        if router == "latent":
+            layer.router.weight[0] = 1.0  # pyright: ignore
+        else:
+            layer.router[-1].bias[0] = 1.0  # pyright: ignore
     optimizer = torch.optim.Adam(layer.router.parameters(), lr=0.02)
-    shares = []
+    largest = []  # mean probability of an expert
     for _ in range(60):
         _, routing = layer(x, x)
-        shares.append(torch.bincount(routing.chosen.flatten(), minlength=4).max().item() / 200)
+        largest.append(float(routing.probs.detach().mean(0).max()))
         optimizer.zero_grad()
         balance_loss([routing], layer.experts).backward()
         optimizer.step()
-    assert shares[0] > 0.95
-    assert shares[-1] < 0.6
+    assert largest[0] > 0.4
+    assert largest[-1] < 0.7 * largest[0]
 
 
 def test_a_context_notes_where_rows_of_every_network_went_only_if_it_is_asked_to():
@@ -220,6 +222,11 @@ def test_counts_of_an_update_say_which_task_went_where():
     assert {"balance_loss", "policy_balance_loss"} <= set(metrics)
 
 
+def test_compiling_is_refused():
+    with pytest.raises(ValueError, match="set runtime.compile to false"):
+        make_model(sizes()).context(torch.randn(1, 7), PLAIN._replace(compile=True))
+
+
 def test_losses_are_computed_under_autocast():
     model = make_model(sizes())
     x = torch.randn(3, 9)
@@ -264,7 +271,7 @@ def test_a_model_without_experts_has_the_weights_it_had():
     names = set(WorldModel(TINY).state_dict())
     some = set(WorldModel(sizes(parts=("reward",))).state_dict())
     assert {name for name in names if not name.startswith("reward_head.1.")} <= some
-    assert {name for name in some - names} == {
+    assert some - names == {
         f"reward_head.1.experts.{part}"
         for part in ("up", "down", "shared_up.weight", "shared_down.weight", "router.weight")
     }

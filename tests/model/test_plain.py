@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from benchmarks import plain
@@ -129,5 +129,9 @@ def test_plans(sizes: config.Model, seed: int, num_envs: int, weight: float, exp
     with torch.no_grad():
         found = plan(model, model.context(table.embeddings[:, 0]), *rest)
     expected = plain.plan(model, table.embeddings[:, 0], *rest)
+    # A plan picks the best sequences: where two are as good as each other, the last bit decides. Such an example jumps
+    # when the observation is changed by less than it is rounded.
+    nudged = plain.plan(model, table.embeddings[:, 0], obs * (1 + 1e-6), *rest[1:])
+    assume(all(torch.allclose(getattr(nudged, part), getattr(expected, part), atol=1e-2) for part in ("mean", "std")))
     for part in ("action", "mean", "std"):
         assert close(getattr(found, part), getattr(expected, part)), part

@@ -51,7 +51,7 @@ def test_bounds_and_masks(weight: float | Tensor, explore: bool) -> None:
     assert found.action.shape == (N, TINY.action_dim)
     assert found.mean.shape == found.std.shape == (TINY_PLANNER.horizon, N, TINY.action_dim)
     assert found.action.abs().max() <= 1
-    for part in found:
+    for part in found[:3]:
         assert not (part * (1 - mask)).any()
     real = found.std[:, mask.bool()]
     assert real.min() >= TINY_PLANNER.min_std
@@ -96,7 +96,7 @@ def test_full_constraint_starts_from_the_policy_alone() -> None:
 def test_one_policy_sample_is_enough() -> None:
     planner = replace(TINY_PLANNER, num_policy_samples=1)
     found = plan_with(planner, constraint_weight=1.0)
-    assert all(part.isfinite().all() for part in found)
+    assert all(part.isfinite().all() for part in found[:3])
 
 
 def test_exploring_adds_the_plan_s_own_noise() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.tasks import registry
 from pipeline.tasks.env_group import episode_seed
-from pipeline.tasks.vector import Step, VectorEnv, WorkerError
+from pipeline.tasks.vector import Step, VectorEnv, WorkerError, deal
 
 OBS, ACTION = 40, 6
 
@@ -26,6 +26,7 @@ def play(specs, num_workers, num_steps, seed=7):
         return seen, actions, envs.episodes.copy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_results_do_not_depend_on_the_number_of_workers(num_workers):
     specs = registry.get(["pendulum-spin", "mw-drawer-open", "cup-spin"])
@@ -34,6 +35,16 @@ def test_results_do_not_depend_on_the_number_of_workers(num_workers):
     assert episodes.tolist() == got_episodes.tolist() == [0, 1, 0]
     for one, other in zip(expected, got, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_costly_environments_are_shared_out():
+    specs = registry.get(["rd-open-slide", "cup-spin", "rd-push-green", "pendulum-spin", "mw-reach", "cup-spin"])
+    hands = deal(specs, 2)
+    assert sorted(hands[0] + hands[1]) == list(range(6))
+    assert 0 in hands[0]
+    assert 2 in hands[1]  # the two desks cost more than the others together
+    assert abs(len(hands[0]) - len(hands[1])) <= 2
+    assert deal(specs[:1] * 3, 3) == [[0], [1], [2]]
 
 
 def test_where_an_episode_ends_the_next_begins_and_the_last_observation_is_kept(trouble):

@@ -46,6 +46,7 @@ DEFAULTS = {
     "env_steps": 240,
     "lr": 3e-4,
     "constraint": "evidence",
+    "experts": False,  # in every network
     "eval_every": 120,
     "scaling": None,  # score from which each task counts as solved: it rests, and the model grows in stages
     "patience": None,  # evaluations without a new best after which to stop early
@@ -56,7 +57,10 @@ DEFAULTS = {
     "nan_at": None,  # [rank, update]: a batch of that rank holds a reward that is not finite
     "slow_save": 0.0,  # seconds each save takes longer
     "fail_at": None,  # [rank, update]: that rank raises an error of its own
+    "history": False,  # dynamics that see past steps
+    "clipped": None,  # the policy learns by a clipped ratio; true where plans collect for it
 }
+HISTORY = config.History(context=4, layers=2, heads=2, dim=16, mlp_dim=24, backbone="shared")
 TASKS = [
     parse_spec(
         {
@@ -83,20 +87,30 @@ def main(options: dict) -> None:
         constraint_steps=100, constraint_decay=100, replay_capacity=240, log_every=45, save_every=30,
         eval_every=options["eval_every"], eval_episodes=1, scaling=_scaling(options["scaling"]),
     )  # fmt: skip
-    learning, seed = dataclasses.replace(LEARNING, lr=options["lr"]), 1
+    clipped = None
+    if options["clipped"] is not None:
+        clipped = config.Clipped(
+            plan=options["clipped"], every=45, passes=2, batch_size=20, ratio=0.2, gae_lambda=0.9, bonus=1.0,
+            bonus_limit=1.0,
+        )  # fmt: skip
+    learning, seed = dataclasses.replace(LEARNING, lr=options["lr"], clipped=clipped), 1
     ranks = start(runtime, seed)
     table = dataclasses.replace(make_table(), names=tuple(spec.name for spec in TASKS))
-    model = make_model()
+    sizes = dataclasses.replace(TINY, history=HISTORY if options["history"] else None)
+    if options["experts"]:
+        experts = config.Experts(("dynamics", "reward", "policy", "q"), 3, 1, 8, True, "latent", 1.0, 0.01)
+        sizes = dataclasses.replace(sizes, mlp_dim=24, experts=experts)
+    model = make_model(sizes)
     _plant(options, ranks)
     with scratch_folder("short", [settings, learning], [], seed, ranks) as scratch:
         stages = Stages(model, settings.scaling, seed) if settings.scaling else None
         learner = Learner(model, table, learning, settings.warmup_updates, ranks, stages=stages)
         curriculum = Curriculum(settings.scaling, learner, table.names) if settings.scaling else None
         place = replay_place(runtime, ranks.device, scratch)
-        demos = shared_demo_buffer(ranks, _demos(), table.names, TINY, TINY_PLANNER.horizon, place, scratch)
+        demos = shared_demo_buffer(ranks, _demos(), table.names, sizes, TINY_PLANNER.horizon, place, scratch)
         numbers = own_environments(ranks, TASKS)
         capacity = math.ceil(settings.replay_capacity * len(numbers) / len(TASKS))
-        replay = online_buffer(capacity, TINY, TINY_PLANNER.horizon, place, ranks.rank)
+        replay = online_buffer(capacity, sizes, TINY_PLANNER.horizon, place, ranks.rank, clipped)
         own = [TASKS[number] for number in numbers]
         widths = TINY.obs_dim, TINY.action_dim
         with (
@@ -123,7 +137,7 @@ def main(options: dict) -> None:
                     "value_scale": float(learner.scale.value),
                     "stage": stages.stage if stages else None,
                     "curriculum": curriculum.state() if curriculum else None,
-                    "demos_mapped": "demos/obs.f32" in Path("/proc/self/maps").read_text(),
+                    "demos_mapped": "demos/rows.f32" in Path("/proc/self/maps").read_text(),
                 }
             )
         )

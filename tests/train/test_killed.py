@@ -63,6 +63,15 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(server, undisturbed,
     assert not list(tmp_path.glob(".resume/*"))
 
 
+def test_a_past_under_way_is_taken_up_too(server, tmp_path):
+    assert server.run(tmp_path / "undisturbed", history=True) == [0], said(tmp_path / "undisturbed")
+    for ranks in (1, 2):
+        folder = tmp_path / f"on-{ranks}"
+        assert server.run(folder, history=True, kill_at_write=11) == [-signal.SIGKILL]
+        assert server.run(folder, ranks, history=True) == [0] * ranks, said(folder)
+    assert result(tmp_path / "on-1") == result(tmp_path / "undisturbed")
+
+
 @pytest.mark.parametrize("damage", ["flip", "missing", "missing replay part"])
 def test_a_damaged_save_is_passed_over(server, undisturbed, stopped, damage):
     first, last = positions(stopped)
@@ -198,3 +207,43 @@ def test_a_run_ends_where_every_task_is_solved(server, tmp_path):
     assert 30 < result(tmp_path)["stopped_at"] < 240
     assert result(tmp_path)["tasks"] == [0]
     assert result(tmp_path)["curriculum"]["solved"] == sorted(solved)
+
+
+def test_a_model_with_experts_is_resumed_alike_and_so_is_the_table_of_their_use(server, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert server.run(whole, experts=True) == [0], said(whole)
+    assert server.run(broken, experts=True, kill_at_write=11) == [-signal.SIGKILL]
+    assert server.run(broken, experts=True) == [0], said(broken)
+    assert result(broken) == result(whole)
+    table = (whole / "metrics/experts.tsv").read_text()
+    assert (broken / "metrics/experts.tsv").read_text() == table
+    assert {line.split("\t")[1] for line in table.splitlines()[1:]} == {
+        "dynamics",
+        "reward",
+        "policy",
+        "q.0",
+        "q.1",
+        "q.2",
+    }
+
+
+def test_several_processes_write_one_table_of_the_use_of_experts(server, tmp_path):
+    assert server.run(tmp_path, ranks=3, experts=True) == [0, 0, 0], said(tmp_path)
+    rows = [line.split("\t") for line in (tmp_path / "metrics/experts.tsv").read_text().splitlines()[1:]]
+    sums: dict[tuple[str, str], float] = {}
+    for step, layer, _, share, *_ in rows:
+        sums[step, layer] = sums.get((step, layer), 0) + float(share)
+    assert len({step for step, _ in sums}) > 2
+    assert list(sums.values()) == pytest.approx([1] * len(sums), abs=1e-5)
+
+
+def test_the_clipped_policy_step_is_resumed_alike_while_plans_collect(server, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert server.run(whole, clipped=True) == [0], said(whole)
+    for number in (8, 7):  # in the middle of a save, each time with episodes under way and some not learned from
+        assert server.run(broken, clipped=True, kill_at_write=number) == [-signal.SIGKILL]
+    assert server.run(broken, clipped=True) == [0], said(broken)
+    assert result(broken) == result(whole)
+    logged = [sorted(folder.glob("metrics/plots/metrics/train/*.tsv")) for folder in (whole, broken)]
+    assert "ratio.tsv" in [path.name for path in logged[0]]
+    assert [path.read_text() for path in logged[0]] == [path.read_text() for path in logged[1]]

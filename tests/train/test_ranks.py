@@ -116,3 +116,15 @@ def test_torchrun_starts_them_and_accelerate_is_caught_starting_one(tmp_path):
     done = subprocess.run(launch, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode
     assert "was asked for 2 processes and has started one" in done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_improve_one_policy_from_the_episodes_of_both(server, tmp_path):
+    assert server.run(tmp_path, ranks=2, clipped=False) == [0, 0], said(tmp_path) + said(tmp_path, 1)
+    assert result(tmp_path)["learner"] == result(tmp_path, 1)["learner"]
+    logged = (tmp_path / "metrics/metrics.json").read_text()
+    assert '"start_kl"' in logged
+    other = tmp_path / "other"
+    assert server.run(other, ranks=2, clipped=False, fail_at=[0, 8])[0] == 2
+    assert positions(other)
+    assert server.run(other, ranks=1, clipped=False) == [0], said(other)

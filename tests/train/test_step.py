@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from benchmarks.problem import LEARNING, TINY, make_batch, make_model, make_table
 from pipeline.model.adapters import Adapters
 from pipeline.model.world_model import PARTS, WorldModel
-from pipeline.shapes import Batch
 from pipeline.train.objective import UpdateDraws, batch_context
 from pipeline.train.ranks import Ranks
 from pipeline.train.step import Learner, Mode
@@ -185,7 +185,7 @@ def learn_share(folder: str, mode: Mode, accelerator: Accelerator | None) -> Non
         draws = UpdateDraws.sample(batch, 2, TINY.num_q, torch.Generator().manual_seed(step))
         mine = slice(rank * 8 // count, (rank + 1) * 8 // count)
         learner.update(
-            Batch(*(part[mine] if part.ndim == 1 else part[:, mine] for part in batch)),
+            batch.take(mine),
             mode,
             UpdateDraws(
                 draws.phrasing[mine],
@@ -224,12 +224,20 @@ def test_a_batch_in_pieces_gives_the_update_of_the_whole(mode: Mode) -> None:
         assert (found[name] - value).float().abs().mean() < 1e-6, name
 
 
+@pytest.fixture
+def no_accelerator() -> Iterator[None]:
+    """Accelerate keeps one state per process: forget what other tests made, and let them begin anew."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("no_accelerator")
 @pytest.mark.parametrize("mode", ["pretrain", "online"])
 def test_bfloat16_products_give_nearly_the_same_losses(mode: Mode) -> None:
     full, half = make_learner(), make_learner(ranks=Ranks(Accelerator(cpu=True, mixed_precision="bf16")))
     batch = make_batch(full.table, batch_size=64)
     first, second = (one.update(batch, mode, torch.Generator().manual_seed(0)) for one in (full, half))
-    AcceleratorState._reset_state(reset_partial_state=True)  # of this process, which other tests start otherwise
     for name in ("total_loss", "reward_loss", "value_loss", "consistency_loss"):
         assert float(second[name]) == pytest.approx(float(first[name]), rel=0.03), name
         assert float(second[name]) != float(first[name]), f"{name}: nothing was computed in bfloat16"

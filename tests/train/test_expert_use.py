@@ -1,0 +1,71 @@
+"""Which tasks use which experts: counts add up, a collapse is said once, and again only when it changes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.train.expert_use import RouterWatch, count_use, overall, table_rows
+from pipeline.train.metrics import MetricsLog
+
+
+def test_counts_are_parts_of_all_choices():
+    task = torch.tensor([1, 0, 1])
+    chosen = torch.tensor([[0, 2], [1, 0], [0, 1], [2, 1], [1, 0], [0, 2]])  # two calls of three slices
+    (found,) = count_use({"dynamics": chosen}, task, 3, 3).values()
+    assert (found * 12).tolist() == [[2, 2, 0], [3, 2, 3], [0, 0, 0]]
+
+
+def test_rows_are_shares_within_tasks_and_give_the_overall_share_back():
+    counts = np.array([[0.1, 0.3], [0.0, 0.0], [0.6, 0.0]])
+    rows = table_rows({"experts/q.0": counts}, ["a", "b", "c"])
+    assert rows == [
+        {"layer": "q.0", "task": "a", "rows": "0.400000", "expert_0": "0.2500", "expert_1": "0.7500"},
+        {"layer": "q.0", "task": "c", "rows": "0.600000", "expert_0": "1.0000", "expert_1": "0.0000"},
+    ]
+    assert overall(rows)["q.0"].tolist() == pytest.approx([0.7, 0.3])
+
+
+def see(watch: RouterWatch, *share: float) -> list[str]:
+    return watch.see({"dynamics": np.array(share)})
+
+
+def test_a_collapse_is_said_once_and_again_only_when_it_changes():
+    watch = RouterWatch()
+    assert see(watch, 0.5, 0.4, 0.1) == []
+    (line,) = see(watch, 0.02, 0.95, 0.03)
+    assert "the router of dynamics has collapsed: expert 1 takes 95% of the rows of all tasks" in line
+    assert see(watch, 0.01, 0.97, 0.02) == []
+    (line,) = see(watch, 0.94, 0.03, 0.03)
+    assert "expert 0 takes 94%" in line
+    (line,) = see(watch, 0.4, 0.35, 0.25)
+    assert "spreads its rows again: 25% to 40% per expert" in line
+    assert see(watch, 0.4, 0.3, 0.3) == []
+
+
+def test_an_expert_that_is_dead_for_long_is_said_once():
+    watch = RouterWatch()
+    said = [see(watch, 0.5, 0.5, 0.0) for _ in range(8)]
+    assert [len(lines) for lines in said] == [0, 0, 0, 0, 1, 0, 0, 0]
+    assert "no row has gone to expert 2 for 5 log lines" in said[4][0]
+    assert len(see(watch, 0.5, 0.4, 0.1)) == 1
+    assert RouterWatch().see({"q.0": np.array([1.0])}) == []  # a single expert takes everything
+
+
+def test_a_resumed_run_says_what_an_undisturbed_one_would(tmp_path):
+    log = MetricsLog(tmp_path / "run")
+    dead = {"experts/dynamics": np.array([[0.5, 0.5, 0.0]])}
+    for position in range(10, 60, 10):
+        log.append("experts", position, table_rows(dead, ["a"]))
+        log.log(position, {"train/loss": 1.0})
+    resumed = MetricsLog(tmp_path / "run", position=40)  # the row at 50 was logged after the last save
+    assert [row["step"] for row in resumed.table("experts")] == ["10", "20", "30", "40"]
+    watch = RouterWatch(resumed.table("experts"))
+    assert len(see(watch, 0.5, 0.5, 0.0)) == 1
+    assert see(watch, 0.5, 0.5, 0.0) == []
+    resumed.append("experts", 50, table_rows(dead, ["a"]))
+    resumed.publish(tmp_path / "out")
+    assert (tmp_path / "out/experts.tsv").read_text().splitlines()[
+        -1
+    ] == "50\tdynamics\ta\t1.000000\t0.5000\t0.5000\t0.0000"
