@@ -159,7 +159,7 @@ def _matrices(part: nn.Module) -> Iterator[tuple[nn.Module, str]]:
         if "router" in path.split(".") or "parametrizations" in path.split("."):
             continue
         for name, parameter in list(module.named_parameters(recurse=False)):
-            if isinstance(module, nn.Linear) and parameter.ndim == 2 or parameter.ndim > 2:
+            if (isinstance(module, nn.Linear) and parameter.ndim == 2) or parameter.ndim > 2:
                 yield module, name
 
 

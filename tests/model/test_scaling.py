@@ -128,6 +128,36 @@ def test_experts_are_adapted_each_and_their_router_is_left_alone(router: Literal
     assert equal(outputs(merged(model)), outputs(model))
 
 
+@pytest.mark.parametrize("backbone", ["dynamics", "shared"])
+def test_dynamics_that_see_the_past_are_adapted_but_for_what_distance_adds(
+    backbone: Literal["dynamics", "shared"],
+) -> None:
+    history = config.History(context=3, layers=2, heads=2, dim=16, mlp_dim=24, backbone=backbone)
+    model = make_model(replace(TINY, history=history))
+
+    def played(model: WorldModel) -> torch.Tensor:
+        actor = Actor(model, make_table(), TINY_PLANNER)
+        actor.reset(3, seed=1)
+        draw = torch.Generator().manual_seed(3)
+        seen = [torch.randn(3, TINY.obs_dim, generator=draw) for _ in range(3)]
+        return torch.stack([actor.act(obs, torch.arange(3), plan=True, constraint_weight=0.0) for obs in seen])
+
+    before = played(model)
+    stages = Stages(model, SCALING, seed=1)
+    scaled = {
+        name.split(".parametrizations")[0] for name, part in model.named_modules() if isinstance(part, ScaledMatrix)
+    }
+    layers = {f"dynamics.layers.{i}.{part}" for i in range(2) for part in ("qkv", "out", "feed.0", "feed.1")}
+    assert scaled == {f"{part}.linear" for part in layers | {"dynamics.embed.0", "dynamics.head"}}
+    assert torch.equal(played(model), before)
+    fill(stages)
+    stages.enter(1)
+    trained = {name for name, value in model.named_parameters() if value.requires_grad and name.startswith("dynamics.")}
+    assert all("parametrizations" in name for name in trained)
+    assert not torch.equal(played(model), before)
+    assert torch.equal(played(merged(model)), played(model))
+
+
 def test_two_models_of_a_seed_have_the_same_adapters() -> None:
     models = [make_model(), make_model()]
     for model in models:

@@ -66,6 +66,7 @@ def test_all_that_trains_is_in_an_optimiser_and_nothing_else() -> None:
             learner.enter_stage(stage)
         groups = [*learner._model_optimizer.param_groups, *learner._policy_optimizer.param_groups]
         held = {parameter for group in groups for parameter in group["params"]}
+        train(learner, range(1))  # each of whose steps holds still for a while what the other one moves
         assert held == {parameter for parameter in learner.model.parameters() if parameter.requires_grad}
         assert learner.stages is not None
         assert learner.stages.trainable_parameters == sum(parameter.numel() for parameter in held)
@@ -211,6 +212,16 @@ def test_its_state_is_taken_up() -> None:
         curriculum.evaluated(scores(0, 1, 2, 3))
     assert second.state() == first.state()
     assert second.solutions() == first.solutions()
+
+
+def test_the_clipped_policy_step_is_refused() -> None:
+    clipped = config.Clipped(
+        plan=False, every=45, passes=2, batch_size=20, ratio=0.2, gae_lambda=0.9, bonus=1.0, bonus_limit=1.0
+    )
+    model = make_model()
+    learner = Learner(model, make_table(), replace(LEARNING, clipped=clipped), stages=Stages(model, SCALING, seed=1))
+    with pytest.raises(ValueError, match=r"learning\.clipped learns from new episodes alone: set one of the two"):
+        Curriculum(SCALING, learner, TASKS)
 
 
 def test_a_target_of_an_unknown_task_is_refused() -> None:
