@@ -132,6 +132,10 @@ def introduce(
         elif agent.table.obs_mean is not None:
             statistics = _observed_at_random(spec, obs_dim, seed)
     agent.add_task(spec, embeddings, task_discount(spec, learning), statistics)
+    if agent.model.config.clusters is not None:
+        ((nearest, _),) = agent.nearest_tasks(spec.name, 1)
+        cluster = int(agent.table.cluster[agent.table.names.index(spec.name)])
+        print(f"adapt {spec.name}: by the networks of cluster {cluster}, that of {nearest}, which reads most like it")
 
 
 def adapt(

@@ -30,7 +30,7 @@ from pipeline.model.adapters import Adapters
 from pipeline.model.compute import Compute, choose
 from pipeline.model.grow import grow
 from pipeline.model.scaling import merged
-from pipeline.model.task_table import TIED, TaskTable
+from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.observing import check_obs, look
 from pipeline.tasks.spec import TaskSpec
@@ -84,6 +84,7 @@ class Agent:
         self._sight: Sight | None = None
         self._picture_encoder: str | None = None  # id of the one it was trained with, where that is known
         self._adapters = Adapters(model)
+        self._num_trained = len(names)  # rows of the table whose cluster is known; later ones get the nearest one's
         self._rows: dict[tuple[str, int | None, int], int] = {}  # of instructions that were said before
         self.reset()
 
@@ -143,7 +144,8 @@ class Agent:
             row[: spec.action_dim] = 1
         vectors, discount = torch.from_numpy(found.embeddings.vectors), torch.tensor(found.discounts)
         statistics = found.obs_mean, found.obs_std
-        table = TaskTable(found.embeddings.names, vectors, mask, discount, *statistics, found.constraint)
+        cluster = torch.zeros(0) if found.cluster is None else found.cluster
+        table = TaskTable(found.embeddings.names, vectors, mask, discount, *statistics, found.constraint, cluster)
         model = found.model.to(device)
         agent = cls(model, found.specs, found.embeddings, table, found.planner, compute, found.vision)
         agent.base, agent.commit, agent._picture_encoder = found.base, commit, found.picture_encoder
@@ -165,8 +167,10 @@ class Agent:
         discounts, embeddings = table.discount[rows].tolist(), self.embeddings.select(names)
         mean, std = (part if part is None else part[rows] for part in (table.obs_mean, table.obs_std))
         seen = (self.vision, self.sight.encoder.id) if self.sight else (None, None)
+        constraint, cluster = table.constraint[rows], table.cluster[rows] if self.model.config.clusters else None
+        model = merged(self.model)
         content = store.Checkpoint(
-            merged(self.model), specs, discounts, embeddings, self.planner, "", mean, std, table.constraint[rows], *seen
+            model, specs, discounts, embeddings, self.planner, "", mean, std, constraint, *seen, cluster=cluster
         )
         self.base = store.write_checkpoint(folder, content)
 
@@ -307,14 +311,16 @@ class Agent:
     def create_adapter(self, task: str, parts: Sequence[str], rank: int, alpha: float) -> None:
         """Put in a new low-rank adapter for a known task, named after it. It is then all that is trained.
 
+        Where networks are copied per cluster, it changes those of the task's own cluster.
+
         Args:
             task: name of the task.
             parts: networks it may change, keys of `world_model.PARTS`.
             rank: of the change of each weight matrix.
             alpha: the change is scaled by alpha / rank.
         """
-        self._row_of(task)
-        self._adapters.create(task, parts, rank, alpha)
+        cluster = int(self.table.cluster[self._row_of(task)])
+        self._adapters.create(task, parts, rank, alpha, cluster)
         self.actor.refresh()
 
     def save_adapter(self, folder: str | Path, task: str) -> None:
@@ -461,17 +467,10 @@ class Agent:
                 "wider, acting as before on old tasks."
             )
         self.embeddings = self.embeddings.join(embeddings)
-        mask = torch.zeros_like(self.table.action_mask[:1])
-        mask[0, :action_dim] = 1
-        mean, std = self._statistics(embeddings.texts[0][0], statistics)
-        self.actor.table = TaskTable(
-            self.embeddings.names,
-            torch.from_numpy(self.embeddings.vectors).to(self.device),
-            torch.cat([self.table.action_mask, mask]),
-            torch.cat([self.table.discount, torch.tensor([discount], device=self.device)]),
-            mean,
-            std,
-            torch.cat([self.table.constraint, torch.tensor([TIED], device=self.device)]),
+        statistics_of_all = self._statistics(embeddings.texts[0][0], statistics)
+        vectors = torch.from_numpy(self.embeddings.vectors).to(self.device)
+        self.actor.table = self.table.extended(
+            self.embeddings.names, vectors, action_dim, discount, *statistics_of_all, self._num_trained
         )
 
     def _statistics(self, text: str, given: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | None]:

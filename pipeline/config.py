@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 PARAMS = Path("params.yaml")
+AUTOENCODER = "autoencoder"  # vision.encoder, where it is learned from demonstrations; also its folder's name
 
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
@@ -79,13 +80,56 @@ class Language:
 
 
 @dataclass(frozen=True, config=_strict)
+class Autoencoder:
+    """A categorical autoencoder that learns pictures of the training tasks' demonstrations; then it stays as it is."""
+
+    groups: Count  # categorical variables of a picture (published: 32)
+    classes: Annotated[int, Field(ge=2)]  # of each; groups x classes values are observed (published: 32)
+    width: Count  # channels of the first convolution; every further one halves the picture and doubles them
+    uniform_mix: Fraction  # of the uniform distribution in the probabilities
+    kl_coef: NotNegative  # weight of the divergence from the uniform distribution, beside the reconstruction's 1
+    frames: Count  # most frames of each task that are learned from
+    updates: Count
+    batch_size: Count  # pictures per update
+    lr: Positive  # Adam step size
+    grad_clip_norm: Positive  # largest gradient norm
+
+
+@dataclass(frozen=True, config=_strict)
 class Vision:
     """Pictures as observations. With `observe: state` nothing is drawn and no encoder is loaded."""
 
     observe: Observe  # the state alone, vectors of pictures beside it, or in its place
-    encoder: str  # the frozen image model: a Hub id, with @<commit> for a certain one, or a folder
+    encoder: str  # the frozen image model: a Hub id, with @<commit> for a certain one, a folder, or `autoencoder`
     size: Annotated[int, Field(ge=16, le=1024)]  # pixels of a picture's side
     batch_size: Count  # pictures encoded at once
+    autoencoder: Autoencoder | None = None  # how `encoder: autoencoder` is learned; null with any other
+
+    def __post_init__(self) -> None:
+        if (Path(self.encoder).name == AUTOENCODER) != (self.autoencoder is not None):
+            raise ValueError(
+                f"vision.encoder is {self.encoder}: `autoencoder` goes with the section vision.autoencoder, and any "
+                "other encoder with null there"
+            )
+        if self.autoencoder is not None and (self.size < 16 or self.size & (self.size - 1)):
+            raise ValueError(
+                f"vision.size is {self.size}: the autoencoder takes 16, 32, 64, 128, ... pixels (published: 64)"
+            )
+
+
+@dataclass(frozen=True, config=_strict)
+class Clusters:
+    """Networks per cluster of tasks. All tasks share them during a warm-up, then those with like gradients do."""
+
+    parts: tuple[Literal["encoder", "reward", "policy", "q"], ...]  # what is copied per cluster
+    num: Count | Literal["auto"]  # clusters; auto = as many, up to max_num, as give the best mean silhouette
+    max_num: Annotated[int, Field(ge=2)]  # most clusters that `auto` tries
+    warmup_updates: Count  # updates of pretraining before the tasks are clustered (published: about 5,000)
+    batches: Count  # of pretrain.batch_size slices of one task, over which its gradient is averaged
+
+    def __post_init__(self) -> None:
+        if not self.parts or len(set(self.parts)) < len(self.parts):
+            raise ValueError(f"model.clusters.parts is {list(self.parts)}: name one part or more, each once")
 
 
 @dataclass(frozen=True, config=_strict)
@@ -153,11 +197,18 @@ class Model:
     termination: bool  # predict whether a step ends the episode for good, so that plans value nothing beyond it
     history: History | None = None  # dynamics that see past steps; null = off, the MLP that sees the present alone
     experts: Experts | None = None  # routed experts in these networks; null = off
+    clusters: Clusters | None = None  # networks per cluster of tasks with like gradients; null = one for all
 
     def __post_init__(self) -> None:
         if self.latent_dim % self.simnorm_dim:
             raise ValueError(
                 f"model.latent_dim {self.latent_dim} is not a multiple of model.simnorm_dim {self.simnorm_dim}"
+            )
+        both = set(self.clusters.parts if self.clusters else ()) & set(self.experts.parts if self.experts else ())
+        if both:
+            raise ValueError(
+                f"model.clusters.parts and model.experts.parts both name {', '.join(sorted(both))}: a network is "
+                "copied per cluster or has experts, not both"
             )
         if self.bin_min >= self.bin_max or self.log_std_min >= self.log_std_max:
             raise ValueError("model.bin_min must be below bin_max, and log_std_min below log_std_max")

@@ -3,8 +3,9 @@
 A checkpoint is a folder in Hub form:
     config.json          sizes of the world model
     model.safetensors    its weights
-    tasks.json           planner settings; for each task its catalogue entry, discount, constraint of plans
+    tasks.json           planner settings; for each task its catalogue entry, discount, constraint of plans, cluster
     task_embeddings/     the vectors of the tasks' texts, the texts, the encoder's id
+    autoencoder/         what pictures are observed through, where that was learned from demonstrations
 An adapter is a folder in PEFT's form (adapter_config.json, adapter_model.safetensors) with, for its task, a task.json
 and task_embeddings/ alike. Nothing is pickled, and no code is read from either.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,9 +34,10 @@ from pipeline.model.adapters import Adapters
 from pipeline.model.task_table import CONSTRAINTS, TIED
 from pipeline.model.world_model import WorldModel
 from pipeline.tasks.spec import TaskSpec, parse_spec
+from pipeline.vision.sight import LEARNED
 
 FORMAT = 1  # of tasks.json and task.json
-CHECKPOINT_FILES = ["config.json", "model.safetensors", "tasks.json", "task_embeddings/*"]
+CHECKPOINT_FILES = ["config.json", "model.safetensors", "tasks.json", "task_embeddings/*", "autoencoder/*"]
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors", "task.json", "task_embeddings/*"]
 RELEASE_FILES = [
     *CHECKPOINT_FILES, "README.md", "metrics.json", "replay.mp4", ".eval_results/*.yaml",
@@ -65,6 +68,7 @@ class Checkpoint(NamedTuple):
     constraint: Tensor  # (n,) of task_table.CONSTRAINTS
     vision: config.Vision | None = None  # what is seen beside or in place of the state; None for the state alone
     picture_encoder: str | None = None  # id of the picture encoder
+    cluster: Tensor | None = None  # (n,) int64, whose networks compute each task; None where all share them
 
 
 class AdapterTask(NamedTuple):
@@ -155,6 +159,7 @@ def write_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> str:
         {
             "discount": discount,
             "constraint": CONSTRAINTS[int(checkpoint.constraint[row])],
+            **({} if checkpoint.cluster is None else {"cluster": int(checkpoint.cluster[row])}),
             "obs_mean": _row(checkpoint.obs_mean, row),
             "obs_std": _row(checkpoint.obs_std, row),
             "task": dataclasses.asdict(spec),
@@ -165,6 +170,11 @@ def write_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> str:
         checkpoint.model.save_pretrained(partial)
         (partial / "README.md").unlink()  # the Hub mixin's card; ours is written by the publish stage
         checkpoint.embeddings.save(partial / "task_embeddings")
+        if checkpoint.vision is not None and checkpoint.vision.autoencoder is not None:
+            learned = LEARNED if checkpoint.vision.encoder == config.AUTOENCODER else Path(checkpoint.vision.encoder)
+            (partial / config.AUTOENCODER).mkdir()
+            for name in ("config.json", "model.safetensors"):
+                shutil.copyfile(learned / name, partial / config.AUTOENCODER / name)
         write_json(
             partial / "tasks.json",
             {
@@ -196,11 +206,15 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     statistics = _statistics(entries, model.config.obs_dim, path)
     constraint = torch.tensor([_constraint(entry, path) for entry in entries])
     base = sha256(folder / "model.safetensors")
-    found = Checkpoint(model, specs, discounts, embeddings, planner, base, *statistics, constraint)
+    cluster = _clusters(entries, model.config.clusters, path)
+    found = Checkpoint(model, specs, discounts, embeddings, planner, base, *statistics, constraint, cluster=cluster)
     if (vision := content.get("vision")) is None:
         return found
+    vision = config.parse(config.Vision, vision, f"{path}: vision")
+    if vision.autoencoder is not None:
+        vision = dataclasses.replace(vision, encoder=str(folder / config.AUTOENCODER))
     return found._replace(
-        vision=config.parse(config.Vision, vision, f"{path}: vision"),
+        vision=vision,
         picture_encoder=_entry(content, "picture_encoder", str, path),
     )
 
@@ -254,7 +268,8 @@ def _read_model(folder: Path, task_dim: int) -> WorldModel:
     try:
         with safe_open(weights, framework="pt") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        if sizes.num_q > len(found) or sizes.num_enc_layers > len(found):
+        copies = 0 if sizes.clusters is None or sizes.clusters.num == "auto" else sizes.clusters.num
+        if max(copies, sizes.num_q, sizes.num_enc_layers) > len(found):
             raise ValueError("more layers are said to be there than there are tensors")
         with torch.device("meta"):
             expected = {name: tuple(tensor.shape) for name, tensor in WorldModel(sizes).state_dict().items()}
@@ -300,7 +315,10 @@ def _vision_entry(checkpoint: Checkpoint) -> dict[str, Any]:
     """What tasks.json says of pictures: nothing where none are observed."""
     if checkpoint.vision is None:
         return {}
-    return {"vision": dataclasses.asdict(checkpoint.vision), "picture_encoder": checkpoint.picture_encoder}
+    vision = checkpoint.vision
+    if vision.autoencoder is not None:  # it lies in the checkpoint, wherever that is
+        vision = dataclasses.replace(vision, encoder=config.AUTOENCODER)
+    return {"vision": dataclasses.asdict(vision), "picture_encoder": checkpoint.picture_encoder}
 
 
 def _row(values: Tensor | None, row: int) -> list[float] | None:
@@ -327,6 +345,16 @@ def _constraint(entry: dict[str, Any], path: Path) -> int:
     if name not in CONSTRAINTS:
         raise ValueError(f"{path}: `constraint` is {name!r}, expected one of {', '.join(CONSTRAINTS)}.")
     return CONSTRAINTS.index(name)
+
+
+def _clusters(entries: list[Any], clusters: config.Clusters | None, path: Path) -> Tensor | None:
+    """Read whose networks compute each task; None where all tasks share them."""
+    if clusters is None or clusters.num == "auto":
+        return None
+    found = [entry.get("cluster") for entry in entries]
+    if not all(type(number) is int and 0 <= number < clusters.num for number in found):
+        raise ValueError(f"{path}: `cluster` of each task must be a number from 0 to {clusters.num - 1}, not {found}.")
+    return torch.tensor(found)
 
 
 def _discount(entry: Any, where: str) -> float:

@@ -5,6 +5,7 @@ Writes datasets/task_embeddings/ and datasets/picture_vectors/.
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from pipeline.language.embeddings import embed
 from pipeline.language.encoder import load_encoder
 from pipeline.tasks import registry
 from pipeline.tasks.spec import TaskSpec
+from pipeline.train.autoencoding import make_autoencoder
 from pipeline.train.runtime import run_stage, start
 from pipeline.train.seeing import see_demonstrations
 from pipeline.train.workspace import DEMOS, PICTURE_VECTORS
-from pipeline.vision.sight import load_sight
+from pipeline.vision.sight import LEARNED, load_sight
 
 OUT = Path("datasets/task_embeddings")
 
@@ -42,12 +44,19 @@ def see(specs: list[TaskSpec]) -> None:
     vision = config.load(config.Vision)
     wanted = [spec for spec in specs if vision.observe != "state" and (DEMOS / spec.name).exists()]
     PICTURE_VECTORS.mkdir(parents=True, exist_ok=True)
+    if not wanted or vision.encoder != config.AUTOENCODER:
+        shutil.rmtree(LEARNED, ignore_errors=True)  # else the report would show what nobody observes through
     for path in PICTURE_VECTORS.glob("*.safetensors"):
         if path.stem not in {spec.name for spec in wanted}:
             path.unlink()
     if not wanted:
         return
-    sight = load_sight(vision, start(config.load(config.Runtime), config.load_seed()).device)
+    device = start(config.load(config.Runtime), config.load_seed()).device
+    if vision.encoder == config.AUTOENCODER:
+        names = config.load(config.Tasks).train
+        trained = [spec for spec in wanted if spec.name in names]
+        make_autoencoder(LEARNED, DEMOS, trained, vision, config.load_seed(), device)
+    sight = load_sight(vision, device)
     assert sight is not None
     for spec in wanted:
         see_demonstrations(PICTURE_VECTORS, DEMOS, spec, load_demos(DEMOS, spec.name), sight)

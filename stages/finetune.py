@@ -49,7 +49,14 @@ def main() -> None:
     with scratch_folder("finetune", shaping, [DEMOS, PRETRAINED], seed, ranks) as scratch:
         stages = Stages(world_model, settings.scaling, seed) if settings.scaling else None
         learner = Learner(
-            world_model, table, learning, settings.warmup_updates, ranks, how_learning, runtime.accumulate, stages
+            world_model,
+            table,
+            learning,
+            settings.warmup_updates,
+            ranks,
+            how_learning,
+            runtime.accumulate,
+            stages=stages,
         )
         curriculum = Curriculum(settings.scaling, learner, table.names) if settings.scaling else None
         place = replay_place(runtime, ranks.device, scratch, table.names, tasks.weights)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from pipeline import config
 from pipeline.agent import Agent
 from pipeline.model.actor import Actor
 from pipeline.model.world_model import WorldModel
 from pipeline.tasks import registry
+from pipeline.train import clustering
 from pipeline.train.evaluate import Evaluator
-from pipeline.train.loop import Loop
+from pipeline.train.loop import RANK_SEEDS, Loop
 from pipeline.train.loops import learn_offline
 from pipeline.train.runtime import Summary, compute, run_stage, start
 from pipeline.train.scratch import scratch_folder
@@ -37,6 +40,8 @@ def main() -> None:
     ranks = start(runtime, seed)
     how_learning, how_acting = compute(runtime, ranks.device)
     specs = registry.get(tasks.train, tasks.folder)
+    if model.clusters is not None:
+        clustering.check(model.clusters, len(specs), settings.updates)
     embeddings = load_embeddings(specs)
     vision = config.load(config.Vision)
     sight = load_sight(vision, ranks.device)
@@ -49,16 +54,24 @@ def main() -> None:
         place = replay_place(runtime, ranks.device, scratch, table.names, tasks.weights)
         demos = shared_demo_buffer(ranks, demonstrations, table.names, model, planner.horizon, place, scratch)
         demonstrations.clear()
-        world_model = WorldModel(model).to(ranks.device)
-        learner = Learner(
-            world_model, table, learning, settings.warmup_updates, ranks, how_learning, runtime.accumulate
-        )
+        # All tasks share every network during the warm-up of the clusters.
+        world_model = WorldModel(dataclasses.replace(model, clusters=None)).to(ranks.device)
+        warmup, clusters = settings.warmup_updates, model.clusters
+        learner = Learner(world_model, table, learning, warmup, ranks, how_learning, runtime.accumulate, clusters)
         actor = Actor(world_model, table, planner, how_acting)
         with Evaluator(
             specs, settings.eval_episodes, model.obs_dim, model.action_dim, seed + 1, runtime.env_workers, ranks, sight
         ) as evaluator:
             loop = Loop("pretrain", scratch, learner, actor, evaluator, seed, runtime, ranks)
-            learn_offline(loop, settings, demos.sample, specs)
+
+            def cluster(batch_size: int) -> str:
+                own_seed = seed + clustering.SEED + RANK_SEEDS * ranks.rank
+                found = clustering.cluster_tasks(learner, demos, batch_size, own_seed, ranks)
+                if ranks.is_main:
+                    found.write(scratch / "metrics")
+                return found.describe()
+
+            learn_offline(loop, settings, demos.sample, specs, cluster if model.clusters else None)
         if ranks.is_main:
             agent = Agent(world_model, specs, embeddings, table, planner, vision=vision)
             agent.save_pretrained(CHECKPOINTS / "pretrain" / "model")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 from pipeline import config
 from pipeline.agent import Agent
+from pipeline.cli import main
 from pipeline.language.embeddings import embed
 from pipeline.language.encoder import HashedNgrams
 from pipeline.model.task_table import TaskTable
@@ -422,3 +424,62 @@ def test_a_saved_agent_with_history_acts_on_its_past_as_before(backbone: str, tm
     assert all(np.array_equal(last[0], other) for other in last[:4])
     assert not np.array_equal(last[0], last[4])
     assert np.array_equal(last[4], last[5])
+
+
+# --- networks per cluster of tasks ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clustered(tmp_path: Path) -> Path:
+    """A checkpoint whose tasks are in the clusters 1, 0 and 1."""
+    agent = make_agent()
+    agent.model.split(config.Clusters(parts=("encoder", "policy"), num=2, max_num=2, warmup_updates=1, batches=1))
+    for parameter in agent.model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    agent.table.cluster.copy_(torch.tensor([1, 0, 1]))
+    agent.save_pretrained(tmp_path / "clustered")
+    return tmp_path / "clustered"
+
+
+def test_clusters_are_saved_and_a_new_task_joins_the_nearest_one(clustered: Path, tmp_path: Path, capsys) -> None:
+    agent = Agent.from_pretrained(clustered)
+    assert agent.table.cluster.tolist() == [1, 0, 1]
+    assert agent.model.config.clusters is not None
+    agent.encoder = ENCODER
+    near = make_spec("reach-far", "reach the far goal", 6, 3)
+    agent.add_task(near, embeddings_of([near]), 0.9)
+    assert agent.nearest_tasks("reach-far", 1)[0][0] == "reach"
+    agent.reset()
+    agent.act(obs_for(SPECS[0]), instruction=SPECS[0].text(0) + " Walk, walk!", action_dim=2)
+    assert agent.table.cluster.tolist() == [1, 0, 1, 0, 1]
+    agent.create_adapter("reach-far", ("encoder", "dynamics"), rank=1, alpha=1.0)
+    changed = {name.split(".lora_")[0] for name, value in agent.model.named_parameters() if value.requires_grad}
+    assert changed == {"encoder.0.0.linear", "encoder.0.1.linear", *(f"dynamics.{i}.linear" for i in range(3))}
+    agent.save_adapter(tmp_path / "adapter", "reach-far")
+    other = Agent.from_pretrained(clustered)
+    assert other.add_adapter(tmp_path / "adapter") == "reach-far"
+    assert other.table.cluster.tolist() == [1, 0, 1, 0]
+    assert main(["info", str(clustered)]) == 0
+    assert re.search(
+        r"clusters +2, each with its own encoder, policy\n +0 +reach\n +1 +walk, push", capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("wrong", [2, -1, None, True, "0"])
+def test_an_impossible_cluster_is_refused(clustered: Path, wrong: object) -> None:
+    path = clustered / "tasks.json"
+    content = json.loads(path.read_text())
+    content["tasks"][1]["cluster"] = wrong
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"`cluster` of each task must be a number from 0 to 1"):
+        Agent.from_pretrained(clustered)
+
+
+@pytest.mark.parametrize("num", [10**9, "auto"])
+def test_an_impossible_number_of_clusters_is_refused(clustered: Path, num: object) -> None:
+    path = clustered / "config.json"
+    content = json.loads(path.read_text())
+    content["clusters"]["num"] = num
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"does not hold the weights that config\.json describes"):
+        Agent.from_pretrained(clustered)

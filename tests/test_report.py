@@ -445,3 +445,29 @@ def test_a_broken_table_of_experts_is_named(changed):
     path.write_text("step\tlayer\ttask\trows\texpert_0\n100\tdynamics\twalker-walk\t1\tx\n")
     with pytest.raises(ValueError, match=r"experts.tsv: expected columns step, layer, task, rows, expert_0"):
         make_page(changed)
+
+
+def test_clusters_of_tasks_are_drawn_where_there_are_any(tmp_path):
+    write_inputs(tmp_path)
+    write_report(tmp_path, tmp_path / "without.html")
+    assert 'id="clusters"' not in (tmp_path / "without.html").read_text()
+    cosines = [[1, 0.1, 0.7, -0.4], [0.1, 1, 0.2, 0.6], [0.7, 0.2, 1, 0.0], [-0.4, 0.6, 0.0, 1]]
+    write_json(
+        tmp_path / "checkpoints/pretrain/metrics/clusters.json",
+        {
+            "tasks": TASKS,
+            "cluster": [0, 1, 0, 1],
+            "order": [1, 3, 2, 0],
+            "similarity": cosines,
+            "silhouette": {"2": 0.5, "3": 0.25},
+        },
+    )
+    write_report(tmp_path, tmp_path / "with.html")
+    page = (tmp_path / "with.html").read_text()
+    section = page[page.index('<section id="clusters">') : page.index('<section id="demonstrations">')]
+    assert re.findall(r"<li>(.*?)</li>", section) == ["walker-run, mw-drawer-open", "mw-reach, walker-walk"]
+    assert "0.50 for 2" in section
+    labels = re.findall(r">(walker-walk|walker-run|mw-reach|mw-drawer-open)</text>", section)
+    assert labels == 2 * ["walker-run", "mw-drawer-open", "mw-reach", "walker-walk"]
+    assert "-.40" in section
+    assert section.count("data:image/png;base64") == 1

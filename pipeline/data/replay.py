@@ -11,6 +11,7 @@ sampling is how many places it reads, since a replay is far larger than any cach
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import mmap
 import os
@@ -167,6 +168,22 @@ class ReplayBuffer:
             copy._tensors[name].copy_(tensor)
         copy.load_index(self.index_tensors())
         return copy
+
+    def only(self, task: int) -> ReplayBuffer:
+        """Return a view of the episodes of one task that are stored now, to sample from; rows are shared, not copied.
+
+        Raises:
+            ValueError: there are none.
+        """
+        columns, imitation = self._episodes.read(0)
+        view = copy.copy(self)
+        view._task_weights, view._episodes = None, EpisodeTable(self.horizon)
+        for (start, length, row, terminated), weight in zip(columns.T.tolist(), imitation.tolist(), strict=True):
+            if row == task:
+                view._episodes.append(start, length, row, bool(terminated), weight)
+        if not view.num_episodes:
+            raise ValueError(f"the replay holds no episode of task row {task}")
+        return view
 
     def add(
         self,

@@ -219,7 +219,8 @@ class Actor:
         if self._context is None or self._context_rows is None or not torch.equal(rows, self._context_rows):
             device = self.table.discount.device
             tasks, inverse = torch.unique(rows.to(device), return_inverse=True)
-            self._context = self.model.context(self.table.embeddings[tasks, 0], self.compute, target_q=()).take(inverse)
+            told, cluster = self.table.embeddings[tasks, 0], self.table.cluster[tasks]
+            self._context = self.model.context(told, self.compute, target_q=(), cluster=cluster).take(inverse)
             self._context_rows = rows.clone()
         return self._context
 

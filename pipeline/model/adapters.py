@@ -55,7 +55,7 @@ class Adapters:
         """The adapters that were created or loaded."""
         return tuple(self._peft.peft_config) if self._peft else ()
 
-    def create(self, name: str, parts: Sequence[str], rank: int, alpha: float) -> None:
+    def create(self, name: str, parts: Sequence[str], rank: int, alpha: float, cluster: int = 0) -> None:
         """Put in a new adapter that changes nothing yet, make it act, and make it all that is trained.
 
         Args:
@@ -63,6 +63,7 @@ class Adapters:
             parts: which networks it may change, keys of `world_model.PARTS`.
             rank: of the change of each weight matrix.
             alpha: the change is scaled by alpha / rank.
+            cluster: of the task; of parts that are copied per cluster, its copy alone is changed.
 
         Raises:
             ValueError: the name is taken or unusable, or a part is unknown.
@@ -70,7 +71,7 @@ class Adapters:
         unknown = [part for part in parts if part not in PARTS]
         if unknown or not parts:
             raise ValueError(f"adapt.parts is {list(parts)}: expected some of {', '.join(PARTS)}.")
-        modules = _target_modules([PARTS[part] for part in PARTS if part in parts])
+        modules = _target_modules([_path(self.model, part, cluster) for part in PARTS if part in parts])
         config = _lora_config(rank, alpha, modules)
         self._put_in(name, config)
         self.activate(name, trainable=True)
@@ -87,7 +88,7 @@ class Adapters:
             ValueError: it is no LoRA adapter of this kind, or it does not fit the model.
         """
         folder = Path(folder)
-        config = _read_config(folder)
+        config = _read_config(folder, self.model)
         tensors = _read_tensors(folder)
         self._put_in(name, config)
         mine = self._tensors(name)
@@ -177,7 +178,15 @@ class Adapters:
         }
 
 
-def _read_config(folder: Path) -> LoraConfig:
+def _path(model: WorldModel, part: str, cluster: int) -> str:
+    """The module of a part, as a regular expression; of a part that is copied per cluster, one cluster's copy."""
+    clusters = model.config.clusters
+    if clusters is None or part not in clusters.parts:
+        return PARTS[part]
+    return rf"{PARTS[part]}\.\d+\.{cluster}" if part == "q" else rf"{PARTS[part]}\.{cluster}"
+
+
+def _read_config(folder: Path, model: WorldModel) -> LoraConfig:
     """Read rank, alpha and target modules, and refuse whatever else would change how the adapter acts."""
     path = folder / CONFIG
     try:
@@ -188,8 +197,12 @@ def _read_config(folder: Path) -> LoraConfig:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not the configuration of an adapter ({error!r}).") from None
     parts = modules.removeprefix("(").removesuffix(_LINEAR_LAYERS).split("|")
-    if not 1 <= rank <= _MAX_RANK or modules != _target_modules(parts) or not set(parts) <= set(PARTS.values()):
-        raise ValueError(f"{path}: rank {rank} on the modules {modules!r} is nothing that Eft writes.")
+    num = 1 if model.config.clusters is None else int(model.config.clusters.num)
+    known = ({_path(model, part, cluster) for part in PARTS} for cluster in range(num))  # an adapter is for one task
+    if not 1 <= rank <= _MAX_RANK or modules != _target_modules(parts) or not any(set(parts) <= own for own in known):
+        raise ValueError(
+            f"{path}: rank {rank} on the modules {modules!r} is nothing that Eft writes for a model of this form."
+        )
     config = _lora_config(rank, alpha, modules)
     for key, value in config.to_dict().items():
         if key not in _DESCRIPTIVE and values.get(key, value) != value:

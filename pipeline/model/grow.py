@@ -41,8 +41,10 @@ def grow(model: WorldModel, obs_dim: int, action_dim: int) -> WorldModel:
         key = f"{name}.0.linear.weight"  # over [x; e; a]
         parts = zip(state[key].split(widths, dim=1), after[name], strict=True)
         state[key] = torch.cat([F.pad(part, (0, width - part.shape[1])) for part, width in parts], dim=1)
-    for key in (f"policy_head.{len(model.policy_head) - 1}.linear.{part}" for part in ("weight", "bias")):
-        state[key] = torch.cat([_more_rows(half, action_dim) for half in state[key].chunk(2)])  # mean, log-std
+    for name, module in model.named_modules():
+        if isinstance(module, MLP) and name.split(".")[0] == "policy_head":
+            for key in (f"{name}.{len(module) - 1}.linear.{part}" for part in ("weight", "bias")):
+                state[key] = torch.cat([_more_rows(half, action_dim) for half in state[key].chunk(2)])  # mean, log-std
     grown.load_state_dict(state)
     return grown.to(model.bins.device).train(model.training)
 

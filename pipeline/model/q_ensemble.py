@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pipeline.model.blocks import MLP, Conditioned
+from pipeline.model.clusters import Groups, tell
 from pipeline.model.compute import PLAIN, Compute
 
 
@@ -18,12 +19,16 @@ class QEnsemble(nn.ModuleList):
     """M independent MLPs. They stay apart: one batched product over all members loses on a CPU."""
 
     def condition(
-        self, task_emb: Tensor, compute: Compute = PLAIN, members: Sequence[int] | None = None
+        self,
+        task_emb: Tensor,
+        compute: Compute = PLAIN,
+        members: Sequence[int] | None = None,
+        groups: Groups | None = None,
     ) -> tuple[Conditioned, ...]:
-        """Tell the named members (None: all) their tasks (n, E)."""
+        """Tell the named members (None: all) their tasks (n, E); `groups` says their clusters, where there are any."""
         heads = self.members
         chosen = heads if members is None else [heads[m] for m in members]
-        return tuple(head.condition(task_emb, compute) for head in chosen)
+        return tuple(tell(head, task_emb, compute, groups) for head in chosen)
 
     def forward(
         self, told: tuple[Conditioned, ...], z: Tensor, a: Tensor, members: Sequence[int] | None = None

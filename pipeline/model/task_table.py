@@ -27,17 +27,20 @@ class TaskTable:
     obs_mean: Tensor | None = None  # (n, O) float32 of what each task's body observes; None to take it as it comes
     obs_std: Tensor | None = None  # (n, O) float32, positive
     constraint: Tensor = field(default_factory=lambda: torch.zeros(0))  # (n,) int64 of CONSTRAINTS; left out: all tied
+    cluster: Tensor = field(default_factory=lambda: torch.zeros(0))  # (n,) int64, whose networks compute it; out: all 0
 
     def __post_init__(self) -> None:
         n = len(self.names)
         if not len(self.constraint):
             object.__setattr__(self, "constraint", torch.full((n,), TIED))
+        if not len(self.cluster):
+            object.__setattr__(self, "cluster", torch.zeros(n, dtype=torch.int64))
         if self.embeddings.ndim != 3 or self.action_mask.ndim != 2 or self.discount.ndim != 1:
             raise ValueError(
                 "a task table takes embeddings (n, P, E), action_mask (n, A) and discount (n,); they came as "
                 f"{tuple(self.embeddings.shape)}, {tuple(self.action_mask.shape)} and {tuple(self.discount.shape)}"
             )
-        for part in ("embeddings", "action_mask", "discount", "constraint"):
+        for part in ("embeddings", "action_mask", "discount", "constraint", "cluster"):
             if len(getattr(self, part)) != n:
                 raise ValueError(f"a task table of {n} names has {len(getattr(self, part))} rows of {part}")
         if (self.obs_mean is None) != (self.obs_std is None):
@@ -64,7 +67,9 @@ class TaskTable:
         """Return the table on a device."""
         parts = (part.to(device) for part in (self.embeddings, self.action_mask, self.discount))
         statistics = (part if part is None else part.to(device) for part in (self.obs_mean, self.obs_std))
-        return TaskTable(self.names, *parts, *statistics, constraint=self.constraint.to(device))
+        return TaskTable(
+            self.names, *parts, *statistics, constraint=self.constraint.to(device), cluster=self.cluster.to(device)
+        )
 
     def normalize(self, obs: Tensor, task: Tensor) -> Tensor:
         """Centre and scale observations (..., B, O) of tasks (B,), to at most 10 std; as they came without statistics.
@@ -74,6 +79,43 @@ class TaskTable:
         if self.obs_mean is None or self.obs_std is None:
             return obs
         return ((obs - self.obs_mean[task]) / self.obs_std[task]).clamp(-10, 10)
+
+    def extended(
+        self,
+        names: tuple[str, ...],
+        embeddings: Tensor,
+        action_dim: int,
+        discount: float,
+        obs_mean: Tensor | None,
+        obs_std: Tensor | None,
+        num_trained: int,
+    ) -> TaskTable:
+        """Return the table with one more task, whose plans are tied.
+
+        It gets the cluster of the nearest of the first `num_trained` tasks, by the cosine of their canonical texts.
+
+        Args:
+            names: of all n + 1 tasks.
+            embeddings: (n + 1, P, E) of all.
+            action_dim: of the new task.
+            discount: of the new task.
+            obs_mean: (n + 1, O) of all, or None.
+            obs_std: (n + 1, O) of all, or None.
+            num_trained: tasks, from the first row on, that the model was trained on.
+        """
+        mask = (torch.arange(self.action_mask.shape[1]) < action_dim).to(self.action_mask)
+        canonical = embeddings[:, 0]
+        nearest = torch.cosine_similarity(canonical[-1:], canonical[:num_trained]).argmax()
+        return TaskTable(
+            names,
+            embeddings,
+            torch.cat([self.action_mask, mask.unsqueeze(0)]),
+            torch.cat([self.discount, self.discount.new_tensor([discount])]),
+            obs_mean,
+            obs_std,
+            torch.cat([self.constraint, self.constraint.new_tensor([TIED])]),
+            torch.cat([self.cluster, self.cluster[nearest].unsqueeze(0)]),
+        )
 
     def check(self, task: Tensor) -> None:
         """Refuse rows (B,) that are not in the table.

@@ -1,8 +1,9 @@
 """The world model: encode, next, reward, policy, q. Tensors in, tensors out; it saves itself in Hub form."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from pipeline import config
 from pipeline.model.blocks import MLP, Conditioned, SimNorm
+from pipeline.model.clusters import Groups, ToldClusters, copies, tell
 from pipeline.model.compute import PLAIN, Compute
 from pipeline.model.experts import ExpertMLP, Routing, has_experts
 from pipeline.model.history import ConditionedHistory, HistoryDynamics, Memory
@@ -18,7 +20,8 @@ from pipeline.model.q_ensemble import QEnsemble, make_target
 from pipeline.shapes import Past
 
 # What `adapt.parts` calls a part, and the module that is it. The linear layers of a part are `<module>.<i>.linear`
-# (`q_heads.<m>.<i>.linear`): these names are in every saved file.
+# (`q_heads.<m>.<i>.linear`), with the number of the cluster before <i> where a part is copied per cluster: these names
+# are in every saved file.
 PARTS = {
     "encoder": "encoder",
     "dynamics": "dynamics",
@@ -59,8 +62,10 @@ class TaskContext(NamedTuple):
         """
         notes: dict[str, list[Routing]] = {}
 
-        def noting(name: str, told: Conditioned) -> Conditioned:
-            return told._replace(notes=notes.setdefault(name, [])) if has_experts(told) else told
+        def noting(name: str, told: Any) -> Any:
+            if isinstance(told, Conditioned) and has_experts(told):
+                return told._replace(notes=notes.setdefault(name, []))
+            return told
 
         return self._replace(
             dynamics=noting("dynamics", self.dynamics)
@@ -74,7 +79,8 @@ class TaskContext(NamedTuple):
     def biases(self) -> list[Tensor]:
         """Return the tensors that hold a row per task."""
         everyone = (self.encoder, self.dynamics, self.reward, self.policy, self.termination, *self.q)
-        return [told.bias for told in everyone if told is not None]
+        parts = [part for told in everyone for part in (told.parts if isinstance(told, ToldClusters) else (told,))]
+        return [told.bias for told in parts if told is not None]
 
 
 class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["world-model", "reinforcement-learning"]):
@@ -88,14 +94,17 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
     (Z + D), the latent with the Transformer's hidden state of the past behind it.
 
     Args:
-        config: sizes.
+        config: sizes. With `clusters`, the parts these name are one network per cluster, of a given number.
+
+    Raises:
+        ValueError: the number of clusters is yet to be found.
     """
 
     bins: Tensor  # (K,) centres of the two-hot bins, symlog units
 
     def __init__(self, config: config.Model):
         super().__init__()
-        self.config = config
+        self.config = dataclasses.replace(config, clusters=None)
         task, a = config.task_dim, config.action_dim
         latent = state = config.latent_dim
         history = config.history
@@ -122,6 +131,8 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
             nn.init.zeros_(self.termination_head.blocks[-1].linear.weight)
         bins = torch.linspace(config.bin_min, config.bin_max, config.num_bins)
         self.register_buffer("bins", bins, persistent=False)
+        if config.clusters is not None:
+            self.split(config.clusters)
 
     def _mlp(self, part: str) -> Callable[..., MLP]:
         """What makes the network of a part, a key of `PARTS`."""
@@ -134,6 +145,7 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
         compute: Compute = PLAIN,
         q: Sequence[int] | None = None,
         target_q: Sequence[int] | None = None,
+        cluster: Tensor | None = None,
     ) -> TaskContext:
         """Tell every network its tasks (n, E).
 
@@ -142,21 +154,27 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
             compute: how the networks are to be computed.
             q: the Q members that will be asked; None for all.
             target_q: the target Q members that will be asked; None for all.
+            cluster: (n,) int64, that of each task; only a model with clusters reads it.
 
         Raises:
-            ValueError: the model has experts or history, and is to be compiled.
+            ValueError: the model has clusters, and those of the tasks were not given, or it is to be compiled and has
+                clusters, experts or history.
         """
-        if compute.compile and self.config.experts is not None:
-            raise ValueError("a model with model.experts cannot be compiled: set runtime.compile to false")
-        if compute.compile and self.config.history is not None:
-            raise ValueError("a model with model.history cannot be compiled: set runtime.compile to false")
+        for name in ("experts", "history", "clusters"):
+            if compute.compile and getattr(self.config, name) is not None:
+                raise ValueError(f"a model with model.{name} cannot be compiled: set runtime.compile to false")
+        groups = None
+        if self.config.clusters is not None:
+            if cluster is None:
+                raise ValueError("this model has networks per cluster of tasks: say which cluster each task belongs to")
+            groups = Groups(cluster)
         return TaskContext(
-            self.encoder.condition(task_emb, compute),
+            tell(self.encoder, task_emb, compute, groups),
             self.dynamics.condition(task_emb, compute),
-            self.reward_head.condition(task_emb, compute),
-            self.policy_head.condition(task_emb, compute),
-            self.q_heads.condition(task_emb, compute, q),
-            self.target_q_heads.condition(task_emb, compute, target_q),
+            tell(self.reward_head, task_emb, compute, groups),
+            tell(self.policy_head, task_emb, compute, groups),
+            self.q_heads.condition(task_emb, compute, q, groups),
+            self.target_q_heads.condition(task_emb, compute, target_q, groups),
             None if self.termination_head is None else self.termination_head.condition(task_emb, compute),
         )
 
@@ -267,6 +285,37 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
         assert self.termination_head is not None
         assert ctx.termination is not None
         return self.termination_head(ctx.termination, z).squeeze(-1)
+
+    def split(self, clusters: config.Clusters) -> dict[nn.Parameter, nn.Parameter]:
+        """Put a copy per cluster in the place of the parts that `clusters` names, target Q included.
+
+        Args:
+            clusters: parts and number of clusters.
+
+        Returns:
+            for each new parameter the one it is a copy of.
+
+        Raises:
+            ValueError: the number is yet to be found, or the model has clusters already.
+        """
+        if self.config.clusters is not None:
+            raise ValueError("this model has its networks per cluster already")
+        if clusters.num == "auto":
+            raise ValueError("a model is made with a number of clusters; `auto` stands for one found in pretraining")
+        origins: dict[nn.Parameter, nn.Parameter] = {}
+        for part in clusters.parts:
+            if part == "q":
+                for ensemble in (self.q_heads, self.target_q_heads):
+                    for member, head in enumerate(ensemble.members):
+                        ensemble[member], found = copies(head, clusters.num)
+                        origins |= found
+            else:
+                made, found = copies(getattr(self, PARTS[part]), clusters.num)
+                setattr(self, PARTS[part], made)
+                origins |= found
+        self.config = dataclasses.replace(self.config, clusters=clusters)
+        self._hub_mixin_config = self.config  # what `save_pretrained` writes
+        return origins
 
     def sync_target(self) -> None:
         """Make the target Q heads a fresh copy of the online ones, adapters included.

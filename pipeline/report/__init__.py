@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.files import atomic_file
 from pipeline.report.charts import FINETUNED, MUTED, PRETRAINED, Level, Line, line_chart, timeline_chart
 from pipeline.report.experts import expert_charts
+from pipeline.report.matrix import similarity_chart
 from pipeline.report.results import Adaptation, Curve, Results, read_results
 
 __all__ = ["read_results", "render", "write_report"]
@@ -46,7 +47,13 @@ def render(results: Results) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "duration": _duration, "memory": _memory, "video": _data_uri}
+    environment.filters |= {
+        "number": _number,
+        "duration": _duration,
+        "memory": _memory,
+        "video": _data_uri,
+        "png": _png_uri,
+    }
     return environment.get_template("page.html.jinja").render(
         results=results,
         models=MODELS,
@@ -64,6 +71,9 @@ def render(results: Results) -> str:
             if results.experts[stage]
         },
         open_loop_chart=_open_loop_chart(results),
+        cluster_chart=similarity_chart("Similarity of the tasks' gradients", results.clusters)
+        if results.clusters
+        else None,
         stages=_stages(results),
     )
 
@@ -193,6 +203,10 @@ def _duration(seconds: float) -> str:
 
 def _memory(mebibytes: float) -> str:
     return f"{mebibytes / 1024:.1f} GiB" if mebibytes >= 1024 else f"{mebibytes:.0f} MiB"
+
+
+def _png_uri(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def _data_uri(path: Path) -> str:

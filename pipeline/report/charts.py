@@ -32,7 +32,7 @@ _DAY = {
     "--finetuned": "#d9541e",
 }
 INK, MUTED, RULE, PRETRAINED, FINETUNED = _COLOURS
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, in the page's font
     "text.parse_math": False,
     "svg.hashsalt": "eft",  # the same data gives the same page
@@ -101,7 +101,7 @@ def line_chart(
             and spans more than a factor of 20.
         small: for grids of many charts.
     """
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.1, 2.1) if small else (5.6, 3), layout="constrained")
         axes = figure.add_subplot()
         axes.set_xlabel(x_label)
@@ -134,7 +134,7 @@ def timeline_chart(
         end: of the axis, which begins at 0.
         marks: x and label of vertical lines through all rows.
     """
-    with mpl.rc_context(_STYLE | {"axes.grid": False}):
+    with mpl.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(5.6, 0.9 + 0.22 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
         axes.set_xlabel(x_label)
@@ -167,7 +167,7 @@ def share_chart(title: str, x_label: str, x: Sequence[float], rows: Sequence[str
     down = -(-panels // across)
     red, green, blue = (int(_DAY["--finetuned"][i : i + 2], 16) / 255 for i in (1, 3, 5))
     edges = [2 * x[0] - x[1] if len(x) > 1 else 0.0, *x]
-    with mpl.rc_context({**_STYLE, "axes.grid": False, "xtick.labelsize": 8, "ytick.labelsize": 8}):
+    with mpl.rc_context({**STYLE, "axes.grid": False, "xtick.labelsize": 8, "ytick.labelsize": 8}):
         height = down * (0.15 * len(rows) + 0.35) + 0.4
         figure = Figure(figsize=(10.5, height), layout="constrained")
         grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
@@ -191,7 +191,7 @@ def share_chart(title: str, x_label: str, x: Sequence[float], rows: Sequence[str
         figure.supxlabel(x_label, fontsize=10, color=MUTED)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _inline(buffer.getvalue(), title)
+    return inline(buffer.getvalue(), title)
 
 
 def _regular(edges: Sequence[float], values: np.ndarray, columns: int = 200) -> np.ndarray:
@@ -213,7 +213,7 @@ def as_file(chart: Markup) -> str:
 def _as_markup(figure: Figure, title: str) -> Markup:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _inline(buffer.getvalue(), title)
+    return inline(buffer.getvalue(), title)
 
 
 def _draw(axes: Axes, line: Line) -> None:
@@ -253,7 +253,8 @@ def _short(value: float, _position: int | None = None) -> str:
     return f"{value:g}"
 
 
-def _inline(svg: str, title: str) -> Markup:
+def inline(svg: str, title: str) -> Markup:
+    """Make a figure as matplotlib wrote it part of the page: its colours become the page's variables."""
     body = svg[svg.index("<svg") :].split(">", 1)[1]
     view_box = re.search(r'viewBox="[^"]*"', svg)
     assert view_box, "matplotlib gives every figure a viewBox"

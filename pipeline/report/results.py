@@ -135,6 +135,29 @@ class Video(BaseModel):
     file: str
 
 
+class Clusters(BaseModel):
+    """The clusters of tasks found in pretraining (clusters.json)."""
+
+    tasks: list[str]
+    cluster: list[int]  # of each task
+    order: list[int]  # rows, neighbours being similar and clusters in one piece
+    similarity: list[list[float]]  # mean over layers of the cosines of the tasks' gradients
+    silhouette: dict[int, float]  # mean, by number of clusters
+
+    @property
+    def members(self) -> list[list[str]]:
+        """The tasks of each cluster, as ordered."""
+        numbers = list(dict.fromkeys(self.cluster[row] for row in self.order))
+        return [[self.tasks[row] for row in self.order if self.cluster[row] == number] for number in numbers]
+
+
+class Reconstructions(BaseModel):
+    """What the autoencoder of pictures has learned (training.json)."""
+
+    shown: list[str]  # tasks in the picture, from left to right
+    error: dict[str, float]  # mean absolute error of a pixel in [0, 1], by task
+
+
 class Curve(NamedTuple):
     """One metric over updates or env_steps."""
 
@@ -157,6 +180,8 @@ class Results:
     adapted: dict[str, Adaptation]
     adapted_videos: dict[str, Path]
     experts: dict[str, dict[str, ExpertUse]]  # by stage, then by layer; empty for a model without
+    clusters: Clusters | None = None  # where the model has any
+    reconstructions: tuple[Reconstructions, Path] | None = None  # with the picture, where pictures are learned
     missing: dict[str, Path] = field(default_factory=dict)  # stage -> the file that is not there
 
 
@@ -188,6 +213,8 @@ def read_results(root: str | Path = ".") -> Results:
         task: read(Adaptation, checkpoints / "adapt" / task / "metrics/summary.json", f"adapt@{task}")
         for task in tasks.held_out
     }
+    found = checkpoints / "pretrain/metrics/clusters.json"
+    learned = root / "datasets/picture_vectors/autoencoder/training.json"
     index = checkpoints / "evaluate/videos/index.json"
     videos = _parse(list[Video], index, "evaluate") if index.exists() else []
     return Results(
@@ -206,6 +233,10 @@ def read_results(root: str | Path = ".") -> Results:
             if (path := checkpoints / "adapt" / task / "videos/adapted.mp4").exists()
         },
         experts={stage: read_expert_use(checkpoints / stage / "metrics") for stage in ("pretrain", "finetune")},
+        clusters=_parse(Clusters, found, "pretrain") if found.exists() else None,
+        reconstructions=(_parse(Reconstructions, learned, "embed"), learned.with_name("reconstructions.png"))
+        if learned.exists()
+        else None,
         missing=missing,
     )
 

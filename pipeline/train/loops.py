@@ -28,7 +28,11 @@ _PHASE = "policy_phase."  # before those of the policy phase
 
 
 def learn_offline(
-    loop: Loop, settings: config.Pretrain, sample: Callable[[int, torch.Generator], Batch], specs: Sequence[TaskSpec]
+    loop: Loop,
+    settings: config.Pretrain,
+    sample: Callable[[int, torch.Generator], Batch],
+    specs: Sequence[TaskSpec],
+    cluster: Callable[[int], str] | None = None,
 ) -> None:
     """Learn from demonstrations alone, up to `settings.updates` or until the loop stops early.
 
@@ -37,6 +41,8 @@ def learn_offline(
         settings: sizes and intervals.
         sample: draws a batch of a given size from the demonstrations.
         specs: the tasks evaluated.
+        cluster: clusters the tasks after the warm-up of `loop.learner.clusters`, by gradients on so many slices at
+            once, and tells what it found; None where the model has no clusters, or has them already.
     """
     ranks, total = loop.ranks, settings.updates
     share = ranks.shares(settings.batch_size, [1] * ranks.count)[ranks.rank]
@@ -47,6 +53,10 @@ def learn_offline(
         if loop.owes_evaluation and not loop.evaluate(specs, progress, interrupt):
             interrupt.leave()
         while loop.position < total and not loop.stopped:
+            if cluster is not None and loop.learner.due_to_split:
+                with loop.clock.phase("cluster"):
+                    told = cluster(share)
+                progress.write(f"{loop.label}: {told}")
             with loop.clock.phase("sample"):
                 batch = sample(share, loop.generator)
             loop.update(batch, "pretrain")

@@ -108,7 +108,8 @@ def batch_context(
         a context of B rows.
     """
     texts, rows = torch.unique(task * table.num_phrasings + phrasing, return_inverse=True)
-    return model.context(table.embeddings.flatten(0, 1)[texts], compute, q, target_q).take(rows)
+    cluster = table.cluster[texts // table.num_phrasings]
+    return model.context(table.embeddings.flatten(0, 1)[texts], compute, q, target_q, cluster).take(rows)
 
 
 def model_losses(

@@ -134,7 +134,7 @@ def see_demonstrations(folder: Path, demos: Path, spec: TaskSpec, episodes: Sequ
         vectors = {}
         with Progress(f"pictures of {spec.name}", len(episodes), "episodes") as progress:
             for number, episode in enumerate(episodes):
-                pictures = np.stack(list(_play_again(env, episode, f"{spec.name}: demonstration {number}")))
+                pictures = np.stack(list(play_again(env, episode, f"{spec.name}: demonstration {number}")))
                 vectors[f"{number:06d}"] = sight.encoder.encode(pictures)
                 progress.update(1)
     finally:
@@ -160,7 +160,8 @@ def seen(folder: Path, demos: Path, spec: TaskSpec, episodes: Sequence[Episode],
     return [replace(one, obs=sight.join(one.obs, rows)) for one, rows in zip(episodes, vectors, strict=True)]
 
 
-def _play_again(env: TaskEnv, episode: Episode, what: str) -> Iterator[np.ndarray]:
+def play_again(env: TaskEnv, episode: Episode, what: str) -> Iterator[np.ndarray]:
+    """Play a demonstration again from its seed, and yield what is drawn at each of its observations."""
     obs, _ = env.reset(seed=episode.seed)
     for step in range(len(episode.obs)):
         if not np.array_equal(obs, episode.obs[step]):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import Learning
+from pipeline.config import Clusters, Learning
 from pipeline.model.compute import PLAIN, Compute
 from pipeline.model.q_ensemble import polyak_update
 from pipeline.model.scale import RunningScale
@@ -43,6 +44,7 @@ class Learner:
         compute: how the losses are to be computed.
         accumulate: pieces that a batch is computed in, one after the other, for one update: the same update in less
             memory.
+        clusters: what `split` will give each cluster of tasks; None where all share everything, or are split already.
         stages: of the model, where capacity grows as it learns; `enter_stage` moves on.
 
     Raises:
@@ -58,6 +60,7 @@ class Learner:
         ranks: Ranks | None = None,
         compute: Compute = PLAIN,
         accumulate: int = 1,
+        clusters: Clusters | None = None,
         stages: Stages | None = None,
     ):
         sizes = (table.embeddings.shape[2], table.action_mask.shape[1])
@@ -69,12 +72,78 @@ class Learner:
             )
         self.model, self.table, self.learning = model, table, learning
         self.warmup_updates, self.compute = warmup_updates, compute
-        self._ranks, self._accumulate, self.stages = ranks or Ranks(), accumulate, stages
+        self._ranks, self._accumulate = ranks or Ranks(), accumulate
+        self.clusters, self.stages = clusters, stages
         self.updates = 0
         self.lr_scale = 1.0  # of both optimisers, for a phase that learns more slowly
         self.scale = RunningScale(learning.tau, model.bins.device)
+        self._make_optimizers()
 
-        self._take_trainable()
+    def _make_optimizers(self) -> None:
+        """Make optimisers of the parameters that have `requires_grad` now."""
+        model, learning = self.model, self.learning
+        heads = [model.dynamics, model.reward_head, model.q_heads]
+        heads += [] if model.termination_head is None else [model.termination_head]
+        encoder, policy = _trainable(model.encoder), _trainable(model.policy_head)
+        world = [parameter for head in heads for parameter in _trainable(head)]
+        self._trained = {"pretrain": encoder + world + policy, "online": encoder + world}
+        self._policy = policy
+        if not self._trained["pretrain"]:
+            raise ValueError("no parameter of the model has requires_grad: nothing would be learned")
+        # The policy is among the model's parameters because pretraining trains it as part of the model's loss; in
+        # online learning it gets no gradient there, and its own optimiser moves it.
+        groups = [
+            {"params": encoder, "lr_scale": learning.encoder_lr_scale},
+            {"params": world + policy, "lr_scale": 1.0},
+        ]
+        self._model_optimizer = torch.optim.Adam(groups, lr=learning.lr, fused=True)
+        self._policy_optimizer = torch.optim.Adam(
+            [{"params": policy, "lr_scale": 1.0}], lr=learning.lr, eps=1e-5, fused=True
+        )
+
+    @property
+    def due_to_split(self) -> bool:
+        """Whether the warm-up of all tasks together has ended, and no cluster has networks of its own yet."""
+        if self.clusters is None or self.model.config.clusters is not None:
+            return False
+        return self.updates >= self.clusters.warmup_updates
+
+    def split(self, cluster: Tensor, num: int) -> None:
+        """Give every cluster of tasks its own copy of the networks `clusters` names, Adam's moments included.
+
+        Args:
+            cluster: (n,) int64 in [0, num), of the table's tasks. It is written into the table, which actors share.
+            num: clusters.
+        """
+        assert self.clusters is not None
+        moments = self._model_optimizer.state, self._policy_optimizer.state
+        origins = self.model.split(replace(self.clusters, num=num))
+        self._make_optimizers()
+        for before, optimizer in zip(moments, (self._model_optimizer, self._policy_optimizer), strict=True):
+            parameters: list[nn.Parameter] = [one for group in optimizer.param_groups for one in group["params"]]
+            for parameter in parameters:
+                found = before.get(origins.get(parameter, parameter), {})  # none where it had not been moved yet
+                if found:
+                    optimizer.state[parameter] = {part: value.clone() for part, value in found.items()}
+        self.table.cluster.copy_(cluster)
+
+    def gradient(self, batch: Batch, draws: UpdateDraws, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+        """Return the gradient of pretraining's loss, averaged over processes; nothing is changed.
+
+        Args:
+            batch: slices, on the model's device; this process's share of the whole batch.
+            draws: random numbers.
+            parameters: what it is taken by.
+        """
+        batch = batch._replace(obs=self.table.normalize(batch.obs, batch.task))
+        with self._precision():
+            loss = model_losses(
+                self.model, self.table, batch, draws, self.learning, self.learning.bc_coef, self.compute
+            ).total
+        found = torch.autograd.grad(loss, list(parameters), materialize_grads=True)
+        mean = self._ranks.weighted_mean(torch.cat([part.flatten() for part in found]), len(batch.task))
+        pieces = mean.split([parameter.numel() for parameter in parameters])
+        return [piece.view_as(parameter) for piece, parameter in zip(pieces, parameters, strict=True)]
 
     def update(self, batch: Batch, mode: Mode, draws: UpdateDraws | torch.Generator) -> dict[str, Tensor]:
         """Learn from one batch of slices.
@@ -135,32 +204,10 @@ class Learner:
         for optimizer in (self._model_optimizer, self._policy_optimizer):
             optimizer.zero_grad(set_to_none=True)  # of what is frozen, nobody else would
         before = [dict(self._model_optimizer.state), dict(self._policy_optimizer.state)]
-        self._take_trainable()
+        self._make_optimizers()
         for optimizer, moments in zip((self._model_optimizer, self._policy_optimizer), before, strict=True):
             trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             optimizer.state.update({parameter: moments[parameter] for parameter in trained if parameter in moments})
-
-    def _take_trainable(self) -> None:
-        """Make optimisers of the parameters that have `requires_grad` now.
-
-        The policy is among the model's parameters because pretraining trains it as part of the model's loss; in online
-        learning it gets no gradient there, and its own optimiser moves it.
-        """
-        model, lr = self.model, self.learning.lr
-        heads = [model.dynamics, model.reward_head, model.q_heads]
-        heads += [] if model.termination_head is None else [model.termination_head]
-        encoder, policy = _trainable(model.encoder), _trainable(model.policy_head)
-        world = [parameter for head in heads for parameter in _trainable(head)]
-        self._trained = {"pretrain": encoder + world + policy, "online": encoder + world}
-        self._policy = policy
-        if not self._trained["pretrain"]:
-            raise ValueError("no parameter of the model has requires_grad: nothing would be learned")
-        groups = [
-            {"params": encoder, "lr_scale": self.learning.encoder_lr_scale},
-            {"params": world + policy, "lr_scale": 1.0},
-        ]
-        self._model_optimizer = torch.optim.Adam(groups, lr=lr, fused=True)
-        self._policy_optimizer = torch.optim.Adam([{"params": policy, "lr_scale": 1.0}], lr=lr, eps=1e-5, fused=True)
 
     def _prepare(self, batch: Batch) -> Batch:
         """Normalise what was observed; refuse slices without the past that the model is to see."""
@@ -260,6 +307,11 @@ class Learner:
                 (part * loss).backward()
         if not parameters:
             return metrics, torch.zeros_like(total)
+        if self.model.config.clusters is not None:
+            # Of a cluster that is not in the batch: what one process does not meet another one may.
+            for parameter in parameters:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
         total = self._average_gradients(parameters, total, size)
         norm = nn.utils.clip_grad_norm_(parameters, self.learning.grad_clip_norm, foreach=True)
         if not torch.isfinite(total + norm):
@@ -346,6 +398,8 @@ class Learner:
                 state[f"{prefix}.{name}.{part}"] = value
         if self.stages is not None:
             state["stage"] = torch.tensor([self.stages.stage])
+        if self.model.config.clusters is not None:
+            state["cluster"] = self.table.cluster
         return state | {"scale": self.scale.value, "updates": torch.tensor([self.updates])}
 
     def load_state_tensors(self, state: dict[str, Tensor]) -> None:
@@ -354,6 +408,8 @@ class Learner:
         Raises:
             ValueError: the state is of another model; missing and unknown entries and other shapes are named.
         """
+        if "cluster" in state and self.clusters is not None and self.model.config.clusters is None:
+            self.split(state["cluster"], int(state["cluster"].max()) + 1)
         own = self.model.state_dict()
         saved = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
         odd = sorted(own.keys() ^ saved.keys())

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.files import read_json
+from pipeline.vision.autoencoder import is_autoencoder, load_autoencoder
 
 FILES = ["config.json", "preprocessor_config.json", "model.safetensors"]
 
@@ -24,7 +25,8 @@ class PictureEncoder:
     """A frozen map from pictures to vectors.
 
     A vector is the model's pooled output (DINOv2: its class token after the last norm), or the mean over its last
-    tokens where it has none. Equal pictures give equal vectors in calls of equal size.
+    tokens where it has none; of our own autoencoder, the probabilities of its classes. Equal pictures give equal
+    vectors in calls of equal size.
 
     Args:
         name: what the encoder is called: a Hub id, with `@<commit>` for a certain one, or a folder.
@@ -52,9 +54,13 @@ class PictureEncoder:
         if not weights.is_file():
             raise ValueError(f"vision.encoder: {folder} holds no model.safetensors; other weights are not read.")
         logging.disable_progress_bar()  # a second's work needs no bar
-        local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
-        self._model = AutoModel.from_pretrained(folder, dtype=torch.float32, **local).eval().to(device)
-        self._mean, self._std = (value.to(device) for value in _statistics(folder))
+        if is_autoencoder(folder):
+            self._model: Any = load_autoencoder(folder, size).to(device)
+            self._mean, self._std = torch.zeros(3, device=device), torch.ones(3, device=device)
+        else:
+            local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
+            self._model = AutoModel.from_pretrained(folder, dtype=torch.float32, **local).eval().to(device)
+            self._mean, self._std = (value.to(device) for value in _statistics(folder))
         self.name, self.size, self.device = name, size, torch.device(device)
         self._batch_size = batch_size
         with weights.open("rb") as file:
@@ -94,6 +100,8 @@ class PictureEncoder:
     def _encode(self, pictures: Tensor) -> Tensor:
         pixels = (pictures.to(self.device).float() / 255 - self._mean) / self._std
         out = self._model(pixel_values=pixels.permute(0, 3, 1, 2).contiguous())
+        if isinstance(out, Tensor):  # an autoencoder's
+            return out
         pooled = getattr(out, "pooler_output", None)
         return out.last_hidden_state.mean(1) if pooled is None else pooled.reshape(len(pictures), -1)
 

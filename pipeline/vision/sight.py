@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from pipeline import config
 from pipeline.vision.encoder import PictureEncoder
+
+LEARNED = Path("datasets/picture_vectors") / config.AUTOENCODER  # where the stage `embed` puts what it has learned
 
 
 class Sight:
@@ -50,4 +53,5 @@ def load_sight(vision: config.Vision, device: torch.device | str) -> Sight | Non
     """Return what the parameters ask for, None where the state is all that is observed."""
     if vision.observe == "state":
         return None
-    return Sight(PictureEncoder(vision.encoder, vision.size, vision.batch_size, device), vision.observe)
+    encoder = str(LEARNED) if vision.encoder == config.AUTOENCODER else vision.encoder
+    return Sight(PictureEncoder(encoder, vision.size, vision.batch_size, device), vision.observe)

@@ -42,7 +42,7 @@ def outputs(model: WorldModel) -> list[torch.Tensor]:
     found = []
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
-            ctx = model.context(table.embeddings[:, 0])
+            ctx = model.context(table.embeddings[:, 0], cluster=torch.arange(n) % 2)
             z = model.encode(obs, ctx)
             policy = model.policy(z, ctx, table.action_mask).action
             found += [z, model.next(z, action, ctx), model.reward(z, action, ctx), policy]
@@ -124,6 +124,20 @@ def test_experts_are_adapted_each_and_their_router_is_left_alone(router: Literal
     fill(stages)
     stages.enter(1)
     assert not any(value.requires_grad for name, value in model.named_parameters() if "router" in name)
+    assert not equal(outputs(model), before)
+    assert equal(outputs(merged(model)), outputs(model))
+
+
+def test_networks_per_cluster_of_tasks_are_adapted_each() -> None:
+    clusters = config.Clusters(parts=("encoder", "policy", "q"), num=2, max_num=2, warmup_updates=1, batches=1)
+    model = make_model(replace(TINY, clusters=clusters))
+    before = outputs(model)
+    stages = Stages(model, replace(SCALING, parts=tuple(PARTS)), seed=1)
+    scaled = [name for name, part in model.named_modules() if isinstance(part, ScaledMatrix)]
+    assert {name.split(".")[1] for name in scaled if name.startswith("encoder.")} == {"0", "1"}
+    assert equal(outputs(model), before)
+    fill(stages)
+    stages.enter(2)
     assert not equal(outputs(model), before)
     assert equal(outputs(merged(model)), outputs(model))
 
