@@ -16,7 +16,7 @@ from pipeline.model.task_table import POLICY, TIED, TaskTable
 from pipeline.model.world_model import TaskContext, WorldModel
 from pipeline.shapes import Past
 
-_PAST_DIMS = Past(1, 1, 0)  # which dim of each part counts the environments
+_PAST_DIMS = (1, 1, 0)  # which dim of each part of a `Past` counts the environments
 
 
 class Actor:

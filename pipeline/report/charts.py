@@ -134,7 +134,7 @@ def timeline_chart(
         end: of the axis, which begins at 0.
         marks: x and label of vertical lines through all rows.
     """
-    with mpl.rc_context(STYLE | {"axes.grid": False}):
+    with mpl.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(5.6, 0.9 + 0.22 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
         axes.set_xlabel(x_label)
