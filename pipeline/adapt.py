@@ -8,15 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from pipeline import config
 from pipeline.agent import Agent
 from pipeline.data.episode import Episode
 from pipeline.language.embeddings import TaskEmbeddings
-from pipeline.tasks.registry import make
 from pipeline.tasks.rendering import RenderingUnavailable
 from pipeline.tasks.spec import TaskSpec
 from pipeline.train.early_stop import EarlyStop
@@ -30,9 +25,9 @@ from pipeline.train.step import Learner
 from pipeline.train.workspace import (
     demo_buffer,
     observation_statistics,
+    observed_at_random,
     online_buffer,
     replay_place,
-    statistics_of,
     task_discount,
 )
 from pipeline.video import write_video
@@ -130,7 +125,7 @@ def introduce(
                 f"an agent that sees needs demonstrations of {spec.name}: how its pictures vary is unknown."
             )
         elif agent.table.obs_mean is not None:
-            statistics = _observed_at_random(spec, obs_dim, seed)
+            statistics = observed_at_random(spec, obs_dim, seed)
     agent.add_task(spec, embeddings, task_discount(spec, learning), statistics)
     if agent.model.config.clusters is not None:
         ((nearest, _),) = agent.nearest_tasks(spec.name, 1)
@@ -233,7 +228,9 @@ def learn(
         buffer = demo_buffer(named, agent.table.names, model, agent.planner.horizon, place)
     first = offline if buffer is not None and offline.updates else online
     how, _ = compute(runtime, agent.device)
-    learner = Learner(agent.model, agent.table, settings.learning, first.warmup_updates, ranks, how, runtime.accumulate)
+    # There is one task: nothing to weigh it against, nothing to tell it from.
+    learning = dataclasses.replace(settings.learning, weighting="even", task_id_coef=0.0)
+    learner = Learner(agent.model, agent.table, learning, first.warmup_updates, ranks, how, runtime.accumulate)
     loops: list[Loop] = []
 
     def begin(name: str, label: str, evaluator: Evaluator) -> tuple[Loop, EarlyStop]:
@@ -302,19 +299,3 @@ def film(agent: Agent, spec: TaskSpec, settings: Settings, path: Path) -> bool:
         return False
     write_video(path, frames, settings.evaluate.video_fps)
     return True
-
-
-def _observed_at_random(spec: TaskSpec, obs_dim: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return mean and std (1, O) of the observations in one episode of random actions."""
-    env = make(spec, spec.obs_dim, spec.action_dim)
-    draw = np.random.default_rng(seed)
-    try:
-        obs, _ = env.reset(seed=seed)
-        seen, done = [obs], False
-        while not done:
-            obs, _, terminated, truncated, _ = env.step(draw.uniform(-1, 1, spec.action_dim).astype(np.float32))
-            seen.append(obs)
-            done = terminated or truncated
-    finally:
-        env.close()
-    return statistics_of(torch.from_numpy(np.stack(seen)), obs_dim)

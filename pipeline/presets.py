@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +41,10 @@ def list_presets(folder: str | Path = PRESETS) -> dict[str, str]:
 
 
 def apply_presets(
-    names: Sequence[str], folder: str | Path = PRESETS, params: str | Path = config.PARAMS
+    names: Sequence[str],
+    folder: str | Path = PRESETS,
+    params: str | Path = config.PARAMS,
+    leave_out: Callable[[config.Tasks], Collection[str]] | None = None,
 ) -> list[Change]:
     """Write the values of presets into a parameter file, one after the other; all else stays as it is, byte for byte.
 
@@ -50,13 +54,14 @@ def apply_presets(
         names: of the presets, `<folder>/<name>.yaml`; a later one wins, e.g. `newt`, then `size-b`.
         folder: where presets are.
         params: the parameter file.
+        leave_out: told the tasks that the file then has, names those to take out of all its lists.
 
     Returns:
         What changed; empty if the file already said all of it, and then it is not written.
 
     Raises:
-        ValueError: a preset is unknown or not valid YAML, names a parameter that `params` does not have, or the
-            result would not be valid; nothing is written then.
+        ValueError: a preset is unknown or not valid YAML, names a parameter that `params` does not have, the
+            result would not be valid, or no training task is left; nothing is written then.
     """
     folder, params = Path(folder), Path(params)
     known = list_presets(folder)
@@ -68,18 +73,42 @@ def apply_presets(
             )
     config.read_params(params)
     before = text = params.read_text()
+    named = " and ".join(f"`{name}`" for name in names)
+    where = f"{params} with preset {named}" if names else str(params)
     for name in names:
-        text = _apply(text, folder / f"{name}.yaml")
+        path = folder / f"{name}.yaml"
+        text = _apply(text, path.read_text(), path)
+    if leave_out:
+        tasks = config.parse(config.Tasks, _yaml().load(text).get("tasks"), f"{where}: tasks")
+        if out := leave_out(tasks):
+            text = _apply(text, _without(tasks, out), params)
     if text != before:
-        _check(text, f"{params} with preset {' and '.join(f'`{name}`' for name in names)}")
+        _check(text, where)
         with atomic_file(params) as partial:
             partial.write_text(text)
     return [change for _, change in _compare(_compose(before), _compose(text), text, "", params)]
 
 
-def _apply(text: str, path: Path) -> str:
-    """Return the text of a parameter file with the values of the preset in `path`."""
-    preset = path.read_text()
+def _without(tasks: config.Tasks, out: Collection[str]) -> str:
+    """Return the text of a preset whose lists of tasks are these without some.
+
+    Raises:
+        ValueError: no training task is left.
+    """
+    train = [name for name in tasks.train if name not in out]
+    if not train:
+        raise ValueError("none of the tasks in tasks.train can run on this machine: `eft tasks --check` says why.")
+    left = {
+        "train": train,
+        "held_out": [name for name in tasks.held_out if name not in out],
+        "pairs": [list(pair) for pair in tasks.pairs if not set(pair) & set(out)],
+        "weights": {name: weight for name, weight in tasks.weights.items() if name not in out},
+    }
+    return json.dumps({"tasks": left})  # JSON is YAML
+
+
+def _apply(text: str, preset: str, path: Path) -> str:
+    """Return the text of a parameter file with the values of a preset, read from `path`."""
     try:
         old, new = _compose(text), _compose(preset)
     except YAMLError as error:

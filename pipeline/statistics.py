@@ -36,6 +36,47 @@ def bootstrap_mean(
 
     Source: Agarwal et al., Deep RL at the Edge of the Statistical Precipice (2021), section 4.1.
     """
+    score, means = _resample(strata, num_samples, rng)
+    return _estimate(score, means, confidence)
+
+
+def bootstrap_runs(
+    runs: Sequence[Sequence[Sequence[float]]], confidence: float, num_samples: int, rng: np.random.Generator
+) -> Estimate:
+    """Estimate the mean over runs of different seeds, with a percentile bootstrap interval over runs and episodes.
+
+    Runs are drawn anew with replacement, then, in each one drawn, the episodes of each stratum. So the interval tells
+    how much the figure would move if other seeds had been trained, as far as so few runs can tell.
+
+    Args:
+        runs: of each run, the scores per stratum, e.g. per task.
+        confidence, num_samples, rng: as for `bootstrap_mean`.
+
+    Raises:
+        ValueError: there is nothing to average, or a score is not a finite number.
+    """
+    if not runs:
+        raise ValueError("a mean over runs needs at least one run")
+    means = np.zeros(num_samples)
+    score = 0.0
+    for strata in runs:  # as many draws as there are runs
+        drawn = rng.integers(len(runs), size=num_samples)
+        everyone = np.stack([_resample(other, num_samples, rng)[1] for other in runs])
+        means += everyone[drawn, np.arange(num_samples)] / len(runs)
+        score += _resample(strata, 0, rng)[0] / len(runs)
+    return _estimate(score, means, confidence)
+
+
+def _estimate(score: float, means: np.ndarray, confidence: float) -> Estimate:
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Estimate(score, float(low), float(high))
+
+
+def _resample(
+    strata: Sequence[Sequence[float]], num_samples: int, rng: np.random.Generator
+) -> tuple[float, np.ndarray]:
+    """Return the mean over strata, and what it is with the episodes of each drawn anew (num_samples,)."""
     if not strata or any(len(scores) == 0 for scores in strata):
         raise ValueError("a mean needs at least one stratum, and each stratum at least one score")
     means = np.zeros(num_samples)
@@ -46,9 +87,7 @@ def bootstrap_mean(
             raise ValueError(f"scores must be finite numbers, got {values.tolist()}")
         means += values[rng.integers(len(values), size=(num_samples, len(values)))].mean(axis=1) / len(strata)
         score += float(values.mean()) / len(strata)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Estimate(score, float(low), float(high))
+    return score, means
 
 
 def summarise_tasks(

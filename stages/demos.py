@@ -10,7 +10,7 @@ import pipeline
 from pipeline import config
 from pipeline.demonstrate.collect import collect
 from pipeline.files import read_json, write_json
-from pipeline.tasks import registry
+from pipeline.tasks import domains, registry
 from pipeline.train.runtime import run_stage
 from pipeline.train.scratch import scratch_folder
 
@@ -21,6 +21,7 @@ REPORT = Path("datasets/demos.json")
 def main() -> None:
     tasks, demos, seed = config.load(config.Tasks), config.load(config.Demos), config.load_seed()
     train, held_out = (registry.get(names, tasks.folder) for names in (tasks.train, tasks.held_out))
+    domains.require([*train, *held_out])
     wanted = [(spec, demos.episodes) for spec in train] + [(spec, demos.held_out_episodes) for spec in held_out]
     # Neither which tasks and how many episodes nor who plays changes an attempt: those of before still count.
     shaping = {"action_noise": demos.action_noise}
@@ -35,6 +36,13 @@ def main() -> None:
             seconds = round(before + time.monotonic() - started, 1)
             write_json(clock, seconds)
         write_json(REPORT, {"seed": seed, "seconds": seconds, **report})
+    if report["missing"]:
+        print(
+            f"demos: WARNING: {len(report['missing'])} tasks have fewer demonstrations than wanted, or none, and then "
+            "learn online alone (the reasons stand above and in "
+            f"{REPORT}): {', '.join(report['missing'])}",
+            file=sys.stderr,
+        )
     kept = sum(task["kept"] for task in report["tasks"].values())
     print(f"demos: {kept} demonstrations of {len(report['tasks'])} tasks in {seconds:.0f} s -> {OUT}", file=sys.stderr)
 

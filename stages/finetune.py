@@ -9,7 +9,7 @@ from pipeline.agent import Agent
 from pipeline.model.actor import Actor
 from pipeline.model.scaling import Stages
 from pipeline.tasks import registry
-from pipeline.train.curriculum import Curriculum
+from pipeline.train.curriculum import Curriculum, check_targets
 from pipeline.train.evaluate import Evaluator
 from pipeline.train.loop import Loop
 from pipeline.train.loops import learn_online, own_environments
@@ -40,7 +40,7 @@ def main() -> None:
     world_model, model = evaluated.model, evaluated.model.config
     table = evaluated.table
     if settings.scaling:
-        settings.scaling.check_tasks(tasks.train)
+        check_targets(settings.scaling, tasks.train)
     sight = evaluated.sight
     demonstrations = load_demonstrations(specs, ranks, sight)
     env_specs = [spec for spec in specs for _ in range(settings.envs_per_task)]

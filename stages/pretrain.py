@@ -6,6 +6,7 @@ import dataclasses
 
 from pipeline import config
 from pipeline.agent import Agent
+from pipeline.data.replay import ReplayBuffer
 from pipeline.model.actor import Actor
 from pipeline.model.world_model import WorldModel
 from pipeline.tasks import registry
@@ -46,13 +47,21 @@ def main() -> None:
     vision = config.load(config.Vision)
     sight = load_sight(vision, ranks.device)
     demonstrations = load_demonstrations(specs, ranks, sight)
-    table = task_table(specs, embeddings, demonstrations, model, learning, sight) if ranks.is_main else None
+    table = task_table(specs, embeddings, demonstrations, model, learning, sight, seed) if ranks.is_main else None
     table = ranks.from_main(table).to(ranks.device)
 
     shaping = [tasks.train, tasks.weights, model, planner, learning, settings, *([vision] if sight else [])]
     with scratch_folder("pretrain", shaping, [DEMOS, EMBEDDINGS], seed, ranks) as scratch:
         place = replay_place(runtime, ranks.device, scratch, table.names, tasks.weights)
         demos = shared_demo_buffer(ranks, demonstrations, table.names, model, planner.horizon, place, scratch)
+        if demos is None and settings.updates:
+            raise ValueError("none of the tasks has demonstrations: set pretrain.updates to 0 to learn online alone")
+        without = [spec.name for spec in specs if not demonstrations.get(spec.name)]
+        if model.clusters and without:
+            raise ValueError(
+                f"model.clusters compares gradients on demonstrations, and {', '.join(without)} have none: set it to "
+                "null, or leave these tasks out of tasks.train"
+            )
         demonstrations.clear()
         # All tasks share every network during the warm-up of the clusters.
         world_model = WorldModel(dataclasses.replace(model, clusters=None)).to(ranks.device)
@@ -63,15 +72,16 @@ def main() -> None:
             specs, settings.eval_episodes, model.obs_dim, model.action_dim, seed + 1, runtime.env_workers, ranks, sight
         ) as evaluator:
             loop = Loop("pretrain", scratch, learner, actor, evaluator, seed, runtime, ranks)
+            if demos is not None:
 
-            def cluster(batch_size: int) -> str:
-                own_seed = seed + clustering.SEED + RANK_SEEDS * ranks.rank
-                found = clustering.cluster_tasks(learner, demos, batch_size, own_seed, ranks)
-                if ranks.is_main:
-                    found.write(scratch / "metrics")
-                return found.describe()
+                def cluster(batch_size: int, demos: ReplayBuffer = demos) -> str:
+                    own_seed = seed + clustering.SEED + RANK_SEEDS * ranks.rank
+                    found = clustering.cluster_tasks(learner, demos, batch_size, own_seed, ranks)
+                    if ranks.is_main:
+                        found.write(scratch / "metrics")
+                    return found.describe()
 
-            learn_offline(loop, settings, demos.sample, specs, cluster if model.clusters else None)
+                learn_offline(loop, settings, demos.sample, specs, cluster if model.clusters else None)
         if ranks.is_main:
             agent = Agent(world_model, specs, embeddings, table, planner, vision=vision)
             agent.save_pretrained(CHECKPOINTS / "pretrain" / "model")
@@ -80,8 +90,8 @@ def main() -> None:
                 CHECKPOINTS / "pretrain" / "metrics",
                 updates=learner.updates,
                 parameters=sum(parameter.numel() for parameter in world_model.parameters() if parameter.requires_grad),
-                demonstrations=demos.num_episodes,
-                transitions=demos.num_transitions,
+                demonstrations=demos.num_episodes if demos else 0,
+                transitions=demos.num_transitions if demos else 0,
                 processes=ranks.count,
                 matmul=how_learning.matmul,
             )

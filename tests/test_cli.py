@@ -19,7 +19,7 @@ from pipeline.language.embeddings import embed
 from pipeline.language.encoder import HashedNgrams
 from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
-from pipeline.tasks import registry
+from pipeline.tasks import domains, registry
 from pipeline.tasks.rendering import RenderingUnavailable
 
 ROOT = Path(__file__).parent.parent
@@ -282,3 +282,22 @@ def test_preset_writes_params_and_says_what_changed(folder, capsys):
     assert config.load(config.Learning).lr == 1e-5
     assert main(["preset", "slow"]) == 0
     assert lines(capsys) == ["params.yaml already holds preset `slow`: nothing changed."]
+
+
+def test_preset_installed_leaves_out_what_cannot_run_here_and_says_why(folder, capsys, monkeypatch):
+    (folder / "params.yaml").write_text((ROOT / "tests/tiny.yaml").read_text())
+    (folder / "presets").mkdir()
+    (folder / "my_tasks").mkdir()
+    (folder / "presets/arms.yaml").write_text(
+        "tasks: {train: [mw-reach, pygame-pong, mw-push], held_out: [pygame-cowboy], pairs: [[mw-reach, mw-push]]}\n"
+    )
+    monkeypatch.setitem(domains.DOMAINS, "metaworld", domains.Domain("no:No", "metaworld", ("no_such_package",)))
+    assert main(["preset", "arms", "--installed"]) == 0
+    assert lines(capsys)[:2] == [
+        "left out: 2 tasks cannot run on this machine:",
+        "  2 tasks (mw-reach, mw-push): `no_such_package` not installed: pip install 'eft[metaworld]'",
+    ]
+    tasks = config.load(config.Tasks)
+    assert (tasks.train, tasks.held_out, tasks.pairs) == (("pygame-pong",), ("pygame-cowboy",), ())
+    assert main(["preset", "--installed"]) == 0
+    assert lines(capsys) == ["params.yaml already holds what can run here: nothing changed."]

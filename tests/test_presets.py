@@ -139,6 +139,29 @@ def test_an_unknown_preset_names_its_near_matches(tmp_path, params):
     assert list_presets(presets) == {"big": "Fifty tasks."}
 
 
+def test_tasks_are_taken_out_of_every_list(tmp_path, params):
+    params.write_text(params.read_text().replace("weights: {}", "weights: {mw-reach: 2, mw-drawer-open: 3}"))
+    before = params.read_text()
+    seen = []
+
+    def leave_out(tasks: config.Tasks) -> set[str]:
+        seen.append(tasks.train)
+        return {"mw-reach", "mw-drawer-close"}
+
+    presets = write(tmp_path, "tasks: {train: [mw-reach, mw-pick-place, mw-drawer-open, mw-push]}\n")
+    changes = apply_presets(["big"], presets, params, leave_out)
+    tasks = config.load(config.Tasks, params)
+    assert seen == [("mw-reach", "mw-pick-place", "mw-drawer-open", "mw-push")]
+    assert tasks.train == ("mw-pick-place", "mw-drawer-open", "mw-push")
+    assert (tasks.held_out, tasks.pairs, tasks.weights) == ((), (), {"mw-drawer-open": 3})
+    assert {change.key for change in changes} == {f"tasks.{key}" for key in ("train", "held_out", "pairs", "weights")}
+    assert apply_presets([], presets, params, lambda tasks: ()) == []
+    params.write_text(before)
+    with pytest.raises(ValueError, match=r"none of the tasks in tasks\.train can run"):
+        apply_presets([], presets, params, lambda tasks: tasks.train)
+    assert params.read_text() == before
+
+
 PRESETS = ROOT / "presets"
 SIZES = ("size-s", "size-b", "size-l", "size-xl")
 

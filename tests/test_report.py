@@ -378,6 +378,12 @@ def test_a_fresh_clone_gives_a_page_that_names_every_stage(tmp_path):
         assert f"dvc repro {stage} makes it" in page.words(section)
 
 
+def test_tasks_without_demonstrations_are_named_with_the_reason(changed):
+    demos = json.loads((changed / "datasets/demos.json").read_text())
+    write_json(changed / "datasets/demos.json", demos | {"missing": {"fish-swim": "it has <no> expert"}})
+    assert "fish-swim: it has <no> expert" in make_page(changed)[1].words("demonstrations")
+
+
 def test_a_missing_stage_is_named_where_it_belongs_and_the_rest_is_shown(changed):
     gone = {
         "checkpoints/finetune/metrics/summary.json": ("curves", "finetune"),

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pipeline.statistics import bootstrap_mean, summarise_tasks
+from pipeline.statistics import bootstrap_mean, bootstrap_runs, summarise_tasks
 
 scores = st.lists(st.floats(0, 1), min_size=1, max_size=20)
 
@@ -75,3 +75,18 @@ def test_nothing_to_average_is_an_error(strata):
 def test_not_a_number_is_refused():
     with pytest.raises(ValueError, match="finite"):
         bootstrap_mean([[0.5, float("nan")]], 0.95, 10, rng())
+
+
+def test_runs_that_differ_widen_the_interval():
+    alike, apart = [[[0.5, 0.5]], [[0.5, 0.5]]], [[[0.2, 0.2]], [[0.8, 0.8]]]
+    rng = np.random.default_rng(0)
+    assert bootstrap_runs(alike, 0.95, 500, rng) == (0.5, 0.5, 0.5)
+    assert bootstrap_runs(apart, 0.95, 500, rng) == pytest.approx((0.5, 0.2, 0.8))
+
+
+def test_of_one_run_the_interval_is_that_of_its_episodes():
+    strata = [[0.0, 1.0, 0.5], [0.3, 0.9]]
+    one = bootstrap_runs([strata], 0.9, 20_000, np.random.default_rng(0))
+    assert one == pytest.approx(bootstrap_mean(strata, 0.9, 20_000, np.random.default_rng(1)), abs=0.02)
+    with pytest.raises(ValueError, match="at least one run"):
+        bootstrap_runs([], 0.9, 10, np.random.default_rng(0))

@@ -16,18 +16,33 @@ def add_to(commands: Any) -> None:
     preset.add_argument(
         "names", nargs="*", metavar="NAME", help="presets, a later one wins; without any, all are listed"
     )
+    preset.add_argument(
+        "--installed",
+        action="store_true",
+        help="leave out the tasks that cannot run on this machine, and say why; without NAME, those of params.yaml",
+    )
 
 
 def write_preset(options: argparse.Namespace) -> None:
     """Write presets into params.yaml and print what changed, or list the presets."""
-    from pipeline import presets
+    from pipeline import config, presets
+    from pipeline.tasks import domains, registry
 
-    if not options.names:
+    reasons: dict[str, str] = {}
+
+    def leave_out(tasks: config.Tasks) -> dict[str, str]:
+        if options.installed:
+            reasons.update(domains.unavailable(registry.get([*tasks.train, *tasks.held_out], tasks.folder)))
+        return reasons
+
+    if not options.names and not options.installed:
         for name, description in presets.list_presets().items():
             print(f"{name:<12} {description}")
         return
-    changes = presets.apply_presets(options.names)
-    named = f"preset `{'` and `'.join(options.names)}`"
+    changes = presets.apply_presets(options.names, leave_out=leave_out)
+    named = f"preset `{'` and `'.join(options.names)}`" if options.names else "what can run here"
+    if reasons:
+        print(f"left out: {len(reasons)} tasks cannot run on this machine:\n{domains.describe(reasons)}")
     for change in changes:
         print(f"{change.key}: {_brief(change.old)} -> {_brief(change.new)}")
     print(

@@ -7,7 +7,7 @@ of the file's schema. Columns: datasets/README.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.episode import Episode
-from pipeline.files import atomic_file
+from pipeline.files import atomic_file, read_json, write_json
 
 FILE = "episodes.parquet"
+MISSING = "missing.json"  # task -> why it has no demonstrations, or fewer than wanted
 _ROWS_PER_GROUP = 8  # what a reader must hold at once
 
 
@@ -85,11 +86,16 @@ def read_episodes(path: str | Path, made_by: str) -> list[Episode]:
 def load_demos(folder: str | Path, task: str) -> list[Episode]:
     """Load the demonstrations of one task from `folder/<task>/`, in the order they were collected.
 
+    Returns:
+        The episodes; none of a task that the collection went on without (`demos.missing: go_on`).
+
     Raises:
-        FileNotFoundError: there are none of this task.
+        FileNotFoundError: there are none of this task, and the collection did not go on without it.
         ValueError: the file is cut short, of another form or task, or holds an impossible episode.
     """
     path = Path(folder) / task / FILE
+    if not path.exists() and task in read_missing(folder):
+        return []
     episodes = read_episodes(path, "`dvc repro demos`")
     for number, episode in enumerate(episodes):
         if episode.task != task:
@@ -99,14 +105,35 @@ def load_demos(folder: str | Path, task: str) -> list[Episode]:
     return episodes
 
 
+def write_missing(folder: str | Path, reasons: Mapping[str, str]) -> None:
+    """Write which tasks have no demonstrations in `folder`, or fewer than wanted, and why."""
+    write_json(Path(folder) / MISSING, dict(reasons))
+
+
+def read_missing(folder: str | Path) -> dict[str, str]:
+    """Return what `write_missing` wrote; nothing for a folder without it.
+
+    Raises:
+        ValueError: the file is not JSON of this form.
+    """
+    path = Path(folder) / MISSING
+    reasons = read_json(path, "`dvc repro demos`") if path.exists() else {}
+    if not isinstance(reasons, dict):
+        raise ValueError(f"{path} should name tasks and reasons. Run `dvc repro --force demos`.")
+    return reasons
+
+
 def write_card(folder: str | Path, tasks: Sequence[str]) -> None:
     """Write the README.md by which the `datasets` library finds one configuration per task in `folder`."""
     configs = "".join(f"- config_name: {task}\n  data_files: {task}/{FILE}\n" for task in tasks)
+    front = f"---\nconfigs:\n{configs}---\n\n" if tasks else ""
+    example = (
+        f'\n```python\ndatasets.load_dataset("datasets/demos", "{tasks[0]}", split="train")\n```\n' if tasks else ""
+    )
     with atomic_file(Path(folder) / "README.md") as partial:
         partial.write_text(
-            f"---\nconfigs:\n{configs}---\n\n# Demonstrations\n\nOne configuration per task, one row per episode; the "
-            "columns are described in the project's `datasets/README.md`.\n\n```python\n"
-            f'datasets.load_dataset("datasets/demos", "{tasks[0]}", split="train")\n```\n'
+            f"{front}# Demonstrations\n\nOne configuration per task, one row per episode; the columns are described in "
+            f"the project's `datasets/README.md`.\n{example}"
         )
 
 

@@ -10,20 +10,18 @@ sampling is how many places it reads, since a replay is far larger than any cach
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
-import mmap
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.data.episode_table import EpisodeTable
+from pipeline.data.rows import Slices, gather, mapped, zeros
 from pipeline.shapes import Batch, Past
 
 if TYPE_CHECKING:
@@ -83,9 +81,9 @@ class ReplayBuffer:
         if keep_log_probs:
             widths["log_prob"] = 1
         self._tensors = {
-            name: _zeros(capacity, width, self.device)
+            name: zeros(capacity, width, self.device)
             if folder is None
-            else _mapped(folder / f"{name}.f32", (capacity, width), attach)
+            else mapped(folder / f"{name}.f32", (capacity, width), attach)
             for name, width in widths.items()
         }
         self._widths = [obs_dim, action_dim, 1]
@@ -346,10 +344,10 @@ class ReplayBuffer:
         self._next_row = start + rows
         return start
 
-    def _empty(self, batch_size: int, expert_actions: bool) -> _Slices:
+    def _empty(self, batch_size: int, expert_actions: bool) -> Slices:
         """Return slices to be filled; without expert actions those are the executed ones."""
         steps, device, width = self.horizon, self.device, sum(self._widths)
-        return _Slices(
+        return Slices(
             torch.empty(steps + 1, batch_size, width, device=device),
             torch.empty(steps, batch_size, self._widths[1], device=device) if expert_actions else None,
             torch.empty(self._context, batch_size, width, device=device) if self._context else None,
@@ -359,25 +357,25 @@ class ReplayBuffer:
             np.empty(batch_size, np.int64),
         )
 
-    def _fill(self, slices: _Slices, first: int, num: int, generator: torch.Generator) -> None:
+    def _fill(self, slices: Slices, first: int, num: int, generator: torch.Generator) -> None:
         """Draw `num` slices and put them at `first` and behind."""
         drawn = self._episodes.draw(num, generator)
         at = slice(first, first + num)
         slices.terminated[-1, at], slices.task[at], slices.imitation[at] = drawn.terminated, drawn.task, drawn.imitation
         rows = drawn.start + self._offsets  # (T + 1, num)
-        _gather(self._tensors["rows"], rows, slices.rows, at)
+        gather(self._tensors["rows"], rows, slices.rows, at)
         if slices.expert_action is not None:
             if "expert_action" in self._tensors:
-                _gather(self.expert_action, rows[:-1], slices.expert_action, at)
+                gather(self.expert_action, rows[:-1], slices.expert_action, at)
             else:
                 slices.expert_action[:, at] = slices.rows[:-1, at, self._widths[0] : -1]
         if slices.past is not None:
             # What would lie before the episode is its first row again: any finite values do.
             rows = drawn.start + np.maximum(self._past_offsets, -drawn.before)  # (W, num)
-            _gather(self._tensors["rows"], rows, slices.past, at)
+            gather(self._tensors["rows"], rows, slices.past, at)
             slices.past_length[at] = drawn.before.clip(max=self._context)
 
-    def _batch(self, slices: _Slices) -> Batch:
+    def _batch(self, slices: Slices) -> Batch:
         rows, (obs_dim, action_dim, _) = slices.rows, self._widths
         done = rows.narrow(0, 0, self.horizon)
         action = done.narrow(2, obs_dim, action_dim)
@@ -388,63 +386,6 @@ class ReplayBuffer:
         if slices.past is not None:
             past = Past(slices.past.narrow(2, 0, obs_dim), slices.past.narrow(2, obs_dim, action_dim), length)
         return Batch(rows.narrow(2, 0, obs_dim), action, expert_action, done.select(2, -1), *rest, past=past)
-
-
-class _Slices(NamedTuple):
-    """A batch as its parts come: rows on the buffer's device, what the table of episodes knows beside them."""
-
-    rows: Tensor  # (T + 1, B, O + A + 1) observation, action, reward
-    expert_action: Tensor | None  # (T, B, A); None = the action
-    past: Tensor | None  # (W, B, O + A + 1) the rows before, for a model that sees them
-    terminated: np.ndarray  # (T, B) float32
-    task: np.ndarray  # (B,) int64
-    imitation: np.ndarray  # (B,) float32
-    past_length: np.ndarray  # (B,) int64, how many rows of the past are of the same episode
-
-
-def _gather(column: Tensor, rows: np.ndarray, out: Tensor, at: slice) -> None:
-    """Copy column[rows] into out[:, at]; rows (T', n), out (T', B, width)."""
-    if column.device.type == "cpu":
-        # numpy starts a row's copy in a quarter of the time that torch's index_select takes for it.
-        source, target = column.numpy(), out.numpy()[:, at]
-        together = target.flags.c_contiguous
-        for step, part in [(rows, target)] if together else zip(rows, target, strict=True):
-            source.take(step, 0, part, "clip")  # which writes into `part` itself; "raise" would into a buffer
-    else:
-        index, target = torch.from_numpy(rows).to(column.device), out[:, at]
-        if target.is_contiguous():
-            index, target = index.view(1, -1), target.view(1, -1, target.shape[-1])
-        for step, part in zip(index, target, strict=True):
-            torch.index_select(column, 0, step, out=part)
-
-
-def _zeros(capacity: int, width: int, device: torch.device) -> Tensor:
-    """Return zeros (capacity, width), on the CPU in huge pages where the system has them: rows are read at random."""
-    if device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.zeros(capacity, width, device=device)
-    memory = mmap.mmap(-1, 4 * capacity * width, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel built without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.float32).view(capacity, width)
-
-
-def _mapped(path: Path, shape: tuple[int, ...], attach: bool) -> Tensor:
-    """Return a float32 tensor in a file whose space is reserved: a full disk must not kill the process later."""
-    size = math.prod(shape)
-    if attach:
-        return torch.from_file(str(path), shared=True, size=size, dtype=torch.float32).view(shape)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    try:
-        with path.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, 4 * size)
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        raise OSError(
-            f"{path} needs {4 * size / 2**30:.2f} GiB, which could not be reserved: {error}. Free some space or lower "
-            "replay_capacity."
-        ) from None
-    return torch.from_file(str(path), shared=True, size=size, dtype=torch.float32).view(shape)
 
 
 def from_demos(

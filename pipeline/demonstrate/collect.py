@@ -3,18 +3,21 @@
 Attempt k of a task depends on the run's seed, the task and k alone, and the first good ones are kept: the result does
 not depend on the number of workers. Every finished attempt is on disk as `<task>/<k>.json`, with the episode beside it
 if it was good; a restart skips these.
+
+Tasks that nobody demonstrates, or not well enough, end the collection or are left without, as `demos.missing` says.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline import config
-from pipeline.data.demos import FILE, read_episodes, write_card, write_episodes
+from pipeline.data.demos import FILE, read_episodes, write_card, write_episodes, write_missing
 from pipeline.data.episode import Episode
 from pipeline.demonstrate.play import expert_method, least_score
 from pipeline.demonstrate.workers import Workers, available_cores
@@ -40,26 +43,25 @@ class TaskState:
         return sorted(attempt for attempt, note in self.notes.items() if note["kept"])
 
     def next_attempt(self) -> int | None:
-        """Return the next attempt to play, None while enough may be under way.
+        """Return the next attempt to play; None while enough may be under way, or if all were played.
 
         No attempt starts that a lucky outcome of the earlier ones would make needless: so exactly the shortest
         sufficient run of attempts is played, however many play at once.
-
-        Raises:
-            RuntimeError: too many attempts were not good enough.
         """
         if len(self.kept) + len(self.in_flight) >= self.wanted:
             return None
         attempt = next(k for k in range(self.most_attempts + 1) if k not in self.notes and k not in self.in_flight)
-        if attempt < self.most_attempts:
-            return attempt
-        if self.in_flight:
+        return attempt if attempt < self.most_attempts else None
+
+    @property
+    def shortfall(self) -> str | None:
+        """Why there will not be as many demonstrations as wanted; None if there are, or still may be."""
+        if len(self.kept) >= self.wanted or self.in_flight or self.next_attempt() is not None:
             return None
         best = max(note["score"] for note in self.notes.values())
-        raise RuntimeError(
-            f"{self.spec.name}: {len(self.kept)} of {self.wanted} demonstrations after {len(self.notes)} attempts; "
-            f"the best scored {best:.3f}, kept is what scores {least_score(self.spec):g} or more. Lower "
-            "demos.action_noise, raise demos.max_attempts, or leave the task out."
+        return (
+            f"{len(self.kept)} of {self.wanted} demonstrations after {len(self.notes)} attempts; the best scored "
+            f"{best:.3f}, kept is what scores {least_score(self.spec):g} or more"
         )
 
 
@@ -82,39 +84,75 @@ def collect(
         own: folder of the user's own demonstrations; a task found there is taken from there, not played.
 
     Returns:
-        `tasks`: for each `kept`, `attempts`, `score` (mean), `seconds` (of one core), `method`, `steps`.
+        `tasks`: for each `kept`, `attempts`, `score` (mean), `seconds` (of one core), `method`, `steps`; `missing`:
+        why a task has none, or fewer than wanted (`demos.missing: go_on`).
 
     Raises:
-        ValueError: a task has no expert, or the user's own demonstrations of it are not valid.
+        ValueError: tasks have no expert, or the user's own demonstrations of one are not valid.
         RuntimeError: a task's expert fails too often, or a worker died or failed.
     """
     wanted = [(spec, count) for spec, count in wanted if count]
     brought = {spec.name: read_own(spec, Path(own)) for spec, _ in wanted if (Path(own) / spec.name).exists()}
-    played = [(spec, count) for spec, count in wanted if spec.name not in brought]
+    missing = without_expert([spec for spec, _ in wanted if spec.name not in brought], demos)
+    played = [(spec, count) for spec, count in wanted if spec.name not in brought and spec.name not in missing]
     # Planners first: with the long episodes at the end one worker would play while the others wait.
     played.sort(key=lambda one: expert_method(one[0]) != "planner")
     states = [TaskState(spec, count, count * demos.max_attempts, Path(scratch) / spec.name) for spec, count in played]
     for state in states:
         read_notes(state)
     play_all(states, demos, seed)
+    missing |= {state.spec.name: why for state in states if (why := state.shortfall)}
 
     episodes = {state.spec.name: [read_attempt(state, k) for k in state.kept[: state.wanted]] for state in states}
     episodes |= brought
     report = {}
     with atomic_folder(folder) as partial:
         for spec, _ in wanted:
+            if not episodes.get(spec.name):
+                continue
             write_episodes(partial / spec.name / FILE, episodes[spec.name])
             notes = next((state.notes for state in states if state.spec is spec), {})
             report[spec.name] = describe(episodes[spec.name], notes)
         write_card(partial, list(report))
-    return {"tasks": report}
+        if missing:
+            write_missing(partial, missing)
+    for task, why in missing.items():
+        print(f"demos: {task}: {why}", file=sys.stderr)
+    return {"tasks": report, "missing": missing}
+
+
+def without_expert(specs: Sequence[TaskSpec], demos: config.Demos) -> dict[str, str]:
+    """Return the tasks that nobody demonstrates, and why.
+
+    Raises:
+        ValueError: there are some, and `demos.missing` is `stop`; all are named.
+    """
+    found = {}
+    for spec in specs:
+        try:
+            expert_method(spec)
+        except ValueError as error:
+            found[spec.name] = str(error).removeprefix(f"{spec.name} has ")
+    if found and demos.missing == "stop":
+        reason = found[next(iter(found))]
+        raise ValueError(
+            f"{', '.join(found)} ha{'s' if len(found) == 1 else 've'} {reason} Either bring demonstrations "
+            "(datasets/README.md says how), or learn from interaction alone: `demos.missing: go_on` lets every such "
+            "task do so, `demos.held_out_episodes: 0` those under tasks.held_out."
+        )
+    return found
 
 
 def play_all(states: list[TaskState], demos: config.Demos, seed: int) -> None:
-    """Play attempts until every task has its demonstrations."""
-    total, done = sum(state.wanted for state in states), sum(min(len(s.kept), s.wanted) for s in states)
-    if done == total:
+    """Play attempts until every task has its demonstrations, or as many as it gets.
+
+    Raises:
+        RuntimeError: a task does not get all, and `demos.missing` is `stop`; or a worker died or failed.
+    """
+    refuse_shortfall(states, demos)
+    if all(state.next_attempt() is None for state in states):
         return
+    total, done = sum(state.wanted for state in states), sum(min(len(s.kept), s.wanted) for s in states)
     by_name = {state.spec.name: state for state in states}
     orders = _orders(states, demos, seed)
     with (
@@ -122,6 +160,7 @@ def play_all(states: list[TaskState], demos: config.Demos, seed: int) -> None:
         Progress("demos", total, "episodes", done) as progress,
     ):
         while True:
+            refuse_shortfall(states, demos)
             while workers.idle and (order := next(orders)) is not None:
                 by_name[order["spec"]["name"]].in_flight.add(order["attempt"])
                 workers.give(order)
@@ -132,6 +171,16 @@ def play_all(states: list[TaskState], demos: config.Demos, seed: int) -> None:
                 state.in_flight.discard(note["attempt"])
                 state.notes[note["attempt"]] = note
                 progress.update(int(note["kept"]), task=note["task"], score=float(note["score"]))
+
+
+def refuse_shortfall(states: list[TaskState], demos: config.Demos) -> None:
+    """Say which task will not get its demonstrations, unless the collection goes on without (`demos.missing`)."""
+    short = next((state for state in states if state.shortfall), None)
+    if short and demos.missing == "stop":
+        raise RuntimeError(
+            f"{short.spec.name}: {short.shortfall}. Lower demos.action_noise, raise demos.max_attempts, leave the task "
+            "out, or set demos.missing to go_on: the run then goes on with what there is."
+        )
 
 
 def _orders(states: list[TaskState], demos: config.Demos, seed: int) -> Iterator[dict[str, Any] | None]:

@@ -36,7 +36,7 @@ def expert_method(spec: TaskSpec) -> str:
     """Return `scripted`, `path` (follows the way through a maze) or `planner`: who demonstrates this task.
 
     Raises:
-        ValueError: nobody does; the message says how to bring demonstrations.
+        ValueError: nobody does.
     """
     if spec.suite == "metaworld" and has_script(spec.env_id):
         return "scripted"
@@ -48,9 +48,7 @@ def expert_method(spec: TaskSpec) -> str:
         return "planner"
     raise ValueError(
         f"{spec.name} has no expert: Meta-World and RoboDesk tasks have scripted ones, points in mazes follow the way, "
-        "DeepMind Control and MiniArcade tasks need a recipe in pipeline/demonstrate/recipes.yaml. Either bring "
-        "demonstrations of it (datasets/README.md says how), or list it under tasks.held_out with "
-        "demos.held_out_episodes: 0, to adapt to it from interaction alone."
+        "DeepMind Control and MiniArcade tasks need a recipe in pipeline/demonstrate/recipes.yaml."
     )
 
 

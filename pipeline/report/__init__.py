@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline.files import atomic_file
 from pipeline.report.charts import FINETUNED, MUTED, PRETRAINED, Level, Line, line_chart, timeline_chart
+from pipeline.report.comparison import Comparison, read_comparison
 from pipeline.report.experts import expert_charts
 from pipeline.report.matrix import similarity_chart
 from pipeline.report.results import Adaptation, Curve, Results, read_results
@@ -32,14 +33,14 @@ def write_report(root: str | Path, target: str | Path) -> Results:
     Raises:
         ValueError: params.yaml or a metrics file is not of the expected form; it is named.
     """
-    results = read_results(root)
+    results, comparison = read_results(root), read_comparison(root)
     with atomic_file(target) as partial:
-        partial.write_text(render(results), encoding="utf-8")
+        partial.write_text(render(results, comparison), encoding="utf-8")
     return results
 
 
-def render(results: Results) -> str:
-    """Return the page as HTML; every text from outside is escaped."""
+def render(results: Results, comparison: Comparison | None = None) -> str:
+    """Return the page as HTML; every text from outside is escaped. A comparison of systems is a section of its own."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -75,6 +76,7 @@ def render(results: Results) -> str:
         if results.clusters
         else None,
         stages=_stages(results),
+        comparison=comparison,
     )
 
 
@@ -108,6 +110,10 @@ def _training_charts(curves: Mapping[str, Curve], unit: str, colour: str) -> dic
         played = curves.get(f"online/{task}", Curve([], []))
         lines = [Line(played.steps, played.values, MUTED, faint=True), Line(curve.steps, curve.values, colour)]
         charts["tasks"][task] = line_chart(task, unit, lines, small=True)
+    if scales := [curve for name, curve in curves.items() if name.startswith("harmony/")]:
+        caption = "scale of each task's loss"
+        lines = [Line(curve.steps, curve.values, colour, faint=True) for curve in scales]
+        charts["losses"][caption] = line_chart(caption, unit, lines, scores=False, small=True)
     for name, curve in curves.items():
         if name.startswith("train/"):
             label = name.removeprefix("train/")

@@ -22,6 +22,7 @@ _COLOURS = {
     "#000003": "--rule",
     "#000004": "--pretrained",
     "#000005": "--finetuned",
+    **{f"#00001{number}": f"--system-{number}" for number in range(5)},
 }
 # What the page sets these variables to by day.
 _DAY = {
@@ -30,8 +31,13 @@ _DAY = {
     "--rule": "#e2ded5",
     "--pretrained": "#6d8a98",
     "--finetuned": "#d9541e",
+    "--system-0": "#65737a",
+    "--system-1": "#d9541e",
+    "--system-2": "#1f6f8b",
+    "--system-3": "#8a5a9e",
+    "--system-4": "#3f7d3a",
 }
-INK, MUTED, RULE, PRETRAINED, FINETUNED = _COLOURS
+INK, MUTED, RULE, PRETRAINED, FINETUNED, *SYSTEMS = _COLOURS
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, in the page's font
     "text.parse_math": False,
@@ -62,13 +68,15 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Line:
-    """One line: x and y of equal length. A `faint` one is background, without a legend entry."""
+    """One line: x and y of equal length, and an interval around y. A `faint` one is background, without a legend."""
 
     x: Sequence[float]
     y: Sequence[float]
     colour: str
     label: str = ""
     faint: bool = False
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -220,6 +228,8 @@ def _draw(axes: Axes, line: Line) -> None:
     if line.faint:
         axes.plot(line.x, line.y, color=line.colour, alpha=0.45, linewidth=1.1)
         return
+    if line.low:
+        axes.fill_between(line.x, line.low, line.high, color=line.colour, alpha=0.13, linewidth=0)
     axes.plot(
         line.x,
         line.y,

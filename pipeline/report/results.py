@@ -123,6 +123,7 @@ class Demos(BaseModel):
     """The collection of demonstrations (datasets/demos.json)."""
 
     tasks: dict[str, TaskDemos]
+    missing: dict[str, str] = {}  # tasks without demonstrations, or with fewer than wanted, and why
     seconds: float
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -22,13 +22,14 @@ class Domain(NamedTuple):
     extra: str | None  # `pip install 'eft[extra]'` installs it; None: part of the base
     packages: tuple[str, ...]  # modules that the adapter cannot do without
     cost: float = 0.1  # rough milliseconds of a simulator step: how workers share environments, never what comes out
+    more: bool = False  # needs what no package brings: a device, files; the adapter then has `require_files`
 
 
 DOMAINS: dict[str, Domain] = {
     "dmcontrol": Domain("pipeline.tasks.dmcontrol:DMControl", "dmcontrol", ("dm_control", "mujoco")),
     "dmcontrol-ext": Domain("pipeline.tasks.dmcontrol:DMControl", "dmcontrol", ("dm_control", "mujoco")),
     "metaworld": Domain("pipeline.tasks.metaworld:MetaWorld", "metaworld", ("metaworld", "mujoco"), 0.2),
-    "maniskill": Domain("pipeline.tasks.maniskill:ManiSkill", "maniskill", ("mani_skill",), 0.7),
+    "maniskill": Domain("pipeline.tasks.maniskill:ManiSkill", "maniskill", ("mani_skill",), 0.7, more=True),
     "mujoco": Domain("pipeline.tasks.gymnasium_mujoco:GymnasiumMuJoCo", "mujoco", ("mujoco",)),
     "box2d": Domain("pipeline.tasks.box2d:Box2D", "box2d", ("Box2D",)),
     "robodesk": Domain("pipeline.tasks.robodesk:RoboDesk", "robodesk", ("robodesk", "gym"), 0.7),
@@ -109,6 +110,63 @@ def check(specs: Iterable[TaskSpec]) -> Iterator[Status]:
             yield Status(suite, num_tasks, "works", _start(by_suite[suite][0]))
         except Exception as error:
             yield Status(suite, num_tasks, "broken", str(error).partition("\n\nIn the worker:")[0])
+
+
+def unavailable(specs: Iterable[TaskSpec]) -> dict[str, str]:
+    """Return the tasks that cannot run on this machine, and why and what to do, without starting what surely can.
+
+    Packages are looked for. Where a domain needs more than packages, each task's files are looked for and one task is
+    started. A package that is there and broken shows when the first of its tasks is built.
+    """
+    by_suite: dict[str, list[TaskSpec]] = {}
+    for spec in specs:
+        by_suite.setdefault(spec.suite, []).append(spec)
+    found: dict[str, str] = {}
+    for suite, tasks in by_suite.items():
+        if absent := missing(suite):
+            found |= {spec.name: f"{_listed(absent)} not installed: {install(suite)}" for spec in tasks}
+        elif DOMAINS[suite].more:
+            found |= _unavailable_of_domain(tasks)
+    return found
+
+
+def _unavailable_of_domain(specs: list[TaskSpec]) -> dict[str, str]:
+    """Return the same for tasks of one domain that needs more than packages."""
+    found: dict[str, str] = {}
+    for spec in specs:
+        try:
+            adapter(spec.suite).require_files(spec.env_id, spec.env_kwargs)
+        except (AssetsUnavailable, DomainUnavailable) as error:
+            found[spec.name] = str(error)
+    left = [spec for spec in specs if spec.name not in found]
+    for status in check(left[:1]):
+        if status.state != "works":
+            found |= {spec.name: status.detail for spec in left}
+    return found
+
+
+def require(specs: Sequence[TaskSpec]) -> None:
+    """Refuse tasks that cannot run on this machine.
+
+    Raises:
+        ValueError: names all of them, with the reasons and what to do.
+    """
+    if reasons := unavailable(specs):
+        raise ValueError(
+            f"{len(reasons)} of {len(specs)} tasks cannot run on this machine:\n{describe(reasons)}\nDo what is said "
+            "there, or leave these tasks out: `eft preset --installed` takes them out of params.yaml."
+        )
+
+
+def describe(reasons: Mapping[str, str]) -> str:
+    """Return what `unavailable` found, a line for each reason with its tasks."""
+    names: dict[str, list[str]] = {}
+    for task, reason in reasons.items():
+        names.setdefault(reason, []).append(task)
+    return "\n".join(
+        f"  {len(tasks)} task{'s' if len(tasks) > 1 else ''} ({', '.join(tasks)}): {reason}"
+        for reason, tasks in names.items()
+    )
 
 
 def _start(spec: TaskSpec) -> str:

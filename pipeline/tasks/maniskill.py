@@ -45,9 +45,7 @@ class ManiSkill:
                 f"env_id {env_id!r} is not a ManiSkill task; it looks like `PickCube-v1`."
                 + near(env_id, [*REGISTERED_ENVS, *VARIANTS])
             )
-        needed = registered.asset_download_ids if registered else make.ASSETS
-        robot = REGISTERED_AGENTS.get(env_kwargs.get("robot_uids", ""))
-        _require([*(needed or []), *(robot.asset_download_ids if robot else [])])
+        self.require_files(env_id, env_kwargs)
         drawing = {
             "render_mode": "rgb_array",
             "human_render_camera_configs": {"width": render_size, "height": render_size},
@@ -74,6 +72,18 @@ class ManiSkill:
         self.low, self.high = self.env.action_space.low.ravel(), self.env.action_space.high.ravel()
         self._obs: Any = self.env.reset(seed=0)[0]
         self.obs_dim = self._obs.shape[-1]
+
+    @staticmethod
+    def require_files(env_id: str, env_kwargs: dict[str, Any]) -> None:
+        """Look for the files that a task needs.
+
+        Raises:
+            AssetsUnavailable: some are not on this machine.
+        """
+        registered, own = REGISTERED_ENVS.get(env_id), VARIANTS.get(env_id)
+        needed = registered.asset_download_ids if registered else own.ASSETS if own else []
+        robot = REGISTERED_AGENTS.get(env_kwargs.get("robot_uids", ""))
+        _require([*(needed or []), *(robot.asset_download_ids if robot else [])])
 
     def reset(self, seed: int) -> None:
         """Start the episode that `seed` stands for."""

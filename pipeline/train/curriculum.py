@@ -16,6 +16,18 @@ from pipeline import config
 from pipeline.train.step import Learner
 
 
+def check_targets(settings: config.Scaling, tasks: Sequence[str]) -> None:
+    """Refuse targets of tasks that are not trained.
+
+    Raises:
+        ValueError: names the task.
+    """
+    for name in settings.targets:
+        if name not in tasks:
+            near = config.near(name, list(tasks))
+            raise ValueError(f"finetune.scaling.targets names {name!r}, which is not in tasks.train.{near}")
+
+
 class Curriculum:
     """Hears of evaluations and updates, and moves the learner's model on from stage to stage.
 
@@ -39,7 +51,7 @@ class Curriculum:
                 "finetune.scaling lets solved tasks rest, whose policy is kept by imitating demonstrations, and "
                 "learning.clipped learns from new episodes alone: set one of the two to null"
             )
-        settings.check_tasks(tasks)
+        check_targets(settings, tasks)
         self._settings, self._learner, self._stages, self._tasks = settings, learner, learner.stages, list(tasks)
         self.solved: set[str] = set()
         self._open: set[str] | None = None  # unsolved when the stage began; None before the first evaluation

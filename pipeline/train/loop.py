@@ -199,13 +199,24 @@ class Loop:
         }
         memory = {"memory/sum_mb": sum(one["memory"] for one in everyone)}
         episodes = _episodes([one["recent"] for one in everyone])
+        scales = {f"harmony/{task}": scale for task, scale in self.learner.task_scales().items()}
         joint = {
             name: np.sum([one["experts"][name] * one["batch_size"] for one in everyone], 0) / slices for name in use
         }
         experts = self._log_experts(joint, progress) if joint else {}
         self.log.log(
             self.position,
-            {**averages, **episodes, **more, **experts, **speed, **phases, **memory, "time/seconds": self.seconds},
+            {
+                **averages,
+                **episodes,
+                **scales,
+                **more,
+                **experts,
+                **speed,
+                **phases,
+                **memory,
+                "time/seconds": self.seconds,
+            },
         )
         progress.update(0, **{key: averages[f"train/{key}"] for key in ("total_loss",) if f"train/{key}" in averages})
 

@@ -14,6 +14,7 @@ from pipeline.model.compute import PLAIN, Compute, compiled_whole
 from pipeline.model.experts import Routing, balance_loss
 from pipeline.model.q_ensemble import draw_members
 from pipeline.model.task_table import TaskTable
+from pipeline.model.task_terms import TaskTerms
 from pipeline.model.two_hot import decode
 from pipeline.model.world_model import TaskContext, WorldModel
 from pipeline.shapes import Batch
@@ -70,6 +71,8 @@ class ModelLosses(NamedTuple):
     z: Tensor  # (T + 1, B, Z) without gradient; states where the backbone is shared
     chosen: dict[str, Tensor]  # by layer of experts, (rows, k): where rows went; row i is of slice i modulo B
     termination: Tensor | None = None  # (), where the model predicts terminations
+    task_id: Tensor | None = None  # (), where tasks are predicted
+    task_id_accuracy: Tensor | None = None  # () in [0, 1], likewise
     balance: Tensor | None = None  # (), where the model has experts: how unevenly they are used
 
 
@@ -120,8 +123,11 @@ def model_losses(
     learning: Learning,
     bc_coef: float,
     compute: Compute = PLAIN,
+    terms: TaskTerms | None = None,
 ) -> ModelLosses:
     """Compute consistency, reward and value losses, and, where there are any, terminations and behaviour cloning.
+
+    All losses are means over slices, so that those of pieces of a batch, weighted by their sizes, average to its own.
 
     Args:
         model: the world model.
@@ -131,13 +137,15 @@ def model_losses(
         learning: the other coefficients.
         bc_coef: weight of behaviour cloning in the total; 0 leaves it out.
         compute: how the networks are to be computed.
+        terms: weighs the tasks' losses and predicts tasks, where `learning` asks for that.
     """
     # The two target members go in as themselves and not as numbers, which a compiled function would be made anew for.
     ctx = batch_context(model, table, batch.task, draws.phrasing, compute, target_q=draws.td_members)
     weights = losses.rho_weights(learning.rho, len(batch.action), batch.obs.device)
     mask, discount = table.action_mask[batch.task], table.discount[batch.task]
     found = compiled_whole(_model_losses) if compute.compile else _model_losses
-    return found(model, ctx, batch, discount, mask, draws.td_noise, draws.policy_noise[:-1], weights, learning, bc_coef)
+    noise = draws.td_noise, draws.policy_noise[:-1]
+    return found(model, ctx, batch, discount, mask, *noise, weights, learning, bc_coef, terms)
 
 
 def _model_losses(
@@ -151,6 +159,7 @@ def _model_losses(
     weights: Tensor,
     learning: Learning,
     bc_coef: float,
+    terms: TaskTerms | None,
 ) -> ModelLosses:
     memory = model.remember(batch.past, ctx)
     with torch.no_grad():
@@ -169,28 +178,40 @@ def _model_losses(
         zs.append(z)
     z, z_next = torch.stack(zs[:-1]), torch.stack(zs[1:])
 
-    consistency = losses.consistency_loss(model.latent(z_next), model.latent(next_z), weights[:-1])
+    each = terms is not None and terms.log_scale is not None  # one loss per slice, to be weighed by its task
+    consistency = losses.consistency_loss(model.latent(z_next), model.latent(next_z), weights[:-1], each)
     reward_logits = model.reward(z, batch.action, ctx)
-    reward = losses.scalar_loss(reward_logits, batch.reward, model.bins, weights[:-1])
+    reward = losses.scalar_loss(reward_logits, batch.reward, model.bins, weights[:-1], each)
     q_logits = model.q(z, batch.action, ctx)
-    value = losses.scalar_loss(q_logits, target, model.bins, weights[:-1])
+    value = losses.scalar_loss(q_logits, target, model.bins, weights[:-1], each)
     total = learning.consistency_coef * consistency + learning.reward_coef * reward + learning.value_coef * value
-    bc = imitation = termination = None
+    bc = imitation = termination = task_id = accuracy = None
     if model.termination_head is not None:
-        termination = losses.termination_loss(model.termination(z_next, ctx), batch.terminated)
+        termination = losses.termination_loss(model.termination(z_next, ctx), batch.terminated, each)
         total = total + learning.termination_coef * termination
     if bc_coef:
         policy = model.policy(z, ctx, mask, policy_noise)
         bc, imitation = losses.bc_loss(
-            policy, batch.expert_action, mask, weights[:-1], learning.entropy_coef, batch.imitation
+            policy, batch.expert_action, mask, weights[:-1], learning.entropy_coef, batch.imitation, each
         )
         total = total + bc_coef * bc
+    if terms is not None and terms.log_scale is not None:
+        total = losses.harmony_loss(total, terms.log_scale[batch.task])
+        consistency, reward, value = consistency.mean(), reward.mean(), value.mean()
+        termination, bc = (part if part is None else part.mean() for part in (termination, bc))
+    # From here on the total is one number. What follows is no loss of a task, so no task's scale weighs it.
+    if terms is not None and terms.identify is not None:
+        # At what the dynamics predicted: its gradient reaches them and, through the first latent, the encoder.
+        task_id, accuracy = losses.task_id_loss(terms.identify(model.latent(z_next)), batch.task, weights[:-1])
+        total = total + learning.task_id_coef * task_id
     balance = None
     if experts is not None:
         balance = _balance(notes, experts, torch.zeros_like(total))
         total = total + experts.balance_coef * balance
-    latents = torch.stack(zs).detach()
-    return ModelLosses(total, consistency, reward, value, bc, imitation, latents, _chosen(notes), termination, balance)
+    latents, chosen = torch.stack(zs).detach(), _chosen(notes)
+    return ModelLosses(
+        total, consistency, reward, value, bc, imitation, latents, chosen, termination, task_id, accuracy, balance
+    )
 
 
 def _balance(notes: dict[str, list[Routing]], experts: Experts, zero: Tensor) -> Tensor:

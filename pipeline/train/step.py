@@ -17,6 +17,7 @@ from pipeline.model.q_ensemble import polyak_update
 from pipeline.model.scale import RunningScale
 from pipeline.model.scaling import Stages
 from pipeline.model.task_table import TaskTable
+from pipeline.model.task_terms import TaskTerms
 from pipeline.model.world_model import WorldModel
 from pipeline.shapes import Batch
 from pipeline.train import schedules
@@ -27,6 +28,7 @@ from pipeline.train.ranks import Ranks
 Mode = Literal["pretrain", "online"]
 
 _ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
+_TERMS = "tasks."  # before the names of what is learned of the tasks, in a saved state
 
 
 class Learner:
@@ -77,6 +79,7 @@ class Learner:
         self.updates = 0
         self.lr_scale = 1.0  # of both optimisers, for a phase that learns more slowly
         self.scale = RunningScale(learning.tau, model.bins.device)
+        self.terms = TaskTerms(len(table.names), model.config.latent_dim, learning).to(model.bins.device)
         self._make_optimizers()
 
     def _make_optimizers(self) -> None:
@@ -96,6 +99,10 @@ class Learner:
             {"params": encoder, "lr_scale": learning.encoder_lr_scale},
             {"params": world + policy, "lr_scale": 1.0},
         ]
+        # What is learned of the tasks moves with the model, in both modes.
+        groups += self.terms.groups()
+        terms = list(self.terms.parameters())
+        self._trained = {mode: parameters + terms for mode, parameters in self._trained.items()}
         self._model_optimizer = torch.optim.Adam(groups, lr=learning.lr, fused=True)
         self._policy_optimizer = torch.optim.Adam(
             [{"params": policy, "lr_scale": 1.0}], lr=learning.lr, eps=1e-5, fused=True
@@ -171,12 +178,16 @@ class Learner:
         zs: list[Tensor] = []
 
         def model_loss(piece: int) -> tuple[Tensor, dict[str, Tensor]]:
-            found = model_losses(self.model, self.table, *pieces[piece], self.learning, bc_coef, self.compute)
+            found = model_losses(
+                self.model, self.table, *pieces[piece], self.learning, bc_coef, self.compute, self.terms
+            )
             zs.append(found.z)
             shown = ("total", "consistency", "reward", "value")
             metrics = {f"{part}_loss": getattr(found, part).detach() for part in shown}
             if found.termination is not None:
                 metrics["termination_loss"] = found.termination.detach()
+            if found.task_id is not None and found.task_id_accuracy is not None:
+                metrics |= {"task_id_loss": found.task_id.detach(), "task_id_accuracy": found.task_id_accuracy}
             if found.balance is not None:
                 metrics |= {"balance_loss": found.balance.detach()} | self._count_use(found.chosen, pieces[piece][0])
             if found.bc is not None and found.imitation is not None:
@@ -387,12 +398,18 @@ class Learner:
     def _names(self, task: Tensor) -> str:
         return ", ".join(self.table.names[row] for row in task.unique().tolist())
 
+    def task_scales(self) -> dict[str, float]:
+        """Return the learned scale of each task's loss, by name; nothing where all tasks count alike."""
+        scales = self.terms.scales()
+        return {} if scales is None else dict(zip(self.table.names, scales.tolist(), strict=True))
+
     def state_tensors(self) -> dict[str, Tensor]:
         """Return everything needed to continue bit for bit, as tensors that safetensors can hold.
 
         The tensors are the live ones: save or clone them before the next update.
         """
         state = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        state |= {f"{_TERMS}{name}": value for name, value in self.terms.state_dict().items()}
         for prefix, optimizer, name, parameter in self._optimized():
             for part, value in optimizer.state.get(parameter, {}).items():
                 state[f"{prefix}.{name}.{part}"] = value
@@ -410,16 +427,22 @@ class Learner:
         """
         if "cluster" in state and self.clusters is not None and self.model.config.clusters is None:
             self.split(state["cluster"], int(state["cluster"].max()) + 1)
-        own = self.model.state_dict()
-        saved = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
-        odd = sorted(own.keys() ^ saved.keys())
-        odd += [name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape]
+        odd: list[str] = []
+        parts: list[tuple[nn.Module, dict[str, Tensor]]] = []
+        for module, prefix in ((self.model, "model."), (self.terms, _TERMS)):
+            own = module.state_dict()
+            saved = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            odd += sorted(own.keys() ^ saved.keys())
+            odd += [name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape]
+            parts.append((module, saved))
         if odd or "scale" not in state or "updates" not in state:
             raise ValueError(
                 f"the saved state is of another model: {', '.join(odd[:5]) or 'scale or updates'} "
-                f"{'and others ' if len(odd) > 5 else ''}do not match. Was a size or the set of adapters changed?"
+                f"{'and others ' if len(odd) > 5 else ''}do not match. Was a size, the set of adapters or of tasks, "
+                "or an option of learning changed?"
             )
-        self.model.load_state_dict(saved)
+        for module, saved in parts:
+            module.load_state_dict(saved)
         if self.stages is not None:
             self.enter_stage(int(state["stage"]))
         for prefix, optimizer, name, parameter in self._optimized():
@@ -436,6 +459,7 @@ class Learner:
 
     def _optimized(self) -> list[tuple[str, torch.optim.Optimizer, str, nn.Parameter]]:
         names = {parameter: name for name, parameter in self.model.named_parameters()}
+        names |= {parameter: f"{_TERMS}{name}" for name, parameter in self.terms.named_parameters()}
         return [
             (prefix, optimizer, names[parameter], parameter)
             for prefix, optimizer in (("model_adam", self._model_optimizer), ("policy_adam", self._policy_optimizer))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from pipeline.data.replay import ReplayBuffer, from_demos
 from pipeline.language.embeddings import TaskEmbeddings
 from pipeline.model.task_table import TaskTable
 from pipeline.progress import Progress
+from pipeline.tasks.registry import make
 from pipeline.tasks.spec import TaskSpec
 from pipeline.train.ranks import Ranks
 from pipeline.train.schedules import discount
@@ -49,11 +51,13 @@ def task_table(
     model: config.Model,
     learning: config.Learning,
     sight: Sight | None = None,
+    seed: int = 0,
 ) -> TaskTable:
     """Build the table of all that training reads of the tasks, one row each.
 
     Raises:
-        ValueError: a task is wider than the model, or the embeddings have another width than model.task_dim.
+        ValueError: a task is wider than the model, the embeddings have another width than model.task_dim, or a body
+            that is seen in pictures has no demonstrations.
     """
     if embeddings.dim != model.task_dim:
         raise ValueError(
@@ -75,7 +79,7 @@ def task_table(
         torch.from_numpy(embeddings.select([spec.name for spec in specs]).vectors),
         mask,
         torch.tensor(discounts, dtype=torch.float32),
-        *(observation_statistics(specs, demos, model.obs_dim) if learning.normalize_obs else (None, None)),
+        *(observation_statistics(specs, demos, model.obs_dim, sight, seed) if learning.normalize_obs else (None, None)),
     )
 
 
@@ -89,14 +93,17 @@ def task_discount(spec: TaskSpec, learning: config.Learning) -> float:
 def load_demonstrations(
     specs: Sequence[TaskSpec], ranks: Ranks | None = None, sight: Sight | None = None
 ) -> dict[str, list[Episode]]:
-    """Load demonstrations by their task, as they are observed; of several processes, rank 0 alone does."""
+    """Load demonstrations by their task, as they are observed; of several processes, rank 0 alone does.
+
+    A task that the collection went on without has an empty list.
+    """
     demos: dict[str, list[Episode]] = {}
     if ranks is not None and not ranks.is_main:
         return demos
     with Progress("loading demonstrations", len(specs), "tasks") as progress:
         for spec in specs:
             episodes = load_demos(DEMOS, spec.name)
-            demos[spec.name] = seen(PICTURE_VECTORS, DEMOS, spec, episodes, sight) if sight else episodes
+            demos[spec.name] = seen(PICTURE_VECTORS, DEMOS, spec, episodes, sight) if sight and episodes else episodes
             progress.update(1)
     return demos
 
@@ -140,11 +147,13 @@ def shared_demo_buffer(
     horizon: int,
     place: ReplayPlace,
     scratch: Path,
-) -> ReplayBuffer:
+) -> ReplayBuffer | None:
     """Put demonstrations into one buffer, held in memory once per machine however many processes read it.
 
-    Rank 0 alone needs `demos`; it writes files that the others map into their memory.
+    Rank 0 alone needs `demos`; it writes files that the others map into their memory. None if no task has any.
     """
+    if not ranks.from_main(any(demos.values()) if ranks.is_main else None):
+        return None
     if ranks.count == 1:
         return demo_buffer(demos, names, model, horizon, place)
     folder = scratch / "transitions" / "demos"
@@ -201,18 +210,34 @@ def context_of(model: config.Model) -> int:
 
 
 def observation_statistics(
-    specs: Sequence[TaskSpec], demos: dict[str, list[Episode]], obs_dim: int
+    specs: Sequence[TaskSpec],
+    demos: dict[str, list[Episode]],
+    obs_dim: int,
+    sight: Sight | None = None,
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Return mean and std (n, O) of what each task's body observes in the demonstrations.
 
     Tasks with the same embodiment and width share them: nothing in an observation tells which of the two it came from.
-    Dims that hardly move keep their scale, so that noise is not blown up; padding stays 0.
+    A body without demonstrations has those of one episode of random actions. Dims that hardly move keep their scale,
+    so that noise is not blown up; padding stays 0.
+
+    Raises:
+        ValueError: a body without demonstrations is seen in pictures.
     """
     mean, std = torch.zeros(len(specs), obs_dim), torch.ones(len(specs), obs_dim)
     for body in {(spec.embodiment, spec.obs_dim) for spec in specs}:
         rows = [row for row, spec in enumerate(specs) if (spec.embodiment, spec.obs_dim) == body]
-        obs = torch.cat([torch.from_numpy(e.obs) for row in rows for e in demos[specs[row].name]])
-        mean[rows], std[rows] = statistics_of(obs, obs_dim)
+        obs = [torch.from_numpy(e.obs) for row in rows for e in demos[specs[row].name]]
+        if obs:
+            mean[rows], std[rows] = statistics_of(torch.cat(obs), obs_dim)
+            continue
+        first = specs[rows[0]]
+        if sight:
+            raise ValueError(
+                f"an agent that sees needs demonstrations of {first.name}: how its pictures vary is unknown"
+            )
+        mean[rows], std[rows] = observed_at_random(first, obs_dim, seed)
     return mean, std
 
 
@@ -223,3 +248,19 @@ def statistics_of(obs: Tensor, obs_dim: int) -> tuple[Tensor, Tensor]:
     mean[:, : obs.shape[1]] = body_mean
     std[:, : obs.shape[1]] = torch.where(body_std < _SMALLEST_STD, 1.0, body_std)
     return mean, std
+
+
+def observed_at_random(spec: TaskSpec, obs_dim: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return mean and std (1, O) of the observations in one episode of random actions."""
+    env = make(spec, spec.obs_dim, spec.action_dim)
+    draw = np.random.default_rng(seed)
+    try:
+        obs, _ = env.reset(seed=seed)
+        seen, done = [obs], False
+        while not done:
+            obs, _, terminated, truncated, _ = env.step(draw.uniform(-1, 1, spec.action_dim).astype(np.float32))
+            seen.append(obs)
+            done = terminated or truncated
+    finally:
+        env.close()
+    return statistics_of(torch.from_numpy(np.stack(seen)), obs_dim)

@@ -18,6 +18,7 @@ import pytest
 
 from pipeline import config
 from pipeline.data.demos import FILE, load_demos, write_episodes
+from pipeline.data.episode import Episode
 from pipeline.demonstrate.collect import TaskState, collect
 from pipeline.demonstrate.play import play
 from pipeline.demonstrate.workers import Workers
@@ -27,7 +28,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def settings(**changes) -> config.Demos:
-    values = {"episodes": 3, "held_out_episodes": 1, "max_attempts": 5, "action_noise": 0.5, "workers": 1}
+    values = {"episodes": 3, "held_out_episodes": 1, "max_attempts": 5, "action_noise": 0.5}
+    values |= {"missing": "stop", "workers": 1}
     return config.Demos(**values | changes)
 
 
@@ -87,8 +89,68 @@ def test_only_as_many_attempts_start_as_may_be_needed():
     state.in_flight, state.notes = {3}, {k: {"kept": k == 1, "score": 0.25 * k} for k in range(3)}
     assert state.next_attempt() is None
     state.in_flight, state.notes[3] = set(), {"kept": False, "score": 0.0}
-    with pytest.raises(RuntimeError, match=r"mw-reach: 1 of 2 demonstrations after 4 attempts; the best scored 0\.500"):
-        state.next_attempt()
+    assert state.next_attempt() is None
+    assert state.shortfall is not None
+    assert state.shortfall.startswith("1 of 2 demonstrations after 4 attempts; the best scored 0.500")
+    state.in_flight = {3}
+    assert state.shortfall is None, "it may still be lucky"
+
+
+def fail(folder: Path, task: str, kept: int, attempts: int) -> None:
+    """Leave attempts as an earlier run does, of which the first few are good."""
+    (spec,) = get([task])
+    (folder / "scratch" / task).mkdir(parents=True)
+    for attempt in range(attempts):
+        path = folder / "scratch" / task / f"{attempt:06d}"
+        note = {"task": task, "attempt": attempt, "seed": 1, "score": 0.2, "kept": attempt < kept, "seconds": 1.0}
+        path.with_suffix(".json").write_text(json.dumps(note))
+        if attempt < kept:
+            zeros = np.zeros((3, spec.action_dim), np.float32)
+            obs, reward = np.zeros((4, spec.obs_dim), np.float32), np.zeros(3, np.float32)
+            episode = Episode(task, obs, zeros, zeros, reward, False, True, 1.0, 0.0, attempt, "scripted")
+            write_episodes(path.with_suffix(".parquet"), [episode])
+
+
+def test_tasks_without_an_expert_stop_the_collection_and_all_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"^fish-swim, og-ant have no expert.*demos\.missing: go_on") as error:
+        gather(tmp_path, names=["mw-reach", "fish-swim", "og-ant"])
+    assert "held_out_episodes: 0" in str(error.value)
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_an_expert_that_fails_too_often_stops_the_collection(tmp_path):
+    fail(tmp_path, "mw-reach", kept=1, attempts=4)
+    with pytest.raises(
+        RuntimeError, match=r"mw-reach: 1 of 2 demonstrations after 4 attempts.*demos\.missing to go_on"
+    ):
+        gather(tmp_path, names=["mw-reach"], count=2, max_attempts=2)
+
+
+def test_it_goes_on_without_what_nobody_demonstrates_well_enough(tmp_path, capsys):
+    fail(tmp_path, "mw-reach", kept=1, attempts=4)
+    fail(tmp_path, "mw-push", kept=0, attempts=4)
+    report = gather(tmp_path, ["mw-reach", "mw-push", "fish-swim"], 2, max_attempts=2, missing="go_on")
+    assert list(report["tasks"]) == ["mw-reach"]
+    assert report["tasks"]["mw-reach"]["kept"] == 1
+    assert list(report["missing"]) == ["fish-swim", "mw-reach", "mw-push"]
+    assert report["missing"]["mw-push"].startswith("0 of 2 demonstrations after 4 attempts")
+    assert report["missing"]["fish-swim"].startswith("no expert: ")
+    assert len(capsys.readouterr().err.splitlines()) == 3
+    demos = tmp_path / "demos"
+    assert len(load_demos(demos, "mw-reach")) == 1
+    assert load_demos(demos, "fish-swim") == load_demos(demos, "mw-push") == []
+    with pytest.raises(FileNotFoundError, match="mw-pick-place"):
+        load_demos(demos, "mw-pick-place")
+    (demos / "missing.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"missing\.json should name tasks"):
+        load_demos(demos, "fish-swim")
+
+
+def test_no_demonstration_at_all_is_a_folder_that_says_so(tmp_path):
+    report = gather(tmp_path, names=["fish-swim"], missing="go_on")
+    assert report["tasks"] == {}
+    assert load_demos(tmp_path / "demos", "fish-swim") == []
+    assert "configs:" not in (tmp_path / "demos/README.md").read_text()
 
 
 def test_a_dead_worker_is_an_error_that_names_what_it_did(tmp_path):

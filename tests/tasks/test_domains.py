@@ -46,6 +46,35 @@ def test_a_missing_package_names_the_extra(monkeypatch):
     assert "pip install 'eft[metaworld]'" in status.detail
 
 
+def test_what_cannot_run_here_is_named_all_at_once_with_what_to_do(monkeypatch):
+    specs = registry.get(["pygame-pong", "mw-reach", "mw-push", "ms-pick-cube", "ms-pick-apple"])
+    assert domains.unavailable(specs[:1]) == {}
+    domains.require(specs[:1])
+
+    class NeedsFiles:
+        @staticmethod
+        def require_files(env_id, env_kwargs):
+            if "YCB" in env_id:
+                raise domains.AssetsUnavailable("fetch the fruit")
+
+    monkeypatch.setattr(domains, "adapter", lambda suite: NeedsFiles)
+    monkeypatch.setattr(domains, "_start", lambda spec: f"{spec.name} started")
+    monkeypatch.setitem(domains.DOMAINS, "maniskill", domains.Domain("no:No", "maniskill", (), more=True))
+    monkeypatch.setitem(domains.DOMAINS, "metaworld", domains.Domain("no:No", "metaworld", ("no_such_package",)))
+    with pytest.raises(ValueError, match="^3 of 5 tasks cannot run on this machine:\n") as error:
+        domains.require(specs)
+    assert str(error.value).splitlines()[1:3] == [
+        "  2 tasks (mw-reach, mw-push): `no_such_package` not installed: pip install 'eft[metaworld]'",
+        "  1 task (ms-pick-apple): fetch the fruit",
+    ]
+
+    def broken(spec):
+        raise RuntimeError("no Vulkan device")
+
+    monkeypatch.setattr(domains, "_start", broken)
+    assert domains.unavailable(specs[3:]) == {"ms-pick-apple": "fetch the fruit", "ms-pick-cube": "no Vulkan device"}
+
+
 def test_a_broken_package_shows_its_own_error(monkeypatch, tmp_path):
     (tmp_path / "eft_broken_simulator.py").write_text("raise OSError('libfancy.so.7: cannot open shared object file')")
     monkeypatch.syspath_prepend(tmp_path)

@@ -189,3 +189,14 @@ def test_statistics_are_shared_by_a_body_and_leave_still_dims_alone():
     assert torch.allclose(mean[0, :39], torch.from_numpy(obs.mean(0)), atol=1e-5)
     still = torch.from_numpy(obs.std(0)) < 1e-4
     assert (std[0, :39][still] == 1).all()
+
+
+def test_a_body_without_demonstrations_is_observed_in_one_random_episode():
+    demos = {spec.name: [] for spec in SPECS}
+    mean, std = observation_statistics(SPECS, demos, obs_dim=50, seed=3)
+    again, other = (observation_statistics(SPECS, demos, obs_dim=50, seed=seed)[0] for seed in (3, 4))
+    assert torch.equal(mean, again)
+    assert not torch.equal(mean, other)
+    assert (mean[0, :39] != 0).any()
+    assert (std[0, :39] != 1).any()
+    assert (mean[:, 39:] == 0).all()

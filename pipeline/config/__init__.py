@@ -7,30 +7,38 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from pipeline.config.options import (
+    STRICT,
+    Autoencoder,
+    Clipped,
+    Clusters,
+    Count,
+    CountOrZero,
+    Experts,
+    Fraction,
+    History,
+    NotNegative,
+    Part,
+    Positive,
+    Scaling,
+)
+
 PARAMS = Path("params.yaml")
 AUTOENCODER = "autoencoder"  # vision.encoder, where it is learned from demonstrations; also its folder's name
 
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 Imitate = Literal["all", "score", "none"]  # every own episode (published), each by its score, or none
-Part = Literal["encoder", "dynamics", "reward", "policy", "q"]  # of the world model
 Observe = Literal["state", "both", "pictures"]
-_strict = ConfigDict(extra="forbid")
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True, config=STRICT)
 class Tasks:
     """Which tasks the run is about. Names come from the catalogue (`eft tasks`) and from `folder`."""
 
@@ -60,7 +68,7 @@ class Tasks:
             raise ValueError("tasks.weights sets every training task to 0: nothing would be drawn")
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True, config=STRICT)
 class Demos:
     """How demonstrations are made."""
 
@@ -68,10 +76,11 @@ class Demos:
     held_out_episodes: CountOrZero  # demonstrations kept per held-out task
     max_attempts: Count  # attempts per kept demonstration before the task is given up
     action_noise: NotNegative  # std of noise added to executed actions; what the expert intended is recorded beside
+    missing: Literal["stop", "go_on"]  # a task nobody demonstrates well enough: an error, or it learns online alone
     workers: CountOrZero  # processes collecting at once; 0 = one per CPU core
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True, config=STRICT)
 class Language:
     """The frozen text encoder."""
 
@@ -79,23 +88,7 @@ class Language:
     phrasings: Count  # phrasings of each instruction used in training, the canonical one first; never the last one
 
 
-@dataclass(frozen=True, config=_strict)
-class Autoencoder:
-    """A categorical autoencoder that learns pictures of the training tasks' demonstrations; then it stays as it is."""
-
-    groups: Count  # categorical variables of a picture (published: 32)
-    classes: Annotated[int, Field(ge=2)]  # of each; groups x classes values are observed (published: 32)
-    width: Count  # channels of the first convolution; every further one halves the picture and doubles them
-    uniform_mix: Fraction  # of the uniform distribution in the probabilities
-    kl_coef: NotNegative  # weight of the divergence from the uniform distribution, beside the reconstruction's 1
-    frames: Count  # most frames of each task that are learned from
-    updates: Count
-    batch_size: Count  # pictures per update
-    lr: Positive  # Adam step size
-    grad_clip_norm: Positive  # largest gradient norm
-
-
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True, config=STRICT)
 class Vision:
     """Pictures as observations. With `observe: state` nothing is drawn and no encoder is loaded."""
 
@@ -117,66 +110,7 @@ class Vision:
             )
 
 
-@dataclass(frozen=True, config=_strict)
-class Clusters:
-    """Networks per cluster of tasks. All tasks share them during a warm-up, then those with like gradients do."""
-
-    parts: tuple[Literal["encoder", "reward", "policy", "q"], ...]  # what is copied per cluster
-    num: Count | Literal["auto"]  # clusters; auto = as many, up to max_num, as give the best mean silhouette
-    max_num: Annotated[int, Field(ge=2)]  # most clusters that `auto` tries
-    warmup_updates: Count  # updates of pretraining before the tasks are clustered (published: about 5,000)
-    batches: Count  # of pretrain.batch_size slices of one task, over which its gradient is averaged
-
-    def __post_init__(self) -> None:
-        if not self.parts or len(set(self.parts)) < len(self.parts):
-            raise ValueError(f"model.clusters.parts is {list(self.parts)}: name one part or more, each once")
-
-
-@dataclass(frozen=True, config=_strict)
-class History:
-    """A causal Transformer over the past (latent, action) pairs of an episode, in place of the dynamics' MLP."""
-
-    context: Annotated[int, Field(ge=1, le=1024)]  # past steps that a prediction sees beside the present one
-    layers: Annotated[int, Field(ge=1, le=64)]
-    heads: Count  # of attention
-    dim: Count  # width of a step's token, a multiple of heads
-    mlp_dim: Count  # hidden width of the feed-forward part, where model.experts puts no experts there
-    backbone: Literal["dynamics", "shared"]  # who reads it: the next latent alone, or reward, policy and Q as well
-
-    def __post_init__(self) -> None:
-        if self.dim % self.heads:
-            raise ValueError(f"model.history.dim {self.dim} is not a multiple of model.history.heads {self.heads}")
-
-
-@dataclass(frozen=True, config=_strict)
-class Experts:
-    """Routed experts in the place of the last hidden layer of some networks. Active width: (top_k + shared) x hidden.
-
-    An expert is a SwiGLU feed-forward of three matrices, mlp_dim x hidden each; the dense layer it replaces is one of
-    mlp_dim x mlp_dim. With 3 x (active width) = mlp_dim both multiply a row by as many weights.
-    """
-
-    parts: tuple[Literal["dynamics", "reward", "policy", "q"], ...]  # the networks that have experts
-    num: Count  # routed experts of each such layer
-    top_k: Count  # of them that compute a row, weighted by their probabilities among all
-    hidden: Annotated[int, Field(multiple_of=8, ge=8)]  # hidden units of each routed expert and of the shared one
-    shared: bool  # an expert more that computes every row
-    router: Literal["latent", "task"]  # choose by each row's hidden state, or once per task by its embedding
-    temperature: Positive  # of the softmax over all experts
-    balance_coef: NotNegative  # of the loss that evens out how much the experts are used
-
-    def __post_init__(self) -> None:
-        if not self.parts:
-            raise ValueError("model.experts.parts is empty: name some of the networks, or set model.experts to null")
-        if len(set(self.parts)) < len(self.parts):
-            raise ValueError(f"model.experts.parts names a network twice: {', '.join(self.parts)}")
-        if self.top_k > self.num:
-            raise ValueError(
-                f"model.experts.top_k {self.top_k} exceeds model.experts.num {self.num}: there are not so many experts"
-            )
-
-
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True, config=STRICT)
 class Model:
     """Sizes of the world model."""
 
@@ -222,7 +156,7 @@ class Model:
             )
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True, config=STRICT)
 class Planner:
     """Model-predictive path integral control in latent space."""
 
@@ -244,21 +178,7 @@ class Planner:
             raise ValueError("planner.min_std exceeds planner.max_std")
 
 
-@dataclass(frozen=True, config=_strict)
-class Clipped:
-    """The policy's online step as a clipped ratio, with a bonus where model and experience disagree (M3PO)."""
-
-    plan: bool  # episodes are collected by planning; false: by the policy alone
-    every: Count  # env_steps, over all tasks, between policy phases; each learns from the episodes that ended since
-    passes: Count  # over the steps of those episodes
-    batch_size: Count  # steps per gradient step, over all processes
-    ratio: Annotated[float, Field(gt=0, lt=1)]  # probability ratios are clipped to 1 - this and 1 + this
-    gae_lambda: Fraction  # of the generalised advantages
-    bonus: NotNegative  # weight of the disagreement in the advantage at first; falls linearly to 0 over the env_steps
-    bonus_limit: NotNegative | None  # largest bonus, in units of the advantage's size (POME: 1); null = none
-
-
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True, config=STRICT)
 class Learning:
     """Losses and optimisers, the same in every phase."""
 
@@ -279,9 +199,12 @@ class Learning:
     discount_min: Fraction  # bounds of the discount derived from the episode length
     discount_max: Fraction
     clipped: Clipped | None = None  # the online policy learns by a clipped ratio; null = by the value of its actions
+    weighting: Literal["even", "harmony"] = "even"  # of the tasks in the model's loss: as drawn, or by learned scales
+    weighting_lr_scale: Positive = 10.0  # harmony: the scales' lr is lr x this
+    task_id_coef: NotNegative = 0.0  # of predicting the task from what the dynamics predict; 0 = off, no parameters
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True, config=STRICT)
 class Runtime:
     """Device and processes."""
 
@@ -300,7 +223,7 @@ class Runtime:
     # ... files (in .resume/, mapped into memory) may be larger than memory
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True, config=STRICT)
 class Pretrain:
     """Learning from demonstrations alone."""
 
@@ -313,49 +236,7 @@ class Pretrain:
     eval_episodes: Count  # per task
 
 
-@dataclass(frozen=True, config=_strict)
-class Scaling:
-    """Dynamic parameter scaling: solved tasks leave the collection, and capacity grows in stages for the others.
-
-    A stage after the first adds a low-rank adapter to each matrix of some parts and freezes what these parts had
-    learned. It begins once ceil(unsolved / adapters left) tasks were newly solved, or after so many updates. The run
-    ends when every task is solved.
-    """
-
-    parts: tuple[Part, ...]  # what is frozen and adapted; all else goes on training (published: the backbone)
-    adapters: Count  # stages after the first
-    rank: Count  # r of each adapter
-    alpha: Positive  # an adapter is scaled by alpha / rank
-    target: Fraction  # a task is solved once an evaluation during training reaches this score ...
-    targets: dict[str, Fraction]  # ... or, of these tasks, that one
-    slack: Fraction  # a solved task comes back once an evaluation finds it this far below its target; 0 = below it
-    first_stage_updates: Count  # most updates of stage 0
-    stage_updates: Count  # most updates of each later one but the last
-
-    def __post_init__(self) -> None:
-        if not self.parts:
-            raise ValueError("finetune.scaling.parts is empty: name some parts, or set finetune.scaling to null")
-        if len(set(self.parts)) < len(self.parts):
-            raise ValueError(f"finetune.scaling.parts names a part twice: {', '.join(self.parts)}")
-
-    def target_of(self, task: str) -> float:
-        """Return the score from which a task counts as solved."""
-        return self.targets.get(task, self.target)
-
-    def check_tasks(self, names: Sequence[str]) -> None:
-        """Refuse targets of tasks that are not trained.
-
-        Raises:
-            ValueError: names the task.
-        """
-        for name in self.targets:
-            if name not in names:
-                raise ValueError(
-                    f"finetune.scaling.targets names {name!r}, which is not in tasks.train.{near(name, list(names))}"
-                )
-
-
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True, config=STRICT)
 class Finetune:
     """Learning online on all training tasks at once."""
 
@@ -389,7 +270,7 @@ class Finetune:
             )
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True, config=STRICT)
 class Evaluate:
     """Scores that are reported."""
 
@@ -409,7 +290,7 @@ class Evaluate:
             raise ValueError("evaluate.open_loop_steps exceed evaluate.open_loop_horizon: there is no plan that far")
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True, config=STRICT)
 class Adapt:
     """Few-shot adaptation by low-rank adapters: first on demonstrations alone, then online."""
 
@@ -431,7 +312,7 @@ class Adapt:
             )
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True, config=STRICT)
 class Publish:
     """The releases on the Hugging Face Hub."""
 
