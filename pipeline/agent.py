@@ -29,6 +29,7 @@ from pipeline.model.actor import Actor
 from pipeline.model.adapters import Adapters
 from pipeline.model.compute import Compute, choose
 from pipeline.model.grow import grow
+from pipeline.model.scaling import merged
 from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.observing import check_obs, look
@@ -151,7 +152,7 @@ class Agent:
         return agent
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the agent as a checkpoint folder, whole or not at all.
+        """Write the agent as a checkpoint folder, whole or not at all; matrices in stages are written as plain ones.
 
         Raises:
             ValueError: adapters are in; they are saved by `save_adapter`, beside the base they belong to.
@@ -167,8 +168,9 @@ class Agent:
         mean, std = (part if part is None else part[rows] for part in (table.obs_mean, table.obs_std))
         seen = (self.vision, self.sight.encoder.id) if self.sight else (None, None)
         constraint, cluster = table.constraint[rows], table.cluster[rows] if self.model.config.clusters else None
+        model = merged(self.model)
         content = store.Checkpoint(
-            self.model, specs, discounts, embeddings, self.planner, "", mean, std, constraint, *seen, cluster=cluster
+            model, specs, discounts, embeddings, self.planner, "", mean, std, constraint, *seen, cluster=cluster
         )
         self.base = store.write_checkpoint(folder, content)
 

@@ -7,7 +7,9 @@ import math
 from pipeline import config
 from pipeline.agent import Agent
 from pipeline.model.actor import Actor
+from pipeline.model.scaling import Stages
 from pipeline.tasks import registry
+from pipeline.train.curriculum import Curriculum, check_targets
 from pipeline.train.evaluate import Evaluator
 from pipeline.train.loop import Loop
 from pipeline.train.loops import learn_online, own_environments
@@ -37,15 +39,26 @@ def main() -> None:
     evaluated = Agent.from_pretrained(PRETRAINED, device=ranks.device).with_planner(planner)
     world_model, model = evaluated.model, evaluated.model.config
     table = evaluated.table
+    if settings.scaling:
+        check_targets(settings.scaling, tasks.train)
     sight = evaluated.sight
     demonstrations = load_demonstrations(specs, ranks, sight)
     env_specs = [spec for spec in specs for _ in range(settings.envs_per_task)]
 
     shaping = [tasks.train, tasks.weights, planner, learning, settings]
     with scratch_folder("finetune", shaping, [DEMOS, PRETRAINED], seed, ranks) as scratch:
+        stages = Stages(world_model, settings.scaling, seed) if settings.scaling else None
         learner = Learner(
-            world_model, table, learning, settings.warmup_updates, ranks, how_learning, runtime.accumulate
+            world_model,
+            table,
+            learning,
+            settings.warmup_updates,
+            ranks,
+            how_learning,
+            runtime.accumulate,
+            stages=stages,
         )
+        curriculum = Curriculum(settings.scaling, learner, table.names) if settings.scaling else None
         place = replay_place(runtime, ranks.device, scratch, table.names, tasks.weights)
         demos = shared_demo_buffer(ranks, demonstrations, table.names, model, planner.horizon, place, scratch)
         demonstrations.clear()
@@ -60,7 +73,7 @@ def main() -> None:
         ):
             player, collector = (Actor(world_model, table, planner, how_acting) for _ in range(2))
             loop = Loop("finetune", scratch, learner, player, evaluator, seed, runtime, ranks)
-            learn_online(loop, settings, demos, replay, envs, env_specs, collector, specs)
+            learn_online(loop, settings, demos, replay, envs, env_specs, collector, specs, curriculum)
         transitions = sum(ranks.collect(replay.num_transitions))
         if ranks.is_main:
             evaluated.save_pretrained(OUT / "model")
@@ -72,6 +85,7 @@ def main() -> None:
                 transitions=transitions,
                 processes=ranks.count,
                 matmul=how_learning.matmul,
+                **({"stage": stages.stage, "solved": sorted(curriculum.solved)} if stages and curriculum else {}),
             )
 
 

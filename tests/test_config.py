@@ -1,6 +1,7 @@
 """Wrong parameters are refused by name, with what was meant; right ones arrive as what they are."""
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 
@@ -42,6 +43,48 @@ def test_no_parameter_has_a_default_but_options_that_are_off():
             known = (dataclasses.MISSING, OPTIONS.get(field.name))  # null where it is not among the options
             assert field.default in known, f"{section.__name__}.{field.name}"
             assert field.default_factory is dataclasses.MISSING, f"{section.__name__}.{field.name}"
+
+
+SCALING = (
+    "{parts: [dynamics], adapters: 4, rank: 64, alpha: 64.0, target: 0.9, targets: {mw-reach: 0.5}, slack: 0.1, "
+    "first_stage_updates: 100, stage_updates: 50}"
+)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("target: 0.9", "target: 1.5", "`scaling.target` is 1.5: Input should be less than or equal to 1"),
+        ("mw-reach: 0.5", "mw-reach: -1", "`scaling.targets.mw-reach` is -1"),
+        ("[dynamics]", "[dynamic]", "`scaling.parts.0` is 'dynamic': Input should be 'encoder', 'dynamics'"),
+        ("[dynamics]", "[]", "scaling.parts is empty"),
+        ("[dynamics]", "[q, q]", "names a part twice"),
+        ("rank: 64", "rank: 0", "`scaling.rank` is 0"),
+        ("slack", "slak", "`scaling.slak` is not a parameter. Did you mean `slack`"),
+    ],
+)
+def test_a_wrong_value_of_scaling_is_named(params, old, new, message):
+    start = params.read_text().index("\nfinetune:")
+    text = params.read_text()
+    section = text[start:].replace("  eval_episodes: 2\n", f"  eval_episodes: 2\n  scaling: {SCALING}\n", 1)
+    params.write_text(text[:start] + section)
+    found = config.load(config.Finetune, params).scaling
+    assert found is not None
+    assert (found.target_of("mw-reach"), found.target_of("mw-push")) == (0.5, 0.9)
+    params.write_text(text[:start] + section.replace(SCALING, SCALING.replace(old, new)))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        config.load(config.Finetune, params)
+
+
+def test_adapting_does_not_grow(params):
+    text = params.read_text()
+    at = text.index("adapt:")
+    section = text[at:].replace(
+        "    eval_episodes: 2\n\npublish", f"    eval_episodes: 2\n    scaling: {SCALING}\n\npublish"
+    )
+    params.write_text(text[:at] + section)
+    with pytest.raises(ValueError, match=r"adapt\.finetune\.scaling must be null"):
+        config.load(config.Adapt, params)
 
 
 def test_numbers_in_scientific_notation_are_numbers(params):

@@ -3,14 +3,17 @@
 import json
 import re
 import shutil
+from collections.abc import Iterable
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipeline import report
 from pipeline.files import write_json
 from pipeline.report import write_report
+from pipeline.report.results import Curve
 from pipeline.video import write_video
 
 TASKS = ["walker-walk", "walker-run", "mw-reach", "mw-drawer-open"]
@@ -88,10 +91,14 @@ def write_curves(folder: Path, steps: int, seconds: float, rng: np.random.Genera
     for i, name in enumerate(("total", "consistency")):
         curves[f"train/{name}"] = 30 * np.exp(-grid / steps * (2 + i)) * rng.uniform(0.9, 1.1, len(grid))
     for name, values in curves.items():
-        path = folder / f"{name}.tsv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = "".join(f"{step}\t{value}\n" for step, value in zip(grid, values, strict=True))
-        path.write_text(f"step\t{path.stem}\n{rows}")
+        write_curve(folder, name, grid, values)
+
+
+def write_curve(folder: Path, name: str, steps: Iterable[float], values: Iterable[float]) -> None:
+    path = folder / f"{name}.tsv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = "".join(f"{step}\t{value}\n" for step, value in zip(steps, values, strict=True))
+    path.write_text(f"step\t{path.stem}\n{rows}")
 
 
 def estimate(score: float, spread: float = 0.06) -> dict:
@@ -310,6 +317,28 @@ def test_there_is_a_chart_of_each_curve(page):
     assert "Score against steps without feedback" in labels
     assert {f"{task}: score against environment steps" for task in HELD_OUT} <= set(labels)
     assert {*TASKS, "consistency", "total"} <= set(labels)
+
+
+def test_solved_tasks_and_stages_are_drawn_where_the_model_grew(changed, page):
+    title = "When tasks were solved, and stages began"
+    assert title not in page[1].attributes("aria-label")
+    folder = changed / "checkpoints/finetune/metrics/plots/metrics"
+    write_curve(folder, "scaling/stage", [0, 800, 1600], [0, 1, 2])
+    for task, values in zip(TASKS, ([0, 1, 1], [1, 0, 1], [0, 0, 0], [1, 1, 1]), strict=False):
+        write_curve(folder, f"solved/{task}", [0, 800, 1600], values)
+    html, grown = make_page(changed)
+    assert title in grown.attributes("aria-label")
+    chart = html[html.index(title) :].split("</svg>")[0]
+    assert all(word in chart for word in (TASKS[0], "stage 1", "stage 2"))
+    assert "stage 0" not in chart
+
+
+@pytest.mark.parametrize(
+    ("values", "spans"),
+    [([0, 0, 0], []), ([1, 1, 0], [(0, 2)]), ([1, 0, 1], [(0, 1), (2, 5)]), ([0, 1, 1], [(1, 5)])],
+)
+def test_spans_last_to_the_evaluation_that_ends_them(values, spans):
+    assert report._spans(Curve([0, 1, 2], values), 5) == spans
 
 
 def test_the_same_results_give_the_same_page(page, root):

@@ -26,7 +26,9 @@ from pipeline.config.options import (
     Fraction,
     History,
     NotNegative,
+    Part,
     Positive,
+    Scaling,
 )
 
 PARAMS = Path("params.yaml")
@@ -257,6 +259,7 @@ class Finetune:
     save_every: Count  # env_steps between resumable saves
     eval_every: Count  # env_steps between evaluations of the policy
     eval_episodes: Count  # per task
+    scaling: Scaling | None = None  # dynamic parameter scaling; null = off
 
     def __post_init__(self) -> None:
         demos = self.batch_size * self.demo_fraction
@@ -292,7 +295,7 @@ class Evaluate:
 class Adapt:
     """Few-shot adaptation by low-rank adapters: first on demonstrations alone, then online."""
 
-    parts: tuple[Literal["encoder", "dynamics", "reward", "policy", "q"], ...]  # what the adapter may change
+    parts: tuple[Part, ...]  # what the adapter may change
     rank: Count  # of the low-rank change of each linear layer
     alpha: Positive  # the change is scaled by alpha / rank
     lr: Positive  # Adam step size of the adapter
@@ -302,6 +305,8 @@ class Adapt:
     finetune: Finetune  # then learning online; env_steps 0 leaves it out
 
     def __post_init__(self) -> None:
+        if self.finetune.scaling is not None:
+            raise ValueError("adapt.finetune.scaling must be null: what learns there is an adapter already")
         if self.pretrain.updates and self.finetune.warmup_updates:
             raise ValueError(
                 "adapt.finetune.warmup_updates must be 0 while adapt.pretrain.updates is not: the optimisers go on"

@@ -15,6 +15,7 @@ CountOrZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Part = Literal["encoder", "dynamics", "reward", "policy", "q"]  # of the world model
 STRICT = ConfigDict(extra="forbid")
 
 
@@ -105,3 +106,33 @@ class Clipped:
     gae_lambda: Fraction  # of the generalised advantages
     bonus: NotNegative  # weight of the disagreement in the advantage at first; falls linearly to 0 over the env_steps
     bonus_limit: NotNegative | None  # largest bonus, in units of the advantage's size (POME: 1); null = none
+
+
+@dataclass(frozen=True, config=STRICT)
+class Scaling:
+    """Dynamic parameter scaling: solved tasks leave the collection, and capacity grows in stages for the others.
+
+    A stage after the first adds a low-rank adapter to each matrix of some parts and freezes what these parts had
+    learned. It begins once ceil(unsolved / adapters left) tasks were newly solved, or after so many updates. The run
+    ends when every task is solved.
+    """
+
+    parts: tuple[Part, ...]  # what is frozen and adapted; all else goes on training (published: the backbone)
+    adapters: Count  # stages after the first
+    rank: Count  # r of each adapter
+    alpha: Positive  # an adapter is scaled by alpha / rank
+    target: Fraction  # a task is solved once an evaluation during training reaches this score ...
+    targets: dict[str, Fraction]  # ... or, of these tasks, that one
+    slack: Fraction  # a solved task comes back once an evaluation finds it this far below its target; 0 = below it
+    first_stage_updates: Count  # most updates of stage 0
+    stage_updates: Count  # most updates of each later one but the last
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ValueError("finetune.scaling.parts is empty: name some parts, or set finetune.scaling to null")
+        if len(set(self.parts)) < len(self.parts):
+            raise ValueError(f"finetune.scaling.parts names a part twice: {', '.join(self.parts)}")
+
+    def target_of(self, task: str) -> float:
+        """Return the score from which a task counts as solved."""
+        return self.targets.get(task, self.target)

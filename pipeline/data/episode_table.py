@@ -7,6 +7,7 @@ however many there are. Rings double when they are full, so that adding takes th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -52,6 +53,8 @@ class EpisodeTable:
         self._columns = torch.zeros(4, _FIRST_SIZE, dtype=torch.int64)  # first row, transitions, task, terminated
         self._imitation = torch.zeros(_FIRST_SIZE)
         self._by_task = None if task_weights is None else _TaskRings(task_weights)
+        self._left_out: tuple[int, ...] = ()  # tasks that are not drawn
+        self._drawn_from: Tensor | None = None  # numbers of the episodes of the others, once they are asked for
 
     def __len__(self) -> int:
         return self.end - self.first
@@ -69,6 +72,7 @@ class EpisodeTable:
             self._by_task.append(task, self.end)
         self.end += 1
         self.num_transitions += length
+        self._drawn_from = None
 
     def drop_oldest(self) -> None:
         """Forget the oldest episode."""
@@ -77,6 +81,21 @@ class EpisodeTable:
             self._by_task.drop_oldest(task)
         self.first += 1
         self.num_transitions -= length
+        self._drawn_from = None
+
+    def leave_out(self, tasks: Sequence[int]) -> None:
+        """Draw no episode of these tasks until told otherwise; they stay stored."""
+        self._left_out, self._drawn_from = tuple(tasks), None
+        if self._by_task is not None:
+            self._by_task.left_out = self._left_out
+
+    def numbers(self) -> Tensor:
+        """Return the numbers of the stored episodes that are not left out, oldest first."""
+        if self._drawn_from is None:
+            numbers = torch.arange(self.first, self.end)
+            task = self._columns[2, numbers % len(self._imitation)]
+            self._drawn_from = numbers[~torch.isin(task, torch.tensor(self._left_out, dtype=torch.int64))]
+        return self._drawn_from
 
     def oldest_start(self) -> int:
         """Return the first row of the oldest episode."""
@@ -88,12 +107,14 @@ class EpisodeTable:
         Raises:
             ValueError: nothing is stored, or nothing of a task whose weight is above 0.
         """
-        if not len(self):
+        if not len(self) or (self._left_out and not len(self.numbers())):
             raise ValueError("the replay holds no episode yet: nothing to sample from")
-        if self._by_task is None:
-            number = torch.randint(self.first, self.end, (num,), generator=generator)
-        else:
+        if self._by_task is not None:
             number = self._by_task.draw(num, generator)
+        elif self._left_out:
+            number = self.numbers()[torch.randint(len(self.numbers()), (num,), generator=generator)]
+        else:
+            number = torch.randint(self.first, self.end, (num,), generator=generator)
         place = number.numpy() & len(self._imitation) - 1  # modulo the size, a power of two
         share = torch.rand(num, generator=generator, dtype=torch.float64).numpy()
         start, length, task, terminated = self._columns.numpy().take(place, 1)
@@ -114,6 +135,7 @@ class _TaskRings:
 
     def __init__(self, weights: Tensor):
         self._weights = weights.double().cpu()
+        self.left_out: Sequence[int] = ()
         self._rings = torch.zeros(len(weights), _FIRST_SIZE, dtype=torch.int64)
         self._first = torch.zeros(len(weights), dtype=torch.int64)  # like `first` and `end` above, within each task
         self._end = torch.zeros(len(weights), dtype=torch.int64)
@@ -133,6 +155,7 @@ class _TaskRings:
     def draw(self, num: int, generator: torch.Generator) -> Tensor:
         count = self._end - self._first
         weights = self._weights * (count > 0)
+        weights[list(self.left_out)] = 0
         if not weights.any():
             raise ValueError("the replay holds no episode of a task whose weight is above 0: see tasks.weights")
         task = torch.multinomial(weights, num, replacement=True, generator=generator)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,6 +121,15 @@ class ReplayBuffer:
     def weight_of(self, rows: Tensor) -> float:
         """Return how often episodes of tasks (n,) are drawn together, relative to those of other tasks."""
         return float(len(rows) if self._task_weights is None else self._task_weights[rows].sum())
+
+    def leave_out(self, tasks: Sequence[int]) -> bool:
+        """Draw no episode of these rows of the task table until told otherwise; they stay stored.
+
+        Returns:
+            Whether episodes of other tasks are stored, so that something can be drawn.
+        """
+        self._episodes.leave_out(tasks)
+        return len(self._episodes.numbers()) > 0
 
     def index_tensors(self) -> dict[str, Tensor]:
         """Return where the stored episodes lie, for a buffer attached to the same files."""

@@ -16,6 +16,8 @@ from pipeline.model.task_table import POLICY, TIED, TaskTable
 from pipeline.model.world_model import TaskContext, WorldModel
 from pipeline.shapes import Past
 
+_PAST_DIMS = (1, 1, 0)  # which dim of each part of a `Past` counts the environments
+
 
 class Actor:
     """Holds what acting needs between steps: the last plans, whose episode begins, random numbers, the past.
@@ -84,6 +86,7 @@ class Actor:
         plan: bool | Tensor,
         explore: bool = False,
         constraint_weight: float | Tensor | None = None,
+        envs: Tensor | None = None,
     ) -> Tensor:
         """Choose one action per environment.
 
@@ -94,6 +97,7 @@ class Actor:
             explore: with noise, as in training.
             constraint_weight: in [0, 1], how far a plan starts from the policy's own rollouts, for all or (N,); None
                 plans under each task's constraint in the table, which may be the policy's own action.
+            envs: (N,) which of the environments these are, where others rest and keep plans and past; None for all.
 
         Returns:
             (N, A) in [-1, 1], on the CPU.
@@ -101,17 +105,22 @@ class Actor:
         Raises:
             ValueError: not one observation per environment that was reset.
         """
-        return self._choose(obs, rows, plan, explore, constraint_weight, False)[0]
+        return self._choose(obs, rows, plan, explore, constraint_weight, envs, False)[0]
 
     def explore(
-        self, obs: Tensor, rows: Tensor, plan: bool | Tensor, constraint_weight: float | Tensor | None = None
+        self,
+        obs: Tensor,
+        rows: Tensor,
+        plan: bool | Tensor,
+        constraint_weight: float | Tensor | None = None,
+        envs: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Choose one action per environment with noise, as `act` does, and say how likely each was.
 
         Returns:
             actions (N, A) and their log-probabilities (N,) under what chose them, plan or policy, on the CPU.
         """
-        action, log_prob = self._choose(obs, rows, plan, True, constraint_weight, True)
+        action, log_prob = self._choose(obs, rows, plan, True, constraint_weight, envs, True)
         assert log_prob is not None
         return action, log_prob
 
@@ -123,14 +132,18 @@ class Actor:
         plan: bool | Tensor,
         explore: bool,
         constraint_weight: float | Tensor | None,
+        envs: Tensor | None,
         with_log_prob: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        if len(obs) != len(self._is_first) or len(rows) != len(obs):
+        expected = len(self._is_first) if envs is None else len(envs)
+        if len(obs) != expected or len(rows) != len(obs):
             raise ValueError(
-                f"{len(obs)} observations and {len(rows)} task rows came for {len(self._is_first)} environments: "
+                f"{len(obs)} observations and {len(rows)} task rows came for {expected} environments: "
                 "call `reset` with their number first"
             )
         device = self.table.discount.device
+        envs = None if envs is None else envs.to(device)
+        is_first, past = _take(self._is_first, 0, envs), self._past_of(envs)
         ctx = self._task_context(rows)
         tasks = rows.to(device)
         obs = self.table.normalize(obs.to(device), tasks)
@@ -146,34 +159,46 @@ class Actor:
                 ctx,
                 obs,
                 self.planner,
-                self._prev_mean,
-                self._is_first,
+                _take(self._prev_mean, 1, envs),
+                is_first,
                 self.table.discount[tasks],
                 mask,
                 self._generator,
                 constraint_weight,
                 explore,
-                self._past,
+                past,
                 with_log_prob,
             )
-            self._prev_mean, action, log_prob = made.mean, made.action, made.log_prob
-            self._is_first = torch.zeros_like(self._is_first)
+            action, log_prob = made.action, made.log_prob
+            self._prev_mean = _put(self._prev_mean, 1, envs, made.mean)
+            self._is_first = _put(self._is_first, 0, envs, torch.zeros_like(is_first))
         if not planned.all():
             noise = torch.randn(mask.shape, generator=self._generator).to(device) if explore else None
-            memory = self.model.remember(self._past, ctx) if self.model.shared else None
+            memory = self.model.remember(past, ctx) if self.model.shared else None
             policy = self.model.policy(self.model.state(obs, ctx, memory), ctx, mask, noise)
             action = torch.where(planned.unsqueeze(1), action, policy.action)
             if with_log_prob:
                 own = policy_log_prob(policy, policy.action, mask)
                 log_prob = own if log_prob is None else torch.where(planned, log_prob, own)
-        self._keep(obs, action)
+        self._keep(obs, action, envs)
         return action.cpu(), None if log_prob is None else log_prob.cpu()
 
-    def _keep(self, obs: Tensor, action: Tensor) -> None:
-        """Put what was observed (N, O) and done (N, A) at the end of the past."""
-        if self._past is not None:
-            steps = torch.cat([self._past.obs[1:], obs[None]]), torch.cat([self._past.action[1:], action[None]])
-            self._past = Past(*steps, (self._past.length + 1).clamp(max=len(steps[0])))
+    def _past_of(self, envs: Tensor | None) -> Past | None:
+        """Return the past of these environments alone."""
+        if self._past is None or envs is None:
+            return self._past
+        return Past(*(_take(part, dim, envs) for part, dim in zip(self._past, _PAST_DIMS, strict=True)))
+
+    def _keep(self, obs: Tensor, action: Tensor, envs: Tensor | None) -> None:
+        """Put what was observed (N, O) and done (N, A) at the end of the past of these environments."""
+        past = self._past_of(envs)
+        if self._past is None or past is None:
+            return
+        steps = torch.cat([past.obs[1:], obs[None]]), torch.cat([past.action[1:], action[None]])
+        moved = Past(*steps, (past.length + 1).clamp(max=len(steps[0])))
+        self._past = Past(
+            *(_put(whole, dim, envs, part) for whole, dim, part in zip(self._past, _PAST_DIMS, moved, strict=True))
+        )
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Return the plans, the past and the random state, for a bit-for-bit resume."""
@@ -198,3 +223,13 @@ class Actor:
             self._context = self.model.context(told, self.compute, target_q=(), cluster=cluster).take(inverse)
             self._context_rows = rows.clone()
         return self._context
+
+
+def _take(whole: Tensor, dim: int, envs: Tensor | None) -> Tensor:
+    """Return what belongs to some environments, which `dim` counts; None for all."""
+    return whole if envs is None else whole.index_select(dim, envs)
+
+
+def _put(whole: Tensor, dim: int, envs: Tensor | None, part: Tensor) -> Tensor:
+    """Return `whole` with what belongs to some environments replaced by `part`; it is left as it was."""
+    return part if envs is None else whole.index_copy(dim, envs, part)

@@ -65,7 +65,7 @@ class Block(nn.Module):
     def ready(self, _task_emb: Tensor, compute: Compute) -> Layer:
         """Make the weights ready to be computed as `compute` says."""
         linear: Any = self.linear
-        if type(linear) is not nn.Linear and torch.is_grad_enabled():
+        if not isinstance(linear, nn.Linear) and torch.is_grad_enabled():
             return Layer(linear.get_base_layer().weight, linear.bias, linear, self.finish())
         bias = linear.bias.to(torch.bfloat16) if compute.bfloat16 else linear.bias
         return Layer(ready(effective_weight(linear), compute), bias, None, self.finish())
@@ -230,12 +230,13 @@ def effective_weight(linear: Any) -> Tensor:
     """Return the matrix a linear layer multiplies by, low-rank adapters included; gradients reach them.
 
     Args:
-        linear: an `nn.Linear`, or one that PEFT has wrapped with LoRA (no dropout, no variant).
+        linear: an `nn.Linear`, whose matrix may be scaled (`pipeline/model/scaling.py`), or one that PEFT has wrapped
+            with LoRA (no dropout, no variant).
 
     Raises:
         TypeError: it is something else, whose forward pass may not be a product with one matrix.
     """
-    if type(linear) is nn.Linear:
+    if isinstance(linear, nn.Linear):
         return linear.weight
     if not hasattr(linear, "get_delta_weight"):
         raise TypeError(f"the first layer of an MLP must be nn.Linear or a PEFT LoRA layer, not {type(linear)}")

@@ -103,7 +103,8 @@ class ExpertLayer(nn.Module):
 
     def ready(self, task_emb: Tensor | None = None, compute: Compute = PLAIN) -> ReadyExperts:
         """Make the weights ready to be computed as `compute` says; a task router chooses for its tasks (n, E) here."""
-        experts, dtype = self.experts, _dtype(self.up, compute)
+        experts, up, down = self.experts, self.up, self.down  # each read once: a scaled one is computed by reading it
+        dtype = _dtype(up, compute)
         router = probs = chosen = weight = None
         if experts.router == "latent":
             router = self.router.get_parameter("weight").to(dtype)
@@ -114,7 +115,7 @@ class ExpertLayer(nn.Module):
         shared = None
         if self.shared_up is not None and self.shared_down is not None:
             shared = ready(self.shared_up.weight, compute), ready(self.shared_down.weight, compute)
-        up, down = self.up.to(dtype), self.down.to(dtype)
+        up, down = up.to(dtype), down.to(dtype)
         return ReadyExperts(
             up, down, shared, router, probs, chosen, weight, experts.top_k, experts.temperature, compute
         )

@@ -48,10 +48,13 @@ def make_target(online: QEnsemble) -> QEnsemble:
 
 
 @torch.no_grad()
-def polyak_update(target: nn.Module, online: nn.Module, tau: float) -> None:
-    """Move `target`, a copy of `online`, the fraction tau towards it, where the online parameters can change."""
+def polyak_update(target: nn.Module, online: nn.Module, tau: float, frozen: bool = False) -> None:
+    """Move `target`, a copy of `online`, the fraction tau towards it, where the online parameters can change.
+
+    With `frozen`, also where they cannot: they could before, and the target has yet to arrive where they stopped.
+    """
     pairs = zip(target.parameters(), online.parameters(), strict=True)
-    moving = [(old, new) for old, new in pairs if new.requires_grad]
+    moving = [(old, new) for old, new in pairs if frozen or new.requires_grad]
     if moving:
         old, new = zip(*moving, strict=True)
         get_ema_multi_avg_fn(1 - tau)(list(old), list(new), 0)

@@ -12,7 +12,7 @@ import jinja2
 import numpy as np
 
 from pipeline.files import atomic_file
-from pipeline.report.charts import FINETUNED, MUTED, PRETRAINED, Level, Line, line_chart
+from pipeline.report.charts import FINETUNED, MUTED, PRETRAINED, Level, Line, line_chart, timeline_chart
 from pipeline.report.comparison import Comparison, read_comparison
 from pipeline.report.experts import expert_charts
 from pipeline.report.matrix import similarity_chart
@@ -64,6 +64,7 @@ def render(results: Results, comparison: Comparison | None = None) -> str:
         confidence=results.confidence,
         pretrain_charts=_training_charts(results.curves["pretrain"], "updates", PRETRAINED),
         finetune_charts=_training_charts(results.curves["finetune"], "environment steps", FINETUNED),
+        growth_chart=_growth_chart(results.curves["finetune"]),
         adaptation_charts={task: _adaptation_charts(adapted) for task, adapted in results.adapted.items()},
         expert_charts={
             stage: expert_charts(results.experts[stage], unit)
@@ -119,6 +120,35 @@ def _training_charts(curves: Mapping[str, Curve], unit: str, colour: str) -> dic
             line = Line(curve.steps, curve.values, colour)
             charts["losses"][label] = line_chart(label, unit, [line], scores=False, small=True)
     return charts
+
+
+def _growth_chart(curves: Mapping[str, Curve]) -> Any:
+    """Return the chart of when tasks were solved and stages began, None where the model did not grow."""
+    stage = curves.get("scaling/stage")
+    if stage is None:
+        return None
+    solved = {name.removeprefix("solved/"): curve for name, curve in curves.items() if name.startswith("solved/")}
+    end = max([*stage.steps, *(step for curve in solved.values() for step in curve.steps)])
+    begun = [
+        (step, f"stage {value:g}")
+        for step, value, before in zip(stage.steps, stage.values, [0.0, *stage.values], strict=False)
+        if value > before
+    ]
+    rows = {task: _spans(curve, end) for task, curve in solved.items()}
+    return timeline_chart("When tasks were solved, and stages began", "environment steps", rows, end, begun)
+
+
+def _spans(curve: Curve, end: float) -> list[tuple[float, float]]:
+    """Return first and last step of each time that a curve of 0 and 1 was 1."""
+    spans: list[tuple[float, float]] = []
+    since = None
+    for step, value in zip(curve.steps, curve.values, strict=True):
+        if value and since is None:
+            since = step
+        elif not value and since is not None:
+            spans.append((since, step))
+            since = None
+    return spans if since is None else [*spans, (since, end)]
 
 
 def _open_loop_chart(results: Results) -> Any:

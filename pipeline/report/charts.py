@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,9 +123,41 @@ def line_chart(
         axes.xaxis.set_major_formatter(FuncFormatter(_short))
         if axes.get_legend_handles_labels()[1]:
             axes.legend(loc="best", handlelength=1.4)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return inline(buffer.getvalue(), title)
+        return _as_markup(figure, title)
+
+
+def timeline_chart(
+    title: str,
+    x_label: str,
+    rows: Mapping[str, Sequence[tuple[float, float]]],
+    end: float,
+    marks: Sequence[tuple[float, str]],
+) -> Markup:
+    """Draw one row per name, with a bar over each of its spans, as an inline SVG element.
+
+    Args:
+        title: what it shows, for those who do not see it.
+        x_label: of the horizontal axis, with its unit.
+        rows: by name, from top to bottom: first and last x of each span.
+        end: of the axis, which begins at 0.
+        marks: x and label of vertical lines through all rows.
+    """
+    with mpl.rc_context({**STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(5.6, 0.9 + 0.22 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_xlabel(x_label)
+        for row, spans in enumerate(rows.values()):
+            axes.axhline(row, color=RULE, linewidth=0.8, zorder=0)
+            axes.broken_barh([(first, last - first) for first, last in spans], (row - 0.3, 0.6), color=FINETUNED)
+        for x, label in marks:
+            axes.axvline(x, color=MUTED, linestyle=(0, (4, 3)), linewidth=1.2)
+            axes.text(x, 1.01, label, transform=axes.get_xaxis_transform(), color=MUTED, fontsize=9, ha="center")
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlim(0, max(end, 1))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_formatter(FuncFormatter(_short))
+        return _as_markup(figure, title)
 
 
 def share_chart(title: str, x_label: str, x: Sequence[float], rows: Sequence[str], shares: np.ndarray) -> Markup:
@@ -184,6 +216,12 @@ def as_file(chart: Markup) -> str:
         svg = svg.replace(f"var({variable})", colour)
     spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     return svg.replace("<svg ", f'<svg {spaces} style="background: white; font-family: sans-serif" ', 1) + "\n"
+
+
+def _as_markup(figure: Figure, title: str) -> Markup:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return inline(buffer.getvalue(), title)
 
 
 def _draw(axes: Axes, line: Line) -> None:

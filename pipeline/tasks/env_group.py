@@ -30,6 +30,7 @@ class Arrays(NamedTuple):
     beats: np.ndarray  # (N,) int64, counted up before and after each call of an environment: odd while it is busy
     picture: np.ndarray  # (N, P, P, 3) uint8 RGB of `obs`; P is 0 where nothing is drawn
     final_picture: np.ndarray  # (N, P, P, 3) uint8 RGB of `final_obs`, written only where the step ended an episode
+    playing: np.ndarray  # (N,) bool, which environments the step is for; the others rest in the middle of an episode
 
 
 MAX_FAILURES = (
@@ -52,7 +53,7 @@ def layout(widths: Widths) -> list[tuple[tuple[int, ...], type]]:
     wide, flag, count = ((n, obs_dim), np.float32), ((n,), np.bool_), ((n,), np.int64)
     picture = ((n, side, side, 3), np.uint8)
     start = [((n, action_dim), np.float32), wide, ((n,), np.float32), flag, flag]
-    return [*start, wide, flag, flag, count, count, picture, picture]
+    return [*start, wide, flag, flag, count, count, picture, picture, flag]
 
 
 def num_bytes(widths: Widths) -> int:
@@ -97,11 +98,14 @@ class EnvGroup:
             self._begin(index, 0)
 
     def step(self) -> None:
-        """Take one agent step in each environment; where an episode ends, start the next."""
+        """Take one agent step in each environment that plays; where an episode ends, start the next."""
         self.failures = []
-        action, obs, reward, terminated, truncated, final_obs, success, lost, _, beats, *pictures = self._arrays
-        picture, final_picture = pictures
+        action, obs, reward, terminated, truncated, final_obs, success, lost, _, beats, *more = self._arrays
+        picture, final_picture, playing = more
         for index, env in self._envs.items():
+            if not playing[index]:
+                self._nothing_happened(index)
+                continue
             beats[index] += 1
             try:
                 last, reward[index], terminated[index], truncated[index], info = env.step(action[index])
@@ -175,9 +179,13 @@ class EnvGroup:
         self.failures.append((index, _report(error)))
         self._rebuild(index)  # a simulator that failed halfway through a step may be in any state
         self._begin(index, int(self._arrays.episode[index]) + 1)
+        self._nothing_happened(index)
+        self._arrays.lost[index] = True
+
+    def _nothing_happened(self, index: int) -> None:
         _, obs, reward, terminated, truncated, final_obs, success, lost, *_ = self._arrays
         reward[index], terminated[index], truncated[index], success[index] = 0, False, False, False
-        final_obs[index], lost[index] = obs[index], True
+        final_obs[index], lost[index] = obs[index], False
 
     def _rebuild(self, index: int) -> None:
         with contextlib.suppress(Exception):  # it is broken: whether it closes well does not matter

@@ -147,13 +147,15 @@ class VectorEnv:
         self.begin_step(action)
         return self.end_step()
 
-    def begin_step(self, action: np.ndarray) -> None:
+    def begin_step(self, action: np.ndarray, playing: np.ndarray | None = None) -> None:
         """Let the workers take one agent step in each environment, and return without waiting for them.
 
         With `num_workers=0` the step is taken by `end_step`.
 
         Args:
             action: (N, A) in [-1, 1].
+            playing: (N,) bool, the environments that take it; the others rest and go on from there another time. None
+                for all.
 
         Raises:
             RuntimeError: the step before was not ended.
@@ -163,6 +165,7 @@ class VectorEnv:
         if action.shape != self._arrays.action.shape:
             raise ValueError(f"expected actions of shape {self._arrays.action.shape}, got {action.shape}.")
         self._arrays.action[:] = action
+        self._arrays.playing[:] = True if playing is None else playing
         if not self._group:
             self._send(STEP)
         self._under_way = True

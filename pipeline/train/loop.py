@@ -49,6 +49,7 @@ class Loop:
 
     Attributes:
         stopped: whether it did.
+        heed: told the scores by task of every evaluation, on every rank alike; returns what is logged beside them.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Loop:
         self._early_stop = early_stop
         reached = early_stop is not None and self.resumed is not None and early_stop.reached(self.scores)
         self.stopped = self.ranks.from_main(reached)
+        self.heed: Callable[[dict[str, float]], dict[str, float]] | None = None
 
     @property
     def scores(self) -> list[float]:
@@ -246,14 +248,16 @@ class Loop:
         except GivenUp:
             return False
         self.owes_evaluation = False
-        scores = {f"eval/{spec.name}": result.score for spec, result in zip(specs, results, strict=True)}
-        mean = float(np.mean(list(scores.values())))
+        found = {spec.name: result.score for spec, result in zip(specs, results, strict=True)}
+        scores, mean = {f"eval/{name}": score for name, score in found.items()}, float(np.mean(list(found.values())))
+        more = {} if self.heed is None else self.heed(self.ranks.from_main(found))
         if self.log is not None:
             self.log.log(
                 self.position,
                 {
                     **scores,
                     "eval/score": mean,
+                    **more,
                     "time/seconds": self.seconds,
                     "clock/seconds": self.seconds,
                     "clock/updates": self.learner.updates,

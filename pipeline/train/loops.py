@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from pipeline import config
@@ -15,6 +16,7 @@ from pipeline.shapes import Batch
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv
 from pipeline.train.constraint import Evidence, Schedule, make_constraint
+from pipeline.train.curriculum import Curriculum
 from pipeline.train.interrupt import Interrupt
 from pipeline.train.loop import RANK_SEEDS, Loop, due
 from pipeline.train.policy_phase import PolicyPhase
@@ -87,6 +89,7 @@ def learn_online(
     env_specs: Sequence[TaskSpec],
     collecting: Actor,
     specs: Sequence[TaskSpec],
+    curriculum: Curriculum | None = None,
 ) -> None:
     """Learn online, up to `settings.env_steps` over all environments of all ranks together, or until it stops early.
 
@@ -94,6 +97,10 @@ def learn_online(
     that step, so that the order of everything is fixed, however long either takes. With `learning.clipped` no weight
     moves while episodes are collected: every so often the policy learns from them, and then all updates that are due
     are made.
+
+    A task that the curriculum has found solved rests: its environments stay in the middle of their episodes, it counts
+    no steps, and its own episodes are not drawn. Its demonstrations are: they cost no step, and keep it solved while
+    what all tasks share goes on changing.
 
     Args:
         loop: what is updated, saved and logged.
@@ -104,6 +111,10 @@ def learn_online(
         env_specs: the task of each environment of the run; this rank's are `ranks.deal(env_specs)`.
         collecting: collects; an actor of its own, since evaluation must not disturb its plans.
         specs: the tasks evaluated.
+        curriculum: says which tasks are solved, and lets the model grow; None plays all of them throughout.
+
+    Raises:
+        ValueError: a process is left without an environment or without a slice.
     """
     loop.learner.lr_scale = settings.lr_scale
     ranks, num_envs, total = loop.ranks, len(env_specs), settings.env_steps
@@ -119,64 +130,105 @@ def learn_online(
     constraint = make_constraint(
         settings, all_rows, collecting.table.names, loop.seed + 4, clipped.plan if clipped else True
     )
+    playing = np.ones(num_envs, dtype=bool)
     drawn = ranks.collect(replay.weight_of(rows))
     num_demos, num_own = _shares(loop, settings, num_envs, demos is not None, drawn)
-    updates_owed = 0.0
+    if curriculum and ranks.count > 1 and ranks.any(not num_demos)[0]:
+        raise ValueError(
+            "finetune.scaling on several processes needs demonstrations for each of them: one whose tasks are all "
+            "solved has nothing else to learn from. Raise finetune.demo_fraction, or start one process."
+        )
+    updates_owed, seeded = 0.0, False
     if loop.resumed:
         _take_up(loop, collector, replay, rows)
         _take_up_constraint(loop, constraint)
         _take_up_phase(loop, phase, replay)
         updates_owed = loop.resumed.values["updates_owed"]
-
-    def update() -> None:
-        nonlocal updates_owed
-        while updates_owed >= 1:
-            updates_owed -= 1
-            with loop.clock.phase("sample"):
-                batch = _sample(demos, replay, num_demos, num_own, loop.generator)
-            loop.update(batch, "online")
-            collecting.refresh()
+        seeded = loop.resumed.values.get("seeded", False)
+        if curriculum:
+            curriculum.load_state(loop.resumed.values["curriculum"])
 
     def save() -> None:
         decided = {f"{_CONSTRAINT}{name}": tensor for name, tensor in constraint.state_tensors().items()}
-        values: dict[str, Any] = {"updates_owed": updates_owed}
+        values: dict[str, Any] = {"updates_owed": updates_owed, "seeded": seeded}
         if phase:
             decided |= {f"{_PHASE}{name}": tensor for name, tensor in phase.state_tensors().items()}
             values["policy_phase"] = phase.metrics
+        if curriculum:
+            values["curriculum"] = curriculum.state()
         loop.save({**collector.state_tensors(), **decided}, values, replay)
 
     def measure() -> dict[str, float]:
-        return {**_measure(loop, replay), **constraint.metrics(), **(phase.metrics if phase else {})}
+        grown, improved = curriculum.metrics() if curriculum else {}, phase.metrics if phase else {}
+        return {**_measure(loop, replay), **constraint.metrics(), **improved, **grown}
+
+    def rest() -> None:
+        """Let solved tasks rest, and others play."""
+        nonlocal playing, num_own
+        if curriculum:
+            playing = np.array(curriculum.playing([spec.name for spec in env_specs]))
+            drawn = _drawn(ranks, replay, rows, playing[numbers])
+            _, num_own = _shares(loop, settings, num_envs, demos is not None, drawn)
+            loop.stopped = loop.stopped or curriculum.finished
 
     with (
         Interrupt(loop.runtime.stop_seconds) as interrupt,
         Progress(loop.label, total, "env_steps", loop.position, quiet=not ranks.is_main) as progress,
     ):
+
+        def tell(said: Sequence[str]) -> None:
+            for line in said:
+                progress.write(f"{loop.label}: {line}; {loop.position} env_steps")
+
+        def update() -> None:
+            nonlocal updates_owed
+            while updates_owed >= 1:
+                updates_owed -= 1
+                with loop.clock.phase("sample"):
+                    batch = _sample(demos, replay, num_demos, num_own, loop.generator)
+                loop.update(batch, "online")
+                if curriculum:
+                    tell(curriculum.updated())
+                collecting.refresh()
+
+        def heed(scores: dict[str, float]) -> dict[str, float]:
+            assert curriculum is not None
+            tell(curriculum.evaluated(scores))
+            rest()
+            return curriculum.solutions()
+
+        if curriculum:
+            loop.heed = heed
+            rest()
         owed = loop.owes_evaluation or loop.position == 0
         if owed and not loop.evaluate(specs, progress, interrupt):
             interrupt.leave()
         while loop.position < total and not loop.stopped:
-            not_seeded, stop = ranks.any(
-                not (collector.episodes >= settings.seeding_episodes).all(), interrupt.requested is not None
-            )
+            ready = (collector.episodes >= settings.seeding_episodes) | ~playing[numbers]
+            not_seeded, stop = ranks.any(not (seeded or ready.all()), interrupt.requested is not None)
+            seeded = not not_seeded
             if stop:
                 save()
                 interrupt.leave()
             plan, weight = constraint.choose(loop.position, not not_seeded)
             with loop.clock.phase("act"):
-                collector.begin_step(plan[numbers], weight[numbers])
-            updates_owed += 0.0 if not_seeded else num_envs * settings.utd
+                collector.begin_step(plan[numbers], weight[numbers], playing[numbers] if curriculum else None)
+            num_playing = int(playing.sum())
+            updates_owed += 0.0 if not_seeded else num_playing * settings.utd
             if not phase:
                 update()
             with loop.clock.phase("env_wait"):
                 finished = collector.end_step()
             for episode in finished:
                 loop.recent.setdefault(episode.task, []).append((episode.score, episode.episode_return))
-            for episode in _of_all(ranks, finished):
+            ended = _of_all(ranks, finished)
+            for episode in ended:
                 constraint.record(episode, not not_seeded)
                 constraint.publish(loop.actor.table)
-            before, loop.position = loop.position, loop.position + num_envs
-            progress.update(num_envs)
+            if ended:
+                rest()
+            before, loop.position = loop.position, loop.position + num_playing
+            progress.update(num_playing)
             if phase and clipped and (due(before, loop.position, clipped.every) or loop.position >= total):
                 with loop.clock.phase("update"):
                     phase.run(replay, loop.position)
@@ -206,6 +258,20 @@ def _shares(
             "leaves one of them without any. Start fewer processes, or raise finetune.envs_per_task or batch_size."
         )
     return demos[ranks.rank], own[ranks.rank]
+
+
+def _drawn(ranks: Ranks, replay: ReplayBuffer, rows: torch.Tensor, playing: np.ndarray) -> list[float]:
+    """Leave the solved tasks' own episodes out, and return how often the tasks of each rank are to be drawn.
+
+    A rank that has collected nothing else draws demonstrations alone; where none has, nothing is left out.
+    """
+    others = rows[torch.from_numpy(playing)]
+    some = replay.leave_out(sorted(set(rows.tolist()) - set(others.tolist())))
+    drawn = ranks.collect(replay.weight_of(others) if some else 0.0)
+    if not any(drawn):
+        some = replay.leave_out(())
+        drawn = ranks.collect(replay.weight_of(rows) if some else 0.0)
+    return drawn if any(drawn) else ranks.collect(replay.weight_of(rows))
 
 
 def _sample(

@@ -81,27 +81,40 @@ class Collector:
         self._reward = torch.zeros(num_envs, longest)
         self._log_prob = None if replay.log_prob is None else torch.zeros(num_envs, longest)
         self._length = np.zeros(num_envs, dtype=np.int64)
+        self._stepping = np.arange(num_envs)  # the environments that the step under way is for
         self.episodes = np.zeros(num_envs, dtype=np.int64)  # episodes ended per environment, lost ones too
         self._actor.reset(num_envs, seed=seed)
         self._start(self._envs.reset())
         self.episodes[:] = self._envs.episodes
 
-    def begin_step(self, plan: bool | Tensor, constraint_weight: float | Tensor) -> None:
+    def begin_step(
+        self, plan: bool | Tensor, constraint_weight: float | Tensor, playing: np.ndarray | None = None
+    ) -> None:
         """Choose actions and let the environments step; the caller may do something else meanwhile.
 
         Args:
             plan: with the planner, else with the policy alone; for all, or (N,) bool.
             constraint_weight: how much the plan starts from the policy's own, in [0, 1], for all or (N,).
+            playing: (N,) bool, the environments that step; the others rest in the middle of an episode. None for all.
         """
-        everyone = np.arange(len(self._specs))
-        obs = self._obs[everyone, self._length]
-        if self._log_prob is None:
-            action = self._actor.act(obs, self._rows, plan, explore=True, constraint_weight=constraint_weight)
-        else:
-            action, log_prob = self._actor.explore(obs, self._rows, plan, constraint_weight)
-            self._log_prob[everyone, self._length] = log_prob
-        self._action[everyone, self._length] = action
-        self._envs.begin_step(action.numpy())
+        which = self._stepping = np.arange(len(self._specs)) if playing is None else np.flatnonzero(playing)
+        if len(which) == len(self._specs):
+            playing = None
+        envs = None if playing is None else torch.from_numpy(which)
+        if envs is not None:
+            plan = plan[envs] if isinstance(plan, Tensor) else plan
+            constraint_weight = constraint_weight[envs] if isinstance(constraint_weight, Tensor) else constraint_weight
+        action = torch.zeros(len(self._specs), self._action.shape[2])
+        if len(which):
+            length = self._length[which]
+            obs, rows = self._obs[which, length], self._rows if envs is None else self._rows[envs]
+            if self._log_prob is None:
+                action[which] = self._actor.act(obs, rows, plan, True, constraint_weight, envs)
+            else:
+                action[which], log_prob = self._actor.explore(obs, rows, plan, constraint_weight, envs)
+                self._log_prob[which, length] = log_prob
+            self._action[which, length] = action[which]
+        self._envs.begin_step(action.numpy(), playing)
 
     def end_step(self) -> list[Finished]:
         """Wait for the environments and return the episodes that ended with this step.
@@ -110,8 +123,8 @@ class Collector:
             ValueError: an observation or reward is not finite; the task is named.
         """
         step = self._envs.end_step()
-        everyone = np.arange(len(self._specs))
-        self._reward[everyone, self._length] = torch.from_numpy(step.reward)
+        which = self._stepping
+        self._reward[which, self._length[which]] = torch.from_numpy(step.reward[which])
         for name, values in (("reward", step.reward), ("observation", step.final_obs)):
             if not np.isfinite(values).all():
                 i = int(np.argwhere(~np.isfinite(values))[0, 0])
@@ -120,8 +133,8 @@ class Collector:
                     f"{self._length[i]} of an episode. `eft check-task` examines the task; leave it out until it is "
                     "mended."
                 )
-        self._length += 1
-        self._obs[everyone, self._length] = torch.from_numpy(step.final_obs)
+        self._length[which] += 1
+        self._obs[which, self._length[which]] = torch.from_numpy(step.final_obs[which])
         done = step.terminated | step.truncated
         finished = [self._finish(int(i), bool(step.terminated[i]), bool(step.success[i])) for i in np.flatnonzero(done)]
         done |= step.lost  # a failed episode never reaches the replay

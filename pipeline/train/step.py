@@ -15,6 +15,7 @@ from pipeline.config import Clusters, Learning
 from pipeline.model.compute import PLAIN, Compute
 from pipeline.model.q_ensemble import polyak_update
 from pipeline.model.scale import RunningScale
+from pipeline.model.scaling import Stages
 from pipeline.model.task_table import TaskTable
 from pipeline.model.task_terms import TaskTerms
 from pipeline.model.world_model import WorldModel
@@ -46,6 +47,7 @@ class Learner:
         accumulate: pieces that a batch is computed in, one after the other, for one update: the same update in less
             memory.
         clusters: what `split` will give each cluster of tasks; None where all share everything, or are split already.
+        stages: of the model, where capacity grows as it learns; `enter_stage` moves on.
 
     Raises:
         ValueError: the table does not fit the model, or no parameter is trainable.
@@ -61,6 +63,7 @@ class Learner:
         compute: Compute = PLAIN,
         accumulate: int = 1,
         clusters: Clusters | None = None,
+        stages: Stages | None = None,
     ):
         sizes = (table.embeddings.shape[2], table.action_mask.shape[1])
         if sizes != (model.config.task_dim, model.config.action_dim):
@@ -72,7 +75,7 @@ class Learner:
         self.model, self.table, self.learning = model, table, learning
         self.warmup_updates, self.compute = warmup_updates, compute
         self._ranks, self._accumulate = ranks or Ranks(), accumulate
-        self.clusters = clusters
+        self.clusters, self.stages = clusters, stages
         self.updates = 0
         self.lr_scale = 1.0  # of both optimisers, for a phase that learns more slowly
         self.scale = RunningScale(learning.tau, model.bins.device)
@@ -80,6 +83,7 @@ class Learner:
         self._make_optimizers()
 
     def _make_optimizers(self) -> None:
+        """Make optimisers of the parameters that have `requires_grad` now."""
         model, learning = self.model, self.learning
         heads = [model.dynamics, model.reward_head, model.q_heads]
         heads += [] if model.termination_head is None else [model.termination_head]
@@ -193,11 +197,28 @@ class Learner:
         batches = [piece for piece, _ in pieces]
         metrics, norm = self._descend(self._model_optimizer, self._trained[mode], model_loss, batches)
         metrics["grad_norm"] = norm
-        polyak_update(self.model.target_q_heads, self.model.q_heads, self.learning.tau)
+        polyak_update(self.model.target_q_heads, self.model.q_heads, self.learning.tau, self.stages is not None)
         if mode == "online" and self._policy and self.learning.clipped is None:
             metrics |= self._update_policy(pieces, zs)
         self.updates += 1
         return metrics
+
+    def enter_stage(self, stage: int) -> None:
+        """Let the model's stage begin: what goes on being trained keeps its moments, what is frozen loses them.
+
+        Raises:
+            ValueError: the model has no stages, or not this one.
+        """
+        if self.stages is None:
+            raise ValueError("this model has no stages: see finetune.scaling")
+        self.stages.enter(stage)
+        for optimizer in (self._model_optimizer, self._policy_optimizer):
+            optimizer.zero_grad(set_to_none=True)  # of what is frozen, nobody else would
+        before = [dict(self._model_optimizer.state), dict(self._policy_optimizer.state)]
+        self._make_optimizers()
+        for optimizer, moments in zip((self._model_optimizer, self._policy_optimizer), before, strict=True):
+            trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            optimizer.state.update({parameter: moments[parameter] for parameter in trained if parameter in moments})
 
     def _prepare(self, batch: Batch) -> Batch:
         """Normalise what was observed; refuse slices without the past that the model is to see."""
@@ -392,6 +413,8 @@ class Learner:
         for prefix, optimizer, name, parameter in self._optimized():
             for part, value in optimizer.state.get(parameter, {}).items():
                 state[f"{prefix}.{name}.{part}"] = value
+        if self.stages is not None:
+            state["stage"] = torch.tensor([self.stages.stage])
         if self.model.config.clusters is not None:
             state["cluster"] = self.table.cluster
         return state | {"scale": self.scale.value, "updates": torch.tensor([self.updates])}
@@ -420,6 +443,8 @@ class Learner:
             )
         for module, saved in parts:
             module.load_state_dict(saved)
+        if self.stages is not None:
+            self.enter_stage(int(state["stage"]))
         for prefix, optimizer, name, parameter in self._optimized():
             keys = {part: f"{prefix}.{name}.{part}" for part in _ADAM_STATE}
             if all(key in state for key in keys.values()):

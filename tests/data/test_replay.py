@@ -102,6 +102,24 @@ def test_with_weights_too_exactly_the_stored_episodes_are_drawn(episodes, capaci
     assert batch.task.tolist() == [episodes[int(n)][1] for n in batch.obs[0, :, 0]]
 
 
+@pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0])])
+def test_tasks_that_are_left_out_are_stored_and_not_drawn(weights):
+    buffer = filled(200, [10] * 14, task_weights=weights)
+    assert buffer.leave_out([0, 2, 3, 4, 5, 6])
+    draw = torch.Generator().manual_seed(0)
+    seen = buffer.sample(400, draw).obs[0, :, 0]
+    assert seen.unique().tolist() == [1, 8]
+    assert (seen == 1).float().mean() == pytest.approx(0.5, abs=0.1)
+    buffer.add(*episode(15, 10), terminated=True, task=1)
+    assert 15 in buffer.sample(400, draw).obs[0, :, 0].unique().tolist()
+    assert buffer.num_episodes == 15
+    assert not buffer.leave_out(range(7))
+    with pytest.raises(ValueError, match="nothing to sample from"):
+        buffer.sample(1, draw)
+    assert buffer.leave_out([])
+    assert len(buffer.sample(400, draw).task.unique()) == 7
+
+
 @pytest.mark.parametrize("weights", [[0.0, 0.0], [1.0, -1.0], [1.0, float("nan")]])
 def test_impossible_weights_are_refused(weights):
     with pytest.raises(ValueError, match="task weights must be finite and not negative, and one above 0"):

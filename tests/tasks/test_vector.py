@@ -62,6 +62,21 @@ def test_where_an_episode_ends_the_next_begins_and_the_last_observation_is_kept(
     assert episodes == [1, 2]
 
 
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_an_environment_that_rests_goes_on_where_it_was(trouble, num_workers):
+    action = np.full((2, 1), 0.5, np.float32)
+    with VectorEnv([trouble(), trouble()], 3, 1, seed=0, num_workers=num_workers) as envs:
+        envs.reset()
+        envs.step(action)
+        for _ in range(7):  # the other one comes to the end of its episode, and into the next
+            envs.begin_step(action, np.array([True, False]))
+            step = envs.end_step()
+            assert (step.obs[1, 1], step.final_obs[1, 1], step.reward[1]) == (1, 1, 0)
+            assert not np.array([step.terminated, step.truncated, step.lost])[:, 1].any()
+        assert envs.episodes.tolist() == [1, 0]
+        assert envs.step(action).obs[:, 1].tolist() == [4, 2]
+
+
 def test_environments_of_one_task_start_differently_and_reset_begins_anew():
     specs = registry.get(["pendulum-swingup"]) * 3
     with VectorEnv(specs, OBS, ACTION, 1, 0) as envs:

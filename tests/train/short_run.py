@@ -27,9 +27,11 @@ from benchmarks.problem import LEARNING, TINY, TINY_PLANNER, make_model, make_ta
 from pipeline import config
 from pipeline.data.episode import Episode
 from pipeline.model.actor import Actor
+from pipeline.model.scaling import Stages
 from pipeline.tasks.spec import parse_spec
 from pipeline.tasks.vector import VectorEnv
 from pipeline.train import checkpoint
+from pipeline.train.curriculum import Curriculum
 from pipeline.train.early_stop import EarlyStop
 from pipeline.train.evaluate import Evaluator
 from pipeline.train.loop import Loop
@@ -46,6 +48,7 @@ DEFAULTS = {
     "constraint": "evidence",
     "experts": False,  # in every network
     "eval_every": 120,
+    "scaling": None,  # score from which each task counts as solved: it rests, and the model grows in stages
     "patience": None,  # evaluations without a new best after which to stop early
     "env_workers": 0,
     "replay": "memory",
@@ -82,7 +85,7 @@ def main(options: dict) -> None:
         env_steps=options["env_steps"], utd=0.1, batch_size=6, demo_fraction=0.5, imitate="none", lr_scale=1.0,
         envs_per_task=1, warmup_updates=3, seeding_episodes=1, constraint=options["constraint"], evidence_memory=10,
         constraint_steps=100, constraint_decay=100, replay_capacity=240, log_every=45, save_every=30,
-        eval_every=options["eval_every"], eval_episodes=1,
+        eval_every=options["eval_every"], eval_episodes=1, scaling=_scaling(options["scaling"]),
     )  # fmt: skip
     clipped = None
     if options["clipped"] is not None:
@@ -100,7 +103,9 @@ def main(options: dict) -> None:
     model = make_model(sizes)
     _plant(options, ranks)
     with scratch_folder("short", [settings, learning], [], seed, ranks) as scratch:
-        learner = Learner(model, table, learning, settings.warmup_updates, ranks)
+        stages = Stages(model, settings.scaling, seed) if settings.scaling else None
+        learner = Learner(model, table, learning, settings.warmup_updates, ranks, stages=stages)
+        curriculum = Curriculum(settings.scaling, learner, table.names) if settings.scaling else None
         place = replay_place(runtime, ranks.device, scratch)
         demos = shared_demo_buffer(ranks, _demos(), table.names, sizes, TINY_PLANNER.horizon, place, scratch)
         numbers = own_environments(ranks, TASKS)
@@ -116,7 +121,8 @@ def main(options: dict) -> None:
             early_stop = EarlyStop(model, best, math.inf, patience) if patience else None
             actor = Actor(model, table, TINY_PLANNER)
             loop = Loop("short", scratch, learner, actor, evaluator, seed, runtime, ranks, early_stop=early_stop)
-            learn_online(loop, settings, demos, replay, envs, TASKS, Actor(model, table, TINY_PLANNER), TASKS)
+            collecting = Actor(model, table, TINY_PLANNER)
+            learn_online(loop, settings, demos, replay, envs, TASKS, collecting, TASKS, curriculum)
         if early_stop:
             early_stop.restore()
         Path(f"result-{ranks.rank}.json").write_text(
@@ -129,12 +135,23 @@ def main(options: dict) -> None:
                     "stopped_at": loop.position,
                     "constraint": table.constraint.tolist(),
                     "value_scale": float(learner.scale.value),
+                    "stage": stages.stage if stages else None,
+                    "curriculum": curriculum.state() if curriculum else None,
                     "demos_mapped": "demos/rows.f32" in Path("/proc/self/maps").read_text(),
                 }
             )
         )
         if ranks.is_main:
             loop.publish("metrics")
+
+
+def _scaling(targets: dict[str, float] | None) -> config.Scaling | None:
+    if targets is None:
+        return None
+    return config.Scaling(
+        parts=("dynamics",), adapters=2, rank=2, alpha=4.0, target=1.0, targets=targets, slack=0.0,
+        first_stage_updates=8, stage_updates=6,
+    )  # fmt: skip
 
 
 def _plant(options: dict, ranks: Ranks) -> None:

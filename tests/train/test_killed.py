@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.train.runs import SCRIPT, Server, environment, kill, positions, result, said
+from tests.train.runs import GROWING, SCRIPT, Server, environment, kill, positions, result, said
 
 pytestmark = pytest.mark.slow
 KILLS = 20
@@ -183,6 +183,30 @@ def test_the_published_schedule_is_resumed_alike(server, tmp_path):
     assert server.run(broken, constraint="schedule", kill_at_write=11) == [-signal.SIGKILL]
     assert server.run(broken, constraint="schedule") == [0], said(broken)
     assert result(broken) == result(whole)
+
+
+def test_stages_and_resting_tasks_are_resumed_alike(server, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert server.run(whole, **GROWING) == [0], said(whole)
+    for line in (
+        "pendulum-1 is solved (0.45, target 0.45) and no longer played; 0 env_steps",
+        "stage 1 of 2 begins: 1 of 2 tasks newly solved; 7,869 parameters train; 60 env_steps",
+        "pendulum-2 comes back (0.39, target 0.41); 90 env_steps",
+    ):
+        assert line in said(whole)
+    assert result(whole)["tasks"] == [0, 2]  # solved before it was played, the other one collected nothing
+    for number in (3, 7, 11):  # in the middle of a save, in stages 0, 1 and 2
+        assert server.run(broken, kill_at_write=number, **GROWING) == [-signal.SIGKILL]
+    assert server.run(broken, **GROWING) == [0], said(broken)
+    assert result(broken) == result(whole)
+
+
+def test_a_run_ends_where_every_task_is_solved(server, tmp_path):
+    solved = {"pendulum-0": 0.65, "pendulum-1": 0.3, "pendulum-2": 0.3}
+    assert server.run(tmp_path, **(GROWING | {"scaling": solved})) == [0], said(tmp_path)
+    assert 30 < result(tmp_path)["stopped_at"] < 240
+    assert result(tmp_path)["tasks"] == [0]
+    assert result(tmp_path)["curriculum"]["solved"] == sorted(solved)
 
 
 def test_a_model_with_experts_is_resumed_alike_and_so_is_the_table_of_their_use(server, tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.train.ranks import Ranks
-from tests.train.runs import SCRIPT, Server, environment, positions, result, said
+from tests.train.runs import GROWING, SCRIPT, Server, environment, positions, result, said
 
 
 def some_rank(rank: int, count: int) -> Ranks:
@@ -64,6 +64,20 @@ def test_two_processes_go_on_alike_and_a_third_number_says_what_differs(server, 
     assert codes == [3, 2]
     assert positions(broken)
     assert server.run(broken, ranks=2) == [0, 0]
+    assert (result(broken), result(broken, 1)) == (first, second)
+
+
+@pytest.mark.slow
+def test_two_processes_grow_alike_also_where_one_has_nothing_to_play(server, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert server.run(whole, ranks=2, **GROWING) == [0, 0], said(whole) + said(whole, 1)
+    first, second = result(whole), result(whole, 1)
+    assert (first["tasks"], second["tasks"]) == ([2], [])  # of the newest episodes, which are all that is kept
+    assert first["stage"] == 2
+    for what in ("learner", "updates", "curriculum", "stopped_at"):
+        assert first[what] == second[what], what
+    assert server.run(broken, ranks=2, fail_at=[1, 8], **GROWING) == [3, 2]
+    assert server.run(broken, ranks=2, **GROWING) == [0, 0], said(broken)
     assert (result(broken), result(broken, 1)) == (first, second)
 
 

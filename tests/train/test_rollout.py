@@ -140,6 +140,27 @@ def test_own_episodes_are_imitated_as_asked(imitate, weights):
     assert set(replay.sample(16, torch.Generator().manual_seed(0)).imitation.tolist()) == weights
 
 
+def test_an_episode_that_rested_is_stored_whole_and_survives_a_resume():
+    replay, resting = make_replay(), np.array([True, False])
+    collector, envs = make_collector(replay)
+    with envs:
+        for step in range(100):
+            collector.begin_step(plan=step == 3, constraint_weight=1.0, playing=resting if 2 <= step < 5 else None)
+            collector.end_step()
+        state = {name: tensor.clone() for name, tensor in collector.state_tensors().items()}
+        assert state["length"].tolist() == [0, 97]
+        collector.begin_step(torch.tensor([True, True]), torch.ones(2), np.array([False, False]))
+        assert collector.end_step() == []
+        assert torch.equal(collector.state_tensors()["actor.prev_mean"], state["actor.prev_mean"])
+        finished = [episode for _ in range(3) for episode in step_once(collector)]
+    assert [episode.env for episode in finished] == [1]
+    other, others = make_collector(make_replay())
+    with others:
+        other.load_state_tensors(state)  # which raises unless the simulators come to the same observations
+        again = [episode for _ in range(3) for episode in step_once(other)]
+    assert again[0].episode_return == finished[0].episode_return
+
+
 def test_evaluation_plays_the_asked_episodes_from_the_same_starts():
     names = [spec.name for spec in SPECS]
     with Evaluator(SPECS, 2, MODEL.obs_dim, MODEL.action_dim, seed=1, num_workers=0) as evaluator:
