@@ -97,7 +97,7 @@ def run(stage: str, copy: Path) -> dict[str, float]:
     return done
 
 
-def examine(copy: Path, wanted: int) -> dict[str, dict[str, Any]]:
+def claims(copy: Path, wanted: int) -> dict[str, dict[str, Any]]:
     """Return the claims about what the stages left behind."""
     names = config.load(config.Tasks, copy / "params.yaml").train
     curves = {stage: read_curves(copy / "checkpoints" / stage / "metrics") for stage in ("pretrain", "finetune")}
@@ -142,7 +142,7 @@ def main() -> None:
             f"presets.{preset}",
             " ".join(["python -m benchmarks.presets --presets", preset, *words]),
             seconds,
-            examine(copy, PRESETS[preset]) | {"peak_gb": claim(peak, MOST_GB, "below")},
+            claims(copy, PRESETS[preset]) | {"peak_gb": claim(peak, MOST_GB, "below")},
             env_steps=config.load(config.Finetune, copy / "params.yaml").env_steps,
             minutes={stage: round(one["seconds"] / 60, 1) for stage, one in done.items()},
             peak_gb={stage: one["peak_gb"] for stage, one in done.items()},
