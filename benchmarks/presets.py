@@ -28,6 +28,7 @@ from pipeline.files import read_json, write_json
 from pipeline.presets import apply_presets
 from pipeline.report.results import read_curves
 from pipeline.tasks import domains, registry
+from pipeline.train.runtime import commit
 from pipeline.train.scratch import fingerprint
 
 ROOT = Path(__file__).parent.parent
@@ -80,7 +81,7 @@ def prepare(preset: str, env_steps: int, device: str) -> tuple[Path, dict[str, s
     return copy, reasons
 
 
-def run(stage: str, copy: Path) -> dict[str, float]:
+def run(stage: str, copy: Path) -> dict[str, Any]:
     """Run a stage in the copy, unless it is done; return its seconds and peak memory in GiB."""
     noted, params = copy / f"{stage}.json", copy / "params.yaml"
     code = ("demonstrate", "tasks", "data/demos.py") if stage == "demos" else ("",)
@@ -90,9 +91,10 @@ def run(stage: str, copy: Path) -> dict[str, float]:
     key = fingerprint([[str(chosen)]], inputs, config.load_seed(params))
     if noted.exists() and (done := read_json(noted, "python -m benchmarks.presets"))["key"] == key:
         return done
+    begun = commit()
     seconds, peak = timed([sys.executable, "-m", f"stages.{stage}"], copy)
     assert seconds is not None  # it passed
-    done = {"key": key, "seconds": seconds, "peak_gb": round(peak, 2)}
+    done = {"key": key, "seconds": seconds, "peak_gb": round(peak, 2), "commit": begun}
     write_json(noted, done)
     return done
 
@@ -143,6 +145,7 @@ def main() -> None:
             " ".join(["python -m benchmarks.presets --presets", preset, *words]),
             seconds,
             claims(copy, PRESETS[preset]) | {"peak_gb": claim(peak, MOST_GB, "below")},
+            commit=done["finetune"]["commit"],  # the code of the stages, whatever was written since
             env_steps=config.load(config.Finetune, copy / "params.yaml").env_steps,
             minutes={stage: round(one["seconds"] / 60, 1) for stage, one in done.items()},
             peak_gb={stage: one["peak_gb"] for stage, one in done.items()},
