@@ -38,12 +38,12 @@ ENV_STEPS = 3000
 MOST_GB = 16
 
 
-def small(tasks: config.Tasks, env_steps: int, device: str) -> dict[str, dict[str, Any]]:
+def small(tasks: config.Tasks, env_steps: int, device: str, workers: int) -> dict[str, dict[str, Any]]:
     """Return what is smaller than in the preset."""
     longest = max(spec.episode_length for spec in registry.get(tasks.train))
     whole = len(tasks.train) * longest + env_steps  # all end one episode before anything else happens
     return {
-        "demos": {"episodes": 1, "held_out_episodes": 0, "max_attempts": 2, "workers": 1},
+        "demos": {"episodes": 1, "held_out_episodes": 0, "max_attempts": 2, "workers": workers},
         "planner": {"iterations": 1, "num_samples": 32, "num_policy_samples": 8, "num_elites": 8},
         "runtime": {"device": device, "threads": 1, "env_workers": 1, "trackers": []},
         "pretrain": {
@@ -59,7 +59,7 @@ def small(tasks: config.Tasks, env_steps: int, device: str) -> dict[str, dict[st
     }  # fmt: skip
 
 
-def prepare(preset: str, env_steps: int, device: str) -> tuple[Path, dict[str, str]]:
+def prepare(preset: str, env_steps: int, device: str, workers: int) -> tuple[Path, dict[str, str]]:
     """Copy today's project, write the preset and what is smaller into it; return the copy and what cannot run here."""
     copy = COPIES / preset
     copy.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def prepare(preset: str, env_steps: int, device: str) -> tuple[Path, dict[str, s
 
     apply_presets([preset], copy / "presets", params, leave_out)
     with extra.open("w") as file:
-        YAML().dump(small(config.load(config.Tasks, params), env_steps, device), file)
+        YAML().dump(small(config.load(config.Tasks, params), env_steps, device, workers), file)
     apply_presets(["small"], copy / "presets", params)
     return copy, reasons
 
@@ -87,6 +87,7 @@ def run(stage: str, copy: Path) -> dict[str, Any]:
     code = ("demonstrate", "tasks", "data/demos.py") if stage == "demos" else ("",)
     inputs = [*(copy / "pipeline" / name for name in code), copy / f"stages/{stage}.py"]
     shaping = config.read_params(params)
+    del shaping["demos"]["workers"]  # which change nothing but the time
     chosen = {name: shaping[name] for name in ("tasks", "demos")} if stage == "demos" else shaping
     key = fingerprint([[str(chosen)]], inputs, config.load_seed(params))
     if noted.exists() and (done := read_json(noted, "python -m benchmarks.presets"))["key"] == key:
@@ -128,10 +129,11 @@ def main() -> None:
     parser.add_argument("--env-steps", type=int, default=ENV_STEPS, help=f"with planning (default: {ENV_STEPS})")
     parser.add_argument("--evaluate", action="store_true", help="the stage evaluate too, 2 episodes per task and mode")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="cpu", help="default: cpu")
+    parser.add_argument("--workers", type=int, default=1, help="processes that make demonstrations (default: 1)")
     options = parser.parse_args()
     stages = ["demos", "embed", "pretrain", "finetune", *(["evaluate"] if options.evaluate else [])]
     for preset in options.presets:
-        copy, reasons = prepare(preset, options.env_steps, options.device)
+        copy, reasons = prepare(preset, options.env_steps, options.device, options.workers)
         if reasons:
             print(f"{preset}: without {len(reasons)} tasks:\n{domains.describe(reasons)}", flush=True)
         done = {stage: run(stage, copy) for stage in stages}
