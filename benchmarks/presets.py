@@ -28,6 +28,7 @@ from pipeline.files import read_json, write_json
 from pipeline.presets import apply_presets
 from pipeline.report.results import read_curves
 from pipeline.tasks import domains, registry
+from pipeline.train.runtime import commit
 from pipeline.train.scratch import fingerprint
 
 ROOT = Path(__file__).parent.parent
@@ -37,12 +38,12 @@ ENV_STEPS = 3000
 MOST_GB = 16
 
 
-def small(tasks: config.Tasks, env_steps: int, device: str) -> dict[str, dict[str, Any]]:
+def small(tasks: config.Tasks, env_steps: int, device: str, workers: int) -> dict[str, dict[str, Any]]:
     """Return what is smaller than in the preset."""
     longest = max(spec.episode_length for spec in registry.get(tasks.train))
     whole = len(tasks.train) * longest + env_steps  # all end one episode before anything else happens
     return {
-        "demos": {"episodes": 1, "held_out_episodes": 0, "max_attempts": 2, "workers": 1},
+        "demos": {"episodes": 1, "held_out_episodes": 0, "max_attempts": 2, "workers": workers},
         "planner": {"iterations": 1, "num_samples": 32, "num_policy_samples": 8, "num_elites": 8},
         "runtime": {"device": device, "threads": 1, "env_workers": 1, "trackers": []},
         "pretrain": {
@@ -58,7 +59,7 @@ def small(tasks: config.Tasks, env_steps: int, device: str) -> dict[str, dict[st
     }  # fmt: skip
 
 
-def prepare(preset: str, env_steps: int, device: str) -> tuple[Path, dict[str, str]]:
+def prepare(preset: str, env_steps: int, device: str, workers: int) -> tuple[Path, dict[str, str]]:
     """Copy today's project, write the preset and what is smaller into it; return the copy and what cannot run here."""
     copy = COPIES / preset
     copy.mkdir(parents=True, exist_ok=True)
@@ -75,29 +76,31 @@ def prepare(preset: str, env_steps: int, device: str) -> tuple[Path, dict[str, s
 
     apply_presets([preset], copy / "presets", params, leave_out)
     with extra.open("w") as file:
-        YAML().dump(small(config.load(config.Tasks, params), env_steps, device), file)
+        YAML().dump(small(config.load(config.Tasks, params), env_steps, device, workers), file)
     apply_presets(["small"], copy / "presets", params)
     return copy, reasons
 
 
-def run(stage: str, copy: Path) -> dict[str, float]:
+def run(stage: str, copy: Path) -> dict[str, Any]:
     """Run a stage in the copy, unless it is done; return its seconds and peak memory in GiB."""
     noted, params = copy / f"{stage}.json", copy / "params.yaml"
     code = ("demonstrate", "tasks", "data/demos.py") if stage == "demos" else ("",)
     inputs = [*(copy / "pipeline" / name for name in code), copy / f"stages/{stage}.py"]
     shaping = config.read_params(params)
+    del shaping["demos"]["workers"]  # which change nothing but the time
     chosen = {name: shaping[name] for name in ("tasks", "demos")} if stage == "demos" else shaping
     key = fingerprint([[str(chosen)]], inputs, config.load_seed(params))
     if noted.exists() and (done := read_json(noted, "python -m benchmarks.presets"))["key"] == key:
         return done
+    begun = commit()
     seconds, peak = timed([sys.executable, "-m", f"stages.{stage}"], copy)
     assert seconds is not None  # it passed
-    done = {"key": key, "seconds": seconds, "peak_gb": round(peak, 2)}
+    done = {"key": key, "seconds": seconds, "peak_gb": round(peak, 2), "commit": begun}
     write_json(noted, done)
     return done
 
 
-def examine(copy: Path, wanted: int) -> dict[str, dict[str, Any]]:
+def claims(copy: Path, wanted: int) -> dict[str, dict[str, Any]]:
     """Return the claims about what the stages left behind."""
     names = config.load(config.Tasks, copy / "params.yaml").train
     curves = {stage: read_curves(copy / "checkpoints" / stage / "metrics") for stage in ("pretrain", "finetune")}
@@ -126,10 +129,11 @@ def main() -> None:
     parser.add_argument("--env-steps", type=int, default=ENV_STEPS, help=f"with planning (default: {ENV_STEPS})")
     parser.add_argument("--evaluate", action="store_true", help="the stage evaluate too, 2 episodes per task and mode")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="cpu", help="default: cpu")
+    parser.add_argument("--workers", type=int, default=1, help="processes that make demonstrations (default: 1)")
     options = parser.parse_args()
     stages = ["demos", "embed", "pretrain", "finetune", *(["evaluate"] if options.evaluate else [])]
     for preset in options.presets:
-        copy, reasons = prepare(preset, options.env_steps, options.device)
+        copy, reasons = prepare(preset, options.env_steps, options.device, options.workers)
         if reasons:
             print(f"{preset}: without {len(reasons)} tasks:\n{domains.describe(reasons)}", flush=True)
         done = {stage: run(stage, copy) for stage in stages}
@@ -142,7 +146,8 @@ def main() -> None:
             f"presets.{preset}",
             " ".join(["python -m benchmarks.presets --presets", preset, *words]),
             seconds,
-            examine(copy, PRESETS[preset]) | {"peak_gb": claim(peak, MOST_GB, "below")},
+            claims(copy, PRESETS[preset]) | {"peak_gb": claim(peak, MOST_GB, "below")},
+            commit=done["finetune"]["commit"],  # the code of the stages, whatever was written since
             env_steps=config.load(config.Finetune, copy / "params.yaml").env_steps,
             minutes={stage: round(one["seconds"] / 60, 1) for stage, one in done.items()},
             peak_gb={stage: one["peak_gb"] for stage, one in done.items()},
