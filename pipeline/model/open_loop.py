@@ -63,5 +63,5 @@ class OpenLoopActor(Actor):
         self._executed += 1
         return action.cpu()
 
-    def _keep(self, obs: Tensor, action: Tensor) -> None:
+    def _keep(self, obs: Tensor, action: Tensor, envs: Tensor | None) -> None:
         """Keep no past: what is observed while a plan is executed is not looked at."""

@@ -156,7 +156,10 @@ def test_only_whole_episodes_reach_the_replay(trouble, num_workers):
         *([trouble("deadly", trouble="dies", when=0.15)] if num_workers else []),
     ]
     kept = []
-    replay: Any = SimpleNamespace(horizon=1, add=lambda *episode, imitation: kept.append(copy.deepcopy(episode)))
+    add = lambda *episode, **_: kept.append(copy.deepcopy(episode))  # noqa: E731
+    replay: Any = SimpleNamespace(horizon=1, log_prob=None, add=add)
+        horizon=1, log_prob=None, add=lambda *episode, imitation: kept.append(copy.deepcopy(episode))
+    )
     actor = Half()
     with VectorEnv(specs, 3, 1, 1, num_workers) as envs:
         collector = Collector(specs, torch.arange(len(specs)), envs, actor, replay, "all", seed=0)
