@@ -131,8 +131,9 @@ def count_parameters(sizes: config.Model) -> tuple[int, int]:
         model = WorldModel(sizes)
         for parameter in model.parameters():  # what starts at 0 would stop the gradient
             torch.nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 else 0.0, std=0.2)
+        text = torch.randn(1, 1, sizes.task_dim)
     ones = torch.ones(1, sizes.action_dim)
-    table = TaskTable(("any",), torch.randn(1, 1, sizes.task_dim), ones, torch.tensor([0.99]))
+    table = TaskTable(("any",), text, ones, torch.tensor([0.99]))
     batch = make_batch(table, sizes, batch_size=1, horizon=1)
     learner = probe(model, table, _PLAIN)
     found = _gradients(learner, batch, 0)

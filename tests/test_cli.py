@@ -22,6 +22,8 @@ from pipeline.model.world_model import WorldModel
 from pipeline.tasks import domains, registry
 from pipeline.tasks.rendering import RenderingUnavailable
 
+pytestmark = pytest.mark.slow  # simulators, processes or a server run for real
+
 ROOT = Path(__file__).parent.parent
 EFT = (sys.executable, "-m", "pipeline.cli")
 SWING = """\

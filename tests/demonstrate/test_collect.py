@@ -24,6 +24,8 @@ from pipeline.demonstrate.play import play
 from pipeline.demonstrate.workers import Workers
 from pipeline.tasks.registry import get
 
+pytestmark = pytest.mark.slow  # simulators, processes or a server run for real
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -10,6 +10,8 @@ from pipeline.demonstrate.desk import desk_script
 from pipeline.demonstrate.play import expert_method, least_score, play
 from pipeline.tasks.registry import get, load_catalogue, make
 
+pytestmark = pytest.mark.slow  # simulators, processes or a server run for real
+
 GAMES = [name for name, spec in load_catalogue().items() if spec.suite == "miniarcade"]
 MAZES = [name for name in load_catalogue() if name.startswith(("og-point-", "pygame-point-maze-"))]
 

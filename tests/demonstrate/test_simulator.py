@@ -10,6 +10,8 @@ from pipeline.demonstrate.rewards import REWARDS
 from pipeline.demonstrate.simulator import PlanningSimulator, States, suite_reward
 from pipeline.tasks.registry import get, make
 
+pytestmark = pytest.mark.slow  # simulators, processes or a server run for real
+
 # Where rewards are decided: tops of swings, balls near the cup, fast spinners, standing walkers.
 CENTERS = {
     "cartpole-balance-sparse": ([0, 0], 0.2),

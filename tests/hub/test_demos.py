@@ -16,6 +16,8 @@ from pipeline.hub.push import hashes, kind_of, push
 from pipeline.tasks import registry
 from stages import publish
 
+pytestmark = pytest.mark.slow  # simulators, processes or a server run for real
+
 REPO = "me/eft-demos"
 
 

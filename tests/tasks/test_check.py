@@ -8,6 +8,8 @@ from pipeline.tasks import registry
 from pipeline.tasks.check import check_task
 from pipeline.tasks.spec import parse_spec
 
+pytestmark = pytest.mark.slow  # simulators, processes or a server run for real
+
 VALUES = {
     "name": "mine",
     "suite": "gymnasium",

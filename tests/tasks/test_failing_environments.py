@@ -139,7 +139,7 @@ class Half:
     def reset(self, num_envs, seed):
         self.begun = 0
 
-    def act(self, obs, rows, plan, explore, constraint_weight):
+    def act(self, obs, rows, plan, explore, constraint_weight, envs=None):
         return torch.full((len(obs), 1), 0.5)
 
     def begin_episodes(self, which):
@@ -158,8 +158,6 @@ def test_only_whole_episodes_reach_the_replay(trouble, num_workers):
     kept = []
     add = lambda *episode, **_: kept.append(copy.deepcopy(episode))  # noqa: E731
     replay: Any = SimpleNamespace(horizon=1, log_prob=None, add=add)
-        horizon=1, log_prob=None, add=lambda *episode, imitation: kept.append(copy.deepcopy(episode))
-    )
     actor = Half()
     with VectorEnv(specs, 3, 1, 1, num_workers) as envs:
         collector = Collector(specs, torch.arange(len(specs)), envs, actor, replay, "all", seed=0)

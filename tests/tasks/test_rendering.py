@@ -6,6 +6,8 @@ import pytest
 from pipeline.tasks import registry
 from pipeline.tasks.rendering import RenderingUnavailable
 
+pytestmark = pytest.mark.slow  # simulators, processes or a server run for real
+
 
 def picture_of(env):
     try:

@@ -8,6 +8,8 @@ import pytest
 from pipeline.tasks import registry
 from pipeline.tasks.task_env import SimulationError
 
+pytestmark = pytest.mark.slow  # simulators, processes or a server run for real
+
 CATALOGUE = registry.load_catalogue()
 OBS, ACTION = 128, 16
 FEW = ["pendulum-spin", "cup-spin", "cheetah-run-backward", "finger-turn-hard", "mw-reach", "mw-box-close"]

@@ -229,6 +229,7 @@ def found_by(learner: Learner, demos: ReplayBuffer, batch_size: int) -> str:
     return clustering.cluster_tasks(learner, demos, batch_size, seed=1).describe()
 
 
+@pytest.mark.slow
 def test_a_loop_stopped_before_and_after_the_split_ends_the_same(tmp_path: Path, capsys) -> None:
     straight = run_loop(tmp_path / "straight", 6)
     assert straight["cluster"].tolist() == OPPOSITE

@@ -161,6 +161,7 @@ def test_an_episode_that_rested_is_stored_whole_and_survives_a_resume():
     assert again[0].episode_return == finished[0].episode_return
 
 
+@pytest.mark.slow
 def test_evaluation_plays_the_asked_episodes_from_the_same_starts():
     names = [spec.name for spec in SPECS]
     with Evaluator(SPECS, 2, MODEL.obs_dim, MODEL.action_dim, seed=1, num_workers=0) as evaluator:
