@@ -170,7 +170,7 @@ def test_a_disk_that_is_too_small_is_said_at_the_start(tmp_path, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipeline.data.replay.os.posix_fallocate", full)
+    monkeypatch.setattr("pipeline.data.rows.os.posix_fallocate", full)
     with pytest.raises(OSError, match=r"rows\.f32 needs .* GiB, which could not be reserved.*lower replay_capacity"):
         ReplayBuffer(60, 4, 2, HORIZON, folder=tmp_path)
     assert list(tmp_path.iterdir()) == []
