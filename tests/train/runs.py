@@ -14,7 +14,12 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("short_run.py")
 
 # Options of a run whose model grows in stages: task 1 is solved from the start, task 2 for a while, task 0 half-way.
-GROWING = {"scaling": {"pendulum-0": 0.7, "pendulum-1": 0.45, "pendulum-2": 0.41}, "lr": 1e-2, "eval_every": 30}
+GROWING = {
+    "scaling": {"pendulum-0": 0.7, "pendulum-1": 0.45, "pendulum-2": 0.41},
+    "lr": 1e-2,
+    "eval_every": 30,
+    "env_steps": 120,
+}
 
 
 def environment() -> dict[str, str]:

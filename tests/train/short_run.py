@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -224,6 +225,8 @@ def serve() -> None:
 
     What rank 0 says goes to `<folder>/rank-0.err`, and so on.
     """
+    for name in ("torch._dynamo", "dvc.repo"):  # once here and not, on its way, in every run
+        importlib.import_module(name)
     for line in sys.stdin:
         options = json.loads(line)
         folder, count = options.pop("folder"), options.pop("ranks", 1)

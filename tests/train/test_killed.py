@@ -195,7 +195,7 @@ def test_stages_and_resting_tasks_are_resumed_alike(server, tmp_path):
     ):
         assert line in said(whole)
     assert result(whole)["tasks"] == [0, 2]  # solved before it was played, the other one collected nothing
-    for number in (3, 7, 11):  # in the middle of a save, in stages 0, 1 and 2
+    for number in (5, 5, 5):  # in the middle of a save; goes on from stages 0, 1 and 2
         assert server.run(broken, kill_at_write=number, **GROWING) == [-signal.SIGKILL]
     assert server.run(broken, **GROWING) == [0], said(broken)
     assert result(broken) == result(whole)
@@ -204,7 +204,7 @@ def test_stages_and_resting_tasks_are_resumed_alike(server, tmp_path):
 def test_a_run_ends_where_every_task_is_solved(server, tmp_path):
     solved = {"pendulum-0": 0.65, "pendulum-1": 0.3, "pendulum-2": 0.3}
     assert server.run(tmp_path, **(GROWING | {"scaling": solved})) == [0], said(tmp_path)
-    assert 30 < result(tmp_path)["stopped_at"] < 240
+    assert 30 < result(tmp_path)["stopped_at"] < 120
     assert result(tmp_path)["tasks"] == [0]
     assert result(tmp_path)["curriculum"]["solved"] == sorted(solved)
 
