@@ -201,6 +201,17 @@ def test_stages_and_resting_tasks_are_resumed_alike(server, tmp_path):
     assert result(broken) == result(whole)
 
 
+def test_dynamics_with_history_grow_and_are_resumed_alike_while_a_task_rests(server, tmp_path):
+    whole, broken, options = tmp_path / "whole", tmp_path / "broken", GROWING | {"history": True}
+    assert server.run(whole, **options) == [0], said(whole)
+    assert "pendulum-1 is solved" in said(whole)
+    assert result(whole)["stage"] == 1
+    for _ in range(2):
+        assert server.run(broken, kill_at_write=5, **options) == [-signal.SIGKILL]
+    assert server.run(broken, **options) == [0], said(broken)
+    assert result(broken) == result(whole)
+
+
 def test_a_run_ends_where_every_task_is_solved(server, tmp_path):
     solved = {"pendulum-0": 0.65, "pendulum-1": 0.3, "pendulum-2": 0.3}
     assert server.run(tmp_path, **(GROWING | {"scaling": solved})) == [0], said(tmp_path)
