@@ -19,6 +19,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
+# Files are dealt to the workers one by one: those that take minutes come first, so that none is left alone with them.
+_LONGEST = ("test_tiny_pipeline.py", "test_seeing.py", "test_killed.py", "test_ranks.py", "test_without_demos.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; all else stays in its order."""
+    place = {name: number for number, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
 
 @pytest.fixture(scope="session")
 def picture_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator, debug_launcher
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
 from benchmarks.problem import LEARNING, TINY, make_batch, make_model, make_table
@@ -224,15 +222,6 @@ def test_a_batch_in_pieces_gives_the_update_of_the_whole(mode: Mode) -> None:
         assert (found[name] - value).float().abs().mean() < 1e-6, name
 
 
-@pytest.fixture
-def no_accelerator() -> Iterator[None]:
-    """Accelerate keeps one state per process: forget what other tests made, and let them begin anew."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.mark.usefixtures("no_accelerator")
 @pytest.mark.parametrize("mode", ["pretrain", "online"])
 def test_bfloat16_products_give_nearly_the_same_losses(mode: Mode) -> None:
     full, half = make_learner(), make_learner(ranks=Ranks(Accelerator(cpu=True, mixed_precision="bf16")))
