@@ -27,10 +27,10 @@ repro: $(BIN)/.installed  ## Run the whole pipeline on the parameters of params.
 	@echo "The report is at file://$(CURDIR)/checkpoints/report/report.html"
 
 test: $(BIN)/.installed  ## Run every test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 unit: $(BIN)/.installed  ## Run the fast tests only
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 check: $(BIN)/.installed  ## Lint, types and import borders
 	$(BIN)/ruff check .
