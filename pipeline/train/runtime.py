@@ -10,6 +10,7 @@ import random
 import resource
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -45,6 +46,7 @@ _PACKAGES = (
     "numpy",
 )
 _PR_SET_PDEATHSIG = 1
+_SECONDS_TO_FOLLOW = 10.0  # after the first process of a run has failed, the others notice it by themselves
 
 
 def start(runtime: config.Runtime, seed: int) -> Ranks:
@@ -133,11 +135,10 @@ def run_stage(main: Callable[[], None], several: bool = False, processes: Callab
         name = f"{name} (rank {os.environ.get('RANK', '?')})"
     try:
         if several and count == 1:
-            if not launcher and (own := processes()) > 1:
-                launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={own}"]
-                os.environ.setdefault("OMP_NUM_THREADS", "1")  # `start` sets what runtime.threads says
             if launcher:
                 os.execvp(launcher[0], [*launcher, "-m", f"stages.{name}", *sys.argv[1:]])
+            if (own := processes()) > 1:
+                sys.exit(_run_as(own, [sys.executable, "-m", f"stages.{name}", *sys.argv[1:]]))
         if count > 1 and not several:
             raise ValueError(f"launched as {count} processes; it runs as one: `python -m stages.{name.split()[0]}`")
         main()
@@ -157,6 +158,37 @@ def run_stage(main: Callable[[], None], several: bool = False, processes: Callab
         _leave(1, count)
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _run_as(count: int, command: list[str]) -> int:
+    """Run a stage as several processes of this machine and return its exit code, that of the first one to fail.
+
+    torchrun would do the same, and end every error of the user's by a traceback of its own.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    shared["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")  # `start` sets what runtime.threads says
+    started = []
+    for rank in range(count):
+        own = {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
+        started.append(subprocess.Popen(command, env={**os.environ, **own}))
+    code, running, patience = 0, True, _SECONDS_TO_FOLLOW
+    try:
+        while running and patience > 0:
+            time.sleep(0.1)
+            codes = [process.poll() for process in started]
+            running = None in codes
+            code = code or next(filter(None, codes), 0)
+            patience -= 0.1 if code else 0.0
+    except KeyboardInterrupt as interrupt:
+        code = 143 if str(interrupt) == "SIGTERM" else 130
+    for process in started:
+        process.terminate()  # does nothing to those that have ended
+    for process in started:
+        process.wait()
+    return code if code >= 0 else 128 - code  # a signal, as shells count it
 
 
 def _leave(code: int, num_processes: int) -> None:
