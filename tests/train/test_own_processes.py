@@ -15,7 +15,7 @@ from tests.train.runs import environment
 
 pytestmark = pytest.mark.slow
 
-STAGE = '''
+STAGE = """
 import os, sys, time
 from pathlib import Path
 from pipeline import config
@@ -40,7 +40,7 @@ def main():
 
 if __name__ == "__main__":
     run_stage(main, several=True, processes=lambda: 2)
-'''
+"""
 
 
 @pytest.fixture
