@@ -153,7 +153,7 @@ def memory(options: argparse.Namespace) -> Claims:
         while time.monotonic() < end and process.poll() is None:
             time.sleep(max(60 * options.minutes / 200, 0.5))
             tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-            samples.append(sum(one.memory_full_info().pss for one in tree) / 2**20)
+            samples.append(sum(_own_mib(one.pid) for one in tree))
         if process.poll() is not None:
             raise SystemExit(f"the run whose memory was to be watched ended with exit code {process.returncode}")
         steps = sorted(int(path.name[5:]) for path in Path(folder).glob(".resume/short-*/save-*"))[-1]
@@ -170,6 +170,16 @@ def memory(options: argparse.Namespace) -> Claims:
             "mib_at_the_end": round(last, 1),
         }
     }
+
+
+def _own_mib(pid: int) -> float:
+    """Return the memory a process has filled itself, its share where it is shared with its children.
+
+    Not that of libraries, whose pages are counted among all programs of the machine that have them loaded: it changes
+    when another one ends.
+    """
+    fields = dict(line.split(":") for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
+    return sum(int(fields[name].split()[0]) for name in ("Pss_Anon", "Pss_Shmem")) / 1024
 
 
 def faults(_: argparse.Namespace) -> Claims:

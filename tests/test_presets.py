@@ -37,7 +37,7 @@ def test_only_the_named_values_change_and_keep_their_spelling(tmp_path, params):
         Change("seed", 3, 5),
     ]
     expected = before.replace("seed: 3", "seed: 5").replace("lr: 3e-4", "lr: 1e-3", 1)
-    assert params.read_text() == expected.replace("updates: 10", "updates: 77")
+    assert params.read_text() == expected.replace(" updates: 10", " updates: 77")
     assert config.load(config.Learning, params).lr == 1e-3
 
 

@@ -22,6 +22,7 @@ from pipeline.train.loop import RANK_SEEDS, Loop, due
 from pipeline.train.policy_phase import PolicyPhase
 from pipeline.train.ranks import Ranks
 from pipeline.train.rollout import Collector, Finished, deal_episodes, deal_state
+from pipeline.train.schedules import cooldown
 
 _CONSTRAINT = "constraint."  # before the names of what the constraint's rule saves
 _PHASE = "policy_phase."  # before those of the policy phase
@@ -59,6 +60,7 @@ def learn_offline(
                 progress.write(f"{loop.label}: {told}")
             with loop.clock.phase("sample"):
                 batch = sample(share, loop.generator)
+            loop.learner.lr_scale = cooldown(loop.position, total, settings.cooldown_updates)
             loop.update(batch, "pretrain")
             loop.position += 1
             progress.update(1)
@@ -116,7 +118,6 @@ def learn_online(
     Raises:
         ValueError: a process is left without an environment or without a slice.
     """
-    loop.learner.lr_scale = settings.lr_scale
     ranks, num_envs, total = loop.ranks, len(env_specs), settings.env_steps
     all_rows, own_specs = collecting.rows([spec.name for spec in env_specs]), ranks.deal(env_specs)
     numbers = ranks.deal(range(num_envs))
@@ -204,6 +205,7 @@ def learn_online(
         if owed and not loop.evaluate(specs, progress, interrupt):
             interrupt.leave()
         while loop.position < total and not loop.stopped:
+            loop.learner.lr_scale = settings.lr_scale * cooldown(loop.position, total, settings.cooldown_steps)
             ready = (collector.episodes >= settings.seeding_episodes) | ~playing[numbers]
             not_seeded, stop = ranks.any(not (seeded or ready.all()), interrupt.requested is not None)
             seeded = not not_seeded

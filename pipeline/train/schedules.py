@@ -1,4 +1,4 @@
-"""Numbers that change with time or with the task: discount, warm-up, how far a plan is tied to the policy."""
+"""Numbers that change with time or with the task: discount, learning rate, how far a plan is tied to the policy."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ def discount(episode_length: int, low: float, high: float) -> float:
 def warmup(update: int, warmup_updates: int) -> float:
     """Return the share of the learning rate for update number `update` (from 0): linear, then 1."""
     return min(1.0, (update + 1) / warmup_updates) if warmup_updates else 1.0
+
+
+def cooldown(position: int, total: int, length: int) -> float:
+    """Return the share of the learning rate at `position` of `total`: 1, then linear to 0 over the last `length`.
+
+    Where the rate stays constant to the end, the weights that are kept are one point of a noisy walk.
+
+    Source: the trapezoidal schedule; Hägele et al. 2024 (arXiv 2405.18392).
+    """
+    return min(1.0, (total - position) / length) if length else 1.0
 
 
 def constraint_weight(env_steps: int, constraint_steps: int, constraint_decay: int) -> float:

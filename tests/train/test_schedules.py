@@ -1,10 +1,10 @@
-"""Discount, warm-up, and the weight of the policy in a plan."""
+"""Discount, warm-up, cool-down, and the weight of the policy in a plan."""
 
 from __future__ import annotations
 
 import pytest
 
-from pipeline.train.schedules import constraint_weight, discount, warmup
+from pipeline.train.schedules import constraint_weight, cooldown, discount, warmup
 
 
 @pytest.mark.parametrize(("length", "expected"), [(500, 0.99), (100, 0.95), (1000, 0.995), (25, 0.95), (1, 0.95)])
@@ -20,6 +20,11 @@ def test_discount_refuses_an_empty_episode() -> None:
 def test_warmup_is_linear_and_never_zero() -> None:
     assert [warmup(update, 4) for update in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
     assert warmup(0, 0) == 1
+
+
+def test_cooldown_is_linear_at_the_end_and_never_zero() -> None:
+    assert [cooldown(position, 8, 4) for position in range(8)] == [1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
+    assert cooldown(7, 8, 0) == 1
 
 
 def test_constraint_weight() -> None:
