@@ -15,30 +15,24 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import os
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from ruamel.yaml import YAML
 
+from benchmarks.finetune_runs import BASE, run
 from benchmarks.problem import make_batch, make_model, make_table
 from benchmarks.results import RESULTS, claim, write
 from pipeline import config
-from pipeline.files import read_json, write_json
+from pipeline.files import read_json
 from pipeline.model.scaling import Stages
-from pipeline.report.results import Curve, read_curves
+from pipeline.report.results import Curve
 from pipeline.train.scratch import ROOT, fingerprint
 from pipeline.train.step import Learner
 
-PROJECT = Path(__file__).parent.parent
-BASE = Path("checkpoints/pretrain/model")
 SEEDS = (1, 2, 3)
 SCORE = 0.85  # mean over tasks that environment steps are counted to
 SCALING: dict[str, Any] = {
@@ -73,7 +67,9 @@ def main() -> None:
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     for number, (seed, way) in enumerate(cells):
         print(f"growth: run {number + 1} of {len(cells)}: {way}, seed {seed}", flush=True)
-        found[way].append(run(folder / f"{way}-{seed}", seed, WAYS[way], settings))
+        changed = {"env_steps": env_steps, "eval_every": settings.eval_every, "scaling": WAYS[way]}
+        groups = ("eval", "scaling", "solved")
+        found[way].append(run(folder / f"{way}-{seed}", seed, changed, groups, "python -m benchmarks.growth"))
     table = [row(way, seed, one, options.score) for way in WAYS for seed, one in zip(seeds, found[way], strict=True)]
     for line in table:
         print(", ".join(f"{name} {value}" for name, value in line.items()))
@@ -149,37 +145,6 @@ def steps_to(curve: Curve, score: float) -> float | None:
             share = (score - values[i - 1]) / (value - values[i - 1])
             return round(steps[i - 1] + share * (steps[i] - steps[i - 1]), 1)
     return None
-
-
-def run(folder: Path, seed: int, scaling: dict[str, Any] | None, settings: config.Finetune) -> dict[str, Any]:
-    """Finetune once, unless it is done; return its curves."""
-    path = folder / "result.json"
-    if not path.exists():
-        prepare(folder, seed, scaling, settings)
-        environment = os.environ | {"PYTHONPATH": str(PROJECT)}
-        subprocess.run([sys.executable, "-m", "stages.finetune"], cwd=folder, env=environment, check=True)
-        metrics = folder / "checkpoints/finetune/metrics"
-        summary, curves = read_json(metrics / "summary.json", "stages.finetune"), read_curves(metrics / "plots/metrics")
-        kept = {name: curve for name, curve in curves.items() if name.split("/")[0] in ("eval", "scaling", "solved")}
-        of_run = {"seconds": summary["seconds"], "env_steps": summary["env_steps"], "stage": summary.get("stage")}
-        write_json(path, {**of_run, **kept})
-        shutil.rmtree(folder / "checkpoints/finetune/model")
-    return read_json(path, "python -m benchmarks.growth")
-
-
-def prepare(folder: Path, seed: int, scaling: dict[str, Any] | None, settings: config.Finetune) -> None:
-    """Make a project folder whose parameters are ours but for what is compared; data are those of this one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    params = config.read_params()
-    own = {"env_steps": settings.env_steps, "eval_every": settings.eval_every, "scaling": scaling}
-    params["seed"], params["finetune"] = seed, params["finetune"] | own
-    params["runtime"]["trackers"] = []
-    with (folder / "params.yaml").open("w") as file:
-        YAML().dump(params, file)
-    (folder / "checkpoints").mkdir(exist_ok=True)
-    for name in ("datasets", "checkpoints/pretrain", params["tasks"]["folder"]):
-        if not (folder / name).exists():
-            (folder / name).symlink_to(Path(name).resolve())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,135 @@
+"""Whether scores fall when online learning starts: measured constraints against schedules, from one checkpoint.
+
+    python -m benchmarks.dip            3 seeds of 3 ways, the environment steps of params.yaml: 9 runs
+    python -m benchmarks.dip --quick    one seed, a quarter of the steps: whether all of it works
+
+Ways: `evidence`, measured scores decide per task how far plans may leave the policy; `published`, the schedule of Newt
+(all tasks tied to the policy for 2 % of the steps, then less and less for 10 %); `tied`, throughout.
+
+The running score is the mean over tasks of the episodes collected during the last quarter of the steps, from the first
+quarter on; the lowest of it is held against the score of the checkpoint's policy alone, evaluated before any step.
+
+Run where `dvc repro pretrain` is done. A run is kept in .resume/dip/ when it is done; one that stopped goes on.
+Adds its claims to results/adapt.json; with --quick or other options only if --write is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.finetune_runs import BASE, run
+from benchmarks.results import add, claim
+from pipeline import config
+from pipeline.report.results import Curve
+from pipeline.train.scratch import ROOT, fingerprint
+
+SEEDS = (1, 2, 3)
+_WINDOW = 4  # parts of the run; the running score looks back over one of them
+_STEPS, _DECAY = 0.02, 0.1  # of the environment steps; Newt (arXiv 2511.19584): 2M and 10M of 100M
+_LOWEST, _LOST = 0.95, -0.02
+
+
+def ways(env_steps: int) -> dict[str, dict[str, Any]]:
+    """Return the parameters of `finetune` that each way changes."""
+    tied = {"constraint": "schedule", "constraint_steps": env_steps, "constraint_decay": 0}
+    decaying = {"constraint_steps": round(_STEPS * env_steps), "constraint_decay": round(_DECAY * env_steps)}
+    return {"evidence": {"constraint": "evidence"}, "published": tied | decaying, "tied": tied}
+
+
+def main() -> None:
+    """Make every run that is not done yet and add the claims to results/adapt.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one seed, a quarter of the environment steps")
+    parser.add_argument("--seeds", nargs="+", type=int, help="other seeds")
+    parser.add_argument("--ways", nargs="+", choices=list(ways(1)), help="fewer ways")
+    parser.add_argument("--write", action="store_true", help="write the claims although not all was run")
+    options = parser.parse_args()
+    settings = config.load(config.Finetune)
+    env_steps = settings.env_steps // 4 if options.quick else settings.env_steps
+    compared = {way: changed for way, changed in ways(env_steps).items() if way in (options.ways or ways(1))}
+    seeds = options.seeds or (SEEDS[:1] if options.quick else SEEDS)
+    folder = ROOT / "dip" / fingerprint([settings, [str(env_steps)]], [BASE], 0)
+    found: dict[str, list[dict[str, Any]]] = {way: [] for way in compared}
+    for number, (seed, way) in enumerate(itertools.product(seeds, compared)):
+        print(f"dip: run {number + 1} of {len(seeds) * len(compared)}: {way}, seed {seed}", flush=True)
+        changed = {**compared[way], "env_steps": env_steps, "eval_every": max(env_steps // 8, 1)}
+        changed |= {"cooldown_steps": settings.cooldown_steps * env_steps // settings.env_steps}
+        changed |= {"log_every": max(env_steps // 40, 1)}
+        one = run(folder / f"{way}-{seed}", seed, changed, ("eval", "online"), "python -m benchmarks.dip")
+        found[way].append({"seed": seed, "env_steps": one["env_steps"], "seconds": one["seconds"], **measure(one)})
+        print(f"dip: {way}, seed {seed}: " + ", ".join(f"{k} {v}" for k, v in found[way][-1].items() if k != "running"))
+    whole = tuple(seeds) == SEEDS and not options.quick and not options.ways
+    figures = claims(found)
+    if whole or options.write:
+        seconds = sum(one["seconds"] for runs in found.values() for one in runs)
+        add("adapt", "dip", " ".join(["python -m benchmarks.dip", *sys.argv[1:]]), seconds, figures, runs=found)
+    else:
+        for name, figure in figures.items():
+            print(f"{name}: {figure['value']}")
+
+
+def measure(one: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what one run came to: score before, lowest and last running score, evaluations at the end."""
+    evaluations = Curve(*one["eval/score"])
+    tasks = {name: Curve(*curve) for name, curve in one.items() if name.startswith("online/")}
+    tasks = {name: curve for name, curve in tasks.items() if name not in ("online/score", "online/episodes_sum")}
+    running = running_score(list(tasks.values()), one["env_steps"])
+    return {
+        "before": round(evaluations.values[0], 4),
+        "lowest": round(min(score for _, score in running), 4),
+        "last": round(running[-1][1], 4),
+        "evaluated": round(float(np.mean(evaluations.values[-3:])), 4),
+        "running": [(step, round(score, 4)) for step, score in running],
+    }
+
+
+def running_score(tasks: Sequence[Curve], env_steps: int) -> list[tuple[float, float]]:
+    """Return (step, mean over tasks of what was collected in the window before it), where every task was played."""
+    window, points = env_steps / _WINDOW, sorted({step for curve in tasks for step in curve.steps})
+    running = []
+    for end in (step for step in points if step >= window):
+        recent = [
+            [value for step, value in zip(curve.steps, curve.values, strict=True) if end - window < step <= end]
+            for curve in tasks
+        ]
+        if all(recent):
+            running.append((end, float(np.mean([np.mean(values) for values in recent]))))
+    return running
+
+
+def claims(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Return the promised figures: means over seeds."""
+
+    def mean(way: str, name: str) -> float | None:
+        return float(np.mean([one[name] for one in found[way]])) if found.get(way) else None
+
+    def curve(way: str) -> float | None:
+        """Return the lowest point of the mean curve over the mean score before."""
+        if not found.get(way):
+            return None
+        curves = [dict(one["running"]) for one in found[way]]
+        shared = sorted(set.intersection(*map(set, curves)))
+        lowest = min(float(np.mean([one[step] for one in curves])) for step in shared)
+        return round(lowest / float(np.mean([one["before"] for one in found[way]])), 4)
+
+    own, other = mean("evidence", "evaluated"), mean("published", "evaluated")
+    return {
+        "lowest_running_score_of_pretrained": {**claim(curve("evidence"), _LOWEST, "above")}
+        | {f"of_{way}": curve(way) for way in ("published", "tied")},
+        "end_minus_published_schedule": {
+            **claim(None if own is None or other is None else round(own - other, 4), _LOST, "above"),
+            "evidence": own,
+            "published": other,
+            "tied": mean("tied", "evaluated"),
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()

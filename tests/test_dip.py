@@ -1,0 +1,50 @@
+"""The benchmark of online learning's start: the running score, and what is claimed of it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from benchmarks.dip import claims, measure, running_score, ways
+from pipeline import config
+from pipeline.report.results import Curve
+
+ROUND = Curve([10, 20, 30, 40, 50, 60, 70, 80], [1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0])
+RARE = Curve([20, 40, 60, 80], [0.5, 0.5, 0.5, 0.5])  # its episodes are longer
+
+
+def test_the_running_score_weighs_tasks_alike_however_often_they_end():
+    assert running_score([ROUND, RARE], 80) == [
+        (20, 0.75), (30, 0.5), (40, 0.25), (50, 0.5), (60, 0.75), (70, 0.75), (80, 0.75)
+    ]  # fmt: skip
+
+
+def test_a_step_at_which_some_task_was_not_played_lately_has_no_score():
+    assert [step for step, _ in running_score([ROUND, Curve([80], [0.5])], 80)] == [80]
+
+
+def a_run(score: float) -> dict:
+    return {"env_steps": 80, "eval/score": [[0, 40, 80], [0.5, score, score]], "online/a": list(ROUND),
+            "online/b": list(RARE), "online/score": list(RARE), "online/episodes_sum": list(RARE)}  # fmt: skip
+
+
+def test_the_lowest_running_score_is_held_against_the_score_before():
+    one = measure(a_run(0.8))
+    assert (one["before"], one["lowest"], one["last"]) == (0.5, 0.25, 0.75)
+    assert one["evaluated"] == pytest.approx(0.7)
+    made = claims({"evidence": [one], "published": [measure(a_run(0.6))]})
+    assert made["lowest_running_score_of_pretrained"]["value"] == 0.5
+    assert not made["lowest_running_score_of_pretrained"]["holds"]
+    assert made["end_minus_published_schedule"]["value"] == pytest.approx(0.1333, abs=1e-4)
+    assert made["end_minus_published_schedule"]["holds"]
+
+
+def test_what_was_not_run_does_not_hold():
+    assert [figure["holds"] for figure in claims({}).values()] == [False, False]
+
+
+def test_what_is_compared_is_a_valid_section():
+    settings = config.load(config.Finetune)
+    for changed in ways(1000).values():
+        assert dataclasses.replace(settings, **changed).constraint == changed["constraint"]
