@@ -3,7 +3,10 @@
     python -m benchmarks.scaling measure     measures the unit costs of this machine -> results/unit_costs.json
     python -m benchmarks.scaling             writes the table of docs/scaling.md and results/scaling.json
 
-Costs of a CPU are processor seconds of one thread, so that other work on the machine does not count.
+The run is that of a preset, one environment per training task of MMBench. Costs of a CPU are processor seconds of one
+thread, so that other work on the machine does not count. With `measure --device cuda` planning and updates are timed on
+that GPU; without, what they would take on one follows from what they compute, which is counted, and from two assumed
+figures: the rate of its products (--flops) and the time of a launch (--launch).
 """
 
 from __future__ import annotations
@@ -14,19 +17,23 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.problem import LEARNING, make_batch, make_model, make_table
 from benchmarks.results import RESULTS, claim, write
+from benchmarks.system_runs import PRESETS, merge, read_yaml
 from pipeline import config
 from pipeline.files import atomic_file, read_json, write_json
 from pipeline.model.actor import Actor
-from pipeline.tasks import registry
+from pipeline.tasks import domains, registry
 from pipeline.tasks.vector import VectorEnv
 from pipeline.train import checkpoint
 from pipeline.train.ranks import Ranks
@@ -36,8 +43,9 @@ from pipeline.train.step import Learner
 COSTS = RESULTS / "unit_costs.json"
 PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
 BEGIN, END = "<!-- table -->\n", "<!-- end of table -->"
-# One task of each domain stands for all of it.
-DOMAINS = {"metaworld": "mw-reach", "dmcontrol": "walker-walk", "classic": "pendulum-swingup"}
+PRESET = "newt"
+_PER_DOMAIN = 4  # tasks that stand for a domain, evenly over its list
+_PLANS, _UPDATES = (1, 8), (32, 256)  # environments and slices of the two measurements a line is drawn through
 GPUS, CORES, ENV_STEPS = (1, 2, 4, 8), (16, 64, 256), 100_000_000
 
 
@@ -74,7 +82,7 @@ def predict(costs: UnitCosts, run: Run, gpus: int, cores: int) -> dict[str, floa
 
         step = act + max(environments, updates) + save
         act = plan_call + plan_env * ceil(N / gpus)
-        environments = sum over domains of N * share * env_step / (cores - gpus)
+        environments = ceil(N / min(N, cores - gpus)) * sum over domains of share * env_step
         updates = N * utd * (update_call + update_slice * ceil(B / gpus) + all_reduce)
         all_reduce = 2 * (latency + 2 * (gpus - 1) / gpus * gradient_bytes / bytes_per_second), none on one device
         save = N / save_every * save_seconds
@@ -141,50 +149,121 @@ def line(small: tuple[int, float], large: tuple[int, float]) -> tuple[float, flo
     return max(small[1] - slope * small[0], 0.0), slope
 
 
-def measure(device: torch.device) -> dict[str, float | dict[str, float]]:
-    """Measure every unit cost but those between devices, with the sizes in params.yaml."""
+class CountOperations(TorchDispatchMode):
+    """Counts what would be launched on a GPU: operations that are no views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count and go on."""
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def counted(work: Callable[[], object]) -> dict[str, float]:
+    """Return what one call computes: operations, and floating-point operations of its products."""
+    work()
+    with CountOperations() as operations:
+        work()
+    with FlopCounterMode(display=False) as products:
+        work()
+    return {"operations": operations.count, "flops": products.get_total_flops()}
+
+
+def env_steps(sizes: config.Model) -> tuple[dict[str, float], dict[str, int]]:
+    """Return processor seconds of a step of each domain, and how many training tasks of MMBench each has.
+
+    Domains that cannot be played here are named and left out.
+    """
+    specs = [spec for spec in registry.load_catalogue().values() if spec.split == "train"]
+    missing = domains.unavailable(specs)
+    for reason in sorted(set(missing.values())):
+        print(f"left out, {sum(one == reason for one in missing.values())} tasks: {reason}", file=sys.stderr)
+    found: dict[str, float] = {}
+    tasks = {
+        suite: [spec for spec in specs if spec.suite == suite and spec.name not in missing]
+        for suite in dict.fromkeys(spec.suite for spec in specs)
+    }
+    tasks = {suite: members for suite, members in tasks.items() if members}
+    for suite, members in tasks.items():
+        chosen = [members[i * len(members) // _PER_DOMAIN] for i in range(_PER_DOMAIN)]
+        costs = []
+        for spec in chosen:
+            with VectorEnv([spec], sizes.obs_dim, sizes.action_dim, 0, 0) as envs:
+                envs.reset()
+                action = np.zeros((1, sizes.action_dim), np.float32)
+                costs.append(cpu_seconds(lambda e=envs, a=action: [e.step(a) for _ in range(50)], 5) / 50)
+        found[suite] = statistics.mean(costs)
+        print(f"{suite}: {1e3 * found[suite]:.3f} ms per step, of {', '.join(s.name for s in chosen)}", file=sys.stderr)
+    return found, {suite: len(members) for suite, members in tasks.items()}
+
+
+def parameters(preset: str) -> dict[str, Any]:
+    """Return all parameters of a preset."""
+    return merge(read_yaml(PRESETS / "quickstart.yaml"), read_yaml(PRESETS / f"{preset}.yaml"))
+
+
+def measure(preset: str, device: torch.device) -> dict[str, Any]:
+    """Measure every unit cost but those between devices, at the sizes of a preset."""
     torch.set_num_threads(1)
-    sizes, planner = config.load(config.Model), config.load(config.Planner)
-    env_step = {}
-    for domain, name in DOMAINS.items():
-        (spec,) = registry.get([name])
-        with VectorEnv([spec], sizes.obs_dim, sizes.action_dim, 0, 0) as envs:
-            envs.reset()
-            action = np.zeros((1, sizes.action_dim), np.float32)
-            env_step[domain] = cpu_seconds(lambda e=envs, a=action: [e.step(a) for _ in range(50)]) / 50
-        print(f"{domain}: {1e3 * env_step[domain]:.3f} ms per step", file=sys.stderr)
+    params = parameters(preset)
+    sizes, planner = (
+        config.parse(config.Model, params["model"], preset),
+        config.parse(config.Planner, params["planner"], preset),
+    )
+    env_step, tasks = env_steps(sizes)
     model = make_model(sizes, fill=False).to(device)
     table = make_table(sizes).to(device)
     actor = Actor(model, table, planner)
 
-    def plan(num_envs: int) -> float:
+    def plan(num_envs: int) -> Callable[[], object]:
         rows, obs = torch.zeros(num_envs, dtype=torch.int64), torch.randn(num_envs, sizes.obs_dim)
-        actor.reset(num_envs, seed=0)
-        return seconds(lambda: actor.act(obs, rows, plan=True), device)
+
+        def work() -> object:
+            actor.reset(num_envs, seed=0)
+            return actor.act(obs, rows, plan=True)
+
+        return work
 
     learner = Learner(model, table, LEARNING)
     generator = torch.Generator().manual_seed(0)
 
-    def update(size: int) -> float:
+    def update(size: int) -> Callable[[], object]:
         batch = make_batch(table, sizes, size, planner.horizon).to(device)
-        return seconds(lambda: learner.update(batch, "online", generator), device)
+        return lambda: learner.update(batch, "online", generator)
 
-    plan_call, plan_env = line((1, plan(1)), (8, plan(8)))
-    update_call, update_slice = line((32, update(32)), (256, update(256)))
+    work = {"plan": [(size, plan(size)) for size in _PLANS], "update": [(size, update(size)) for size in _UPDATES]}
+    timed, computed = {}, {}
+    for name, calls in work.items():
+        timed[name] = [(size, seconds(call, device)) for size, call in calls]
+        computed[name] = [(size, counted(call)) for size, call in calls]
+        print(f"{name}: {timed[name]}, {computed[name]}", file=sys.stderr)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     with tempfile.TemporaryDirectory() as folder:
         saves = checkpoint.Saves(Path(folder), 1, Ranks())
         position = iter(range(1, 100))
         save = cpu_seconds(lambda: saves.save(next(position), learner.state_tensors(), ({}, {}), {}), 3)
-    return {
-        "env_step": env_step,
-        "plan_call": plan_call,
-        "plan_env": plan_env,
-        "update_call": update_call,
-        "update_slice": update_slice,
-        "gradient_bytes": 4.0 * trained,
-        "save": save,
+    others = {"env_step": env_step, "gradient_bytes": 4.0 * trained, "save": save}
+    return {"costs": others | device_costs(timed["plan"], timed["update"]), "computed": computed, "tasks": tasks}
+
+
+def device_costs(plans: Sequence[tuple[int, float]], updates: Sequence[tuple[int, float]]) -> dict[str, float]:
+    """Return what planning and updates cost by themselves and per item, from two measurements of each."""
+    (plan_call, plan_env), (update_call, update_slice) = line(*plans), line(*updates)
+    return {"plan_call": plan_call, "plan_env": plan_env, "update_call": update_call, "update_slice": update_slice}
+
+
+def assumed_costs(
+    computed: Mapping[str, Sequence[tuple[int, Mapping[str, float]]]], flops: float, launch: float
+) -> dict[str, float]:
+    """Return what planning and updates would cost a device of this rate of products and time of a launch."""
+    took = {
+        name: [(size, work["operations"] * launch + work["flops"] / flops) for size, work in calls]
+        for name, calls in computed.items()
     }
+    return device_costs(took["plan"], took["update"])
 
 
 def tables(costs: UnitCosts, run: Run) -> list[dict[str, float | str]]:
@@ -209,6 +288,18 @@ def show(rows: list[dict[str, float | str]]) -> str:
     return "\n".join(lines)
 
 
+def show_costs(costs: UnitCosts) -> str:
+    """Return the unit costs as a table in Markdown."""
+    lines = ["| unit cost | ms |", "|---|---|"]
+    lines += [f"| a step of {domain} | {1e3 * cost:.3f} |" for domain, cost in costs.env_step.items()]
+    for name, cost in (
+        ("a plan", costs.plan_call), ("... for each environment", costs.plan_env), ("an update", costs.update_call),
+        ("... for each slice", costs.update_slice), ("a save", costs.save),
+    ):  # fmt: skip
+        lines.append(f"| {name} | {1e3 * cost:.3f} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measure, or predict from what was measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -217,21 +308,36 @@ def main() -> None:
     parser.add_argument("--envs", type=int, default=200, help="environments of the run, one per task in the original")
     parser.add_argument("--bytes-per-second", type=float, default=100e9, help="between devices; assumed, not measured")
     parser.add_argument("--latency", type=float, default=30e-6, help="of an all-reduce, seconds; assumed, not measured")
+    parser.add_argument("--preset", default=PRESET, help=f"whose sizes and schedule (default: {PRESET})")
+    parser.add_argument("--flops", type=float, default=100e12, help="products of a GPU per second; assumed")
+    parser.add_argument("--launch", type=float, default=5e-6, help="seconds of a launch on a GPU; assumed")
     options = parser.parse_args()
     started = time.monotonic()
     if options.what == "measure":
-        costs = measure(torch.device(options.device))
-        write_json(COSTS, {"commit": commit(), "machine": machine(), "device": options.device, "costs": costs})
+        found = measure(options.preset, torch.device(options.device))
+        about = {"commit": commit(), "machine": machine(), "device": options.device, "preset": options.preset}
+        write_json(COSTS, about | found)
         print(f"-> {COSTS}", file=sys.stderr)
         return
     measured = read_json(COSTS, "python -m benchmarks.scaling measure")
-    costs = UnitCosts(**measured["costs"], bytes_per_second=options.bytes_per_second, latency=options.latency)
-    settings = config.load(config.Finetune)
-    shares = dict.fromkeys(DOMAINS, 1 / len(DOMAINS))
-    run = Run(options.envs, shares, settings.batch_size, settings.utd, settings.save_every * options.envs)
+    between = {"bytes_per_second": options.bytes_per_second, "latency": options.latency}
+    own = {} if measured["device"] == "cuda" else assumed_costs(measured["computed"], options.flops, options.launch)
+    costs = UnitCosts(**(measured["costs"] | own), **between)
+    settings = config.parse(config.Finetune, parameters(measured["preset"])["finetune"], measured["preset"])
+    tasks = measured["tasks"]
+    shares = {domain: number / sum(tasks.values()) for domain, number in tasks.items()}
+    run = Run(options.envs, shares, settings.batch_size, settings.utd, settings.save_every)
     rows = tables(costs, run)
     where = f"{measured['machine']['gpu'] or measured['machine']['cpu']}, commit {measured['commit'][:7]}"
-    told = f"{run.num_envs} environments, batches of {run.batch_size}, {run.utd} updates per step; measured on {where}:"
+    gpu = (
+        f"GPUs of {options.flops / 1e12:g} TFLOP/s in products and {1e6 * options.launch:g} us per launch, assumed"
+        if own
+        else "GPUs as measured"
+    )
+    told = (
+        f"Preset {measured['preset']}: {run.num_envs} environments, batches of {run.batch_size}, {run.utd} updates per "
+        f"step; {gpu}; measured on {where}.\n\n{show_costs(costs)}"
+    )
     before, _, rest = PAGE.read_text().partition(BEGIN)
     with atomic_file(PAGE) as partial:
         partial.write_text(f"{before}{BEGIN}{told}\n\n{show(rows)}\n{END}{rest.partition(END)[2]}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from pipeline import config
@@ -14,6 +16,7 @@ from pipeline.agent import Agent
 from pipeline.files import atomic_folder, write_json
 from pipeline.model.actor import Actor
 from pipeline.model.open_loop import OpenLoopActor
+from pipeline.progress import Progress
 from pipeline.tasks import registry
 from pipeline.tasks.rendering import RenderingUnavailable
 from pipeline.tasks.spec import TaskSpec
@@ -42,6 +45,7 @@ def main() -> None:
     results = play(actors, specs, settings, runtime, seed, ranks, sight)
     told_other = play_pairs(actors["finetune"], tasks, specs, settings, runtime, seed, ranks, sight)
     open_loop = play_open_loop(actors["finetune"], specs, settings, runtime, seed, ranks, sight)
+    films = film(actors["finetune"], specs, settings, seed, ranks, sight)
     if not ranks.is_main:
         return
 
@@ -55,7 +59,7 @@ def main() -> None:
         for mode in MODES
     ]
     with atomic_folder(OUT / "videos") as folder:
-        film(actors["finetune"], specs, settings, seed, folder, sight)
+        write_films(films, folder, settings.video_fps)
     with atomic_folder(OUT / "metrics") as folder:
         weights = {name: agent.base for name, agent in agents.items()}  # only what was evaluated is released
         scores = {"models": models, "mean": means, "pairs": pairs, "open_loop": open_loop, "weights": weights}
@@ -166,21 +170,42 @@ def pair_table(
     return table
 
 
+class Film(NamedTuple):
+    """One episode to be looked at."""
+
+    task: str
+    instruction: str
+    score: float
+    frames: list[np.ndarray]  # each (H, W, 3) uint8
+
+
 def film(
-    actor: Actor, specs: Sequence[TaskSpec], settings: config.Evaluate, seed: int, folder: Path, sight: Sight | None
-) -> None:
-    """Record one planned episode of every task as mp4, with an index; without pictures the index is empty."""
-    index = []
-    if settings.video_size:
-        try:
-            for spec in specs:
+    actor: Actor, specs: Sequence[TaskSpec], settings: config.Evaluate, seed: int, ranks: Ranks, sight: Sight | None
+) -> list[Film]:
+    """Record one planned episode of every task, each on one of the ranks; none where there are no pictures."""
+    films = []
+    own = ranks.deal(specs) if settings.video_size else []
+    try:
+        with Progress("evaluate: filming", len(own), "episodes", quiet=not ranks.is_main) as progress:
+            for spec in own:
                 frames, score = record(actor, spec, seed + 300, settings, sight)
-                write_video(folder / f"{spec.name}.mp4", frames, settings.video_fps)
-                index.append(
-                    {"task": spec.name, "instruction": spec.instructions[0], "score": score, "file": f"{spec.name}.mp4"}
-                )
-        except RenderingUnavailable as error:
+                films.append(Film(spec.name, spec.instructions[0], score, frames))
+                progress.update(1)
+    except RenderingUnavailable as error:
+        if ranks.is_main:
             print(f"evaluate: no videos: {error}", file=sys.stderr)
+    order = [spec.name for spec in specs]
+    return sorted(itertools.chain(*ranks.collect(films)), key=lambda one: order.index(one.task))
+
+
+def write_films(films: Sequence[Film], folder: Path, fps: int) -> None:
+    """Write one mp4 per film, and an index."""
+    for one in films:
+        write_video(folder / f"{one.task}.mp4", one.frames, fps)
+    index = [
+        {"task": one.task, "instruction": one.instruction, "score": one.score, "file": f"{one.task}.mp4"}
+        for one in films
+    ]
     write_json(folder / "index.json", index)
 
 
