@@ -59,7 +59,6 @@ def main() -> None:
     for number, (seed, way) in enumerate(itertools.product(seeds, compared)):
         print(f"dip: run {number + 1} of {len(seeds) * len(compared)}: {way}, seed {seed}", flush=True)
         changed = {**compared[way], "env_steps": env_steps, "eval_every": max(env_steps // 8, 1)}
-        changed |= {"cooldown_steps": settings.cooldown_steps * env_steps // settings.env_steps}
         changed |= {"log_every": max(env_steps // 40, 1)}
         one = run(folder / f"{way}-{seed}", seed, changed, ("eval", "online"), "python -m benchmarks.dip")
         found[way].append({"seed": seed, "env_steps": one["env_steps"], "seconds": one["seconds"], **measure(one)})

@@ -38,8 +38,7 @@ OPTIONS = {
     "weighting": "even",
     "weighting_lr_scale": 10.0,
     "task_id_coef": 0.0,
-    "cooldown_updates": 0,
-    "cooldown_steps": 0,
+    "cooldown": 0.0,
 }
 
 
@@ -130,8 +129,7 @@ def test_numbers_in_scientific_notation_are_numbers(params):
             ["every training task to 0"],
         ),
         (config.Finetune, "batch_size: 16", "batch_size: 15", ["15 x demo_fraction 0.5 is 7.5 slices"]),
-        (config.Pretrain, "cooldown_updates: 10", "cooldown_updates: 41", ["cooldown_updates 41 exceeds updates 40"]),
-        (config.Finetune, "env_steps: 900", "env_steps: 299", ["cooldown_steps 300 exceeds env_steps 299"]),
+        (config.Pretrain, "cooldown: 0.25", "cooldown: 1.5", ["`cooldown` is 1.5", "less than or equal to 1"]),
         (config.Tasks, "[[mw-reach, mw-pick-place]]", "[[mw-reach, mw-push]]", ["'mw-push'", "not in tasks.train"]),
     ],
 )

@@ -234,11 +234,7 @@ class Pretrain:
     save_every: Count  # updates between resumable saves
     eval_every: Count  # updates between evaluations of the policy
     eval_episodes: Count  # per task
-    cooldown_updates: CountOrZero = 0  # updates at the end over which the learning rates fall linearly to 0
-
-    def __post_init__(self) -> None:
-        if self.cooldown_updates > self.updates:
-            raise ValueError(f"cooldown_updates {self.cooldown_updates} exceeds updates {self.updates}")
+    cooldown: Fraction = 0.0  # part of the updates, at their end, over which the learning rates fall linearly to 0
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -264,7 +260,7 @@ class Finetune:
     save_every: Count  # env_steps between resumable saves
     eval_every: Count  # env_steps between evaluations of the policy
     eval_episodes: Count  # per task
-    cooldown_steps: CountOrZero = 0  # env_steps at the end over which the learning rates fall linearly to 0
+    cooldown: Fraction = 0.0  # part of the env_steps, at their end, over which the learning rates fall linearly to 0
     scaling: Scaling | None = None  # dynamic parameter scaling; null = off
 
     def __post_init__(self) -> None:
@@ -274,8 +270,6 @@ class Finetune:
                 f"batch_size {self.batch_size} x demo_fraction {self.demo_fraction} is {demos:g} slices, "
                 "no whole number: change one of them"
             )
-        if self.cooldown_steps > self.env_steps:
-            raise ValueError(f"cooldown_steps {self.cooldown_steps} exceeds env_steps {self.env_steps}")
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -60,7 +60,7 @@ def learn_offline(
                 progress.write(f"{loop.label}: {told}")
             with loop.clock.phase("sample"):
                 batch = sample(share, loop.generator)
-            loop.learner.lr_scale = cooldown(loop.position, total, settings.cooldown_updates)
+            loop.learner.lr_scale = cooldown(loop.position, total, settings.cooldown)
             loop.update(batch, "pretrain")
             loop.position += 1
             progress.update(1)
@@ -205,7 +205,7 @@ def learn_online(
         if owed and not loop.evaluate(specs, progress, interrupt):
             interrupt.leave()
         while loop.position < total and not loop.stopped:
-            loop.learner.lr_scale = settings.lr_scale * cooldown(loop.position, total, settings.cooldown_steps)
+            loop.learner.lr_scale = settings.lr_scale * cooldown(loop.position, total, settings.cooldown)
             ready = (collector.episodes >= settings.seeding_episodes) | ~playing[numbers]
             not_seeded, stop = ranks.any(not (seeded or ready.all()), interrupt.requested is not None)
             seeded = not not_seeded

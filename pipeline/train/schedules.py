@@ -21,14 +21,14 @@ def warmup(update: int, warmup_updates: int) -> float:
     return min(1.0, (update + 1) / warmup_updates) if warmup_updates else 1.0
 
 
-def cooldown(position: int, total: int, length: int) -> float:
-    """Return the share of the learning rate at `position` of `total`: 1, then linear to 0 over the last `length`.
+def cooldown(position: int, total: int, part: float) -> float:
+    """Return the share of the learning rate at `position` of `total`: 1, then linear to 0 over the last `part` of it.
 
     Where the rate stays constant to the end, the weights that are kept are one point of a noisy walk.
 
     Source: the trapezoidal schedule; Hägele et al. 2024 (arXiv 2405.18392).
     """
-    return min(1.0, (total - position) / length) if length else 1.0
+    return min(1.0, (total - position) / (part * total)) if part else 1.0
 
 
 def constraint_weight(env_steps: int, constraint_steps: int, constraint_decay: int) -> float:

@@ -86,7 +86,7 @@ def main(options: dict) -> None:
         env_steps=options["env_steps"], utd=0.1, batch_size=6, demo_fraction=0.5, imitate="none", lr_scale=1.0,
         envs_per_task=1, warmup_updates=3, seeding_episodes=1, constraint=options["constraint"], evidence_memory=10,
         constraint_steps=100, constraint_decay=100, replay_capacity=240, log_every=45, save_every=30,
-        eval_every=options["eval_every"], eval_episodes=1, cooldown_steps=40,
+        eval_every=options["eval_every"], eval_episodes=1, cooldown=0.2,
         scaling=_scaling(options["scaling"]),
     )  # fmt: skip
     clipped = None

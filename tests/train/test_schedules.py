@@ -23,7 +23,7 @@ def test_warmup_is_linear_and_never_zero() -> None:
 
 
 def test_cooldown_is_linear_at_the_end_and_never_zero() -> None:
-    assert [cooldown(position, 8, 4) for position in range(8)] == [1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
+    assert [cooldown(position, 8, 0.5) for position in range(8)] == [1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
     assert cooldown(7, 8, 0) == 1
 
 
