@@ -225,6 +225,45 @@ def page(root) -> tuple[str, Page]:
     return make_page(root)
 
 
+def write_experts(folder: Path, layers: dict[str, list[list[list[float]]]], every: int = 1000) -> None:
+    """Write experts.tsv: for each layer, log line and task the shares of its experts; none where a task had no rows."""
+    num = len(next(share for lines in layers.values() for shares in lines for share in shares if share))
+    text = "\t".join(["step", "layer", "task", "rows", *(f"expert_{expert}" for expert in range(num))]) + "\n"
+    for line in range(len(next(iter(layers.values())))):
+        for layer, lines in layers.items():
+            for task, share in zip(TASKS, lines[line], strict=True):
+                values = [every * (line + 1), layer, task, 1 / sum(map(bool, lines[line])), *share]
+                text += "\t".join(map(str, values)) + "\n" if share else ""
+    (folder / "experts.tsv").write_text(text)
+
+
+@pytest.fixture(scope="module")
+def full_page(root, tmp_path_factory) -> tuple[str, Page]:
+    """With what only some runs have: stages of growth, experts, clusters of tasks, tasks that nobody demonstrated."""
+    full = Path(shutil.copytree(root, tmp_path_factory.mktemp("full") / "results"))
+    folder = full / "checkpoints/finetune/metrics/plots/metrics"
+    write_curve(folder, "scaling/stage", [0, 800, 1600], [0, 1, 2])
+    for task, values in zip(TASKS, ([0, 1, 1], [1, 0, 1], [0, 0, 0], [1, 1, 1]), strict=False):
+        write_curve(folder, f"solved/{task}", [0, 800, 1600], values)
+    even, one, other = [0.5, 0.5], [1.0, 0.0], [0.25, 0.75]
+    lines = [[even] * 4, [one, even, [], other], [one, one, one, other]]
+    write_experts(full / "checkpoints/finetune/metrics", {"dynamics": lines, "q.0": lines[::-1]})
+    cosines = [[1, 0.1, 0.7, -0.4], [0.1, 1, 0.2, 0.6], [0.7, 0.2, 1, 0.0], [-0.4, 0.6, 0.0, 1]]
+    write_json(
+        full / "checkpoints/pretrain/metrics/clusters.json",
+        {
+            "tasks": TASKS,
+            "cluster": [0, 1, 0, 1],
+            "order": [1, 3, 2, 0],
+            "similarity": cosines,
+            "silhouette": {"2": 0.5, "3": 0.25},
+        },
+    )
+    demos = json.loads((full / "datasets/demos.json").read_text())
+    write_json(full / "datasets/demos.json", demos | {"missing": {"fish-swim": "it has <no> expert"}})
+    return make_page(full)
+
+
 def test_every_section_is_there_and_linked(page):
     _, page = page
     assert [attrs["id"] for tag, attrs in page.tags if tag == "section"] == SECTIONS
@@ -319,14 +358,10 @@ def test_there_is_a_chart_of_each_curve(page):
     assert {*TASKS, "consistency", "total"} <= set(labels)
 
 
-def test_solved_tasks_and_stages_are_drawn_where_the_model_grew(changed, page):
+def test_solved_tasks_and_stages_are_drawn_where_the_model_grew(full_page, page):
     title = "When tasks were solved, and stages began"
     assert title not in page[1].attributes("aria-label")
-    folder = changed / "checkpoints/finetune/metrics/plots/metrics"
-    write_curve(folder, "scaling/stage", [0, 800, 1600], [0, 1, 2])
-    for task, values in zip(TASKS, ([0, 1, 1], [1, 0, 1], [0, 0, 0], [1, 1, 1]), strict=False):
-        write_curve(folder, f"solved/{task}", [0, 800, 1600], values)
-    html, grown = make_page(changed)
+    html, grown = full_page
     assert title in grown.attributes("aria-label")
     chart = html[html.index(title) :].split("</svg>")[0]
     assert all(word in chart for word in (TASKS[0], "stage 1", "stage 2"))
@@ -378,10 +413,8 @@ def test_a_fresh_clone_gives_a_page_that_names_every_stage(tmp_path):
         assert f"dvc repro {stage} makes it" in page.words(section)
 
 
-def test_tasks_without_demonstrations_are_named_with_the_reason(changed):
-    demos = json.loads((changed / "datasets/demos.json").read_text())
-    write_json(changed / "datasets/demos.json", demos | {"missing": {"fish-swim": "it has <no> expert"}})
-    assert "fish-swim: it has <no> expert" in make_page(changed)[1].words("demonstrations")
+def test_tasks_without_demonstrations_are_named_with_the_reason(full_page):
+    assert "fish-swim: it has <no> expert" in full_page[1].words("demonstrations")
 
 
 def test_a_missing_stage_is_named_where_it_belongs_and_the_rest_is_shown(changed):
@@ -415,34 +448,17 @@ def test_a_file_of_another_form_is_named_and_no_page_is_left(changed, path, cont
     assert not list(changed.glob("out/*"))
 
 
-def write_experts(folder: Path, layers: dict[str, list[list[list[float]]]], every: int = 1000) -> None:
-    """Write experts.tsv: for each layer, log line and task the shares of its experts; none where a task had no rows."""
-    num = len(next(share for lines in layers.values() for shares in lines for share in shares if share))
-    text = "\t".join(["step", "layer", "task", "rows", *(f"expert_{expert}" for expert in range(num))]) + "\n"
-    for line in range(len(next(iter(layers.values())))):
-        for layer, lines in layers.items():
-            for task, share in zip(TASKS, lines[line], strict=True):
-                values = [every * (line + 1), layer, task, 1 / sum(map(bool, lines[line])), *share]
-                text += "\t".join(map(str, values)) + "\n" if share else ""
-    (folder / "experts.tsv").write_text(text)
-
-
-def test_the_page_shows_which_tasks_use_which_experts(changed, page):
+def test_the_page_shows_which_tasks_use_which_experts(full_page, page):
     assert "experts" not in page[1].text
-    even, one, other = [0.5, 0.5], [1.0, 0.0], [0.25, 0.75]
-    lines = [[even] * 4, [one, even, [], other], [one, one, one, other]]
-    layers = {"dynamics": lines, "q.0": lines[::-1]}
-    write_experts(changed / "checkpoints/finetune/metrics", layers)
-    _, page = make_page(changed)
+    html, page = full_page
     words = page.words("experts")
     assert "Finetuning online dynamics" in words
     assert "Pretraining" not in words
     assert "of all tasks: expert 0 81 % , expert 1 19 % . Most used: walker-walk expert 0 (100 %)" in words
     assert "mw-drawer-open expert 1 (75 %)." in words
     assert "q.0" in words
-    pictures = [attrs for tag, attrs in page.tags if tag == "image"]
-    assert len(pictures) == 4
-    assert all(attrs["xlink:href"].startswith("data:image/png;base64,") for attrs in pictures)
+    section = html[html.index('<section id="experts">') :].split("</section>")[0]
+    assert len(re.findall(r'xlink:href="data:image/png;base64,', section)) == section.count("<image") == 4
     assert "#experts" in page.attributes("href")
 
 
@@ -453,23 +469,9 @@ def test_a_broken_table_of_experts_is_named(changed):
         make_page(changed)
 
 
-def test_clusters_of_tasks_are_drawn_where_there_are_any(tmp_path):
-    write_inputs(tmp_path)
-    write_report(tmp_path, tmp_path / "without.html")
-    assert 'id="clusters"' not in (tmp_path / "without.html").read_text()
-    cosines = [[1, 0.1, 0.7, -0.4], [0.1, 1, 0.2, 0.6], [0.7, 0.2, 1, 0.0], [-0.4, 0.6, 0.0, 1]]
-    write_json(
-        tmp_path / "checkpoints/pretrain/metrics/clusters.json",
-        {
-            "tasks": TASKS,
-            "cluster": [0, 1, 0, 1],
-            "order": [1, 3, 2, 0],
-            "similarity": cosines,
-            "silhouette": {"2": 0.5, "3": 0.25},
-        },
-    )
-    write_report(tmp_path, tmp_path / "with.html")
-    page = (tmp_path / "with.html").read_text()
+def test_clusters_of_tasks_are_drawn_where_there_are_any(full_page, page):
+    assert "clusters" not in page[1].text
+    page, _ = full_page
     section = page[page.index('<section id="clusters">') : page.index('<section id="demonstrations">')]
     assert re.findall(r"<li>(.*?)</li>", section) == ["walker-run, mw-drawer-open", "mw-reach, walker-walk"]
     assert "0.50 for 2" in section
