@@ -16,6 +16,8 @@ from pipeline.report import write_report
 from pipeline.report.results import Curve
 from pipeline.video import write_video
 
+pytestmark = pytest.mark.slow  # whole pages are drawn
+
 TASKS = ["walker-walk", "walker-run", "mw-reach", "mw-drawer-open"]
 HELD_OUT = ["mw-drawer-close", "mw-window-close"]
 PARAMS = """\

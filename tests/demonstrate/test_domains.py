@@ -63,5 +63,7 @@ def test_the_desk_script_presses_from_above():
 @pytest.mark.parametrize("name", [*GAMES, *(name for name in MAZES if name.startswith("og-")), "rd-push-blue"])
 def test_experts_are_good_often_enough(name):
     spec = get([name])[0]
-    scores = [play(spec, 1, attempt, 0.5).score for attempt in range(2)]
+    scores = [play(spec, 1, 0, 0.5).score]
+    if scores[0] < least_score(spec):
+        scores.append(play(spec, 1, 1, 0.5).score)
     assert max(scores) >= least_score(spec), scores

@@ -176,5 +176,7 @@ def test_pendulum_swings_up():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, spec in load_catalogue().items() if spec.suite == "metaworld"])
 def test_scripted_experts_are_good_often_enough(name):
-    scores = [play(task(name), 1, attempt, 0.5).score for attempt in range(10)]
-    assert sum(scores) >= 2, scores  # params.yaml allows five attempts per demonstration
+    scores: list[float] = []
+    while sum(scores) < 2 and len(scores) < 10:  # params.yaml allows five attempts per demonstration
+        scores.append(play(task(name), 1, len(scores), 0.5).score)
+    assert sum(scores) >= 2, scores

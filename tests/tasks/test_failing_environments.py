@@ -17,6 +17,8 @@ from pipeline.tasks import vector
 from pipeline.tasks.vector import TaskFailure, VectorEnv, WorkerError
 from pipeline.train.rollout import Collector
 
+pytestmark = pytest.mark.slow  # simulators, processes or a server run for real
+
 WRONG = ["raises", "nan", "nan reward", "shape", "reset"]
 
 
@@ -56,7 +58,6 @@ def test_an_environment_that_fails_now_and_then_loses_that_episode_alone(trouble
             assert step.obs[1, 1] == 0
 
 
-@pytest.mark.slow
 def test_failures_are_the_same_in_workers(trouble):
     specs = [trouble("a", trouble="nan", when=0.4), trouble("b", trouble="raises", when=0.3), trouble("c")]
     expected = play(specs, 0, 30)
@@ -104,14 +105,12 @@ def test_a_worker_that_is_killed_is_started_again_and_the_others_go_on(trouble, 
     assert not any(process.is_running() for process in processes)
 
 
-@pytest.mark.slow
 def test_an_environment_that_kills_its_worker_time_and_again_is_named(trouble):
     specs = [trouble("fine"), trouble("deadly", trouble="dies", at=1)]
     with pytest.raises(TaskFailure, match=r"task deadly failed 4 times.*exit status 7"):
         play(specs, 1, 20)
 
 
-@pytest.mark.slow
 def test_an_environment_that_blocks_is_ended_and_the_run_goes_on(trouble, monkeypatch, caplog):
     monkeypatch.setattr(vector, "STILL_SECONDS", 0.5)
     specs = [trouble("fine"), trouble("slow", trouble="blocks", at=2, when=0.7), trouble("other")]
@@ -146,7 +145,7 @@ class Half:
         self.begun += int(which.sum())
 
 
-@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_only_whole_episodes_reach_the_replay(trouble, num_workers):
     specs = [
         trouble("fine"),

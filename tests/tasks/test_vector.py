@@ -13,6 +13,8 @@ from pipeline.tasks import registry
 from pipeline.tasks.env_group import episode_seed
 from pipeline.tasks.vector import Step, VectorEnv, WorkerError, deal
 
+pytestmark = pytest.mark.slow  # simulators, processes or a server run for real
+
 OBS, ACTION = 40, 6
 
 
@@ -26,8 +28,7 @@ def play(specs, num_workers, num_steps, seed=7):
         return seen, actions, envs.episodes.copy()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("num_workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("num_workers", [1, 2])
 def test_results_do_not_depend_on_the_number_of_workers(num_workers):
     specs = registry.get(["pendulum-spin", "mw-drawer-open", "cup-spin"])
     expected, _, episodes = play(specs, 0, 102)
@@ -62,7 +63,7 @@ def test_where_an_episode_ends_the_next_begins_and_the_last_observation_is_kept(
     assert episodes == [1, 2]
 
 
-@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_an_environment_that_rests_goes_on_where_it_was(trouble, num_workers):
     action = np.full((2, 1), 0.5, np.float32)
     with VectorEnv([trouble(), trouble()], 3, 1, seed=0, num_workers=num_workers) as envs:
@@ -104,7 +105,7 @@ def test_episode_seeds_are_distinct_and_fit_every_simulator():
     assert max(seeds) < 2**32
 
 
-@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_restore_goes_on_in_mid_episode_bit_for_bit(num_workers):
     specs = registry.get(["pendulum-spin", "mw-pick-place", "cheetah-run-backward"])
     seen, actions, _ = play(specs, 0, 112)
@@ -156,7 +157,6 @@ def test_close_ends_the_workers_and_may_be_called_twice(trouble):
     envs.close()
 
 
-@pytest.mark.slow
 def test_workers_die_with_a_killed_parent(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(

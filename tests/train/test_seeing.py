@@ -235,8 +235,8 @@ def test_the_stages_train_on_pictures_alone(picture_encoder: Path, tmp_path: Pat
     params = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())
     params["tasks"] |= {"train": ["mw-reach"], "held_out": [], "pairs": []}
     params["vision"] = {"observe": "pictures", "encoder": str(picture_encoder), "size": SIZE, "batch_size": 64}
-    params["pretrain"] |= {"updates": 120, "log_every": 20, "eval_every": 120, "save_every": 120}
-    params["finetune"] |= {"env_steps": 120, "log_every": 60, "eval_every": 120, "save_every": 120}
+    params["pretrain"] |= {"updates": 120, "log_every": 20, "eval_every": 120, "eval_episodes": 1, "save_every": 120}
+    params["finetune"] |= {"env_steps": 120, "log_every": 60, "eval_every": 120, "eval_episodes": 1, "save_every": 120}
     params["evaluate"] |= {"episodes": 2, "open_loop_steps": [], "video_size": 0}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     (tmp_path / "my_tasks").mkdir()
