@@ -46,6 +46,9 @@ ROOT = Path(__file__).parent.parent
 
 def ranks(_: argparse.Namespace) -> Claims:
     """Learn 10 updates from the same batches as one process and as two, online, with uneven shares."""
+    # The two are forked: the threads of this process, which they lack, must not have been started.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         _learn_share(folder, None)
         debug_launcher(_learn_as_one_of_two, (folder,), num_processes=2)
