@@ -3,8 +3,9 @@
 import dataclasses
 
 import pytest
+import torch
 
-from benchmarks.scaling import Run, UnitCosts, line, predict
+from benchmarks.scaling import Run, UnitCosts, assumed_costs, counted, line, predict
 
 COSTS = UnitCosts(
     env_step={"a": 0.002, "b": 0.004}, plan_call=0.01, plan_env=0.001, update_call=0.02, update_slice=0.0001,
@@ -44,3 +45,26 @@ def test_a_line_goes_through_both_measurements():
     call, each = line((1, 0.5), (8, 1.2))
     assert call + each == pytest.approx(0.5)
     assert call + 8 * each == pytest.approx(1.2)
+
+
+def test_products_and_what_is_launched_are_counted_also_backwards():
+    weight, rows = torch.randn(32, 16, requires_grad=True), torch.randn(64, 32)
+
+    def work() -> None:
+        (rows @ weight).view(-1).sum().backward()
+
+    found = counted(work)
+    assert found["flops"] == 2 * 2 * 64 * 32 * 16  # the product, and the gradient of the weight
+    assert found["operations"] >= 3
+
+
+def test_what_a_device_would_take_follows_from_what_it_computes():
+    computed = {
+        "plan": [(1, {"operations": 100, "flops": 1e9}), (8, {"operations": 100, "flops": 8e9})],
+        "update": [(32, {"operations": 300, "flops": 32e9}), (256, {"operations": 300, "flops": 256e9})],
+    }
+    found = assumed_costs(computed, flops=1e12, launch=1e-5)
+    assert found["plan_call"] == pytest.approx(1e-3)
+    assert found["plan_env"] == pytest.approx(1e-3)
+    assert found["update_call"] == pytest.approx(3e-3)
+    assert found["update_slice"] == pytest.approx(1e-3)
