@@ -3,7 +3,7 @@
     python -m benchmarks.scaling measure     measures the unit costs of this machine -> results/unit_costs.json
     python -m benchmarks.scaling             writes the table of docs/scaling.md and results/scaling.json
 
-The run is that of a preset, one environment per training task of MMBench. Costs of a CPU are processor seconds of one
+The run is that of a preset; its environments are shared out among domains as MMBench's training tasks are. Costs of a CPU are processor seconds of one
 thread, so that other work on the machine does not count. With `measure --device cuda` planning and updates are timed on
 that GPU; without, what they would take on one follows from what they compute, which is counted, and from two assumed
 figures: the rate of its products (--flops) and the time of a launch (--launch).
@@ -313,7 +313,7 @@ def main() -> None:
     parser.add_argument("--envs", type=int, default=200, help="environments of the run, one per task in the original")
     parser.add_argument("--bytes-per-second", type=float, default=100e9, help="between devices; assumed, not measured")
     parser.add_argument("--latency", type=float, default=30e-6, help="of an all-reduce, seconds; assumed, not measured")
-    parser.add_argument("--preset", default=PRESET, help=f"whose sizes and schedule (default: {PRESET})")
+    parser.add_argument("--preset", default=PRESET, help=f"for `measure`: whose sizes and schedule (default: {PRESET})")
     parser.add_argument("--flops", type=float, default=100e12, help="products of a GPU per second; assumed")
     parser.add_argument("--launch", type=float, default=5e-6, help="seconds of a launch on a GPU; assumed")
     options = parser.parse_args()
