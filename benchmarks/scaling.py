@@ -3,10 +3,10 @@
     python -m benchmarks.scaling measure     measures the unit costs of this machine -> results/unit_costs.json
     python -m benchmarks.scaling             writes the table of docs/scaling.md and results/scaling.json
 
-The run is that of a preset; its environments are shared out among domains as MMBench's training tasks are. Costs of a CPU are processor seconds of one
-thread, so that other work on the machine does not count. With `measure --device cuda` planning and updates are timed on
-that GPU; without, what they would take on one follows from what they compute, which is counted, and from two assumed
-figures: the rate of its products (--flops) and the time of a launch (--launch).
+The run is that of a preset; its environments are shared out among domains as MMBench's training tasks are. Costs of a
+CPU are processor seconds of one thread, so that other work on the machine does not count. With `measure --device cuda`
+planning and updates are timed on that GPU; without, what they would take on one follows from what they compute, which
+is counted, and from two assumed figures: the rate of its products (--flops) and the time of a launch (--launch).
 """
 
 from __future__ import annotations
