@@ -6,12 +6,15 @@
 The run is that of a preset; its environments are shared out among domains as MMBench's training tasks are. Costs of a
 CPU are processor seconds of one thread, so that other work on the machine does not count. With `measure --device cuda`
 planning and updates are timed on that GPU; without, what they would take on one follows from what they compute, which
-is counted, and from two assumed figures: the rate of its products (--flops) and the time of a launch (--launch).
+is counted, and from two assumed figures: the rate of its products (--flops) and the time of a launch (--launch). The
+all-reduce is measured between two processes: on two GPUs by nccl, else on this CPU by gloo. Of gloo's figures the
+table makes one column, GPUs that exchange through the CPU; the others assume --bytes-per-second and --latency.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import statistics
 import sys
@@ -25,6 +28,8 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+import torch.distributed as dist
+import torch.multiprocessing
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -48,6 +53,7 @@ BEGIN, END = "<!-- table -->\n", "<!-- end of table -->"
 PRESET = "newt"
 _PER_DOMAIN = 4  # tasks that stand for a domain, evenly over its list
 _PLANS, _UPDATES = (1, 8), (32, 256)  # environments and slices of the two measurements a line is drawn through
+_RATE = "env_steps_per_second"
 GPUS, CORES, ENV_STEPS = (1, 2, 4, 8), (16, 64, 256), 100_000_000
 
 
@@ -61,7 +67,7 @@ class UnitCosts:
     update_call: float  # one update on one device, whatever its batch ...
     update_slice: float  # ... and for each slice in it
     gradient_bytes: float  # of one all-reduce
-    bytes_per_second: float  # between devices
+    bytes_per_second: float  # that an all-reduce passes from each device to the next
     latency: float  # of one all-reduce
     save: float  # one save
 
@@ -115,7 +121,7 @@ def predict(costs: UnitCosts, run: Run, gpus: int, cores: int) -> dict[str, floa
     hidden = {"environments"} if environments < learning else {"update", "all_reduce"}
     bottleneck = max((name for name in parts if name not in hidden), key=lambda name: parts[name])
     rate = run.num_envs / step
-    return {**parts, "env_steps_per_second": rate, "hours_for_100m": ENV_STEPS / rate / 3600, "bottleneck": bottleneck}
+    return {**parts, _RATE: rate, "hours_for_100m": ENV_STEPS / rate / 3600, "bottleneck": bottleneck}
 
 
 def cpu_seconds(work: Callable[[], object], repeats: int = 7) -> float:
@@ -177,6 +183,38 @@ def counted(work: Callable[[], object]) -> dict[str, float]:
     return {"operations": count.operations, "flops": count.flops}
 
 
+def all_reduce(gradient_bytes: float, device: torch.device) -> dict[str, Any]:
+    """Return what an all-reduce between two processes of this machine costs: by nccl on two GPUs, else by gloo."""
+    by_nccl = device.type == "cuda" and torch.cuda.device_count() > 1
+    with tempfile.TemporaryDirectory() as folder:
+        given = (Path(folder), "nccl" if by_nccl else "gloo", int(gradient_bytes // 4))
+        torch.multiprocessing.spawn(_reduce, given, nprocs=2)
+        found = read_json(Path(folder) / "found.json", "python -m benchmarks.scaling measure")
+    small, large = found.pop("seconds")
+    return {**found, "latency": small, "bytes_per_second": gradient_bytes / max(large - small, 1e-9)}
+
+
+def _reduce(rank: int, folder: Path, backend: str, numbers: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(backend, init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2)
+    device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
+
+    def took(tensor: torch.Tensor, repeats: int) -> float:
+        found = []
+        for _ in range(repeats + 1):
+            dist.barrier()
+            started = time.perf_counter()
+            dist.all_reduce(tensor)
+            tensor.sum().item()  # it is there: on a GPU the call returns before
+            found.append(time.perf_counter() - started)
+        return statistics.median(found[1:])
+
+    seconds = [took(torch.zeros(size, device=device), repeats) for size, repeats in ((1, 200), (numbers, 15))]
+    if rank == 0:
+        write_json(folder / "found.json", {"backend": backend, "processes": 2, "seconds": seconds})
+    dist.destroy_process_group()
+
+
 def env_steps(sizes: config.Model) -> tuple[dict[str, float], dict[str, int]]:
     """Return processor seconds of a step of each domain, and how many training tasks of MMBench each has.
 
@@ -211,7 +249,7 @@ def parameters(preset: str) -> dict[str, Any]:
 
 
 def measure(preset: str, device: torch.device) -> dict[str, Any]:
-    """Measure every unit cost but those between devices, at the sizes of a preset."""
+    """Measure every unit cost, at the sizes of a preset."""
     torch.set_num_threads(1)
     params = parameters(preset)
     sizes, planner = (
@@ -251,7 +289,10 @@ def measure(preset: str, device: torch.device) -> dict[str, Any]:
         position = iter(range(1, 100))
         save = cpu_seconds(lambda: saves.save(next(position), learner.state_tensors(), ({}, {}), {}), 3)
     others = {"env_step": env_step, "gradient_bytes": 4.0 * trained, "save": save}
-    return {"costs": others | device_costs(timed["plan"], timed["update"]), "computed": computed, "tasks": tasks}
+    between = all_reduce(others["gradient_bytes"], device)
+    print(f"all-reduce: {between}", file=sys.stderr)
+    costs = others | device_costs(timed["plan"], timed["update"])
+    return {"costs": costs, "between": between, "computed": computed, "tasks": tasks}
 
 
 def device_costs(plans: Sequence[tuple[int, float]], updates: Sequence[tuple[int, float]]) -> dict[str, float]:
@@ -271,35 +312,51 @@ def assumed_costs(
     return device_costs(took["plan"], took["update"])
 
 
-def tables(costs: UnitCosts, run: Run) -> list[dict[str, float | str]]:
-    """Predict every combination of devices and cores."""
-    return [
-        {"gpus": gpus, "cores": cores, **predict(costs, run, gpus, cores)}
-        for gpus in GPUS
-        for cores in CORES
-        if cores > gpus
-    ]
+def tables(costs: UnitCosts, run: Run, by_cpu: UnitCosts | None = None) -> list[dict[str, float | str]]:
+    """Predict every combination of devices and cores, and its rate if devices exchanged gradients as `by_cpu` says."""
+
+    def row(gpus: int, cores: int) -> dict[str, float | str]:
+        found = predict(costs, run, gpus, cores)
+        return found if by_cpu is None else found | {"by_gloo": predict(by_cpu, run, gpus, cores)[_RATE]}
+
+    return [{"gpus": gpus, "cores": cores, **row(gpus, cores)} for gpus in GPUS for cores in CORES if cores > gpus]
 
 
 def show(rows: list[dict[str, float | str]]) -> str:
     """Return the rows as a table in Markdown."""
     parts = ("act", "environments", "update", "all_reduce", "save")
     head = ["GPUs", "cores", *(f"{part} ms" for part in parts), "env_steps/s", "hours for 100M", "bottleneck"]
+    head += ["env_steps/s by gloo"] * ("by_gloo" in rows[0])
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for row in rows:
         cells = [str(row["gpus"]), str(row["cores"]), *(f"{1e3 * float(row[part]):.1f}" for part in parts)]
-        cells += [f"{row['env_steps_per_second']:,.0f}", f"{row['hours_for_100m']:,.1f}", str(row["bottleneck"])]
+        cells += [f"{row[_RATE]:,.0f}", f"{row['hours_for_100m']:,.1f}", str(row["bottleneck"])]
+        cells += [f"{row['by_gloo']:,.0f}"] * ("by_gloo" in row)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def show_costs(costs: UnitCosts) -> str:
-    """Return the unit costs as a table in Markdown."""
+def reduction(costs: UnitCosts) -> float:
+    """Return seconds of one all-reduce of the gradients between two devices."""
+    return costs.latency + costs.gradient_bytes / costs.bytes_per_second
+
+
+def _exchanging(costs: UnitCosts, between: Mapping[str, Any]) -> UnitCosts:
+    return dataclasses.replace(costs, **{name: between[name] for name in ("latency", "bytes_per_second")})
+
+
+def show_costs(costs: UnitCosts, between: Mapping[str, Any]) -> str:
+    """Return the unit costs as a table in Markdown; `between` is the all-reduce that was measured."""
+    megabytes = f"an all-reduce of {costs.gradient_bytes / 1e6:.0f} MB between two"
+    gloo = between["backend"] == "gloo"
+    reductions = {f"{megabytes} GPUs, {'assumed' if gloo else 'measured'}": reduction(costs)}
+    if gloo:
+        reductions[f"{megabytes} processes by gloo, measured"] = reduction(_exchanging(costs, between))
     lines = ["| unit cost | ms |", "|---|---|"]
     lines += [f"| a step of {domain} | {1e3 * cost:.3f} |" for domain, cost in costs.env_step.items()]
     for name, cost in (
         ("a plan", costs.plan_call), ("... for each environment", costs.plan_env), ("an update", costs.update_call),
-        ("... for each slice", costs.update_slice), ("a save", costs.save),
+        ("... for each slice", costs.update_slice), ("a save", costs.save), *reductions.items(),
     ):  # fmt: skip
         lines.append(f"| {name} | {1e3 * cost:.3f} |")
     return "\n".join(lines)
@@ -311,8 +368,8 @@ def main() -> None:
     parser.add_argument("what", nargs="?", choices=["measure", "predict"], default="predict")
     parser.add_argument("--device", default="cpu", help="of planning and learning, for `measure`: cpu or cuda")
     parser.add_argument("--envs", type=int, default=200, help="environments of the run, one per task in the original")
-    parser.add_argument("--bytes-per-second", type=float, default=100e9, help="between devices; assumed, not measured")
-    parser.add_argument("--latency", type=float, default=30e-6, help="of an all-reduce, seconds; assumed, not measured")
+    parser.add_argument("--bytes-per-second", type=float, default=100e9, help="between devices; assumed")
+    parser.add_argument("--latency", type=float, default=30e-6, help="of an all-reduce, seconds; assumed")
     parser.add_argument("--preset", default=PRESET, help=f"for `measure`: whose sizes and schedule (default: {PRESET})")
     parser.add_argument("--flops", type=float, default=100e12, help="products of a GPU per second; assumed")
     parser.add_argument("--launch", type=float, default=5e-6, help="seconds of a launch on a GPU; assumed")
@@ -325,14 +382,18 @@ def main() -> None:
         print(f"-> {COSTS}", file=sys.stderr)
         return
     measured = read_json(COSTS, "python -m benchmarks.scaling measure")
-    between = {"bytes_per_second": options.bytes_per_second, "latency": options.latency}
+    between = {"bytes_per_second": options.bytes_per_second, "latency": options.latency}  # two GPUs know better
     own = {} if measured["device"] == "cuda" else assumed_costs(measured["computed"], options.flops, options.launch)
-    costs = UnitCosts(**(measured["costs"] | own), **between)
+    costs, by_cpu = UnitCosts(**(measured["costs"] | own), **between), None
+    if measured["between"]["backend"] == "nccl":
+        costs = _exchanging(costs, measured["between"])
+    else:
+        by_cpu = _exchanging(costs, measured["between"])
     settings = config.parse(config.Finetune, parameters(measured["preset"])["finetune"], measured["preset"])
     tasks = measured["tasks"]
     shares = {domain: number / sum(tasks.values()) for domain, number in tasks.items()}
     run = Run(options.envs, shares, settings.batch_size, settings.utd, settings.save_every)
-    rows = tables(costs, run)
+    rows = tables(costs, run, by_cpu)
     where = f"{measured['machine']['gpu'] or measured['machine']['cpu']}, commit {measured['commit'][:7]}"
     gpu = (
         f"GPUs of {options.flops / 1e12:g} TFLOP/s in products and {1e6 * options.launch:g} us per launch, assumed"
@@ -341,13 +402,13 @@ def main() -> None:
     )
     told = (
         f"Preset {measured['preset']}: {run.num_envs} environments, batches of {run.batch_size}, {run.utd} updates per "
-        f"step; {gpu}; measured on {where}.\n\n{show_costs(costs)}"
+        f"step; {gpu}; measured on {where}.\n\n{show_costs(costs, measured['between'])}"
     )
     before, _, rest = PAGE.read_text().partition(BEGIN)
     with atomic_file(PAGE) as partial:
         partial.write_text(f"{before}{BEGIN}{told}\n\n{show(rows)}\n{END}{rest.partition(END)[2]}")
     print(show(rows))
-    fastest = max(float(row["env_steps_per_second"]) for row in rows)
+    fastest = max(float(row[_RATE]) for row in rows)
     claims = {"env_steps_per_second_predicted_at_best": claim(round(fastest, 1), 1000, "above")}
     write("scaling", "python -m benchmarks.scaling", time.monotonic() - started, claims, unit_costs=measured, rows=rows)
 

@@ -324,7 +324,10 @@ def main() -> int:
         write_json(options.json, report)
     if not options.quick and not options.only:
         more = {key: value for key, value in report.items() if key not in ("machine", "commit")}
-        command = "python -m benchmarks.speed" + "".join(f" {word}" for word in sys.argv[1:])
+        given = {f"--{name}": getattr(options, name) for name in ("minutes", "repeats", "threads", "device")}
+        words = [f" {name} {value}" for name, value in given.items() if value != parser.get_default(name[2:])]
+        words += [" --compiled"] * options.compiled + [" --cuda-graphs"] * options.cuda_graphs
+        command = "python -m benchmarks.speed" + "".join(words)
         results.write("speed", command, time.monotonic() - started, claims(bench), **more)
     print(json.dumps(report["ratios"]))
     return 0
