@@ -1,4 +1,4 @@
-"""Runs of `stages.finetune` that differ in a few parameters, each in a folder of its own, kept when it is done."""
+"""Runs of the stages that differ in a few parameters, each in a folder of its own, kept when it is done."""
 
 from __future__ import annotations
 
@@ -20,7 +20,26 @@ PROJECT = Path(__file__).parent.parent
 BASE = Path("checkpoints/pretrain/model")
 
 
-def run(folder: Path, seed: int, changed: Mapping[str, Any], groups: Sequence[str], command: str) -> dict[str, Any]:
+def pretrained(folder: Path, changed: Mapping[str, Mapping[str, Any]]) -> Path:
+    """Make a base for finetuning by the stages `demos`, `embed` and `pretrain`, unless it is done.
+
+    Args:
+        folder: of the base.
+        changed: parameters of each section that are not those of params.yaml.
+
+    Returns:
+        The folder, `root` of runs.
+    """
+    if not (folder / BASE).exists():
+        _prepare(folder, config.load_seed(), changed, ())
+        for stage in ("demos", "embed", "pretrain"):
+            _run_stage(stage, folder)
+    return folder
+
+
+def run(
+    folder: Path, seed: int, changed: Mapping[str, Any], groups: Sequence[str], command: str, root: Path = Path()
+) -> dict[str, Any]:
     """Finetune once, unless it is done; one that was stopped goes on.
 
     Args:
@@ -29,15 +48,15 @@ def run(folder: Path, seed: int, changed: Mapping[str, Any], groups: Sequence[st
         changed: parameters of `finetune` that are not those of params.yaml.
         groups: groups of metrics whose curves are kept, e.g. `eval`.
         command: that measures, to be named where the result is unreadable.
+        root: project folder whose demonstrations and pretrained checkpoint are finetuned.
 
     Returns:
         `seconds`, `env_steps` and `stage` of the run, and its curves by name.
     """
     path = folder / "result.json"
     if not path.exists():
-        _prepare(folder, seed, changed)
-        environment = os.environ | {"PYTHONPATH": str(PROJECT)}
-        subprocess.run([sys.executable, "-m", "stages.finetune"], cwd=folder, env=environment, check=True)
+        _prepare(folder, seed, {"finetune": changed}, ("datasets", "checkpoints/pretrain"), root)
+        _run_stage("finetune", folder)
         metrics = folder / "checkpoints/finetune/metrics"
         summary, curves = read_json(metrics / "summary.json", "stages.finetune"), read_curves(metrics / "plots/metrics")
         kept = {name: curve for name, curve in curves.items() if name.split("/")[0] in groups}
@@ -47,15 +66,25 @@ def run(folder: Path, seed: int, changed: Mapping[str, Any], groups: Sequence[st
     return read_json(path, command)
 
 
-def _prepare(folder: Path, seed: int, changed: Mapping[str, Any]) -> None:
-    """Make a project folder whose parameters are ours but for what is compared; data are those of this one."""
+def _run_stage(stage: str, folder: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    subprocess.run([sys.executable, "-m", f"stages.{stage}"], cwd=folder, env=environment, check=True)
+
+
+def _prepare(
+    folder: Path, seed: int, changed: Mapping[str, Mapping[str, Any]], shared: Sequence[str], root: Path = Path()
+) -> None:
+    """Make a project folder whose parameters are ours but for what is changed, and whose data are those of `root`."""
     folder.mkdir(parents=True, exist_ok=True)
     params = config.read_params()
-    params["seed"], params["finetune"] = seed, params["finetune"] | dict(changed)
+    params["seed"] = seed
+    for section, values in changed.items():
+        params[section] = params[section] | dict(values)
     params["runtime"]["trackers"] = []
     with (folder / "params.yaml").open("w") as file:
         YAML().dump(params, file)
     (folder / "checkpoints").mkdir(exist_ok=True)
-    for name in ("datasets", "checkpoints/pretrain", params["tasks"]["folder"]):
+    own = params["tasks"]["folder"]
+    for name, source in [*((name, root / name) for name in shared), (own, Path(own))]:
         if not (folder / name).exists():
-            (folder / name).symlink_to(Path(name).resolve())
+            (folder / name).symlink_to(source.resolve())
