@@ -29,7 +29,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
+from torch.multiprocessing.spawn import spawn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -188,7 +188,7 @@ def all_reduce(gradient_bytes: float, device: torch.device) -> dict[str, Any]:
     by_nccl = device.type == "cuda" and torch.cuda.device_count() > 1
     with tempfile.TemporaryDirectory() as folder:
         given = (Path(folder), "nccl" if by_nccl else "gloo", int(gradient_bytes // 4))
-        torch.multiprocessing.spawn(_reduce, given, nprocs=2)
+        spawn(_reduce, given, nprocs=2)
         found = read_json(Path(folder) / "found.json", "python -m benchmarks.scaling measure")
     small, large = found.pop("seconds")
     return {**found, "latency": small, "bytes_per_second": gradient_bytes / max(large - small, 1e-9)}
@@ -331,7 +331,7 @@ def show(rows: list[dict[str, float | str]]) -> str:
     for row in rows:
         cells = [str(row["gpus"]), str(row["cores"]), *(f"{1e3 * float(row[part]):.1f}" for part in parts)]
         cells += [f"{row[_RATE]:,.0f}", f"{row['hours_for_100m']:,.1f}", str(row["bottleneck"])]
-        cells += [f"{row['by_gloo']:,.0f}"] * ("by_gloo" in row)
+        cells += [f"{row['by_gloo']:,.0f}"] if "by_gloo" in row else []
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -5,7 +5,18 @@ import dataclasses
 import pytest
 import torch
 
-from benchmarks.scaling import Run, UnitCosts, assumed_costs, counted, line, predict
+from benchmarks.scaling import (
+    Run,
+    UnitCosts,
+    all_reduce,
+    assumed_costs,
+    counted,
+    line,
+    predict,
+    show,
+    show_costs,
+    tables,
+)
 
 COSTS = UnitCosts(
     env_step={"a": 0.002, "b": 0.004}, plan_call=0.01, plan_env=0.001, update_call=0.02, update_slice=0.0001,
@@ -68,3 +79,25 @@ def test_what_a_device_would_take_follows_from_what_it_computes():
     assert found["plan_env"] == pytest.approx(1e-3)
     assert found["update_call"] == pytest.approx(3e-3)
     assert found["update_slice"] == pytest.approx(1e-3)
+
+
+def test_a_slow_network_is_shown_beside_the_assumed_one():
+    rows = tables(COSTS, RUN, dataclasses.replace(COSTS, bytes_per_second=1e9, latency=0.001))
+    alone, two = rows[0], next(row for row in rows if row["gpus"] == 2)
+    assert alone["by_gloo"] == alone["env_steps_per_second"]
+    slower = two["all_reduce"] + 2 * (0.001 + 1.0) - 2 * 0.01
+    learning = two["update"] + slower
+    assert two["by_gloo"] == pytest.approx(100 / (two["act"] + max(two["environments"], learning) + two["save"]))
+    assert all(line.count("|") == 12 for line in show(rows).splitlines())
+    assert "env_steps/s by gloo" not in show(tables(COSTS, RUN))
+    told = show_costs(COSTS, {"backend": "gloo", "latency": 0.001, "bytes_per_second": 1e9})
+    assert "| an all-reduce of 1000 MB between two GPUs, assumed | 10.000 |" in told
+    assert "| an all-reduce of 1000 MB between two processes by gloo, measured | 1001.000 |" in told
+
+
+@pytest.mark.slow
+def test_an_all_reduce_between_two_processes_is_measured():
+    found = all_reduce(4e6, torch.device("cpu"))
+    assert found["backend"] == "gloo"
+    assert 0 < found["latency"] < 1
+    assert 1e6 < found["bytes_per_second"] < 1e12
