@@ -53,17 +53,17 @@ def run(
     Returns:
         `seconds`, `env_steps` and `stage` of the run, and its curves by name.
     """
-    path = folder / "result.json"
-    if not path.exists():
+    done, metrics = folder / "done.json", folder / "checkpoints/finetune/metrics"
+    if not done.exists():
         _prepare(folder, seed, {"finetune": changed}, ("datasets", "checkpoints/pretrain"), root)
         _run_stage("finetune", folder)
-        metrics = folder / "checkpoints/finetune/metrics"
-        summary, curves = read_json(metrics / "summary.json", "stages.finetune"), read_curves(metrics / "plots/metrics")
-        kept = {name: curve for name, curve in curves.items() if name.split("/")[0] in groups}
-        of_run = {"seconds": summary["seconds"], "env_steps": summary["env_steps"], "stage": summary.get("stage")}
-        write_json(path, {**of_run, **kept})
+        summary = read_json(metrics / "summary.json", "stages.finetune")
+        write_json(done, {name: summary.get(name) for name in ("seconds", "env_steps", "stage")})
         shutil.rmtree(folder / "checkpoints/finetune/model")
-    return read_json(path, command)
+    curves = {name: curve for name, curve in read_curves(metrics).items() if name.split("/")[0] in groups}
+    if not curves:
+        raise ValueError(f"{metrics} has no curve of {', '.join(groups)}: delete {folder} and run `{command}` again")
+    return {**read_json(done, command), **curves}
 
 
 def _run_stage(stage: str, folder: Path) -> None:

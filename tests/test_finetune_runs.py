@@ -1,0 +1,34 @@
+"""Runs of finetuning that differ in a few parameters: what is read off one that is done."""
+
+from __future__ import annotations
+
+import pytest
+from dvclive import Live
+
+from benchmarks.finetune_runs import run
+from pipeline.files import write_json
+
+
+def a_run_that_is_done(folder, *names):
+    with Live(str(folder / "checkpoints/finetune/metrics"), dvcyaml=None, save_dvc_exp=False) as live:
+        for step in (0, 10):
+            live.step = step
+            for name in names:
+                live.log_metric(name, 0.5 + step / 100)
+            live.make_summary()
+    write_json(folder / "done.json", {"seconds": 3.0, "env_steps": 10, "stage": None})
+
+
+def test_the_curves_of_a_finished_run_are_read_where_dvclive_wrote_them(tmp_path):
+    a_run_that_is_done(tmp_path, "eval/score", "eval/mw-reach", "train/loss")
+    found = run(tmp_path, 1, {}, ("eval", "scaling"), "python -m benchmarks.growth")
+    assert found["seconds"] == 3.0
+    assert list(found["eval/score"].steps) == [0, 10]
+    assert list(found["eval/score"].values) == [0.5, 0.6]
+    assert "train/loss" not in found
+
+
+def test_a_run_without_the_curves_that_are_asked_for_is_an_error(tmp_path):
+    a_run_that_is_done(tmp_path, "train/loss")
+    with pytest.raises(ValueError, match=r"no curve of eval.*python -m benchmarks.dip"):
+        run(tmp_path, 1, {}, ("eval",), "python -m benchmarks.dip")
