@@ -4,8 +4,8 @@
     python -m benchmarks.dip --quick    one seed, a quarter of the steps: whether all of it works
 
 Ways: `evidence`, measured scores decide per task how far plans may leave the policy; `published`, the schedule of Newt
-(all tasks tied to the policy for 2 % of the steps, then less and less for 10 %); `tied`, throughout; `averaged`, tied,
-and what acts is an average of the weights.
+(all tasks tied to the policy for 2 % of the steps, then less and less for 10 %); `tied`, throughout; `averaged`,
+measured scores decide, and what acts is an average of the weights.
 
 The running score is the mean over tasks of the episodes collected during the last quarter of the steps, from the first
 quarter on; the lowest of it is held against the score of the checkpoint's policy alone, evaluated before any step.
@@ -45,7 +45,7 @@ def ways(env_steps: int) -> dict[str, dict[str, Any]]:
         "evidence": {"constraint": "evidence"},
         "published": tied | decaying,
         "tied": tied,
-        "averaged": tied | {"average": _AVERAGE},
+        "averaged": {"constraint": "evidence", "average": _AVERAGE},
     }
 
 

@@ -43,11 +43,6 @@ def main() -> None:
     table = evaluated.table
     if settings.scaling:
         check_targets(settings.scaling, tasks.train)
-    if settings.average and learning.clipped:
-        raise ValueError(
-            "learning.clipped compares the policy that learns with the one that acted, and with finetune.average they "
-            "are never the same: set average to 0"
-        )
     learned = copy.deepcopy(world_model) if settings.average else world_model
     sight = evaluated.sight
     demonstrations = load_demonstrations(specs, ranks, sight)
