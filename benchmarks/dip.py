@@ -1,11 +1,10 @@
 """Whether scores fall when online learning starts: measured constraints against schedules, from one checkpoint.
 
-    python -m benchmarks.dip            3 seeds of 4 ways, the environment steps of params.yaml: 12 runs
+    python -m benchmarks.dip            3 seeds of 3 ways, the environment steps of params.yaml: 9 runs
     python -m benchmarks.dip --quick    one seed, a quarter of the steps: whether all of it works
 
 Ways: `evidence`, measured scores decide per task how far plans may leave the policy; `published`, the schedule of Newt
-(all tasks tied to the policy for 2 % of the steps, then less and less for 10 %); `tied`, throughout; `averaged`,
-measured scores decide, and what acts is an average of the weights.
+(all tasks tied to the policy for 2 % of the steps, then less and less for 10 %); `tied`, throughout.
 
 The running score is the mean over tasks of the episodes collected during the last quarter of the steps, from the first
 quarter on; the lowest of it is held against the score of the checkpoint's policy alone, evaluated before any step.
@@ -33,7 +32,6 @@ from pipeline.train.scratch import ROOT, fingerprint
 SEEDS = (1, 2, 3)
 _WINDOW = 4  # parts of the run; the running score looks back over one of them
 _STEPS, _DECAY = 0.02, 0.1  # of the environment steps; Newt (arXiv 2511.19584): 2M and 10M of 100M
-_AVERAGE = 0.998  # over some 500 of the default run's 8,000 updates
 _LOWEST, _LOST = 0.95, -0.02
 
 
@@ -41,12 +39,7 @@ def ways(env_steps: int) -> dict[str, dict[str, Any]]:
     """Return the parameters of `finetune` that each way changes."""
     tied = {"constraint": "schedule", "constraint_steps": env_steps, "constraint_decay": 0}
     decaying = {"constraint_steps": round(_STEPS * env_steps), "constraint_decay": round(_DECAY * env_steps)}
-    return {
-        "evidence": {"constraint": "evidence"},
-        "published": tied | decaying,
-        "tied": tied,
-        "averaged": {"constraint": "evidence", "average": _AVERAGE},
-    }
+    return {"evidence": {"constraint": "evidence"}, "published": tied | decaying, "tied": tied}
 
 
 def main() -> None:

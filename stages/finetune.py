@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 from pipeline import config
@@ -10,7 +9,6 @@ from pipeline.agent import Agent
 from pipeline.model.actor import Actor
 from pipeline.model.scaling import Stages
 from pipeline.tasks import registry
-from pipeline.train.averaging import Average
 from pipeline.train.curriculum import Curriculum, check_targets
 from pipeline.train.evaluate import Evaluator
 from pipeline.train.loop import Loop
@@ -43,7 +41,6 @@ def main() -> None:
     table = evaluated.table
     if settings.scaling:
         check_targets(settings.scaling, tasks.train)
-    learned = copy.deepcopy(world_model) if settings.average else world_model
     sight = evaluated.sight
     demonstrations = load_demonstrations(specs, ranks, sight)
     env_specs = [spec for spec in specs for _ in range(settings.envs_per_task)]
@@ -52,7 +49,7 @@ def main() -> None:
     with scratch_folder("finetune", shaping, [DEMOS, PRETRAINED], seed, ranks) as scratch:
         stages = Stages(world_model, settings.scaling, seed) if settings.scaling else None
         learner = Learner(
-            learned,
+            world_model,
             table,
             learning,
             settings.warmup_updates,
@@ -60,7 +57,6 @@ def main() -> None:
             how_learning,
             runtime.accumulate,
             stages=stages,
-            average=Average(world_model, learned, settings.average) if settings.average else None,
         )
         curriculum = Curriculum(settings.scaling, learner, table.names) if settings.scaling else None
         place = replay_place(runtime, ranks.device, scratch, table.names, tasks.weights)

@@ -39,7 +39,6 @@ OPTIONS = {
     "weighting_lr_scale": 10.0,
     "task_id_coef": 0.0,
     "cooldown": 0.0,
-    "average": 0.0,
 }
 
 
@@ -72,7 +71,7 @@ SCALING = (
 def test_a_wrong_value_of_scaling_is_named(params, old, new, message):
     start = params.read_text().index("\nfinetune:")
     text = params.read_text()
-    section = text[start:].replace("  average: 0.9\n", f"  average: 0.0\n  scaling: {SCALING}\n", 1)
+    section = text[start:].replace("  eval_episodes: 2\n", f"  eval_episodes: 2\n  scaling: {SCALING}\n", 1)
     params.write_text(text[:start] + section)
     found = config.load(config.Finetune, params).scaling
     assert found is not None
@@ -90,17 +89,6 @@ def test_adapting_does_not_grow(params):
     )
     params.write_text(text[:at] + section)
     with pytest.raises(ValueError, match=r"adapt\.finetune\.scaling must be null"):
-        config.load(config.Adapt, params)
-
-
-def test_adapting_has_no_average(params):
-    text = params.read_text()
-    at = text.index("adapt:")
-    params.write_text(
-        text[:at]
-        + text[at:].replace("    eval_episodes: 2\n\npublish", "    eval_episodes: 2\n    average: 0.9\n\npublish")
-    )
-    with pytest.raises(ValueError, match=r"adapt\.finetune\.average must be 0"):
         config.load(config.Adapt, params)
 
 
@@ -142,7 +130,6 @@ def test_numbers_in_scientific_notation_are_numbers(params):
         ),
         (config.Finetune, "batch_size: 16", "batch_size: 15", ["15 x demo_fraction 0.5 is 7.5 slices"]),
         (config.Pretrain, "cooldown: 0.25", "cooldown: 1.5", ["`cooldown` is 1.5", "less than or equal to 1"]),
-        (config.Finetune, "average: 0.9", "average: 1.0", ["`average` is 1.0", "less than 1"]),
         (config.Tasks, "[[mw-reach, mw-pick-place]]", "[[mw-reach, mw-push]]", ["'mw-push'", "not in tasks.train"]),
     ],
 )

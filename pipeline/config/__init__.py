@@ -261,9 +261,6 @@ class Finetune:
     eval_every: Count  # env_steps between evaluations of the policy
     eval_episodes: Count  # per task
     cooldown: Fraction = 0.0  # part of the env_steps, at their end, over which the learning rates fall linearly to 0
-    # What acts, is evaluated and is kept is an average of the weights over some 1 / (1 - average) updates; 0 = the
-    # weights themselves
-    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     scaling: Scaling | None = None  # dynamic parameter scaling; null = off
 
     def __post_init__(self) -> None:
@@ -273,8 +270,6 @@ class Finetune:
                 f"batch_size {self.batch_size} x demo_fraction {self.demo_fraction} is {demos:g} slices, "
                 "no whole number: change one of them"
             )
-        if self.average and self.scaling:
-            raise ValueError("a model that grows (scaling) has no weights to average: set average to 0")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -314,8 +309,6 @@ class Adapt:
     def __post_init__(self) -> None:
         if self.finetune.scaling is not None:
             raise ValueError("adapt.finetune.scaling must be null: what learns there is an adapter already")
-        if self.finetune.average:
-            raise ValueError("adapt.finetune.average must be 0: adapting keeps the weights that were evaluated best")
         if self.pretrain.updates and self.finetune.warmup_updates:
             raise ValueError(
                 "adapt.finetune.warmup_updates must be 0 while adapt.pretrain.updates is not: the optimisers go on"

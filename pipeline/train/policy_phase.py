@@ -55,8 +55,7 @@ class PolicyPhase:
         metrics: of the last phase, over all ranks, by name; empty before the first.
 
     Raises:
-        ValueError: the model's dynamics see past steps, which the episodes of a phase do not bring along; or an average
-            of the model acts.
+        ValueError: the model's dynamics see past steps, which the episodes of a phase do not bring along.
     """
 
     def __init__(self, learner: Learner, clipped: Clipped, generator: torch.Generator, ranks: Ranks, total: int):
@@ -64,11 +63,6 @@ class PolicyPhase:
             raise ValueError(
                 "learning.clipped values single steps, and model.history makes dynamics that see past ones: "
                 "set one of the two to null"
-            )
-        if learner.average is not None:
-            raise ValueError(
-                "learning.clipped compares the policy that learns with the one that acted, which an average never is: "
-                "set finetune.average to 0"
             )
         self._learner, self._clipped, self._generator, self._ranks = learner, clipped, generator, ranks
         self._total, self._learned = total, 0

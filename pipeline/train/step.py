@@ -21,7 +21,6 @@ from pipeline.model.task_terms import TaskTerms
 from pipeline.model.world_model import WorldModel
 from pipeline.shapes import Batch
 from pipeline.train import schedules
-from pipeline.train.averaging import Average
 from pipeline.train.expert_use import PREFIX, count_use
 from pipeline.train.objective import UpdateDraws, model_losses, policy_losses
 from pipeline.train.ranks import Ranks
@@ -49,7 +48,6 @@ class Learner:
             memory.
         clusters: what `split` will give each cluster of tasks; None where all share everything, or are split already.
         stages: of the model, where capacity grows as it learns; `enter_stage` moves on.
-        average: follows the model; None where nothing does.
 
     Raises:
         ValueError: the table does not fit the model, or no parameter is trainable.
@@ -66,7 +64,6 @@ class Learner:
         accumulate: int = 1,
         clusters: Clusters | None = None,
         stages: Stages | None = None,
-        average: Average | None = None,
     ):
         sizes = (table.embeddings.shape[2], table.action_mask.shape[1])
         if sizes != (model.config.task_dim, model.config.action_dim):
@@ -78,7 +75,7 @@ class Learner:
         self.model, self.table, self.learning = model, table, learning
         self.warmup_updates, self.compute = warmup_updates, compute
         self._ranks, self._accumulate = ranks or Ranks(), accumulate
-        self.clusters, self.stages, self.average = clusters, stages, average
+        self.clusters, self.stages = clusters, stages
         self.updates = 0
         self.lr_scale = 1.0  # of both optimisers, for a phase that learns more slowly
         self.scale = RunningScale(learning.tau, model.bins.device)
@@ -203,8 +200,6 @@ class Learner:
         polyak_update(self.model.target_q_heads, self.model.q_heads, self.learning.tau, self.stages is not None)
         if mode == "online" and self._policy and self.learning.clipped is None:
             metrics |= self._update_policy(pieces, zs)
-        if self.average is not None:
-            self.average.follow()
         self.updates += 1
         return metrics
 
@@ -422,8 +417,6 @@ class Learner:
             state["stage"] = torch.tensor([self.stages.stage])
         if self.model.config.clusters is not None:
             state["cluster"] = self.table.cluster
-        if self.average is not None:
-            state |= self.average.state_tensors()
         return state | {"scale": self.scale.value, "updates": torch.tensor([self.updates])}
 
     def load_state_tensors(self, state: dict[str, Tensor]) -> None:
@@ -462,8 +455,6 @@ class Learner:
                 optimizer.state.pop(parameter, None)
         with torch.no_grad():
             self.scale.value.copy_(state["scale"])
-        if self.average is not None:
-            self.average.load_state_tensors(state)
         self.updates = int(state["updates"])
 
     def _optimized(self) -> list[tuple[str, torch.optim.Optimizer, str, nn.Parameter]]:

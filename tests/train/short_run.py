@@ -9,7 +9,6 @@ OPTIONS is JSON; see `DEFAULTS`. At the end every rank writes `result-<rank>.jso
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import importlib
@@ -33,7 +32,6 @@ from pipeline.model.scaling import Stages
 from pipeline.tasks.spec import parse_spec
 from pipeline.tasks.vector import VectorEnv
 from pipeline.train import checkpoint
-from pipeline.train.averaging import Average
 from pipeline.train.curriculum import Curriculum
 from pipeline.train.early_stop import EarlyStop
 from pipeline.train.evaluate import Evaluator
@@ -89,7 +87,6 @@ def main(options: dict) -> None:
         envs_per_task=1, warmup_updates=3, seeding_episodes=1, constraint=options["constraint"], evidence_memory=10,
         constraint_steps=100, constraint_decay=100, replay_capacity=240, log_every=45, save_every=30,
         eval_every=options["eval_every"], eval_episodes=1, cooldown=0.2,
-        average=0.0 if options["scaling"] or options["clipped"] is not None else 0.8,
         scaling=_scaling(options["scaling"]),
     )  # fmt: skip
     clipped = None
@@ -109,10 +106,7 @@ def main(options: dict) -> None:
     _plant(options, ranks)
     with scratch_folder("short", [settings, learning], [], seed, ranks) as scratch:
         stages = Stages(model, settings.scaling, seed) if settings.scaling else None
-        learned = copy.deepcopy(model) if settings.average else model
-        average = Average(model, learned, settings.average) if settings.average else None
-        warmup = settings.warmup_updates
-        learner = Learner(learned, table, learning, warmup, ranks, stages=stages, average=average)
+        learner = Learner(model, table, learning, settings.warmup_updates, ranks, stages=stages)
         curriculum = Curriculum(settings.scaling, learner, table.names) if settings.scaling else None
         place = replay_place(runtime, ranks.device, scratch)
         demos = shared_demo_buffer(ranks, _demos(), table.names, sizes, TINY_PLANNER.horizon, place, scratch)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -17,7 +16,6 @@ from pipeline.model.actor import Actor
 from pipeline.model.task_table import TaskTable
 from pipeline.model.two_hot import decode
 from pipeline.model.world_model import WorldModel
-from pipeline.train.averaging import Average
 from pipeline.train.constraint import Schedule, make_constraint
 from pipeline.train.policy_phase import PolicyPhase
 from pipeline.train.ranks import Ranks
@@ -108,15 +106,6 @@ def test_the_bonus_fades_over_the_run(env_steps: int, weight: float) -> None:
     phase = make_phase(learner, total=1000)
     phase.run(replay, env_steps)
     assert phase.metrics["train/bonus_weight"] == pytest.approx(weight)
-
-
-def test_the_ratio_is_never_one_where_an_average_acts() -> None:
-    acting = make_model()
-    learned = copy.deepcopy(acting)
-    learning = replace(LEARNING, clipped=CLIPPED)
-    learner = Learner(learned, make_table(), learning, average=Average(acting, learned, 0.9))
-    with pytest.raises(ValueError, match=r"set finetune\.average to 0"):
-        make_phase(learner)
 
 
 @pytest.mark.parametrize(("error", "bonus"), [(0.0, 0.0), (0.5, 0.5)])
