@@ -254,8 +254,8 @@ def cases(bench: Bench, quick: bool) -> Iterator[tuple[str, Callable[[], None]]]
     yield from updates("S", 1024, "online")
     yield from updates("L", 256, "online")
     yield from plans("B", 32)
-    yield from plans("L", 8, 32)
     yield from updates("L", 1024, "online")
+    yield from plans("L", 8, 32)
 
 
 def claims(bench: Bench) -> dict[str, dict[str, Any]]:
