@@ -2,9 +2,10 @@
 
     python -m benchmarks.clusters --root FOLDER    FOLDER holds datasets/ of a finished `dvc repro`; default: this one
 
-Trains the model of params.yaml on the demonstrations there, once per seed, and clusters the tasks after several numbers
-of updates, by `auto` and into fixed numbers. Agreement is the adjusted Rand index: 1 for the same clusters, 0 in the
-mean for random ones. Writes results/clusters.json.
+Trains the model of params.yaml on the demonstrations there, once per seed, and clusters the tasks after warm-ups of
+several lengths, by `auto` and into fixed numbers: by similarities averaged over ten points of the warm-up, and by those
+of its last moment alone (`moment`). Agreement is the adjusted Rand index: 1 for the same clusters, 0 in the mean for
+random ones. Writes results/clusters.json.
 """
 
 from __future__ import annotations
@@ -34,11 +35,12 @@ from pipeline.train.step import Learner
 from pipeline.train.workspace import ReplayPlace, demo_buffer, task_table
 
 SEEDS = (1, 2, 3)
-WARMUPS = (250, 500, 1000)
+WARMUPS = (500, 1000)
 NUMS: tuple[Any, ...] = ("auto", 2, 3, 4)
 CLUSTERS = config.Clusters(
-    parts=("encoder", "reward", "policy", "q"), num="auto", max_num=6, warmup_updates=WARMUPS[-1], batches=8
+    parts=("encoder", "reward", "policy", "q"), num="auto", max_num=6, warmup_updates=WARMUPS[-1], batches=4, points=10
 )
+_EVERY = WARMUPS[0] // CLUSTERS.points  # updates between two looks
 PATH = "params.yaml"
 
 
@@ -65,15 +67,16 @@ def load(root: Path) -> Problem:
 def similarities(problem: Problem, seed: int) -> dict[str, np.ndarray]:
     """Train with one seed; return the similarity of the tasks (n, n) after each warm-up, and once more on other slices.
 
-    Keys are the updates, and `again` for the last of them on other slices.
+    Keys are the updates of the warm-up, `moment` for the end of the longest alone, and `again` for the longest on other
+    slices.
     """
     settings, learning = config.load(config.Pretrain, PATH), config.load(config.Learning, PATH)
     seed_everything(seed)
     learner = Learner(WorldModel(problem.model), problem.table, learning, settings.warmup_updates)
-    generator, found = torch.Generator().manual_seed(seed), {}
+    generator = torch.Generator().manual_seed(seed)
+    seen: dict[int, list[np.ndarray]] = {}  # by update, on two sets of slices
 
-    def measure(offset: int) -> np.ndarray:
-        draw = torch.Generator().manual_seed(seed + offset)
+    def measure(draw: torch.Generator) -> np.ndarray:
         gradients = clustering.task_gradients(learner, problem.demos, CLUSTERS, settings.batch_size, draw, quiet=True)
         return clustering.similarity(gradients)
 
@@ -81,9 +84,14 @@ def similarities(problem: Problem, seed: int) -> dict[str, np.ndarray]:
         for update in range(1, WARMUPS[-1] + 1):
             learner.update(problem.demos.sample(settings.batch_size, generator), "pretrain", generator)
             progress.update(1)
-            if update in WARMUPS:
-                found[str(update)] = measure(clustering.SEED)
-    return found | {"again": measure(clustering.SEED + 1000)}
+            if update % _EVERY == 0:
+                offsets = (clustering.SEED, clustering.SEED + 1000)
+                seen[update] = [measure(torch.Generator().manual_seed(seed + 7919 * update + one)) for one in offsets]
+    apart = {warmup: warmup // CLUSTERS.points for warmup in WARMUPS}  # updates between the points of each
+    points = {w: [both for update, both in seen.items() if update <= w and update % apart[w] == 0] for w in WARMUPS}
+    found = {str(warmup): np.mean([first for first, _ in several], 0) for warmup, several in points.items()}
+    last = WARMUPS[-1]
+    return found | {"moment": seen[last][0], "again": np.mean([second for _, second in points[last]], 0)}
 
 
 def adjusted_rand(first: Sequence[int], second: Sequence[int]) -> float:
@@ -123,7 +131,9 @@ def claims(found: dict[int, dict[str, np.ndarray]], names: Sequence[str]) -> tup
 
     last = str(WARMUPS[-1])
     over_seeds = {
-        str(num): {key: agreement([cut(seed, key, num).cluster for seed in found]) for key in map(str, WARMUPS)}
+        str(num): {
+            key: agreement([cut(seed, key, num).cluster for seed in found]) for key in (*map(str, WARMUPS), "moment")
+        }
         for num in NUMS
     }
     over_slices = [

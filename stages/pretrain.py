@@ -6,7 +6,6 @@ import dataclasses
 
 from pipeline import config
 from pipeline.agent import Agent
-from pipeline.data.replay import ReplayBuffer
 from pipeline.model.actor import Actor
 from pipeline.model.world_model import WorldModel
 from pipeline.tasks import registry
@@ -73,15 +72,11 @@ def main() -> None:
         ) as evaluator:
             loop = Loop("pretrain", scratch, learner, actor, evaluator, seed, runtime, ranks)
             if demos is not None:
-
-                def cluster(batch_size: int, demos: ReplayBuffer = demos) -> str:
-                    own_seed = seed + clustering.SEED + RANK_SEEDS * ranks.rank
-                    found = clustering.cluster_tasks(learner, demos, batch_size, own_seed, ranks)
-                    if ranks.is_main:
-                        found.write(scratch / "metrics")
-                    return found.describe()
-
-                learn_offline(loop, settings, demos.sample, specs, cluster if model.clusters else None)
+                own_seed = seed + clustering.SEED + RANK_SEEDS * ranks.rank
+                clusterer = (
+                    clustering.Clusterer(learner, demos, own_seed, ranks, scratch / "metrics") if clusters else None
+                )
+                learn_offline(loop, settings, demos.sample, specs, clusterer)
         if ranks.is_main:
             agent = Agent(world_model, specs, embeddings, table, planner, vision=vision)
             agent.save_pretrained(CHECKPOINTS / "pretrain" / "model")

@@ -44,8 +44,13 @@ class Clusters:
     max_num: Annotated[int, Field(ge=2)]  # most clusters that `auto` tries
     warmup_updates: Count  # updates of pretraining before the tasks are clustered (published: about 5,000)
     batches: Count  # of pretrain.batch_size slices of one task, over which its gradient is averaged
+    points: Count = 1  # of the warm-up, evenly spaced and its end among them, over which similarities are averaged
 
     def __post_init__(self) -> None:
+        if self.points > self.warmup_updates:
+            raise ValueError(
+                f"model.clusters.points is {self.points}, more than its warm-up has updates, {self.warmup_updates}"
+            )
         if not self.parts or len(set(self.parts)) < len(self.parts):
             raise ValueError(f"model.clusters.parts is {list(self.parts)}: name one part or more, each once")
 

@@ -15,6 +15,7 @@ from pipeline.progress import Progress
 from pipeline.shapes import Batch
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv
+from pipeline.train.clustering import Clusterer
 from pipeline.train.constraint import Evidence, Schedule, make_constraint
 from pipeline.train.curriculum import Curriculum
 from pipeline.train.interrupt import Interrupt
@@ -33,7 +34,7 @@ def learn_offline(
     settings: config.Pretrain,
     sample: Callable[[int, torch.Generator], Batch],
     specs: Sequence[TaskSpec],
-    cluster: Callable[[int], str] | None = None,
+    clusterer: Clusterer | None = None,
 ) -> None:
     """Learn from demonstrations alone, up to `settings.updates` or until the loop stops early.
 
@@ -42,11 +43,16 @@ def learn_offline(
         settings: sizes and intervals.
         sample: draws a batch of a given size from the demonstrations.
         specs: the tasks evaluated.
-        cluster: clusters the tasks after the warm-up of `loop.learner.clusters`, by gradients on so many slices at
-            once, and tells what it found; None where the model has no clusters, or has them already.
+        clusterer: clusters the tasks; None where the model has no clusters.
     """
     ranks, total = loop.ranks, settings.updates
     share = ranks.shares(settings.batch_size, [1] * ranks.count)[ranks.rank]
+    if clusterer and loop.resumed:
+        clusterer.load_state(loop.resumed.values["clusterer"])
+
+    def save() -> None:
+        loop.save(values={"clusterer": clusterer.state()} if clusterer else None)
+
     with (
         Interrupt(loop.runtime.stop_seconds) as interrupt,
         Progress(loop.label, total, "updates", loop.position, quiet=not ranks.is_main) as progress,
@@ -54,10 +60,11 @@ def learn_offline(
         if loop.owes_evaluation and not loop.evaluate(specs, progress, interrupt):
             interrupt.leave()
         while loop.position < total and not loop.stopped:
-            if cluster is not None and loop.learner.due_to_split:
+            if clusterer and clusterer.due:
                 with loop.clock.phase("cluster"):
-                    told = cluster(share)
-                progress.write(f"{loop.label}: {told}")
+                    found = clusterer.look(share)
+                if found:
+                    progress.write(f"{loop.label}: {found.describe()}")
             with loop.clock.phase("sample"):
                 batch = sample(share, loop.generator)
             loop.learner.lr_scale = cooldown(loop.position, total, settings.cooldown)
@@ -65,7 +72,7 @@ def learn_offline(
             loop.position += 1
             progress.update(1)
             (stop,) = ranks.any(interrupt.requested is not None)
-            loop.settle(loop.position - 1, total, settings, specs, progress, interrupt, loop.save, stop=stop)
+            loop.settle(loop.position - 1, total, settings, specs, progress, interrupt, save, stop=stop)
 
 
 def own_environments(ranks: Ranks, env_specs: Sequence[TaskSpec]) -> list[int]:

@@ -108,13 +108,6 @@ class Learner:
             [{"params": policy, "lr_scale": 1.0}], lr=learning.lr, eps=1e-5, fused=True
         )
 
-    @property
-    def due_to_split(self) -> bool:
-        """Whether the warm-up of all tasks together has ended, and no cluster has networks of its own yet."""
-        if self.clusters is None or self.model.config.clusters is not None:
-            return False
-        return self.updates >= self.clusters.warmup_updates
-
     def split(self, cluster: Tensor, num: int) -> None:
         """Give every cluster of tasks its own copy of the networks `clusters` names, Adam's moments included.
 

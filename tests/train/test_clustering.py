@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +63,7 @@ def train(learner: Learner, updates: range) -> None:
 def test_opposite_tasks_are_parted() -> None:
     learner = make_learner()
     train(learner, range(3))
-    found = clustering.cluster_tasks(learner, make_demos(), 16, seed=0)
+    found = clustering.Clusterer(learner, make_demos(), 0).look(16)
     assert found.cluster.tolist() == OPPOSITE
     assert learner.table.cluster.tolist() == OPPOSITE
     other = np.array(OPPOSITE)[:, None] != OPPOSITE
@@ -75,7 +74,7 @@ def test_opposite_tasks_are_parted() -> None:
 
 def test_auto_finds_as_many_as_there_are() -> None:
     learner = make_learner(replace(CLUSTERS, num="auto", max_num=3))
-    found = clustering.cluster_tasks(learner, make_demos(), 16, seed=0)
+    found = clustering.Clusterer(learner, make_demos(), 0).look(16)
     assert (found.num, set(found.silhouette)) == (2, {2, 3})
     assert learner.model.config.clusters == replace(CLUSTERS, num=2, max_num=3)
 
@@ -119,9 +118,10 @@ def test_resuming_before_and_after_the_split_is_bit_equal(saved_after: int, tmp_
     demos = make_demos()
 
     def run(learner: Learner, updates: range) -> None:
+        clusterer = clustering.Clusterer(learner, demos, 1)
         for number in updates:
-            if learner.due_to_split:
-                clustering.cluster_tasks(learner, demos, 8, seed=1)
+            if clusterer.due:
+                clusterer.look(8)
             train(learner, range(number, number + 1))
 
     straight, first, second = make_learner(), make_learner(), make_learner()
@@ -187,7 +187,7 @@ def learn_as_one_of_two(folder: str) -> None:
     ranks, rank = Ranks(accelerator), accelerator.process_index
     learner = make_learner(ranks=ranks)
     train(learner, range(3))
-    clustering.cluster_tasks(learner, make_demos(rank), 8, seed=rank, ranks=ranks)
+    clustering.Clusterer(learner, make_demos(rank), rank, ranks).look(8)
     own = torch.tensor(OPPOSITE).eq(rank).nonzero().flatten()
     for number in range(3):
         batch = make_batch(learner.table, seed=number + 10 * rank)
@@ -204,7 +204,7 @@ def test_two_processes_find_the_same_clusters_and_stay_equal(tmp_path: Path) -> 
     assert all(torch.equal(second[name], value) for name, value in first.items())
 
 
-def run_loop(scratch: Path, *lengths: int) -> dict[str, torch.Tensor]:
+def run_loop(scratch: Path, points: int, *lengths: int) -> dict[str, torch.Tensor]:
     """Pretrain in a loop that is made anew, from what it saved, for each of the lengths."""
     runtime = config.Runtime(
         device="cpu", threads=1, env_workers=0, precision="fp32", accumulate=1, keep_saves=2, stop_seconds=0,
@@ -216,24 +216,38 @@ def run_loop(scratch: Path, *lengths: int) -> dict[str, torch.Tensor]:
             updates=updates, batch_size=6, warmup_updates=2, log_every=3, save_every=1000, eval_every=1000,
             eval_episodes=1,
         )  # fmt: skip
-        learner = make_learner()
+        learner = make_learner(replace(CLUSTERS, points=points))
         actor = Actor(learner.model, learner.table, TINY_PLANNER)
         with Evaluator([], 1, TINY.obs_dim, TINY.action_dim, 0, 0) as evaluator:
             loop = Loop("clusters", scratch, learner, actor, evaluator, 1, runtime)
             loop.evaluate = lambda *_: True  # there is nothing to play
-            learn_offline(loop, settings, demos.sample, [], partial(found_by, learner, demos))
+            learn_offline(loop, settings, demos.sample, [], clustering.Clusterer(learner, demos, 1))
     return {name: value.clone() for name, value in learner.state_tensors().items()}
 
 
-def found_by(learner: Learner, demos: ReplayBuffer, batch_size: int) -> str:
-    return clustering.cluster_tasks(learner, demos, batch_size, seed=1).describe()
-
-
 @pytest.mark.slow
-def test_a_loop_stopped_before_and_after_the_split_ends_the_same(tmp_path: Path, capsys) -> None:
-    straight = run_loop(tmp_path / "straight", 6)
+@pytest.mark.parametrize("points", [1, 3])
+def test_a_loop_stopped_before_and_after_the_split_ends_the_same(points: int, tmp_path: Path, capsys) -> None:
+    straight = run_loop(tmp_path / "straight", points, 6)
     assert straight["cluster"].tolist() == OPPOSITE
     assert "clusters: 2 clusters of tasks: task-0, task-2; task-1, task-3" in capsys.readouterr().err
-    stopped = run_loop(tmp_path / "stopped", 2, 3, 5, 6)  # the warm-up ends after the third update
+    stopped = run_loop(tmp_path / "stopped", points, 2, 3, 5, 6)  # the warm-up ends after the third update
     assert stopped.keys() == straight.keys()
     assert all(torch.equal(stopped[name], value) for name, value in straight.items())
+
+
+def test_similarities_are_averaged_over_the_points_of_the_warm_up(monkeypatch) -> None:
+    learner = make_learner(replace(CLUSTERS, warmup_updates=5, points=2))
+    clusterer, seen = clustering.Clusterer(learner, make_demos(), 0), []
+    apart, together = np.full((4, 4), -1.0), np.ones((4, 4))
+    monkeypatch.setattr(clustering, "similarity", lambda gradients: apart if len(seen) == 1 else together)
+    for number in range(6):
+        if clusterer.due:
+            seen.append(number)
+            found = clusterer.look(8)
+            assert (found is None) == (len(seen) == 1)
+            if found is not None:
+                assert not found.similarity.any()  # the mean of 1 and -1
+        train(learner, range(number, number + 1))
+    assert seen == [3, 5]
+    assert not clusterer.due
