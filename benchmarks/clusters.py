@@ -5,7 +5,7 @@
 Trains the model of params.yaml on the demonstrations there, once per seed, and clusters the tasks after warm-ups of
 several lengths, by `auto` and into fixed numbers: by similarities averaged over ten points of the warm-up, and by those
 of its last moment alone (`moment`). Agreement is the adjusted Rand index: 1 for the same clusters, 0 in the mean for
-random ones. Writes results/clusters.json.
+random ones. Adds its claims to results/systems.json.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.results import claim, write
+from benchmarks.results import add, claim
 from pipeline import config
 from pipeline.data.demos import load_demos
 from pipeline.data.replay import ReplayBuffer
@@ -156,13 +156,13 @@ def claims(found: dict[int, dict[str, np.ndarray]], names: Sequence[str]) -> tup
         "tasks": list(names),
     }
     return {
-        "clusters.adjusted_rand_over_seeds": claim(float(np.mean(over_seeds["auto"][last])), 0.75, "above"),
-        "clusters.adjusted_rand_over_slices": claim(float(np.mean(over_slices)), 0.9, "above"),
+        "adjusted_rand_over_seeds": claim(float(np.mean(over_seeds["auto"][last])), 0.75, "above"),
+        "adjusted_rand_over_slices": claim(float(np.mean(over_slices)), 0.9, "above"),
     }, details
 
 
 def main() -> None:
-    """Measure and write results/clusters.json."""
+    """Measure and add the claims to results/systems.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path(), help="holds datasets/ of a finished run (default: here)")
     options = parser.parse_args()
@@ -171,7 +171,7 @@ def main() -> None:
     problem = load(options.root)
     found = {seed: similarities(problem, seed) for seed in SEEDS}
     figures, details = claims(found, problem.table.names)
-    write("clusters", "python -m benchmarks.clusters", time.monotonic() - started, figures, **details)
+    add("systems", "clusters", "python -m benchmarks.clusters", time.monotonic() - started, figures, **details)
 
 
 if __name__ == "__main__":

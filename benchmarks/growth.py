@@ -7,7 +7,7 @@
 The checkpoint is pretrained here first, on so few demonstrations that online learning has something to do. Both ways
 begin with it and have the same budget; with scaling, tasks that are solved take no steps of it, and a run ends where
 all are. Every run is a `stages.finetune` in a folder of its own, in .resume/growth/, kept when it is done and taken up
-where it stopped. Writes results/growth.json; with
+where it stopped. Adds its claims to results/systems.json; with
 --quick or other options the result is printed and written only if --write is given.
 """
 
@@ -26,9 +26,8 @@ import torch
 
 from benchmarks.finetune_runs import BASE, pretrained, run
 from benchmarks.problem import make_batch, make_model, make_table
-from benchmarks.results import RESULTS, claim, write
+from benchmarks.results import add, claim
 from pipeline import config
-from pipeline.files import read_json
 from pipeline.model.scaling import Stages
 from pipeline.report.results import Curve
 from pipeline.train.scratch import ROOT, fingerprint
@@ -48,14 +47,14 @@ _RATIO, _LOST = 0.8, -0.02
 
 
 def main() -> None:
-    """Make every run that is not done yet and write results/growth.json."""
+    """Make every run that is not done yet and add the claims to results/systems.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed, a quarter of the environment steps")
     parser.add_argument("--cost", action="store_true", help="measure and print the cost of an update, run nothing")
     parser.add_argument("--seeds", nargs="+", type=int, help="other seeds")
     parser.add_argument("--env-steps", type=int, help="another budget")
     parser.add_argument("--score", type=float, default=SCORE, help=f"mean score to be reached (default: {SCORE})")
-    parser.add_argument("--write", action="store_true", help="write results/growth.json although not all was run")
+    parser.add_argument("--write", action="store_true", help="write the claims although not all was run")
     options = parser.parse_args()
     settings = config.load(config.Finetune)
     if options.cost:
@@ -82,7 +81,7 @@ def main() -> None:
         seconds = sum(one["seconds"] for runs in found.values() for one in runs)
         command = " ".join([_COMMAND, *sys.argv[1:]])
         figures = summarise(table)
-        write("growth", command, seconds, figures, runs=table, curves=found, scaling=SCALING, env_steps=env_steps)
+        add("systems", "growth", command, seconds, figures, runs=table, scaling=SCALING, env_steps=env_steps)
 
 
 def update_costs(batch_size: int, repeats: int = 9) -> dict[str, float]:
@@ -104,12 +103,6 @@ def update_costs(batch_size: int, repeats: int = 9) -> dict[str, float]:
             learner.update(batch, "online", torch.Generator().manual_seed(number))
             spent[name].append(1e3 * (time.process_time() - started))
     return {name: float(np.median(times[1:])) for name, times in spent.items()}  # the first one warms up
-
-
-def claims() -> dict[str, dict[str, Any]]:
-    """Return what the last whole measurement found; without one, nothing holds."""
-    path = RESULTS / "growth.json"
-    return read_json(path, "python -m benchmarks.growth")["claims"] if path.exists() else summarise([])
 
 
 def summarise(table: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,8 @@ evaluation; it is kept in .resume/systems-*/ when it is done, and what is under 
 on where it stopped. A run that was made with other parameters is made anew; one made by other code is not: delete the
 folder for that.
 
-Writes results/systems.json; with --quick or other options the result is printed and written only if --write is given.
+Writes results/systems.json, to which `benchmarks.growth` and `benchmarks.clusters` add; with --quick or other options
+the result is printed and written only if --write is given.
 """
 
 from __future__ import annotations
@@ -51,7 +52,6 @@ SEEDS = (1, 2, 3)
 _REACHED = 0.8  # of the best score, that environment steps are counted to
 _WITHIN = 0.1  # of the reference's active parameters
 _POLL_SECONDS = 5.0
-_PARTS = ("growth", "clusters")  # commands of benchmarks/ whose claims belong into the same file
 _CONFIDENCE, _SAMPLES = 0.95, 2000
 
 
@@ -92,9 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         words += ["--seeds", *map(str, options.seeds)] if options.seeds else []
         words += ["--jobs", str(options.jobs)] if options.jobs != 1 else []
         command = " ".join(["python -m benchmarks.systems", *words, *["--write"] * options.write])
-        promised = claims(shown, found, len(runs), setup["reference"]["system"]) | (
-            {} if options.quick else claims_of_parts()
-        )
+        promised = claims(shown, found, len(runs), setup["reference"]["system"])
+        if not options.quick:
+            print("systems: what experts cost", flush=True)
+            promised |= experts.claims()
         write("systems", command, sum(run["wall_seconds"] for run in found), promised, whole_protocol=whole, **shown)
     if failed:
         sys.exit(f"systems: {len(failed)} of {len(runs)} runs failed")
@@ -253,19 +254,6 @@ def claims(shown: Mapping[str, Any], found: Sequence[Mapping[str, Any]], wanted:
         "active_parameters_apart": claim(spread, _WITHIN, "below"),
         "language_minus_no_language": claim(gain, 0.0, "above"),
     }
-
-
-def claims_of_parts() -> dict[str, Any]:
-    """Return what is promised of single parts: measured here, or by commands of their own before."""
-    print("systems: what experts cost", flush=True)
-    found = experts.claims()
-    for name in _PARTS:
-        path = RESULTS / f"{name}.json"
-        if path.exists():
-            found |= read_json(path, f"python -m benchmarks.{name}")["claims"]
-        else:
-            print(f"systems: without the claims of `python -m benchmarks.{name}`, which has not run", file=sys.stderr)
-    return found
 
 
 def markdown(shown: Mapping[str, Any]) -> str:
