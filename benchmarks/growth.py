@@ -127,7 +127,7 @@ def row(way: str, seed: int, one: dict[str, Any], score: float) -> dict[str, Any
         "env_steps": steps_to(evaluations, score),  # None where it was not reached
         "last": round(float(np.mean(evaluations.values[-3:])), 4),  # mean of the last three evaluations
         "all_env_steps": one["env_steps"],
-        "stage": one["stage"],
+        "stage": one["stage"] if way == "scaled" else None,  # without stages it names the command that was run
         "seconds": one["seconds"],
     }
 
