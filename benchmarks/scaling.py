@@ -54,6 +54,7 @@ PRESET = "newt"
 _PER_DOMAIN = 4  # tasks that stand for a domain, evenly over its list
 _PLANS, _UPDATES = (1, 8), (32, 256)  # environments and slices of the two measurements a line is drawn through
 _RATE = "env_steps_per_second"
+_ASSUMED = {"bytes_per_second": 100e9, "latency": 30e-6}  # between GPUs
 GPUS, CORES, ENV_STEPS = (1, 2, 4, 8), (16, 64, 256), 100_000_000
 
 
@@ -368,8 +369,8 @@ def main() -> None:
     parser.add_argument("what", nargs="?", choices=["measure", "predict"], default="predict")
     parser.add_argument("--device", default="cpu", help="of planning and learning, for `measure`: cpu or cuda")
     parser.add_argument("--envs", type=int, default=200, help="environments of the run, one per task in the original")
-    parser.add_argument("--bytes-per-second", type=float, default=100e9, help="between devices; assumed")
-    parser.add_argument("--latency", type=float, default=30e-6, help="of an all-reduce, seconds; assumed")
+    parser.add_argument("--bytes-per-second", type=float, help="between devices (nccl's, if measured, else 100e9)")
+    parser.add_argument("--latency", type=float, help="of an all-reduce, seconds (nccl's, if measured, else 30e-6)")
     parser.add_argument("--preset", default=PRESET, help=f"for `measure`: whose sizes and schedule (default: {PRESET})")
     parser.add_argument("--flops", type=float, default=100e12, help="products of a GPU per second; assumed")
     parser.add_argument("--launch", type=float, default=5e-6, help="seconds of a launch on a GPU; assumed")
@@ -382,13 +383,12 @@ def main() -> None:
         print(f"-> {COSTS}", file=sys.stderr)
         return
     measured = read_json(COSTS, "python -m benchmarks.scaling measure")
-    between = {"bytes_per_second": options.bytes_per_second, "latency": options.latency}  # two GPUs know better
+    by_nccl = measured["between"]["backend"] == "nccl"
+    between = {name: measured["between"][name] if by_nccl else assumed for name, assumed in _ASSUMED.items()}
+    between |= {name: given for name in _ASSUMED if (given := getattr(options, name)) is not None}
     own = {} if measured["device"] == "cuda" else assumed_costs(measured["computed"], options.flops, options.launch)
-    costs, by_cpu = UnitCosts(**(measured["costs"] | own), **between), None
-    if measured["between"]["backend"] == "nccl":
-        costs = _exchanging(costs, measured["between"])
-    else:
-        by_cpu = _exchanging(costs, measured["between"])
+    costs = UnitCosts(**(measured["costs"] | own | between))
+    by_cpu = None if by_nccl else _exchanging(costs, measured["between"])
     settings = config.parse(config.Finetune, parameters(measured["preset"])["finetune"], measured["preset"])
     tasks = measured["tasks"]
     shares = {domain: number / sum(tasks.values()) for domain, number in tasks.items()}
@@ -410,7 +410,8 @@ def main() -> None:
     print(show(rows))
     fastest = max(float(row[_RATE]) for row in rows)
     claims = {"env_steps_per_second_predicted_at_best": claim(round(fastest, 1), 1000, "above")}
-    write("scaling", "python -m benchmarks.scaling", time.monotonic() - started, claims, unit_costs=measured, rows=rows)
+    command = " ".join(["python -m benchmarks.scaling", *sys.argv[1:]])
+    write("scaling", command, time.monotonic() - started, claims, unit_costs=measured, rows=rows)
 
 
 if __name__ == "__main__":

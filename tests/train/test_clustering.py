@@ -251,3 +251,8 @@ def test_similarities_are_averaged_over_the_points_of_the_warm_up(monkeypatch) -
         train(learner, range(number, number + 1))
     assert seen == [3, 5]
     assert not clusterer.due
+
+
+def test_more_points_than_updates_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"model\.clusters\.points is 4, more than its warm-up has updates, 3"):
+        replace(CLUSTERS, points=4)
