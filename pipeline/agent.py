@@ -112,6 +112,9 @@ class Agent:
                     f"this agent was trained with the picture encoder {self._picture_encoder}, but "
                     f"{self.vision.encoder} is {sight.encoder.id}: its vectors would mean something else."
                 )
+            if sight:
+                for name in self.table.names:
+                    sight.adopt(name, self.embeddings.nearest)
             self._sight = sight
         return self._sight
 
@@ -257,7 +260,8 @@ class Agent:
         check_obs(obs, batch, self.tasks.get(self.table.names[row]), self.model.config.obs_dim, self.num_envs)
         padded = np.zeros((len(batch), self.model.config.obs_dim), dtype=np.float32)
         padded[:, : batch.shape[1]] = batch
-        look(self.sight, padded, batch.shape[1], self.tasks.get(self.table.names[row]), picture)
+        name = self.table.names[row]
+        look(self.sight, padded, batch.shape[1], self.tasks.get(name), name, picture)
         rows = torch.full((len(batch),), row)
         action = self.actor.act(torch.from_numpy(padded), rows, plan, explore).numpy()
         action = action[:, : int(self.table.action_mask[row].sum())]
@@ -303,10 +307,9 @@ class Agent:
 
     def nearest_tasks(self, task: str, count: int) -> list[tuple[str, float]]:
         """Return the `count` other known tasks that read most like a known one, with the cosine of their vectors."""
-        canonical = torch.from_numpy(self.embeddings.vectors[:, 0])
-        cosines = torch.cosine_similarity(canonical[self._row_of(task)].unsqueeze(0), canonical)
-        others = [(name, float(cosines[self.table.names.index(name)])) for name in self.tasks if name != task]
-        return sorted(others, key=lambda pair: -pair[1])[:count]
+        self._row_of(task)  # known, or refused with a hint
+        cosines = self.embeddings.similarity(task, [name for name in self.tasks if name != task])
+        return sorted(cosines.items(), key=lambda pair: -pair[1])[:count]
 
     def create_adapter(self, task: str, parts: Sequence[str], rank: int, alpha: float) -> None:
         """Put in a new low-rank adapter for a known task, named after it. It is then all that is trained.
@@ -472,6 +475,8 @@ class Agent:
         self.actor.table = self.table.extended(
             self.embeddings.names, vectors, action_dim, discount, *statistics_of_all, self._num_trained
         )
+        if self._sight:
+            self._sight.adopt(embeddings.names[0], self.embeddings.nearest)
 
     def _statistics(self, text: str, given: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | None]:
         """Return the table's observation statistics with one more row, for a task whose text is `text`.

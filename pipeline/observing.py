@@ -35,9 +35,11 @@ def check_obs(obs: np.ndarray, batch: np.ndarray, spec: TaskSpec | None, widest:
 
 
 def look(
-    sight: Sight | None, padded: np.ndarray, width: int, spec: TaskSpec | None, picture: np.ndarray | None
+    sight: Sight | None, padded: np.ndarray, width: int, spec: TaskSpec | None, name: str, picture: np.ndarray | None
 ) -> None:
     """Put what is seen into the padded states (N, O), whose first `width` values are the state.
+
+    `spec` is None where the task is only an instruction, which has a `name` all the same.
 
     Raises:
         ValueError: a picture is missing, or not asked for, or of another number of environments.
@@ -59,4 +61,4 @@ def look(
     pictures = picture if picture.ndim == 4 else picture[None]
     if len(pictures) != len(padded):
         raise ValueError(f"`picture` is of {len(pictures)} environments, `obs` of {len(padded)}.")
-    sight.look(padded, [obs_dim] * len(padded), sight.encoder.encode(pictures))
+    sight.look(padded, [obs_dim] * len(padded), sight.encode(pictures, [name] * len(pictures)))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline import config
 from pipeline.data.demos import load_demos
-from pipeline.language.embeddings import embed
+from pipeline.language.embeddings import TaskEmbeddings, embed
 from pipeline.language.encoder import load_encoder
 from pipeline.tasks import registry
 from pipeline.tasks.spec import TaskSpec
@@ -31,7 +31,7 @@ def main() -> None:
     training, unseen = [spec.training_texts() for spec in specs], [spec.unseen_text() for spec in specs]
     embeddings = embed(encoder, [spec.name for spec in specs], training, language.phrasings, unseen)
     embeddings.save(OUT)
-    see(specs)
+    see(specs, embeddings)
     print(
         f"embed: {len(specs)} tasks x {language.phrasings} phrasings and one for evaluation, "
         f"{encoder.dim} values by {encoder.id} -> {OUT}",
@@ -39,7 +39,7 @@ def main() -> None:
     )
 
 
-def see(specs: list[TaskSpec]) -> None:
+def see(specs: list[TaskSpec], embeddings: TaskEmbeddings) -> None:
     """Write the vectors of the demonstrations' pictures; those that are there already are kept, others removed."""
     vision = config.load(config.Vision)
     wanted = [spec for spec in specs if vision.observe != "state" and (DEMOS / spec.name).exists()]
@@ -59,6 +59,7 @@ def see(specs: list[TaskSpec]) -> None:
     sight = load_sight(vision, device)
     assert sight is not None
     for spec in wanted:
+        sight.adopt(spec.name, embeddings.nearest)
         see_demonstrations(PICTURE_VECTORS, DEMOS, spec, load_demos(DEMOS, spec.name), sight)
 
 

@@ -433,7 +433,9 @@ def test_a_saved_agent_with_history_acts_on_its_past_as_before(backbone: str, tm
 def clustered(tmp_path: Path) -> Path:
     """A checkpoint whose tasks are in the clusters 1, 0 and 1."""
     agent = make_agent()
-    agent.model.split(config.Clusters(parts=("encoder", "policy"), num=2, max_num=2, warmup_updates=1, batches=1))
+    agent.model.split(
+        config.Clusters(parts=("encoder", "policy"), num=2, max_num=2, warmup_updates=1, batches=1, points=1)
+    )
     for parameter in agent.model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     agent.table.cluster.copy_(torch.tensor([1, 0, 1]))

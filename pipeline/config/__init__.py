@@ -30,6 +30,9 @@ from pipeline.config.options import (
     Positive,
     Scaling,
 )
+from pipeline.config.options import (
+    Clustering as Clustering,
+)
 
 PARAMS = Path("params.yaml")
 AUTOENCODER = "autoencoder"  # vision.encoder, where it is learned from demonstrations; also its folder's name

@@ -20,6 +20,23 @@ STRICT = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True, config=STRICT)
+class Clustering:
+    """Tasks share networks during a warm-up; then those with like gradients do, in copies of their own."""
+
+    num: Count | Literal["auto"]  # clusters; auto = as many, up to max_num, as give the best mean silhouette
+    max_num: Annotated[int, Field(ge=2)]  # most clusters that `auto` tries
+    warmup_updates: Count  # updates before the tasks are clustered (published: about 5,000)
+    batches: Count  # of one task, as large as those learned from, over which its gradient is averaged
+    points: Count  # of the warm-up, evenly spaced and its end among them, over which similarities are averaged
+
+    def __post_init__(self) -> None:
+        if self.points > self.warmup_updates:
+            raise ValueError(
+                f"clusters.points is {self.points}, more than its warm-up has updates, {self.warmup_updates}"
+            )
+
+
+@dataclass(frozen=True, config=STRICT)
 class Autoencoder:
     """A categorical autoencoder that learns pictures of the training tasks' demonstrations; then it stays as it is."""
 
@@ -33,24 +50,17 @@ class Autoencoder:
     batch_size: Count  # pictures per update
     lr: Positive  # Adam step size
     grad_clip_norm: Positive  # largest gradient norm
+    clusters: Clustering | None = None  # an autoencoder per cluster of tasks (MoW); null = one for all
 
 
 @dataclass(frozen=True, config=STRICT)
-class Clusters:
-    """Networks per cluster of tasks. All tasks share them during a warm-up, then those with like gradients do."""
+class Clusters(Clustering):
+    """Networks of the world model per cluster of tasks; the warm-up is one of pretraining."""
 
     parts: tuple[Literal["encoder", "reward", "policy", "q"], ...]  # what is copied per cluster
-    num: Count | Literal["auto"]  # clusters; auto = as many, up to max_num, as give the best mean silhouette
-    max_num: Annotated[int, Field(ge=2)]  # most clusters that `auto` tries
-    warmup_updates: Count  # updates of pretraining before the tasks are clustered (published: about 5,000)
-    batches: Count  # of pretrain.batch_size slices of one task, over which its gradient is averaged
-    points: Count = 1  # of the warm-up, evenly spaced and its end among them, over which similarities are averaged
 
     def __post_init__(self) -> None:
-        if self.points > self.warmup_updates:
-            raise ValueError(
-                f"model.clusters.points is {self.points}, more than its warm-up has updates, {self.warmup_updates}"
-            )
+        super().__post_init__()
         if not self.parts or len(set(self.parts)) < len(self.parts):
             raise ValueError(f"model.clusters.parts is {list(self.parts)}: name one part or more, each once")
 

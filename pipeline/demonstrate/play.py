@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from pipeline.data.episode import Episode
+from pipeline.demonstrate.bodies import BODIES
+from pipeline.demonstrate.box2d import PILOTED, WalkerSimulator, pilot
 from pipeline.demonstrate.desk import desk_script, has_desk_script
 from pipeline.demonstrate.paths import has_path, path
 from pipeline.demonstrate.planner import Planner, load_recipes
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from pipeline.tasks.miniarcade.adapter import MiniArcade
 
 Act = Callable[[np.ndarray, bool], np.ndarray]  # observation and success -> action (a,) in [-1, 1]
+
+_PLANNED = ("dmcontrol", "dmcontrol-ext", "mujoco", "box2d", "miniarcade")
 
 # Every second attempt is disturbed, so that a clone sees what to do after its own mistakes and the world model sees
 # what other actions do. Held for some steps the noise leads further away than white noise of the same size; the last
@@ -42,19 +46,24 @@ def expert_method(spec: TaskSpec) -> str:
         return "scripted"
     if spec.suite == "robodesk" and has_desk_script(spec.env_id):
         return "scripted"
+    if spec.suite == "box2d" and spec.env_id in PILOTED:
+        return "scripted"
     if has_path(spec):
         return "path"
-    if (spec.suite.startswith("dmcontrol") or spec.suite == "miniarcade") and spec.name in load_recipes():
+    if spec.name in load_recipes() and spec.suite in _PLANNED:
         return "planner"
     raise ValueError(
-        f"{spec.name} has no expert: Meta-World and RoboDesk tasks have scripted ones, points in mazes follow the way, "
-        "DeepMind Control and MiniArcade tasks need a recipe in pipeline/demonstrate/recipes.yaml."
+        f"{spec.name} has no expert: Meta-World, RoboDesk and landers have scripted ones, points in mazes follow the "
+        "way, DeepMind Control, Gymnasium's MuJoCo, Box2D's walkers and MiniArcade need a recipe in "
+        "pipeline/demonstrate/recipes.yaml."
     )
 
 
 def least_score(spec: TaskSpec) -> float:
     """Return the score from which on a demonstration is good enough to be kept."""
-    return load_recipes()[spec.name].min_score if expert_method(spec) == "planner" else 1.0
+    if expert_method(spec) == "planner":
+        return load_recipes()[spec.name].min_score
+    return PILOTED.get(spec.env_id, 1.0)
 
 
 def attempt_seed(seed: int, task: str, attempt: int) -> int:
@@ -81,7 +90,7 @@ def play(spec: TaskSpec, seed: int, attempt: int, action_noise: float) -> Episod
     env = make(spec, spec.obs_dim, spec.action_dim)
     try:
         obs, info = env.reset(seed=episode_seed)
-        act = expert(spec, env, rng)
+        act = expert(spec, env, episode_seed, rng)
         noise = disturbance(spec, action_noise if attempt % 2 else 0.0, rng)
         observations, actions, intended, rewards = [obs], [], [], []
         success, over, terminated = bool(info["success"]), False, False
@@ -112,14 +121,20 @@ def play(spec: TaskSpec, seed: int, attempt: int, action_noise: float) -> Episod
     )
 
 
-def expert(spec: TaskSpec, env: TaskEnv, rng: np.random.Generator) -> Act:
-    """Return who acts in an episode that has just been reset."""
+def expert(spec: TaskSpec, env: TaskEnv, seed: int, rng: np.random.Generator) -> Act:
+    """Return who acts in an episode that has just been reset with a seed."""
     method = expert_method(spec)
     if method == "path":
         return path(env)
     if method == "scripted":
+        if spec.suite == "box2d":
+            return lambda obs, success: pilot(spec.env_id, obs)
         return desk_script(spec.env_id) if spec.suite == "robodesk" else Script(spec.env_id).act
-    planner = planned_game(spec, env, rng) if spec.suite == "miniarcade" else planned(spec, env, rng)
+    if spec.suite == "box2d":
+        planner = planned_walker(spec, env, seed, rng)
+    else:
+        kinds = {"miniarcade": planned_game, "mujoco": planned_body}
+        planner = kinds.get(spec.suite, planned)(spec, env, rng)
     ready: list[np.ndarray] = []
 
     def act(obs: np.ndarray, success: bool) -> np.ndarray:
@@ -143,13 +158,30 @@ def planned(spec: TaskSpec, env: TaskEnv, rng: np.random.Generator) -> Planner:
     recipe = load_recipes()[spec.name]
     inner = env.simulator.env  # type: ignore[attr-defined]  # dm_control's environment
     substeps = round(inner.control_timestep() / inner.physics.timestep())
-    simulator = PlanningSimulator(inner.physics, substeps * spec.action_repeat, recipe.coarseness)
+    model, data = inner.physics.model.ptr, inner.physics.data.ptr
+    simulator = PlanningSimulator(model, data, substeps * spec.action_repeat, recipe.coarseness)
     base, shaping = REWARDS.get(spec.name) or suite_reward(inner.task, inner.physics), SHAPING.get(spec.name)
 
     def reward(states: States) -> np.ndarray:
         return base(states) if shaping is None else base(states) + shaping(states)
 
     return Planner(recipe, simulator, reward, rng)
+
+
+def planned_body(spec: TaskSpec, env: TaskEnv, rng: np.random.Generator) -> Planner:
+    """Return the planner of one of Gymnasium's MuJoCo tasks."""
+    recipe, body = load_recipes()[spec.name], env.simulator.env.unwrapped  # type: ignore[attr-defined]
+    simulator = PlanningSimulator(body.model, body.data, body.frame_skip * spec.action_repeat, recipe.coarseness)
+    return Planner(recipe, simulator, BODIES[spec.env_id], rng)
+
+
+def planned_walker(spec: TaskSpec, env: TaskEnv, seed: int, rng: np.random.Generator) -> Planner:
+    """Return the planner of one of Box2D's walkers, on whose ground a second one is put."""
+    twin = make(spec, spec.obs_dim, spec.action_dim)
+    twin.reset(seed=seed)
+    own, other = (one.simulator.env.unwrapped for one in (env, twin))  # type: ignore[attr-defined]
+    simulator = WalkerSimulator(own, other, spec.action_repeat)
+    return Planner(load_recipes()[spec.name], simulator, lambda rewards: rewards, rng)
 
 
 def disturbance(spec: TaskSpec, std: float, rng: np.random.Generator) -> np.ndarray:

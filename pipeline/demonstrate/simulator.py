@@ -1,4 +1,4 @@
-"""A planning copy of a dm_control physics: many action sequences rolled out natively from the present state."""
+"""A planning copy of a MuJoCo simulation: many action sequences rolled out natively from the present state."""
 
 # Beside the import of a submodule pyright does not see MuJoCo's native names.
 # pyright: reportAttributeAccessIssue=false
@@ -37,25 +37,29 @@ Reward = Callable[[States], np.ndarray]  # (P, T) reward of one control step in 
 
 
 class PlanningSimulator:
-    """Rolls out action sequences from wherever the episode's own physics stands.
+    """Rolls out action sequences from wherever the episode's own simulation stands.
 
     Args:
-        physics: dm_control physics, just reset: what the reset drew into the model (targets, damping) is copied.
+        model: of the episode, just reset: what the reset drew into it (targets, damping) is copied.
+        data: the episode's own state, read at every call.
         steps: physics steps per agent step.
-        coarseness: the copy takes `steps / coarseness` longer physics steps instead: cheaper and hardly worse.
+        coarseness: the copy takes `steps / coarseness` longer physics steps instead, and if it is above 1, they compute
+            the forces once where the Runge-Kutta method does four times: cheaper and hardly worse.
 
     Raises:
         ValueError: `coarseness` does not divide `steps`.
     """
 
-    def __init__(self, physics: Any, steps: int, coarseness: int):
+    def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, steps: int, coarseness: int):
         if steps % coarseness:
             raise ValueError(f"coarseness {coarseness} does not divide the {steps} physics steps of an agent step")
-        self.physics, self.steps = physics, steps // coarseness
-        self.model = copy.deepcopy(physics.model.ptr)
+        self.steps = steps // coarseness
+        self._source, self._episode, self.model = model, data, copy.deepcopy(model)
         self.model.opt.timestep *= coarseness
+        if coarseness > 1 and self.model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4:
+            self.model.opt.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
         self.action_dim = self.model.nu
-        self._low, self._high = physics.model.actuator_ctrlrange.T
+        self._low, self._high = model.actuator_ctrlrange.T
         self._data = mujoco.MjData(self.model)
         self._rollout = Rollout(nthread=0)  # in this thread: whole episodes are what runs in parallel
         self._size = mujoco.mj_stateSize(self.model, _FULL)
@@ -72,7 +76,7 @@ class PlanningSimulator:
             self._buffers[shape] = np.empty((*shape, self._size)), np.empty((*shape, self.model.nsensordata))
         states, sensors = self._buffers[shape]
         now = np.empty(self._size)
-        mujoco.mj_getState(self.physics.model.ptr, self.physics.data.ptr, now, _FULL)
+        mujoco.mj_getState(self._source, self._episode, now, _FULL)
         self._rollout.rollout(
             self.model,
             self._data,
@@ -80,7 +84,7 @@ class PlanningSimulator:
             held,
             state=states,
             sensordata=sensors,
-            initial_warmstart=np.tile(self.physics.data.qacc_warmstart, (num, 1)),
+            initial_warmstart=np.tile(self._episode.qacc_warmstart, (num, 1)),
         )
         full = states[:, self.steps - 1 : -1 : self.steps]
         qpos, qvel = full[..., 1 : 1 + self.model.nq], full[..., 1 + self.model.nq :][..., : self.model.nv]

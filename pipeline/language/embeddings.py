@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +85,16 @@ class TaskEmbeddings:
             self.unseen_vectors[rows],
             tuple(self.unseen_texts[row] for row in rows),
         )
+
+    def similarity(self, name: str, others: Collection[str]) -> dict[str, float]:
+        """Return the cosine of a task's canonical text with that of each of some others."""
+        own, found = self.select([name]).vectors[0, 0], self.select(list(others)).vectors[:, 0]
+        cosines = found @ own / (np.linalg.norm(found, axis=1) * np.linalg.norm(own)).clip(1e-12)
+        return dict(zip(others, cosines.tolist(), strict=True))
+
+    def nearest(self, name: str, others: Collection[str]) -> str:
+        """Return which of some others reads most like a task."""
+        return max((cosines := self.similarity(name, others)), key=lambda other: cosines[other])
 
     def join(self, other: TaskEmbeddings) -> TaskEmbeddings:
         """Return these tasks followed by those of `other`.

@@ -75,6 +75,9 @@ def render(results: Results, comparison: Comparison | None = None) -> str:
         cluster_chart=similarity_chart("Similarity of the tasks' gradients", results.clusters)
         if results.clusters
         else None,
+        picture_chart=similarity_chart("Similarity of the gradients by the tasks' pictures", results.picture_clusters)
+        if results.picture_clusters
+        else None,
         stages=_stages(results),
         comparison=comparison,
     )

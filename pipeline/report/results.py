@@ -137,7 +137,7 @@ class Video(BaseModel):
 
 
 class Clusters(BaseModel):
-    """The clusters of tasks found in pretraining (clusters.json)."""
+    """The clusters of tasks found by their gradients (clusters.json), by `pretrain` or by `embed` on pictures."""
 
     tasks: list[str]
     cluster: list[int]  # of each task
@@ -183,6 +183,7 @@ class Results:
     experts: dict[str, dict[str, ExpertUse]]  # by stage, then by layer; empty for a model without
     clusters: Clusters | None = None  # where the model has any
     reconstructions: tuple[Reconstructions, Path] | None = None  # with the picture, where pictures are learned
+    picture_clusters: Clusters | None = None  # where each has an autoencoder of its own
     missing: dict[str, Path] = field(default_factory=dict)  # stage -> the file that is not there
 
 
@@ -216,6 +217,7 @@ def read_results(root: str | Path = ".") -> Results:
     }
     found = checkpoints / "pretrain/metrics/clusters.json"
     learned = root / "datasets/picture_vectors/autoencoder/training.json"
+    apart = learned.with_name("clusters.json")
     index = checkpoints / "evaluate/videos/index.json"
     videos = _parse(list[Video], index, "evaluate") if index.exists() else []
     return Results(
@@ -238,6 +240,7 @@ def read_results(root: str | Path = ".") -> Results:
         reconstructions=(_parse(Reconstructions, learned, "embed"), learned.with_name("reconstructions.png"))
         if learned.exists()
         else None,
+        picture_clusters=_parse(Clusters, apart, "embed") if apart.exists() else None,
         missing=missing,
     )
 

@@ -1,18 +1,26 @@
-"""The categorical autoencoder learns pictures of demonstrations, before anything is observed through it."""
+"""The categorical autoencoder learns pictures of demonstrations, before anything is observed through it.
+
+Where it is to be one per cluster of tasks, all tasks share one during a warm-up; then they are clustered by the
+gradients of their losses, as those of the world model are, and each cluster goes on with a copy of its own.
+
+Source: Mixture-of-World Models (arXiv 2602.01270).
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from matplotlib.image import imsave
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline import config
 from pipeline.data.demos import FILE, load_demos
@@ -20,11 +28,21 @@ from pipeline.files import atomic_folder, read_json, write_json
 from pipeline.progress import Progress
 from pipeline.tasks.registry import make
 from pipeline.tasks.spec import TaskSpec
+from pipeline.train import clustering
 from pipeline.train.seeing import play_again
-from pipeline.vision.autoencoder import Autoencoder
+from pipeline.vision.autoencoder import Autoencoder, Autoencoders, Losses
 
 TRAINING, PICTURE = "training.json", "reconstructions.png"
+_SECTION = "vision.autoencoder"
 _SHOWN = 8  # tasks in the picture
+
+
+class Learned(NamedTuple):
+    """What came out."""
+
+    model: Autoencoders
+    curve: list[dict[str, float]]  # 20 points: updates and losses
+    clustering: clustering.Clustering | None  # None where all tasks share one autoencoder
 
 
 def make_autoencoder(
@@ -33,7 +51,8 @@ def make_autoencoder(
     """Train an autoencoder on frames of demonstrations and write it, unless it is there.
 
     Args:
-        folder: takes config.json, model.safetensors, training.json and reconstructions.png, whole or not at all.
+        folder: takes config.json, model.safetensors, training.json, reconstructions.png and, where tasks are
+            clustered, clusters.json; whole or not at all.
         demos: the folder of the demonstrations.
         specs: the tasks whose demonstrations are looked at.
         vision: sizes; `vision.autoencoder` is given.
@@ -44,7 +63,8 @@ def make_autoencoder(
         Whether it had to be made.
 
     Raises:
-        ValueError: a demonstration does not come out as recorded when it is played again.
+        ValueError: a demonstration does not come out as recorded when it is played again, or there are too few tasks
+            for the clusters.
         RenderingUnavailable: this machine cannot draw.
     """
     settings = vision.autoencoder
@@ -52,12 +72,16 @@ def make_autoencoder(
     key = _key(demos, specs, vision, seed)
     if (folder / TRAINING).is_file() and read_json(folder / TRAINING, "`dvc repro embed`").get("key") == key:
         return False
+    if settings.clusters is not None:
+        clustering.check(settings.clusters, len(specs), settings.updates, _SECTION + ".clusters", _SECTION)
     frames = {spec.name: collect_frames(spec, demos, vision.size, settings.frames) for spec in specs}
-    model, curve = train(frames, vision.size, settings, seed, device)
+    model, curve, found = train(frames, vision.size, settings, seed, device)
     with atomic_folder(folder) as partial:
         model.cpu().save(partial)
         errors = draw(model, frames, partial / PICTURE)
         write_json(partial / TRAINING, {"key": key, "shown": list(errors)[:_SHOWN], "error": errors, "curve": curve})
+        if found is not None:
+            found.write(partial)
     return True
 
 
@@ -79,33 +103,113 @@ def collect_frames(spec: TaskSpec, demos: Path, size: int, most: int) -> np.ndar
 
 def train(
     frames: Mapping[str, np.ndarray], size: int, settings: config.Autoencoder, seed: int, device: torch.device
-) -> tuple[Autoencoder, list[dict[str, float]]]:
-    """Return an autoencoder of frames (n, S, S, 3) uint8 by task, all tasks drawn alike, and its losses on the way."""
+) -> Learned:
+    """Return what has learned frames (n, S, S, 3) uint8 by task, all tasks drawn alike."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Autoencoder(size, settings)
-    model.to(device)
+        model = Autoencoders(size, settings).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
     generator, tasks = torch.Generator().manual_seed(seed), [torch.from_numpy(one) for one in frames.values()]
     counts, curve = torch.tensor([len(one) for one in tasks]), []
+    clusters, found = settings.clusters, None
+    cosines, points = np.zeros((len(tasks), len(tasks))), 0
     with Progress("autoencoder", settings.updates, "updates") as progress:
         for update in range(1, settings.updates + 1):
             task = torch.randint(len(tasks), (settings.batch_size,), generator=generator)
             row = (torch.rand(settings.batch_size, generator=generator) * counts[task]).long()
             batch = torch.stack([tasks[t][r] for t, r in zip(task.tolist(), row.tolist(), strict=True)])
-            losses = model.losses(as_pixels(batch, device), generator)
-            optimizer.zero_grad(set_to_none=True)
-            losses.total.backward()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip_norm)
-            if not torch.isfinite(losses.total + norm):
-                raise FloatingPointError(
-                    f"the autoencoder's update {update} is not finite: lower vision.autoencoder.lr"
-                )
-            optimizer.step()
+            own = torch.zeros_like(task) if found is None else torch.from_numpy(found.cluster)[task]
+            losses = _learn(model, optimizer, as_pixels(batch, device), own, generator, settings.grad_clip_norm)
+            if not all(map(np.isfinite, losses.values())):
+                raise FloatingPointError(f"the autoencoder's update {update} is not finite: lower {_SECTION}.lr")
             progress.update(1)
             if update % max(1, settings.updates // 20) == 0:
-                curve.append({"updates": update, **{name: value.item() for name, value in losses._asdict().items()}})
-    return model.eval(), curve
+                curve.append({"updates": update, **losses})
+            if (
+                clusters is None
+                or found is not None
+                or update * clusters.points < (points + 1) * clusters.warmup_updates
+            ):
+                continue
+            gradients = _task_gradients(model.member(0), tasks, settings.batch_size, clusters.batches, seed + update)
+            cosines, points = cosines + clustering.similarity(gradients), points + 1
+            if points == clusters.points:
+                found = clustering.group(list(frames), cosines / points, clusters.num, clusters.max_num)
+                model, optimizer = _split(model, optimizer, found)
+                print(f"autoencoder: {found.describe()}", file=sys.stderr)
+    return Learned(model.eval(), curve, found)
+
+
+def _learn(
+    model: Autoencoders,
+    optimizer: torch.optim.Adam,
+    pixels: Tensor,
+    cluster: Tensor,
+    generator: torch.Generator,
+    grad_clip_norm: float,
+) -> dict[str, float]:
+    """Take a step on pictures (n, 3, S, S), each autoencoder on those of its own cluster (n,); return mean losses."""
+    optimizer.zero_grad(set_to_none=True)  # who has no pictures in the batch is not moved
+    mean: dict[str, float] = dict.fromkeys((*Losses._fields, "norm"), 0.0)
+    for number in cluster.unique().tolist():
+        rows, member = cluster == number, model.member(number)
+        losses = member.losses(pixels[rows.to(pixels.device)], generator)
+        losses.total.backward()
+        norm = nn.utils.clip_grad_norm_(member.parameters(), grad_clip_norm)
+        for name, value in {**losses._asdict(), "norm": norm}.items():
+            mean[name] += value.item() * int(rows.sum()) / len(rows)
+    optimizer.step()
+    return mean
+
+
+def _layers(model: Autoencoder) -> list[list[nn.Parameter]]:
+    """Return the parameters by layer: a linear map or convolution and the normalisation behind it are one."""
+    found: list[list[nn.Parameter]] = []
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if own and (own[0].ndim > 1 or not found):
+            found.append(own)
+        elif own:
+            found[-1] += own
+    return found
+
+
+def _task_gradients(
+    model: Autoencoder, tasks: Sequence[Tensor], batch_size: int, batches: int, seed: int
+) -> list[Tensor]:
+    """Return the mean gradient of every task's loss, layer by layer: (n, parameters of the layer) each, on the CPU.
+
+    They take 4 bytes per task and parameter together.
+    """
+    by_layer, generator = _layers(model), torch.Generator().manual_seed(seed)
+    parameters = [parameter for layer in by_layer for parameter in layer]
+    sizes = [sum(parameter.numel() for parameter in layer) for layer in by_layer]
+    found, device = [torch.zeros(len(tasks), size) for size in sizes], parameters[0].device
+    for task, frames in enumerate(tasks):
+        total = torch.zeros(sum(sizes), device=device)
+        for _ in range(batches):
+            batch = frames[torch.randint(len(frames), (batch_size,), generator=generator)]
+            loss = model.losses(as_pixels(batch, device), generator).total
+            total += torch.cat([part.flatten() for part in torch.autograd.grad(loss, parameters)])
+        for rows, part in zip(found, total.cpu().div_(batches).split(sizes), strict=True):
+            rows[task] = part
+    return found
+
+
+def _split(
+    model: Autoencoders, optimizer: torch.optim.Adam, found: clustering.Clustering
+) -> tuple[Autoencoders, torch.optim.Adam]:
+    """Give every cluster its copy of the warm autoencoder, Adam's moments included."""
+    shared, device = model.member(0), next(model.parameters()).device
+    split = Autoencoders(model.size, model.settings, dict(zip(found.names, found.cluster.tolist(), strict=True)))
+    split.to(device)
+    again = torch.optim.Adam(split.parameters(), lr=optimizer.param_groups[0]["lr"], fused=True)
+    for number in range(found.num):
+        member = split.member(number)
+        member.load_state_dict(shared.state_dict())
+        for old, new in zip(shared.parameters(), member.parameters(), strict=True):
+            again.state[new] = {name: value.clone() for name, value in optimizer.state[old].items()}
+    return split, again
 
 
 def as_pixels(pictures: Tensor, device: torch.device) -> Tensor:
@@ -113,12 +217,12 @@ def as_pixels(pictures: Tensor, device: torch.device) -> Tensor:
     return pictures.to(device).permute(0, 3, 1, 2).float().div(255).contiguous()
 
 
-def draw(model: Autoencoder, frames: Mapping[str, np.ndarray], path: Path) -> dict[str, float]:
+def draw(model: Autoencoders, frames: Mapping[str, np.ndarray], path: Path) -> dict[str, float]:
     """Write one frame of each of the first tasks above its reconstruction; return each task's mean absolute error."""
     shown, errors = [], {}
     for task, pictures in frames.items():
         some = as_pixels(torch.from_numpy(pictures[:: max(1, len(pictures) // 16)]), torch.device("cpu"))
-        again = model.reconstruct(some)
+        again = model.of(task).reconstruct(some)
         errors[task] = round(float((again - some).abs().mean()), 5)
         middle = len(some) // 2
         shown.append(torch.cat([some[middle], again[middle]], 1).permute(1, 2, 0))

@@ -70,27 +70,31 @@ class Clustering(NamedTuple):
         )
 
 
-def check(clusters: config.Clusters, num_tasks: int, updates: int) -> None:
+def check(
+    clusters: config.Clustering, num_tasks: int, updates: int, section: str = "model.clusters", run: str = "pretrain"
+) -> None:
     """Refuse what cannot be, before anything is trained.
 
     Args:
         clusters: what is asked for.
         num_tasks: n, tasks trained together.
-        updates: of pretraining.
+        updates: of the whole training.
+        section: of params.yaml, where `clusters` stands.
+        run: the section where `updates` stands.
 
     Raises:
         ValueError: says what to change.
     """
     if clusters.num == "auto" and num_tasks < 3:
-        raise ValueError(f"model.clusters.num is `auto`, which needs 3 tasks or more; {num_tasks} are trained")
+        raise ValueError(f"{section}.num is `auto`, which needs 3 tasks or more; {num_tasks} are trained")
     if clusters.num != "auto" and clusters.num > num_tasks:
         raise ValueError(
-            f"model.clusters.num is {clusters.num}, but tasks.train names {num_tasks} tasks: each "
-            f"cluster needs one. Choose {num_tasks} or fewer, or `auto`."
+            f"{section}.num is {clusters.num}, but {num_tasks} tasks are trained: each cluster needs one. Choose "
+            f"{num_tasks} or fewer, or `auto`."
         )
     if clusters.warmup_updates >= updates:
         raise ValueError(
-            f"model.clusters.warmup_updates is {clusters.warmup_updates} and pretrain.updates {updates}: the tasks are "
+            f"{section}.warmup_updates is {clusters.warmup_updates} and {run}.updates {updates}: the tasks are "
             "clustered after the first and trained so until the second, which must be larger"
         )
 

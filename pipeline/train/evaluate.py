@@ -214,7 +214,7 @@ def record(
     def look(obs: np.ndarray) -> np.ndarray:
         batch = obs[None].copy()
         if sight:
-            sight.look(batch, [spec.obs_dim], sight.encoder.encode(env.render()[None]))
+            sight.look(batch, [spec.obs_dim], sight.encode(env.render()[None], [spec.name]))
         return batch
 
     try:

@@ -46,6 +46,7 @@ class SeeingEnvs(VectorEnv):
             check_width(spec, sight, obs_dim)
         super().__init__(specs, obs_dim, action_dim, seed, num_workers, numbers, sight.encoder.size)
         self._sight, self._obs_dims = sight, [spec.obs_dim for spec in specs]
+        self._tasks = [spec.name for spec in specs]
 
     def reset(self) -> np.ndarray:
         """Start episode 0 of each environment; return the first observations, (N, O) float32."""
@@ -60,7 +61,7 @@ class SeeingEnvs(VectorEnv):
         final_obs = np.where((step.terminated | step.truncated)[:, None], step.final_obs, obs)
         if len(done):
             ended = final_obs[done]
-            vectors = self._sight.encoder.encode(step.final_picture[done])
+            vectors = self._sight.encode(step.final_picture[done], [self._tasks[i] for i in done])
             self._sight.look(ended, [self._obs_dims[i] for i in done], vectors)
             final_obs[done] = ended
         return step._replace(obs=obs, final_obs=final_obs)
@@ -70,7 +71,7 @@ class SeeingEnvs(VectorEnv):
         return self._look(super().restore(episodes, actions))
 
     def _look(self, obs: np.ndarray) -> np.ndarray:
-        self._sight.look(obs, self._obs_dims, self._sight.encoder.encode(self.picture))
+        self._sight.look(obs, self._obs_dims, self._sight.encode(self.picture, self._tasks))
         return obs
 
 
@@ -127,6 +128,7 @@ def see_demonstrations(folder: Path, demos: Path, spec: TaskSpec, episodes: Sequ
         RenderingUnavailable: this machine cannot draw.
     """
     path, key = _path(folder, spec.name), _key(demos, spec.name, sight)
+    key["cluster"] = str(sight.cluster(spec.name))
     if _stored_key(path) == key:
         return False
     env = make(spec, spec.obs_dim, spec.action_dim, sight.encoder.size)
@@ -135,7 +137,7 @@ def see_demonstrations(folder: Path, demos: Path, spec: TaskSpec, episodes: Sequ
         with Progress(f"pictures of {spec.name}", len(episodes), "episodes") as progress:
             for number, episode in enumerate(episodes):
                 pictures = np.stack(list(play_again(env, episode, f"{spec.name}: demonstration {number}")))
-                vectors[f"{number:06d}"] = sight.encoder.encode(pictures)
+                vectors[f"{number:06d}"] = sight.encode(pictures, [spec.name] * len(pictures))
                 progress.update(1)
     finally:
         env.close()
@@ -153,7 +155,8 @@ def seen(folder: Path, demos: Path, spec: TaskSpec, episodes: Sequence[Episode],
     path, again = _path(folder, spec.name), "Run `dvc repro embed` again."
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: it holds the vectors of the pictures. {again}")
-    if (found := _stored_key(path)) != (wanted := _key(demos, spec.name, sight)):
+    found, wanted = _stored_key(path) or {}, _key(demos, spec.name, sight)
+    if {name: found.get(name) for name in wanted} != wanted:
         raise ValueError(f"{path} is of {found}, expected {wanted}. {again}")
     with safe_open(path, framework="np") as file:
         vectors = [file.get_tensor(f"{number:06d}") for number in range(len(episodes))]

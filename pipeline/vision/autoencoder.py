@@ -5,7 +5,8 @@ gradient passes straight through to the probabilities; what is observed of a pic
 so that equal pictures are observed as equal.
 
 Source: DreamerV2 (arXiv 2010.02193) for the latent and its straight-through gradient, DreamerV3 (arXiv 2301.04104) for
-the uniform mix; Mixture-of-World Models (arXiv 2602.01270) for 32 x 32 of them on pictures of 64 x 64.
+the uniform mix; Mixture-of-World Models (arXiv 2602.01270) for 32 x 32 of them on pictures of 64 x 64, and for one
+autoencoder per cluster of tasks.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,25 +103,68 @@ class Autoencoder(nn.Module):
         """Return the vectors (n, groups x classes) of pictures (n, 3, S, S) in [0, 1]."""
         return self.probabilities(pixel_values).flatten(1)
 
+
+class Autoencoders(nn.Module):
+    """One autoencoder for all tasks, or one per cluster of tasks.
+
+    Args:
+        size: as of `Autoencoder`.
+        settings: as of `Autoencoder`.
+        cluster: the number of each task's own, from 0 on; empty where all tasks share the only one.
+    """
+
+    def __init__(self, size: int, settings: config.Autoencoder, cluster: Mapping[str, int] | None = None):
+        super().__init__()
+        self.size, self.settings, self.cluster = size, settings, dict(cluster or {})
+        count = max(self.cluster.values(), default=0) + 1
+        self.members = nn.ModuleList(Autoencoder(size, settings) for _ in range(count))
+
+    def member(self, number: int) -> Autoencoder:
+        """Return the autoencoder of a cluster."""
+        found = self.members[number]
+        assert isinstance(found, Autoencoder)
+        return found
+
+    def of(self, task: str) -> Autoencoder:
+        """Return the autoencoder that a task is observed through."""
+        return self.member(self.cluster.get(task, 0) if self.cluster else 0)
+
+    @torch.no_grad()
+    def forward(self, pixel_values: Tensor, cluster: Tensor) -> Tensor:
+        """Return the vectors (n, groups x classes) of pictures (n, 3, S, S) in [0, 1], each by its cluster's (n,)."""
+        present = cluster.unique().tolist()
+        if len(present) == 1:
+            return self.member(present[0])(pixel_values)
+        found = pixel_values.new_empty(len(pixel_values), self.settings.groups * self.settings.classes)
+        for number in present:
+            rows = cluster == number
+            found[rows] = self.member(number)(pixel_values[rows])
+        return found
+
     def save(self, folder: Path) -> None:
         """Write config.json and model.safetensors into an existing folder."""
         save_file({name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()},
                   folder / "model.safetensors")  # fmt: skip
         write_json(
             folder / "config.json",
-            {"model_type": MODEL_TYPE, "size": self.size, "autoencoder": dataclasses.asdict(self.settings)},
+            {
+                "model_type": MODEL_TYPE,
+                "size": self.size,
+                "autoencoder": dataclasses.asdict(self.settings),
+                "cluster": self.cluster,
+            },
         )
 
 
 def is_autoencoder(folder: Path) -> bool:
-    """Whether a folder holds what `Autoencoder.save` writes, rather than a model of another kind."""
+    """Whether a folder holds what `Autoencoders.save` writes, rather than a model of another kind."""
     path = folder / "config.json"
     content = read_json(path, "`dvc repro embed`") if path.is_file() else None
     return isinstance(content, dict) and content.get("model_type") == MODEL_TYPE
 
 
-def load_autoencoder(folder: Path, size: int) -> Autoencoder:
-    """Read what `Autoencoder.save` wrote.
+def load_autoencoders(folder: Path, size: int) -> Autoencoders:
+    """Read what `Autoencoders.save` wrote.
 
     Raises:
         ValueError: it is for pictures of another size, or its files do not belong together.
@@ -129,14 +174,18 @@ def load_autoencoder(folder: Path, size: int) -> Autoencoder:
     settings = config.parse(config.Autoencoder, content.get("autoencoder"), str(path))
     if content.get("size") != size:
         raise ValueError(f"{path} is of an autoencoder of {content.get('size')!r} pixels, vision.size is {size}.")
+    cluster = content.get("cluster")
+    numbers = sorted(set(cluster.values())) if isinstance(cluster, dict) else None
+    if numbers is None or any(type(number) is not int for number in numbers) or numbers != list(range(len(numbers))):
+        raise ValueError(f"{path}: `cluster` must number each task's cluster from 0 on, got {str(cluster)[:200]}.")
     try:
         state = load_file(weights)
         with torch.device("meta"):
-            expected = {name: value.shape for name, value in Autoencoder(size, settings).state_dict().items()}
+            expected = {name: value.shape for name, value in Autoencoders(size, settings, cluster).state_dict().items()}
         if {name: value.shape for name, value in state.items()} != expected:
             raise ValueError("names or shapes of tensors differ")
     except (SafetensorError, ValueError, RuntimeError, FileNotFoundError) as error:
         raise ValueError(f"{weights} does not hold the weights that {path} describes: {error}.") from None
-    model = Autoencoder(size, settings)
+    model = Autoencoders(size, settings, cluster)
     model.load_state_dict(state)
     return model.eval()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.files import read_json
-from pipeline.vision.autoencoder import is_autoencoder, load_autoencoder
+from pipeline.vision.autoencoder import Autoencoders, is_autoencoder, load_autoencoders
 
 FILES = ["config.json", "preprocessor_config.json", "model.safetensors"]
 
@@ -37,6 +37,7 @@ class PictureEncoder:
     Attributes:
         id: name and hash of the weights: equal ids and sizes mean the same vectors.
         dim: values of a vector.
+        cluster: where each cluster of tasks has an encoder of its own, the number of each task's; else empty.
 
     Raises:
         OSError: the files are not to be had.
@@ -55,30 +56,33 @@ class PictureEncoder:
             raise ValueError(f"vision.encoder: {folder} holds no model.safetensors; other weights are not read.")
         logging.disable_progress_bar()  # a second's work needs no bar
         if is_autoencoder(folder):
-            self._model: Any = load_autoencoder(folder, size).to(device)
+            self._model: Any = load_autoencoders(folder, size).to(device)
+            self.cluster = dict(self._model.cluster)
             self._mean, self._std = torch.zeros(3, device=device), torch.ones(3, device=device)
         else:
             local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
             self._model = AutoModel.from_pretrained(folder, dtype=torch.float32, **local).eval().to(device)
             self._mean, self._std = (value.to(device) for value in _statistics(folder))
+            self.cluster = {}
         self.name, self.size, self.device = name, size, torch.device(device)
         self._batch_size = batch_size
         with weights.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         self.id = f"{folder.name if Path(name).is_dir() else name.partition('@')[0]}@{digest[:16]}"
         try:
-            self.dim = self._encode(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape[1]
+            self.dim = self._encode(torch.zeros(1, size, size, 3, dtype=torch.uint8), torch.zeros(1).long()).shape[1]
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"vision.encoder {name} does not turn pictures of {size} x {size} pixels into vectors: {error}. It "
                 "must be an image model, and vision.size one that it takes (224 for most; DINOv2: a multiple of 14)."
             ) from error
 
-    def encode(self, pictures: np.ndarray) -> np.ndarray:
+    def encode(self, pictures: np.ndarray, cluster: np.ndarray | None = None) -> np.ndarray:
         """Encode pictures.
 
         Args:
             pictures: (n, size, size, 3) uint8 RGB, upright.
+            cluster: (n,) int64, of each picture's task, where clusters have encoders of their own; None for 0.
 
         Returns:
             (n, dim) float32.
@@ -93,15 +97,18 @@ class PictureEncoder:
             )
         if not len(pictures):
             return np.zeros((0, self.dim), np.float32)
+        own = torch.zeros(len(pictures)).long() if cluster is None else torch.from_numpy(cluster)
         parts = torch.from_numpy(np.ascontiguousarray(pictures)).split(self._batch_size)
-        return np.concatenate([self._encode(part).cpu().numpy() for part in parts])
+        pairs = zip(parts, own.split(self._batch_size), strict=True)
+        return np.concatenate([self._encode(part, numbers).cpu().numpy() for part, numbers in pairs])
 
     @torch.inference_mode()
-    def _encode(self, pictures: Tensor) -> Tensor:
+    def _encode(self, pictures: Tensor, cluster: Tensor) -> Tensor:
         pixels = (pictures.to(self.device).float() / 255 - self._mean) / self._std
-        out = self._model(pixel_values=pixels.permute(0, 3, 1, 2).contiguous())
-        if isinstance(out, Tensor):  # an autoencoder's
-            return out
+        pixels = pixels.permute(0, 3, 1, 2).contiguous()
+        if isinstance(self._model, Autoencoders):
+            return self._model(pixels, cluster.to(self.device))
+        out = self._model(pixel_values=pixels)
         pooled = getattr(out, "pooler_output", None)
         return out.last_hidden_state.mean(1) if pooled is None else pooled.reshape(len(pictures), -1)
 

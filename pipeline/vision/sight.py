@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +26,40 @@ class Sight:
 
     def __init__(self, encoder: PictureEncoder, observe: config.Observe):
         self.encoder, self.observe = encoder, observe
+        self._cluster = dict(encoder.cluster)  # and that of tasks adopted since
 
     def width(self, obs_dim: int) -> int:
         """Return how many values are observed of a task whose state has `obs_dim`."""
         return self.encoder.dim + (obs_dim if self.observe == "both" else 0)
+
+    def adopt(self, task: str, nearest: Callable[[str, Collection[str]], str]) -> None:
+        """Let a task be seen as the nearest one is that the encoder was made for.
+
+        Nothing is done where one encoder serves all tasks, or where it was made for this task too.
+
+        Args:
+            task: its name.
+            nearest: given its name and those the encoder was made for, returns one of these.
+        """
+        if self._cluster and task not in self._cluster:
+            self._cluster[task] = self.encoder.cluster[nearest(task, self.encoder.cluster)]
+
+    def encode(self, pictures: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
+        """Return the vectors (n, E) of pictures (n, S, S, 3) uint8, each of the task named beside it."""
+        return self.encoder.encode(pictures, np.array([self.cluster(task) for task in tasks], np.int64))
+
+    def cluster(self, task: str) -> int:
+        """Return the number of the encoder that a task is seen by, 0 where one serves all.
+
+        Raises:
+            ValueError: the encoder was not made for the task, nor was the task adopted.
+        """
+        if self._cluster and task not in self._cluster:
+            raise ValueError(
+                f"{self.encoder.name} has an encoder per cluster of tasks and knows none for {task}: `Sight.adopt` "
+                "gives a new task that of the nearest one."
+            )
+        return self._cluster.get(task, 0)
 
     def join(self, states: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         """Return what is observed, (..., width), of states (..., s) and the vectors of their pictures (..., E)."""

@@ -32,7 +32,7 @@ def build(name: str, seed: int = 3):
     env.reset(seed=seed)
     inner = env.simulator.env
     steps = spec.action_repeat * round(inner.control_timestep() / inner.physics.timestep())
-    return env, PlanningSimulator(inner.physics, steps, 1)
+    return env, PlanningSimulator(inner.physics.model.ptr, inner.physics.data.ptr, steps, 1)
 
 
 def random_states(name: str, model: mujoco.MjModel, rng: np.random.Generator) -> States:
@@ -88,4 +88,5 @@ def test_a_rollout_uses_what_the_reset_drew():
 def test_coarseness_must_divide():
     env, _ = build("walker-walk")
     with pytest.raises(ValueError, match="coarseness 3 does not divide the 20"):
-        PlanningSimulator(env.simulator.env.physics, 20, 3)
+        physics = env.simulator.env.physics
+        PlanningSimulator(physics.model.ptr, physics.data.ptr, 20, 3)

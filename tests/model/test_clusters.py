@@ -18,7 +18,9 @@ from pipeline.model.compute import Compute
 from pipeline.model.grow import grow
 from pipeline.model.world_model import WorldModel
 
-ALL = config.Clusters(parts=("encoder", "reward", "policy", "q"), num=3, max_num=4, warmup_updates=2, batches=1)
+ALL = config.Clusters(
+    parts=("encoder", "reward", "policy", "q"), num=3, max_num=4, warmup_updates=2, batches=1, points=1
+)
 CLUSTERED = replace(TINY, clusters=ALL)
 CLUSTER = torch.tensor([2, 0, 2, 1])  # of the table's four tasks
 TABLE = replace(make_table(num_tasks=4), cluster=CLUSTER)

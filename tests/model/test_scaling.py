@@ -129,7 +129,9 @@ def test_experts_are_adapted_each_and_their_router_is_left_alone(router: Literal
 
 
 def test_networks_per_cluster_of_tasks_are_adapted_each() -> None:
-    clusters = config.Clusters(parts=("encoder", "policy", "q"), num=2, max_num=2, warmup_updates=1, batches=1)
+    clusters = config.Clusters(
+        parts=("encoder", "policy", "q"), num=2, max_num=2, warmup_updates=1, batches=1, points=1
+    )
     model = make_model(replace(TINY, clusters=clusters))
     before = outputs(model)
     stages = Stages(model, replace(SCALING, parts=tuple(PARTS)), seed=1)

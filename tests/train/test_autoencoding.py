@@ -23,9 +23,9 @@ from pipeline.model.world_model import WorldModel
 from pipeline.tasks.registry import make
 from pipeline.tasks.spec import TaskSpec, parse_spec
 from pipeline.train.autoencoding import as_pixels, collect_frames, make_autoencoder, train
-from pipeline.vision.autoencoder import Autoencoder, load_autoencoder
+from pipeline.vision.autoencoder import Autoencoder, Autoencoders, load_autoencoders
 from pipeline.vision.encoder import PictureEncoder
-from pipeline.vision.sight import load_sight
+from pipeline.vision.sight import Sight, load_sight
 
 SETTINGS = config.Autoencoder(
     groups=4, classes=6, width=4, uniform_mix=0.01, kl_coef=0.1, frames=9, updates=3, batch_size=4, lr=1e-3,
@@ -135,31 +135,122 @@ def test_codes_are_one_hot_and_gradients_pass_straight_through() -> None:
 def test_it_learns_its_pictures_and_is_repeatable(tmp_path: Path) -> None:
     settings = replace(SETTINGS, updates=60, batch_size=8, lr=3e-3)
     frames = {"bars": pictures(6).numpy()}
-    model, curve = train(frames, 16, settings, 0, DEVICE)
+    model, curve, found = train(frames, 16, settings, 0, DEVICE)
+    assert found is None
     some = as_pixels(pictures(6), DEVICE)
-    before, after = ((one.reconstruct(some) - some).abs().mean() for one in (make_model(settings), model))
+    before, after = ((one.reconstruct(some) - some).abs().mean() for one in (make_model(settings), model.of("bars")))
     assert after < 0.6 * before
     assert curve[-1]["reconstruction"] < 0.5 * curve[0]["reconstruction"]
     short = replace(settings, updates=3)
-    first, second = (train(frames, 16, short, 0, DEVICE)[0].state_dict() for _ in range(2))
+    first, second = (train(frames, 16, short, 0, DEVICE).model.state_dict() for _ in range(2))
     assert all(torch.equal(first[name], value) for name, value in second.items())
     model.save(tmp_path)
-    assert torch.equal(load_autoencoder(tmp_path, 16)(some), model(some))
+    one = torch.zeros(6).long()
+    assert torch.equal(load_autoencoders(tmp_path, 16)(some, one), model(some, one))
+
+
+def crossed(num: int) -> torch.Tensor:
+    """Bars across, on a bright ground: nothing like `pictures`."""
+    return 255 - pictures(num).transpose(1, 2)
+
+
+def test_tasks_of_a_kind_get_an_autoencoder_of_their_own_copied_from_the_warm_one(tmp_path: Path) -> None:
+    clusters = config.Clustering(num=2, max_num=2, warmup_updates=10, batches=2, points=2)
+    settings = replace(SETTINGS, updates=60, batch_size=8, lr=3e-3, clusters=clusters)
+    kinds = {"a": pictures(6), "b": crossed(6), "c": pictures(8), "d": crossed(8)}
+    frames = {name: some.numpy() for name, some in kinds.items()}
+    model, curve, found = train(frames, 16, settings, 0, DEVICE)
+    assert found is not None
+    assert found.cluster.tolist() == [0, 1, 0, 1]
+    assert model.cluster == {"a": 0, "b": 1, "c": 0, "d": 1}
+    assert model.of("c") is model.member(0)
+    alone = train(frames, 16, replace(settings, clusters=None), 0, DEVICE)
+    assert curve[2] == alone.curve[2]  # the warm-up's last: clusters change nothing before they are found
+    assert curve[3] != alone.curve[3]
+
+    # An update after the split moves each copy a little from the warm weights, and both apart from each other.
+    warm = train(frames, 16, replace(settings, updates=10, clusters=None), 0, DEVICE).model.member(0)
+    split = train(frames, 16, replace(settings, updates=11), 0, DEVICE).model
+    steps = [(split.member(k).encoder[0].weight - warm.encoder[0].weight).abs().max().item() for k in range(2)]
+    assert all(0 < step < 3 * settings.lr for step in steps), steps
+    assert not torch.equal(split.member(0).encoder[0].weight, split.member(1).encoder[0].weight)
+
+    some, own = as_pixels(torch.cat([kinds["a"], kinds["b"]]), DEVICE), torch.tensor([0, 1]).repeat_interleave(6)
+    mixed = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    vectors = model(some[mixed], own[mixed])
+    apart = torch.cat([model.member(0)(some[:6]), model.member(1)(some[6:])])
+    torch.testing.assert_close(vectors, apart[mixed])
+    model.save(tmp_path)
+    torch.testing.assert_close(load_autoencoders(tmp_path, 16)(some[mixed], own[mixed]), vectors)
+
+
+def test_a_copy_without_pictures_in_the_batch_is_not_moved() -> None:
+    settings = replace(SETTINGS, updates=4, batch_size=1, clusters=config.Clustering(2, 2, 3, 1, 1))
+    frames = {"a": pictures(2).numpy(), "b": crossed(2).numpy()}
+    warm = train(frames, 16, replace(settings, updates=3, clusters=None), 0, DEVICE).model.member(0)
+    split = train(frames, 16, settings, 0, DEVICE).model
+    moved = [not torch.equal(split.member(k).decoder[0].weight, warm.decoder[0].weight) for k in range(2)]
+    assert sorted(moved) == [False, True]
+
+
+def test_a_task_is_seen_by_its_clusters_copy_and_a_new_one_as_the_nearest(tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Autoencoders(16, SETTINGS, {"reach": 0, "push": 1})
+    model.save(tmp_path)
+    sight, some = Sight(PictureEncoder(str(tmp_path), 16, 2), "pictures"), pictures(3).numpy()
+    vectors = sight.encode(some, ["push", "reach", "push"])
+    for row, number in enumerate((1, 0, 1)):
+        expected = model.member(number)(as_pixels(torch.from_numpy(some[row : row + 1]), DEVICE))[0]
+        np.testing.assert_allclose(vectors[row], expected.numpy(), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="an encoder per cluster of tasks and knows none for pull"):
+        sight.encode(some, ["pull"] * 3)
+    texts = [["Reach the goal."], ["Push the puck far."], ["Pull the puck far."]]
+    embeddings = embed(HashedNgrams(32), ["reach", "push", "pull"], texts, 1)
+    assert embeddings.nearest("pull", ("reach", "push")) == "push"
+    sight.adopt("pull", embeddings.nearest)
+    assert np.array_equal(sight.encode(some, ["pull"] * 3), sight.encode(some, ["push"] * 3))
+    sight.adopt("reach", lambda task, known: "push")  # its own it keeps
+    assert sight.cluster("reach") == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num": 2}, r"vision\.autoencoder\.clusters\.num is 2, but 1 tasks are trained"),
+        ({"num": 1, "warmup_updates": 3}, r"warmup_updates is 3 and vision\.autoencoder\.updates 3"),
+    ],
+)
+def test_clusters_that_cannot_be_are_refused_before_anything_is_drawn(
+    change: dict, message: str, spec: TaskSpec, demos: Path, tmp_path: Path
+) -> None:
+    clusters = replace(config.Clustering(num=1, max_num=2, warmup_updates=1, batches=1, points=1), **change)
+    vision = replace(VISION, autoencoder=replace(SETTINGS, clusters=clusters))
+    with pytest.raises(ValueError, match=message):
+        make_autoencoder(tmp_path / "out", demos, [spec], vision, 0, DEVICE)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_damaged_or_other_autoencoder_is_refused(tmp_path: Path) -> None:
-    make_model().save(tmp_path)
+    Autoencoders(16, SETTINGS).save(tmp_path)
     with pytest.raises(ValueError, match=r"of an autoencoder of 16 pixels, vision\.size is 32"):
-        load_autoencoder(tmp_path, 32)
+        load_autoencoders(tmp_path, 32)
     content = json.loads((tmp_path / "config.json").read_text())
+    for wrong in ({"a": 0, "b": 2}, {"a": True}, ["a"], None):
+        (tmp_path / "config.json").write_text(json.dumps({**content, "cluster": wrong}))
+        with pytest.raises(ValueError, match="must number each task's cluster from 0 on"):
+            load_autoencoders(tmp_path, 16)
+    (tmp_path / "config.json").write_text(json.dumps({**content, "cluster": {"a": 0, "b": 1}}))
+    with pytest.raises(ValueError, match="does not hold the weights"):
+        load_autoencoders(tmp_path, 16)
     content["autoencoder"]["groups"] = 10**9  # refused before any memory is taken for it
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="does not hold the weights"):
-        load_autoencoder(tmp_path, 16)
+        load_autoencoders(tmp_path, 16)
     content["autoencoder"]["groups"] = "many"
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="`groups` is 'many'"):
-        load_autoencoder(tmp_path, 16)
+        load_autoencoders(tmp_path, 16)
 
 
 def test_frames_are_those_of_the_demonstrations(spec: TaskSpec, demos: Path) -> None:
@@ -169,19 +260,22 @@ def test_frames_are_those_of_the_demonstrations(spec: TaskSpec, demos: Path) -> 
     assert len(collect_frames(spec, demos, 16, most=5)) == 4  # every third, of two times six
 
 
+@pytest.mark.parametrize("clusters", [None, config.Clustering(num=1, max_num=2, warmup_updates=1, batches=1, points=1)])
 def test_what_was_learned_is_observed_and_travels_with_the_checkpoint(
-    spec: TaskSpec, demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clusters: config.Clustering | None, spec: TaskSpec, demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     folder = Path("datasets/picture_vectors/autoencoder")
-    assert make_autoencoder(folder, demos, [spec], VISION, 0, DEVICE)
-    assert not make_autoencoder(folder, demos, [spec], VISION, 0, DEVICE)
+    vision = replace(VISION, autoencoder=replace(SETTINGS, clusters=clusters))
+    assert make_autoencoder(folder, demos, [spec], vision, 0, DEVICE)
+    assert not make_autoencoder(folder, demos, [spec], vision, 0, DEVICE)
     assert imread(folder / "reconstructions.png").shape[:2] == (32, 16)
     assert list(json.loads((folder / "training.json").read_text())["error"]) == ["shower"]
-    sight = load_sight(VISION, "cpu")
+    assert (folder / "clusters.json").exists() == (clusters is not None)
+    sight = load_sight(vision, "cpu")
     assert sight is not None
     assert sight.width(2) == 2 + 4 * 6
-    vectors = sight.encoder.encode(pictures(3).numpy())
+    vectors = sight.encode(pictures(3).numpy(), [spec.name] * 3)
     np.testing.assert_allclose(vectors.reshape(3, 4, 6).sum(-1), 1, rtol=1e-5)
 
     sizes = config.Model(
@@ -194,7 +288,7 @@ def test_what_was_learned_is_observed_and_travels_with_the_checkpoint(
     )  # fmt: skip
     embeddings = embed(HashedNgrams(16), [spec.name], [[spec.text(0)]], 1)
     table = TaskTable((spec.name,), torch.from_numpy(embeddings.vectors), torch.ones(1, 1), torch.tensor([0.9]))
-    agent = Agent(WorldModel(sizes), [spec], embeddings, table, planner, vision=VISION)
+    agent = Agent(WorldModel(sizes), [spec], embeddings, table, planner, vision=vision)
     agent.save_pretrained("checkpoint")
     (tmp_path / "elsewhere").mkdir()
     Path("checkpoint").rename("elsewhere/checkpoint")
@@ -206,6 +300,7 @@ def test_what_was_learned_is_observed_and_travels_with_the_checkpoint(
     assert np.array_equal(
         again.act(obs, task=spec.name, picture=picture), agent.act(obs, task=spec.name, picture=picture)
     )
+    again.act(obs, instruction="Something new.", action_dim=1, picture=picture)  # through the eyes of the nearest task
     assert again.sight is not None
     assert again.sight.encoder.id == sight.encoder.id
     again.save_pretrained("saved again")
@@ -230,7 +325,7 @@ def test_parameters_that_contradict_each_other_are_refused(change: dict, message
 def test_the_published_code_on_pictures_of_64_pixels(tmp_path: Path) -> None:
     settings = replace(SETTINGS, groups=32, classes=32, width=8, updates=60, batch_size=16)
     some = pictures(12, 64)
-    model, curve = train({"bars": some.numpy()}, 64, settings, 0, DEVICE)
+    model, curve, _ = train({"bars": some.numpy()}, 64, settings, 0, DEVICE)
     assert curve[-1]["reconstruction"] < 0.5 * curve[0]["reconstruction"]
     model.save(tmp_path)
     assert PictureEncoder(str(tmp_path), 64, 8).encode(some.numpy()).shape == (12, 1024)

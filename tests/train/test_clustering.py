@@ -26,7 +26,9 @@ from pipeline.train.objective import UpdateDraws
 from pipeline.train.ranks import Ranks
 from pipeline.train.step import Learner
 
-CLUSTERS = config.Clusters(parts=("encoder", "reward", "policy", "q"), num=2, max_num=4, warmup_updates=3, batches=2)
+CLUSTERS = config.Clusters(
+    parts=("encoder", "reward", "policy", "q"), num=2, max_num=4, warmup_updates=3, batches=2, points=1
+)
 NUM_TASKS = 4
 OPPOSITE = [0, 1, 0, 1]  # whose experts do what of the two opposite things
 
@@ -165,7 +167,7 @@ def test_clusters_are_written_for_the_report(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "num_tasks", "updates", "message"),
     [
-        ({"num": 5}, 4, 10, "num is 5, but tasks.train names 4 tasks.*Choose 4 or fewer"),
+        ({"num": 5}, 4, 10, "num is 5, but 4 tasks are trained.*Choose 4 or fewer"),
         ({"num": "auto"}, 2, 10, "needs 3 tasks or more; 2 are trained"),
         ({"warmup_updates": 10}, 4, 10, "warmup_updates is 10 and pretrain.updates 10"),
     ],
@@ -254,5 +256,5 @@ def test_similarities_are_averaged_over_the_points_of_the_warm_up(monkeypatch) -
 
 
 def test_more_points_than_updates_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"model\.clusters\.points is 4, more than its warm-up has updates, 3"):
+    with pytest.raises(ValueError, match=r"clusters\.points is 4, more than its warm-up has updates, 3"):
         replace(CLUSTERS, points=4)
