@@ -29,11 +29,11 @@ from pipeline.train.autoencoding import Learned, as_pixels, collect_frames, trai
 SEEDS = (1, 2, 3)
 SIZE = 64
 SHARED = config.Autoencoder(
-    groups=32, classes=32, width=16, uniform_mix=0.01, kl_coef=0.1, frames=600, updates=1500, batch_size=32, lr=3e-4,
+    groups=32, classes=32, width=16, uniform_mix=0.01, kl_coef=0.1, frames=300, updates=800, batch_size=32, lr=3e-4,
     grad_clip_norm=1000.0,
 )  # fmt: skip
 CLUSTERED = dataclasses.replace(
-    SHARED, clusters=config.Clustering(num="auto", max_num=4, warmup_updates=400, batches=4, points=10)
+    SHARED, clusters=config.Clustering(num="auto", max_num=4, warmup_updates=200, batches=4, points=10)
 )
 
 

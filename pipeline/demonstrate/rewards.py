@@ -93,6 +93,24 @@ def finger_spin(states: States) -> np.ndarray:
     return (states.qvel[..., 2] <= -15).astype(float)
 
 
+def fish_swim(states: States) -> np.ndarray:
+    """The mouth at the target, and a little for swimming upright."""
+    radii = states.model.geom("mouth").size[0] + states.model.geom("target").size[0]
+    at_target = tolerance(_mouth_to_target(states), (0, radii), margin=2 * radii)
+    upright = 1 - 2 * np.square(states.qpos[..., 4:6]).sum(axis=-1)  # of the quaternion (w, x, y, z)
+    return (7 * at_target + (upright + 1) / 2) / 8
+
+
+def hopper(states: States, speed: float) -> np.ndarray:
+    """The torso over the foot; with a `speed` (m/s), move at least that fast, else with little control."""
+    standing = tolerance(_torso_over_foot(states), (0.6, 2))
+    if speed:
+        velocity = states.sensor("torso_subtreelinvel")[..., 0]
+        return standing * tolerance(velocity, (speed, _INF), margin=speed / 2, value_at_margin=0.5, sigmoid="linear")
+    control = tolerance(states.ctrl, margin=1, value_at_margin=0, sigmoid="quadratic").mean(axis=-1)
+    return standing * (control + 4) / 5
+
+
 def toward_upright_energy(states: States) -> np.ndarray:
     """Draw the pole to the energy of standing still upright, and a little upwards.
 
@@ -124,6 +142,40 @@ def toward_spin(states: States) -> np.ndarray:
 def toward_target(states: States) -> np.ndarray:
     """Draw the finger to the target, and let it come to rest there."""
     return -_finger_to_target(states) - 0.001 * np.square(states.qvel).sum(axis=-1)
+
+
+def toward_food(states: States) -> np.ndarray:
+    """Draw the mouth to the target."""
+    return -2 * _mouth_to_target(states)
+
+
+def toward_standing(states: States) -> np.ndarray:
+    """Draw the torso up over the foot, and upright."""
+    angle = np.arctan2(np.sin(states.qpos[..., 2]), np.cos(states.qpos[..., 2]))
+    return _torso_over_foot(states).clip(None, 0.9) - 0.2 * np.abs(angle)
+
+
+def _mouth_to_target(states: States) -> np.ndarray:
+    """Return (P, T), metres."""
+    w, x, y, z = np.moveaxis(states.qpos[..., 3:7], -1, 0)
+    forward = np.stack([2 * (x * y - w * z), 1 - 2 * (x * x + z * z), 2 * (y * z + w * x)], axis=-1)
+    mouth = states.qpos[..., :3] + states.model.geom("mouth").pos[1] * forward  # it lies on the body's y axis
+    return np.linalg.norm(states.model.geom("target").pos - mouth, axis=-1)
+
+
+def _torso_over_foot(states: States) -> np.ndarray:
+    """Return (P, T), metres: between the centres of mass of the hopper's torso and foot."""
+    model, angles = states.model, np.cumsum(states.qpos[..., 2:7], axis=-1)  # of torso, pelvis, thigh, calf, foot
+    names = ("torso", "pelvis", "thigh", "calf", "foot")
+    height = _up(model.body("torso").ipos, angles[..., 0])
+    for row, child in enumerate(names[1:]):
+        height = height - _up(model.body(child).pos, angles[..., row])
+    return height - _up(model.body("foot").ipos, angles[..., 4])
+
+
+def _up(point: np.ndarray, angle: np.ndarray) -> np.ndarray:
+    """Return how far up a point of a body lies whose frame is turned about the y axis."""
+    return point[2] * np.cos(angle) - point[0] * np.sin(angle)
 
 
 def _tip_to_target(states: States) -> np.ndarray:
@@ -169,6 +221,9 @@ REWARDS: dict[str, Reward] = {
     "cheetah-run": partial(cheetah, speed=10),
     "cheetah-run-backward": partial(cheetah, speed=8, direction=-1),
     "finger-spin": finger_spin,
+    "fish-swim": fish_swim,
+    "hopper-stand": partial(hopper, speed=0),
+    "hopper-hop": partial(hopper, speed=2),
 }
 SHAPING: dict[str, Callable[[States], np.ndarray]] = {
     "pendulum-swingup": toward_upright_energy,
@@ -178,4 +233,7 @@ SHAPING: dict[str, Callable[[States], np.ndarray]] = {
     "reacher-hard": toward_target,
     "cup-catch": toward_cup,
     "finger-spin": toward_spin,
+    "fish-swim": toward_food,
+    "hopper-stand": toward_standing,
+    "hopper-hop": toward_standing,
 }

@@ -13,7 +13,6 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,8 +92,7 @@ def collect_frames(spec: TaskSpec, demos: Path, size: int, most: int) -> np.ndar
     try:
         with Progress(f"frames of {spec.name}", len(episodes), "episodes") as progress:
             for number, episode in enumerate(episodes):
-                pictures = play_again(env, episode, f"{spec.name}: demonstration {number}")
-                found += list(islice(pictures, number % every, None, every))
+                found += play_again(env, episode, f"{spec.name}: demonstration {number}", number % every, every)
                 progress.update(1)
     finally:
         env.close()

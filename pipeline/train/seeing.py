@@ -163,8 +163,8 @@ def seen(folder: Path, demos: Path, spec: TaskSpec, episodes: Sequence[Episode],
     return [replace(one, obs=sight.join(one.obs, rows)) for one, rows in zip(episodes, vectors, strict=True)]
 
 
-def play_again(env: TaskEnv, episode: Episode, what: str) -> Iterator[np.ndarray]:
-    """Play a demonstration again from its seed, and yield what is drawn at each of its observations."""
+def play_again(env: TaskEnv, episode: Episode, what: str, first: int = 0, every: int = 1) -> Iterator[np.ndarray]:
+    """Play a demonstration again from its seed, and yield what is drawn at every so manyth of its observations."""
     obs, _ = env.reset(seed=episode.seed)
     for step in range(len(episode.obs)):
         if not np.array_equal(obs, episode.obs[step]):
@@ -173,7 +173,8 @@ def play_again(env: TaskEnv, episode: Episode, what: str) -> Iterator[np.ndarray
                 f"{step} differs. It was made by another version of the simulator or the task, or elsewhere: make "
                 "demonstrations anew, or set vision.observe to `state`."
             )
-        yield env.render()
+        if step % every == first:
+            yield env.render()
         if step < len(episode.action):
             obs, *_ = env.step(episode.action[step])
 

@@ -114,8 +114,8 @@ def fail(folder: Path, task: str, kept: int, attempts: int) -> None:
 
 
 def test_tasks_without_an_expert_stop_the_collection_and_all_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"^fish-swim, og-ant have no expert.*demos\.missing: go_on") as error:
-        gather(tmp_path, names=["mw-reach", "fish-swim", "og-ant"])
+    with pytest.raises(ValueError, match=r"^rd-open-drawer, og-ant have no expert.*demos\.missing: go_on") as error:
+        gather(tmp_path, names=["mw-reach", "rd-open-drawer", "og-ant"])
     assert "held_out_episodes: 0" in str(error.value)
     assert not (tmp_path / "scratch").exists()
 
@@ -131,27 +131,27 @@ def test_an_expert_that_fails_too_often_stops_the_collection(tmp_path):
 def test_it_goes_on_without_what_nobody_demonstrates_well_enough(tmp_path, capsys):
     fail(tmp_path, "mw-reach", kept=1, attempts=4)
     fail(tmp_path, "mw-push", kept=0, attempts=4)
-    report = gather(tmp_path, ["mw-reach", "mw-push", "fish-swim"], 2, max_attempts=2, missing="go_on")
+    report = gather(tmp_path, ["mw-reach", "mw-push", "rd-open-drawer"], 2, max_attempts=2, missing="go_on")
     assert list(report["tasks"]) == ["mw-reach"]
     assert report["tasks"]["mw-reach"]["kept"] == 1
-    assert list(report["missing"]) == ["fish-swim", "mw-reach", "mw-push"]
+    assert list(report["missing"]) == ["rd-open-drawer", "mw-reach", "mw-push"]
     assert report["missing"]["mw-push"].startswith("0 of 2 demonstrations after 4 attempts")
-    assert report["missing"]["fish-swim"].startswith("no expert: ")
+    assert report["missing"]["rd-open-drawer"].startswith("no expert: ")
     assert len(capsys.readouterr().err.splitlines()) == 3
     demos = tmp_path / "demos"
     assert len(load_demos(demos, "mw-reach")) == 1
-    assert load_demos(demos, "fish-swim") == load_demos(demos, "mw-push") == []
+    assert load_demos(demos, "rd-open-drawer") == load_demos(demos, "mw-push") == []
     with pytest.raises(FileNotFoundError, match="mw-pick-place"):
         load_demos(demos, "mw-pick-place")
     (demos / "missing.json").write_text("[]")
     with pytest.raises(ValueError, match=r"missing\.json should name tasks"):
-        load_demos(demos, "fish-swim")
+        load_demos(demos, "rd-open-drawer")
 
 
 def test_no_demonstration_at_all_is_a_folder_that_says_so(tmp_path):
-    report = gather(tmp_path, names=["fish-swim"], missing="go_on")
+    report = gather(tmp_path, names=["rd-open-drawer"], missing="go_on")
     assert report["tasks"] == {}
-    assert load_demos(tmp_path / "demos", "fish-swim") == []
+    assert load_demos(tmp_path / "demos", "rd-open-drawer") == []
     assert "configs:" not in (tmp_path / "demos/README.md").read_text()
 
 

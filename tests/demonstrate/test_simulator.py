@@ -19,6 +19,9 @@ CENTERS = {
     "cup-catch": ([0, 0, 0, 0.35], 0.05),
     "cup-spin": ([0, 0, 0, 0.2], 0.3),
     "finger-spin": ([0, 0, 0], 1.0),
+    "fish-swim": ([0, 0.4, 0.1, *[0] * 11], 0.1),
+    "hopper-hop": ([0, 1, 0, *[0] * 4], 0.2),
+    "hopper-stand": ([0, 1, 0, *[0] * 4], 0.2),
     "pendulum-swingup": ([0], 0.3),
     "reacher-easy": ([0, 0], 2.0),
     "reacher-hard": ([0, 0], 2.0),
@@ -40,6 +43,8 @@ def random_states(name: str, model: mujoco.MjModel, rng: np.random.Generator) ->
     data, shape = mujoco.MjData(model), (20, 40)
     center, spread = CENTERS.get(name, (np.zeros(model.nq), 0.5))
     qpos = np.asarray(center) + rng.normal(0, spread, (*shape, model.nq))
+    if model.nq > model.nv:  # a free body, whose quaternion is kept at length 1
+        qpos[..., 3:7] /= np.linalg.norm(qpos[..., 3:7], axis=-1, keepdims=True)
     qvel = rng.normal(0, VELOCITY.get(name, 4.0), (*shape, model.nv))
     ctrl = rng.uniform(-1, 1, (*shape, model.nu))
     sensordata = np.empty((*shape, model.nsensordata))
