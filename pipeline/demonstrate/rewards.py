@@ -102,13 +102,14 @@ def fish_swim(states: States) -> np.ndarray:
 
 
 def hopper(states: States, speed: float) -> np.ndarray:
-    """The torso over the foot; with a `speed` (m/s), move at least that fast, else with little control."""
+    """The torso over the foot; with a `speed` (m/s, below 0 backwards) move at least that fast, else little control."""
     standing = tolerance(_torso_over_foot(states), (0.6, 2))
-    if speed:
-        velocity = states.sensor("torso_subtreelinvel")[..., 0]
-        return standing * tolerance(velocity, (speed, _INF), margin=speed / 2, value_at_margin=0.5, sigmoid="linear")
-    control = tolerance(states.ctrl, margin=1, value_at_margin=0, sigmoid="quadratic").mean(axis=-1)
-    return standing * (control + 4) / 5
+    if speed == 0:
+        control = np.asarray(tolerance(states.ctrl, margin=1, value_at_margin=0, sigmoid="quadratic")).mean(axis=-1)
+        return standing * (control + 4) / 5
+    velocity = np.sign(speed) * states.sensor("torso_subtreelinvel")[..., 0]
+    margin = abs(speed) / 2
+    return standing * tolerance(velocity, (abs(speed), _INF), margin, value_at_margin=0.5, sigmoid="linear")
 
 
 def toward_upright_energy(states: States) -> np.ndarray:
@@ -224,6 +225,7 @@ REWARDS: dict[str, Reward] = {
     "fish-swim": fish_swim,
     "hopper-stand": partial(hopper, speed=0),
     "hopper-hop": partial(hopper, speed=2),
+    "hopper-hop-backward": partial(hopper, speed=-2),
 }
 SHAPING: dict[str, Callable[[States], np.ndarray]] = {
     "pendulum-swingup": toward_upright_energy,
@@ -236,4 +238,5 @@ SHAPING: dict[str, Callable[[States], np.ndarray]] = {
     "fish-swim": toward_food,
     "hopper-stand": toward_standing,
     "hopper-hop": toward_standing,
+    "hopper-hop-backward": toward_standing,
 }

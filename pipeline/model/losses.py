@@ -148,6 +148,7 @@ def policy_loss(
     entropy_coef: float,
     prior_coef: float,
     imitation: Tensor,
+    climb: Tensor | None = None,
 ) -> PolicyLoss:
     """Online policy loss: high value and entropy, near the actions that were taken.
 
@@ -161,8 +162,10 @@ def policy_loss(
         entropy_coef: weight of the entropy.
         prior_coef: weight of the imitation.
         imitation: (B,) weight of each slice in it; 1 everywhere is the published loss.
+        climb: (B,) weight of the value in each slice; None, the published loss, is 1 everywhere.
     """
     error = imitation * imitation_error(policy.action[:-1], expert_action, action_mask)
     prior = (weights[:-1] @ error).mean()
+    q_mean = q_mean if climb is None else climb * q_mean
     value = (weights @ (-entropy_coef * policy.scaled_entropy - q_mean / scale)).mean()
     return PolicyLoss(prior_coef * prior + value, prior)

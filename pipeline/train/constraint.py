@@ -39,8 +39,8 @@ class Schedule:
     def record(self, episode: Finished, seeded: bool) -> None:
         """Learn nothing from an episode."""
 
-    def publish(self, table: TaskTable) -> None:
-        """Leave the table's constraints as they are."""
+    def publish(self, table: TaskTable) -> Tensor | None:
+        """Leave the table's constraints as they are; the value counts fully for every task."""
 
     def metrics(self) -> dict[str, float]:
         """Return nothing to be logged."""
@@ -91,11 +91,17 @@ class Evidence:
         self._sums[row, played] += torch.tensor([1.0, score, score**2], dtype=torch.float64)
         self._playing[episode.env] = self._draw(row) if seeded else POLICY
 
-    def publish(self, table: TaskTable) -> None:
-        """Write the constraint that is believed best into the table, for every task that was played."""
+    def publish(self, table: TaskTable) -> Tensor | None:
+        """Write the constraint that is believed best into the table, for every task that was played.
+
+        Returns:
+            (n,) weight of the value in each task's policy loss: 0 where plans by it have not done better than the
+            policy, which then learns from what was done well alone; else 1.
+        """
         rows = [row for row in sorted(set(self._rows)) if float(self._sums[row, :, 0].sum()) > 0]
         best = [POLICY if self._too_early(row) else int(np.argmax(self.beliefs(row)[0])) for row in rows]
         table.constraint[rows] = torch.tensor(best, dtype=torch.long, device=table.constraint.device)
+        return (table.constraint != POLICY).float()
 
     def metrics(self) -> dict[str, float]:
         """Return each task's weight: the share of its recent episodes that the policy played alone."""

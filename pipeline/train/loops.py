@@ -233,7 +233,7 @@ def learn_online(
             ended = _of_all(ranks, finished)
             for episode in ended:
                 constraint.record(episode, not not_seeded)
-                constraint.publish(loop.actor.table)
+                loop.learner.climb = constraint.publish(loop.actor.table)
             if ended:
                 rest()
             before, loop.position = loop.position, loop.position + num_playing
@@ -316,7 +316,7 @@ def _take_up_constraint(loop: Loop, constraint: Schedule | Evidence) -> None:
     constraint.load_state_tensors(
         {name.removeprefix(_CONSTRAINT): value for name, value in tensors.items() if name.startswith(_CONSTRAINT)}
     )
-    constraint.publish(loop.actor.table)
+    loop.learner.climb = constraint.publish(loop.actor.table)
 
 
 def _take_up_phase(loop: Loop, phase: PolicyPhase | None, replay: ReplayBuffer) -> None:

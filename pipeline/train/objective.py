@@ -232,6 +232,7 @@ def policy_losses(
     learning: Learning,
     scale: Tensor,
     compute: Compute = PLAIN,
+    climb: Tensor | None = None,
 ) -> PolicyLosses:
     """Compute the online policy loss. Only the policy head is to be moved by it; Q is a judge here.
 
@@ -244,12 +245,13 @@ def policy_losses(
         learning: coefficients.
         scale: (1,) running scale of values.
         compute: how the networks are to be computed.
+        climb: (B,) as of `losses.policy_loss`.
     """
     weights = losses.rho_weights(learning.rho, len(batch.action), z.device)
     mask = table.action_mask[batch.task]
     ctx = batch_context(model, table, batch.task, draws.phrasing, compute, q=draws.policy_members, target_q=())
     found = compiled_whole(_policy_losses) if compute.compile else _policy_losses
-    return found(model, ctx, batch, z, mask, draws.policy_noise, weights, learning, scale)
+    return found(model, ctx, batch, z, mask, draws.policy_noise, weights, learning, scale, climb)
 
 
 def _policy_losses(
@@ -262,6 +264,7 @@ def _policy_losses(
     weights: Tensor,
     learning: Learning,
     scale: Tensor,
+    climb: Tensor | None,
 ) -> PolicyLosses:
     experts, noting, notes = model.config.experts, ctx, {}
     if experts is not None:
@@ -279,6 +282,7 @@ def _policy_losses(
         learning.entropy_coef,
         learning.prior_coef,
         batch.imitation,
+        climb,
     )
     total, balance = loss.total, None
     if experts is not None and "policy" in notes:

@@ -77,6 +77,7 @@ class Learner:
         self._ranks, self._accumulate = ranks or Ranks(), accumulate
         self.clusters, self.stages = clusters, stages
         self.updates = 0
+        self.climb: Tensor | None = None  # (n,) weight of the value in each task's policy loss; None is 1 for all
         self.lr_scale = 1.0  # of both optimisers, for a phase that learns more slowly
         self.scale = RunningScale(learning.tau, model.bins.device)
         self.terms = TaskTerms(len(table.names), model.config.latent_dim, learning).to(model.bins.device)
@@ -230,8 +231,8 @@ class Learner:
 
         def policy_loss(piece: int) -> tuple[Tensor, dict[str, Tensor]]:
             batch, draws = pieces[piece]
-            scale = self.scale.value
-            loss = policy_losses(self.model, self.table, batch, zs[piece], draws, self.learning, scale, self.compute)
+            own = self.model, self.table, batch, zs[piece], draws, self.learning, self.scale.value, self.compute
+            loss = policy_losses(*own, None if self.climb is None else self.climb[batch.task])
             values.append(loss.q)
             use = self._count_use(loss.chosen, batch)
             if loss.balance is not None:

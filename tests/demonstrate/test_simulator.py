@@ -21,6 +21,7 @@ CENTERS = {
     "finger-spin": ([0, 0, 0], 1.0),
     "fish-swim": ([0, 0.4, 0.1, *[0] * 11], 0.1),
     "hopper-hop": ([0, 1, 0, *[0] * 4], 0.2),
+    "hopper-hop-backward": ([0, 1, 0, *[0] * 4], 0.2),
     "hopper-stand": ([0, 1, 0, *[0] * 4], 0.2),
     "pendulum-swingup": ([0], 0.3),
     "reacher-easy": ([0, 0], 2.0),
