@@ -109,7 +109,8 @@ def hopper(states: States, speed: float) -> np.ndarray:
         return standing * (control + 4) / 5
     velocity = np.sign(speed) * states.sensor("torso_subtreelinvel")[..., 0]
     margin = abs(speed) / 2
-    return standing * tolerance(velocity, (abs(speed), _INF), margin, value_at_margin=0.5, sigmoid="linear")
+    hopping = tolerance(velocity, (abs(speed), _INF), margin, value_at_margin=0.5, sigmoid="linear")
+    return np.asarray(standing * hopping)
 
 
 def toward_upright_energy(states: States) -> np.ndarray:
@@ -150,10 +151,18 @@ def toward_food(states: States) -> np.ndarray:
     return -2 * _mouth_to_target(states)
 
 
-def toward_standing(states: States) -> np.ndarray:
-    """Draw the torso up over the foot, and upright."""
+def toward_standing(states: States, direction: int = 0) -> np.ndarray:
+    """Draw the torso up over the foot, and upright; then into a `direction`."""
     angle = np.arctan2(np.sin(states.qpos[..., 2]), np.cos(states.qpos[..., 2]))
-    return _torso_over_foot(states).clip(None, 0.9) - 0.2 * np.abs(angle)
+    height = _torso_over_foot(states)
+    move = direction * states.sensor("torso_subtreelinvel")[..., 0].clip(-2, 2)
+    return height.clip(None, 0.9) - 0.2 * np.abs(angle) + 0.3 * (height > 0.5) * move
+
+
+def toward_standing_poles(states: States) -> np.ndarray:
+    """Draw every pole up, and the cart to the middle."""
+    upright = np.cos(np.cumsum(states.qpos[..., 1:], axis=-1)).mean(axis=-1)
+    return upright - 0.1 * np.abs(states.qpos[..., 0])
 
 
 def _mouth_to_target(states: States) -> np.ndarray:
@@ -237,6 +246,8 @@ SHAPING: dict[str, Callable[[States], np.ndarray]] = {
     "finger-spin": toward_spin,
     "fish-swim": toward_food,
     "hopper-stand": toward_standing,
-    "hopper-hop": toward_standing,
-    "hopper-hop-backward": toward_standing,
+    "hopper-hop": partial(toward_standing, direction=1),
+    "hopper-hop-backward": partial(toward_standing, direction=-1),
+    "cartpole-balance-long-sparse": toward_standing_poles,
+    "cartpole-balance-two-poles-sparse": toward_standing_poles,
 }
