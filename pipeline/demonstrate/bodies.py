@@ -1,11 +1,13 @@
-"""What the planner wants of Gymnasium's MuJoCo bodies, on whole arrays of states.
+"""What the planner wants of Gymnasium's MuJoCo bodies and OGBench's ant, on whole arrays of states.
 
-Each is the task's own reward of a simulator step (pipeline/tasks/gymnasium_mujoco.py), with the speed of the moment for
-the mean speed of the step, and without the costs of contact; `hopper` and `walker` add what keeps them on their feet
-further than a plan can see.
+Each of Gymnasium's is the task's own reward of a simulator step (pipeline/tasks/gymnasium_mujoco.py), with the speed of
+the moment for the mean speed of the step, and without the costs of contact; `hopper` and `walker` add what keeps them
+on their feet further than a plan can see.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +55,20 @@ def reacher(states: States) -> np.ndarray:
     target = states.qpos[..., 2:4]
     distance = np.hypot(x - target[..., 0], y - target[..., 1])
     return -distance - np.square(states.ctrl).sum(-1)
+
+
+def ogbench_ant(goal: Any) -> Reward:
+    """Return what is wanted of OGBench's ant: to near its goal as the task says, on its feet.
+
+    Args:
+        goal: of the task (pipeline/tasks/ogbench.py), read at every call: it changes in an episode.
+    """
+
+    def reward(states: States) -> np.ndarray:
+        x, y = states.qpos[..., 4], states.qpos[..., 5]  # of the torso's quaternion (w, x, y, z)
+        return goal.wanted(states.qpos, states.qvel) + 0.5 * (1 - 2 * (x * x + y * y))
+
+    return reward
 
 
 def _while_healthy(gained: np.ndarray, healthy: np.ndarray) -> np.ndarray:

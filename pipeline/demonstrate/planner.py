@@ -39,6 +39,7 @@ class Recipe:
     elites: Count  # sequences whose weighted mean is the plan
     temperature: Positive  # of the weights, in units of the std of the elites' returns
     coarseness: Count  # how many physics steps of the true simulator one planned physics step replaces
+    runge_kutta: bool  # plan with the Runge-Kutta method where the true simulator has it: 4 times the work per step
     control_cost: Annotated[float, Field(ge=0)]  # times the mean squared action, taken off the planned reward
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from pipeline.data.episode import Episode
-from pipeline.demonstrate.bodies import BODIES
+from pipeline.demonstrate.bodies import BODIES, ogbench_ant
 from pipeline.demonstrate.box2d import PILOTED, WalkerSimulator, pilot
 from pipeline.demonstrate.desk import desk_script, has_desk_script
 from pipeline.demonstrate.paths import has_path, path
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Act = Callable[[np.ndarray, bool], np.ndarray]  # observation and success -> action (a,) in [-1, 1]
 
-_PLANNED = ("dmcontrol", "dmcontrol-ext", "mujoco", "box2d", "miniarcade")
+_PLANNED = ("dmcontrol", "dmcontrol-ext", "mujoco", "ogbench", "box2d", "miniarcade")
 
 # Every second attempt is disturbed, so that a clone sees what to do after its own mistakes and the world model sees
 # what other actions do. Held for some steps the noise leads further away than white noise of the same size; the last
@@ -133,7 +133,7 @@ def expert(spec: TaskSpec, env: TaskEnv, seed: int, rng: np.random.Generator) ->
     if spec.suite == "box2d":
         planner = planned_walker(spec, env, seed, rng)
     else:
-        kinds = {"miniarcade": planned_game, "mujoco": planned_body}
+        kinds = {"miniarcade": planned_game, "mujoco": planned_body, "ogbench": planned_body}
         planner = kinds.get(spec.suite, planned)(spec, env, rng)
     ready: list[np.ndarray] = []
 
@@ -169,10 +169,13 @@ def planned(spec: TaskSpec, env: TaskEnv, rng: np.random.Generator) -> Planner:
 
 
 def planned_body(spec: TaskSpec, env: TaskEnv, rng: np.random.Generator) -> Planner:
-    """Return the planner of one of Gymnasium's MuJoCo tasks."""
-    recipe, body = load_recipes()[spec.name], env.simulator.env.unwrapped  # type: ignore[attr-defined]
-    simulator = PlanningSimulator(body.model, body.data, body.frame_skip * spec.action_repeat, recipe.coarseness)
-    return Planner(recipe, simulator, BODIES[spec.env_id], rng)
+    """Return the planner of one of Gymnasium's MuJoCo tasks, or of OGBench's ant."""
+    recipe, task = load_recipes()[spec.name], cast(Any, env.simulator)
+    body = task.env.unwrapped
+    steps = body.frame_skip * spec.action_repeat
+    simulator = PlanningSimulator(body.model, body.data, steps, recipe.coarseness, recipe.runge_kutta)
+    reward = ogbench_ant(task.goal) if spec.suite == "ogbench" else BODIES[spec.env_id]
+    return Planner(recipe, simulator, reward, rng)
 
 
 def planned_walker(spec: TaskSpec, env: TaskEnv, seed: int, rng: np.random.Generator) -> Planner:

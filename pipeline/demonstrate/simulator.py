@@ -43,20 +43,22 @@ class PlanningSimulator:
         model: of the episode, just reset: what the reset drew into it (targets, damping) is copied.
         data: the episode's own state, read at every call.
         steps: physics steps per agent step.
-        coarseness: the copy takes `steps / coarseness` longer physics steps instead, and if it is above 1, they compute
-            the forces once where the Runge-Kutta method does four times: cheaper and hardly worse.
+        coarseness: the copy takes `steps / coarseness` longer physics steps instead: cheaper and hardly worse.
+        runge_kutta: whether the copy uses this method where the model does, else MuJoCo's implicit one.
 
     Raises:
         ValueError: `coarseness` does not divide `steps`.
     """
 
-    def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, steps: int, coarseness: int):
+    def __init__(
+        self, model: mujoco.MjModel, data: mujoco.MjData, steps: int, coarseness: int, runge_kutta: bool = True
+    ):
         if steps % coarseness:
             raise ValueError(f"coarseness {coarseness} does not divide the {steps} physics steps of an agent step")
         self.steps = steps // coarseness
         self._source, self._episode, self.model = model, data, copy.deepcopy(model)
         self.model.opt.timestep *= coarseness
-        if coarseness > 1 and self.model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4:
+        if not runge_kutta and self.model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4:
             self.model.opt.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
         self.action_dim = self.model.nu
         self._low, self._high = model.actuator_ctrlrange.T

@@ -114,7 +114,8 @@ def recipe(**changes) -> Recipe:
     return Recipe(
         **{
             "min_score": 0.5, "horizon": 8, "samples": 64, "iterations": 3, "replan_every": 2, "knots": 4,
-            "noise": 0.5, "elites": 8, "temperature": 0.5, "coarseness": 1, "control_cost": 0.0,
+            "noise": 0.5, "elites": 8, "temperature": 0.5, "coarseness": 1, "runge_kutta": True,
+            "control_cost": 0.0,
         }
         | changes
     )  # fmt: skip
