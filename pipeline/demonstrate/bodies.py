@@ -66,7 +66,8 @@ def ogbench_ant(goal: Any) -> Reward:
 
     def reward(states: States) -> np.ndarray:
         x, y = states.qpos[..., 4], states.qpos[..., 5]  # of the torso's quaternion (w, x, y, z)
-        return goal.wanted(states.qpos, states.qvel) + 0.5 * (1 - 2 * (x * x + y * y))
+        upright = 1 - 2 * (x * x + y * y)
+        return goal.wanted(states.qpos, states.qvel) - 5 * np.clip(0.7 - upright, 0, None)
 
     return reward
 
