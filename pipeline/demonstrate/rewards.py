@@ -101,16 +101,11 @@ def fish_swim(states: States) -> np.ndarray:
     return (7 * at_target + (upright + 1) / 2) / 8
 
 
-def hopper(states: States, speed: float) -> np.ndarray:
-    """The torso over the foot; with a `speed` (m/s, below 0 backwards) move at least that fast, else little control."""
+def hopper_stand(states: States) -> np.ndarray:
+    """The torso over the foot, with little control."""
     standing = tolerance(_torso_over_foot(states), (0.6, 2))
-    if speed == 0:
-        control = np.asarray(tolerance(states.ctrl, margin=1, value_at_margin=0, sigmoid="quadratic")).mean(axis=-1)
-        return standing * (control + 4) / 5
-    velocity = np.sign(speed) * states.sensor("torso_subtreelinvel")[..., 0]
-    margin = abs(speed) / 2
-    hopping = tolerance(velocity, (abs(speed), _INF), margin, value_at_margin=0.5, sigmoid="linear")
-    return np.asarray(standing * hopping)
+    control = np.asarray(tolerance(states.ctrl, margin=1, value_at_margin=0, sigmoid="quadratic")).mean(axis=-1)
+    return standing * (control + 4) / 5
 
 
 def toward_upright_energy(states: States) -> np.ndarray:
@@ -151,18 +146,10 @@ def toward_food(states: States) -> np.ndarray:
     return -2 * _mouth_to_target(states)
 
 
-def toward_standing(states: States, direction: int = 0) -> np.ndarray:
-    """Draw the torso up over the foot, and upright; then into a `direction`."""
+def toward_standing(states: States) -> np.ndarray:
+    """Draw the torso up over the foot, and upright."""
     angle = np.arctan2(np.sin(states.qpos[..., 2]), np.cos(states.qpos[..., 2]))
-    height = _torso_over_foot(states)
-    move = direction * states.sensor("torso_subtreelinvel")[..., 0].clip(-2, 2)
-    return height.clip(None, 0.9) - 0.2 * np.abs(angle) + 0.3 * (height > 0.5) * move
-
-
-def toward_standing_poles(states: States) -> np.ndarray:
-    """Draw every pole up, and the cart to the middle."""
-    upright = np.cos(np.cumsum(states.qpos[..., 1:], axis=-1)).mean(axis=-1)
-    return upright - 0.1 * np.abs(states.qpos[..., 0])
+    return _torso_over_foot(states).clip(None, 0.9) - 0.2 * np.abs(angle)
 
 
 def _mouth_to_target(states: States) -> np.ndarray:
@@ -215,6 +202,7 @@ REWARDS: dict[str, Reward] = {
     "cartpole-balance": cartpole,
     "cartpole-swingup": cartpole,
     "cartpole-balance-sparse": cartpole_sparse,
+    "cartpole-balance-long-sparse": cartpole_sparse,
     "cartpole-swingup-sparse": cartpole_sparse,
     "acrobot-swingup": acrobot,
     "reacher-easy": reacher,
@@ -232,13 +220,12 @@ REWARDS: dict[str, Reward] = {
     "cheetah-run-backward": partial(cheetah, speed=8, direction=-1),
     "finger-spin": finger_spin,
     "fish-swim": fish_swim,
-    "hopper-stand": partial(hopper, speed=0),
-    "hopper-hop": partial(hopper, speed=2),
-    "hopper-hop-backward": partial(hopper, speed=-2),
+    "hopper-stand": hopper_stand,
 }
 SHAPING: dict[str, Callable[[States], np.ndarray]] = {
     "pendulum-swingup": toward_upright_energy,
     "cartpole-balance-sparse": toward_middle,
+    "cartpole-balance-long-sparse": toward_middle,
     "cartpole-swingup-sparse": toward_middle,
     "reacher-easy": toward_target,
     "reacher-hard": toward_target,
@@ -246,8 +233,4 @@ SHAPING: dict[str, Callable[[States], np.ndarray]] = {
     "finger-spin": toward_spin,
     "fish-swim": toward_food,
     "hopper-stand": toward_standing,
-    "hopper-hop": partial(toward_standing, direction=1),
-    "hopper-hop-backward": partial(toward_standing, direction=-1),
-    "cartpole-balance-long-sparse": toward_standing_poles,
-    "cartpole-balance-two-poles-sparse": toward_standing_poles,
 }

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.demonstrate.bodies import BODIES
+from pipeline.demonstrate.bodies import BODIES, ogbench_ant
 from pipeline.demonstrate.box2d import PILOTED, WalkerSimulator, fly
-from pipeline.demonstrate.play import expert_method, least_score, play
+from pipeline.demonstrate.play import expert, expert_method, least_score, play
 from pipeline.demonstrate.simulator import PlanningSimulator, States
 from pipeline.tasks.registry import get, load_catalogue, make
 
@@ -45,6 +45,37 @@ def test_rollouts_of_a_body_are_what_then_happens(name: str) -> None:
     for step in range(4):
         env.step(actions[1, step].astype(np.float32))
         np.testing.assert_allclose(states.qpos[1, step], body.data.qpos, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_an_ant_is_led_through_its_maze() -> None:
+    nearer = []
+    for seed in (2, 3):  # of some starts it turns over
+        spec, env, body = build("og-ant-maze", seed)
+        act, goal = expert(spec, env, seed, np.random.default_rng(0)), env.simulator.goal
+        before, obs = float(goal.left(body.data.qpos[:2])), env.reset(seed=seed)[0]
+        for _ in range(60):
+            obs, *_ = env.step(act(obs, False).astype(np.float32))
+        nearer.append(before - float(goal.left(body.data.qpos[:2])))
+    assert max(nearer) > 3  # it walks 1 m/s
+
+
+def test_what_ogbenchs_ant_wants() -> None:
+    for name in ("og-ant-maze", "og-ant", "og-antball"):
+        _, env, body = build(name)
+        goal, nv = env.simulator.goal, body.model.nv
+        qpos, qvel = np.tile(body.data.qpos, (2, 3, 1)), np.zeros((2, 3, nv))
+        if name == "og-ant":
+            qvel[1, :, :2] = goal.direction
+        else:
+            to_goal = goal.target - qpos[..., :2] if name == "og-ant-maze" else qpos[..., -7:-5] - qpos[..., :2]
+            qpos[1, :, :2] += 0.5 * to_goal[1]  # straight, which in this maze is not the way, but nearer
+        wanted = ogbench_ant(goal)(States(qpos, qvel, np.zeros((2, 3, 8)), np.zeros(0), np.zeros(0), body.model))
+        assert wanted.shape == (2, 3)
+        assert (wanted[1] > wanted[0]).all(), name
+        qpos[..., 3:7] = 0, 1, 0, 0  # on its back
+        fallen = ogbench_ant(goal)(States(qpos, qvel, np.zeros((2, 3, 8)), np.zeros(0), np.zeros(0), body.model))
+        assert (fallen < wanted - 5).all()
 
 
 def states_of(body, **changes: dict[int, float]) -> States:

@@ -20,7 +20,7 @@ def test_who_demonstrates():
     assert {expert_method(get([name])[0]) for name in GAMES[:3]} == {"planner"}
     assert {expert_method(get([name])[0]) for name in (MAZES[0], MAZES[-1])} == {"path"}
     assert expert_method(get(["rd-push-red"])[0]) == "scripted"
-    for name in ("rd-open-drawer", "og-ant-maze", "og-antball"):
+    for name in ("rd-open-drawer", "og-ant-spiral", "og-ant-bottleneck"):
         with pytest.raises(ValueError, match=f"{name} has no expert"):
             expert_method(get([name])[0])
 

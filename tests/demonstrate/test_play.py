@@ -81,11 +81,15 @@ def test_who_demonstrates():
     assert expert_method(task("walker-walk")) == "planner"
 
 
-def test_every_task_of_the_first_two_domains_has_an_expert():
+def test_every_other_task_of_the_first_two_domains_has_an_expert():
     for spec in load_catalogue().values():
         if spec.suite not in ("dmcontrol", "metaworld"):
             continue
-        assert expert_method(spec) == ("scripted" if spec.suite == "metaworld" else "planner")
+        if spec.name == "hopper-hop":
+            with pytest.raises(ValueError, match="hopper-hop has no expert"):
+                expert_method(spec)
+        else:
+            assert expert_method(spec) == ("scripted" if spec.suite == "metaworld" else "planner")
 
 
 def test_every_recipe_is_of_a_task():

@@ -15,13 +15,12 @@ pytestmark = pytest.mark.slow  # simulators, processes or a server run for real
 # Where rewards are decided: tops of swings, balls near the cup, fast spinners, standing walkers.
 CENTERS = {
     "cartpole-balance-sparse": ([0, 0], 0.2),
+    "cartpole-balance-long-sparse": ([0, 0], 0.2),
     "cartpole-swingup-sparse": ([0, 0], 0.2),
     "cup-catch": ([0, 0, 0, 0.35], 0.05),
     "cup-spin": ([0, 0, 0, 0.2], 0.3),
     "finger-spin": ([0, 0, 0], 1.0),
     "fish-swim": ([0, 0.4, 0.1, *[0] * 11], 0.1),
-    "hopper-hop": ([0, 1, 0, *[0] * 4], 0.2),
-    "hopper-hop-backward": ([0, 1, 0, *[0] * 4], 0.2),
     "hopper-stand": ([0, 1, 0, *[0] * 4], 0.2),
     "pendulum-swingup": ([0], 0.3),
     "reacher-easy": ([0, 0], 2.0),

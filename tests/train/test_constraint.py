@@ -46,7 +46,10 @@ def test_the_policy_goes_on_where_planning_harms_and_the_planner_takes_over_wher
         played = play(evidence, 60, seed)
         assert (played[:2] == POLICY).all()
         shares.append([(played[:, env] == POLICY).double().mean() for env in range(3)])
-        evidence.publish(table)
+        climb = evidence.publish(table)
+        assert climb is not None
+        assert climb[REACH] == 0  # its value has promised more than plans by it have brought
+        assert climb[SWING] == 1
         assert table.constraint[REACH] == POLICY
         assert table.constraint[SWING] == TIED
         metrics = evidence.metrics()
@@ -88,6 +91,7 @@ def test_both_rules_can_be_chosen():
     assert isinstance(make_constraint(dataclasses.replace(FINETUNE, constraint="evidence"), rows, names, 0), Evidence)
     schedule = make_constraint(dataclasses.replace(FINETUNE, constraint="schedule"), rows, names, 0)
     assert isinstance(schedule, Schedule)
+    assert schedule.publish(make_table()) is None
     plan, weight = schedule.choose(750, True)
     assert plan.tolist() == [True] * 3
     assert weight.tolist() == [0.5] * 3

@@ -58,6 +58,25 @@ def test_only_the_declared_part_moves(part: str, mode: Mode) -> None:
     assert moved(before, model) == {PARTS[part]} | ({"target_q_heads"} if part == "q" else set())
 
 
+def test_where_the_value_is_not_to_be_climbed_the_policy_imitates_alone() -> None:
+    """With weight 0 for all tasks other Q networks give the same policy; with weight 1 it is the published loss."""
+
+    def policy(climb: float | None, q_bias: float) -> torch.Tensor:
+        learner = make_learner()
+        with torch.no_grad():
+            list(learner.model.q_heads.parameters())[-1].view(learner.model.config.num_q, -1)[:, 0] += q_bias
+        learner.climb = None if climb is None else torch.full((len(learner.table.names),), climb)
+        learner.model.requires_grad_(False)
+        learner.model.policy_head.requires_grad_(True)
+        learner._make_optimizers()
+        train(learner, "online", range(2))
+        return torch.cat([one.flatten() for one in learner.model.policy_head.parameters()])
+
+    assert torch.equal(policy(0.0, 0.0), policy(0.0, 3.0))
+    assert not torch.equal(policy(1.0, 0.0), policy(1.0, 3.0))
+    assert torch.equal(policy(1.0, 0.0), policy(None, 0.0))
+
+
 def test_pretraining_leaves_the_value_scale_alone() -> None:
     learner = make_learner()
     train(learner, "pretrain", range(2))
