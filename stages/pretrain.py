@@ -45,6 +45,9 @@ def main() -> None:
     embeddings = load_embeddings(specs)
     vision = config.load(config.Vision)
     sight = load_sight(vision, ranks.device)
+    if sight is not None:
+        for name in tasks.train:  # one without demonstrations has no autoencoder of its own cluster
+            sight.adopt(name, embeddings.nearest)
     demonstrations = load_demonstrations(specs, ranks, sight)
     table = task_table(specs, embeddings, demonstrations, model, learning, sight, seed) if ranks.is_main else None
     table = ranks.from_main(table).to(ranks.device)
