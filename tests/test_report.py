@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.image import imsave
 
 from pipeline import report
 from pipeline.files import write_json
@@ -251,16 +252,19 @@ def full_page(root, tmp_path_factory) -> tuple[str, Page]:
     lines = [[even] * 4, [one, even, [], other], [one, one, one, other]]
     write_experts(full / "checkpoints/finetune/metrics", {"dynamics": lines, "q.0": lines[::-1]})
     cosines = [[1, 0.1, 0.7, -0.4], [0.1, 1, 0.2, 0.6], [0.7, 0.2, 1, 0.0], [-0.4, 0.6, 0.0, 1]]
-    write_json(
-        full / "checkpoints/pretrain/metrics/clusters.json",
-        {
-            "tasks": TASKS,
-            "cluster": [0, 1, 0, 1],
-            "order": [1, 3, 2, 0],
-            "similarity": cosines,
-            "silhouette": {"2": 0.5, "3": 0.25},
-        },
-    )
+    found = {
+        "tasks": TASKS,
+        "cluster": [0, 1, 0, 1],
+        "order": [1, 3, 2, 0],
+        "similarity": cosines,
+        "silhouette": {"2": 0.5, "3": 0.25},
+    }
+    write_json(full / "checkpoints/pretrain/metrics/clusters.json", found)
+    learned = full / "datasets/picture_vectors/autoencoder"
+    learned.mkdir(parents=True)
+    write_json(learned / "training.json", {"shown": TASKS[:2], "error": {TASKS[0]: 0.0123}})
+    imsave(learned / "reconstructions.png", np.zeros((4, 4, 3)))
+    write_json(learned / "clusters.json", found | {"cluster": [0, 0, 0, 1], "order": [2, 1, 0, 3], "silhouette": {}})
     demos = json.loads((full / "datasets/demos.json").read_text())
     write_json(full / "datasets/demos.json", demos | {"missing": {"fish-swim": "it has <no> expert"}})
     return make_page(full)
@@ -471,10 +475,21 @@ def test_a_broken_table_of_experts_is_named(changed):
         make_page(changed)
 
 
+def test_what_pictures_are_observed_through_is_shown_with_its_clusters(full_page, page):
+    assert 'id="pictures"' not in page[0]
+    page, _ = full_page
+    section = page[page.index('<section id="pictures">') : page.index('<section id="demonstrations">')]
+    assert f"{TASKS[0]} 0.012." in " ".join(section.split())
+    assert f'alt="Frames above their reconstructions: {TASKS[0]}, {TASKS[1]}"' in section
+    assert section.count("data:image/png;base64") == 2  # the frames, and the similarities in their chart
+    assert re.findall(r"<li>(.*?)</li>", section) == [", ".join(TASKS[row] for row in (2, 1, 0)), TASKS[3]]
+    assert "silhouette" not in section
+
+
 def test_clusters_of_tasks_are_drawn_where_there_are_any(full_page, page):
     assert "clusters" not in page[1].text
     page, _ = full_page
-    section = page[page.index('<section id="clusters">') : page.index('<section id="demonstrations">')]
+    section = page[page.index('<section id="clusters">') : page.index('<section id="pictures">')]
     assert re.findall(r"<li>(.*?)</li>", section) == ["walker-run, mw-drawer-open", "mw-reach, walker-walk"]
     assert "0.50 for 2" in section
     labels = re.findall(r">(walker-walk|walker-run|mw-reach|mw-drawer-open)</text>", section)
