@@ -114,8 +114,8 @@ def fail(folder: Path, task: str, kept: int, attempts: int) -> None:
 
 
 def test_tasks_without_an_expert_stop_the_collection_and_all_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"^rd-open-drawer, og-ant have no expert.*demos\.missing: go_on") as error:
-        gather(tmp_path, names=["mw-reach", "rd-open-drawer", "og-ant"])
+    with pytest.raises(ValueError, match=r"^rd-open-drawer, hopper-hop have no expert.*demos\.missing: go_on") as error:
+        gather(tmp_path, names=["mw-reach", "rd-open-drawer", "hopper-hop"])
     assert "held_out_episodes: 0" in str(error.value)
     assert not (tmp_path / "scratch").exists()
 
