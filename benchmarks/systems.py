@@ -11,8 +11,8 @@ evaluation; it is kept in .resume/systems-*/ when it is done, and what is under 
 on where it stopped. A run that was made with other parameters is made anew; one made by other code is not: delete the
 folder for that.
 
-Writes results/systems.json, to which `benchmarks.growth` and `benchmarks.clusters` add; with --quick or other options
-the result is printed and written only if --write is given.
+Writes results/systems.json, to which `benchmarks.growth`, `.clusters` and `.pictures` add; with --quick or other
+options the result is printed and written only if --write is given.
 """
 
 from __future__ import annotations

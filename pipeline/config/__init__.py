@@ -19,6 +19,7 @@ from pipeline.config.options import (
     STRICT,
     Autoencoder,
     Clipped,
+    Clustering,  # noqa: F401  # of vision.autoencoder; named by callers alone
     Clusters,
     Count,
     CountOrZero,
@@ -29,9 +30,6 @@ from pipeline.config.options import (
     Part,
     Positive,
     Scaling,
-)
-from pipeline.config.options import (
-    Clustering as Clustering,
 )
 
 PARAMS = Path("params.yaml")

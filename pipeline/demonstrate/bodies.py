@@ -57,17 +57,26 @@ def reacher(states: States) -> np.ndarray:
     return -distance - np.square(states.ctrl).sum(-1)
 
 
-def ogbench_ant(goal: Any) -> Reward:
-    """Return what is wanted of OGBench's ant: to near its goal as the task says, on its feet.
+def ogbench_ant(env_id: str, goal: Any) -> Reward:
+    """Return what is wanted of OGBench's ant, on its feet.
+
+    `ant/run`: the speed along the direction. `ant/ball`: the ball near the goal, and the ant near the ball.
+    `ant/<maze>`: minus the metres that are left.
 
     Args:
+        env_id: which task.
         goal: of the task (pipeline/tasks/ogbench.py), read at every call: it changes in an episode.
     """
 
     def reward(states: States) -> np.ndarray:
         x, y = states.qpos[..., 4], states.qpos[..., 5]  # of the torso's quaternion (w, x, y, z)
-        upright = 1 - 2 * (x * x + y * y)
-        return goal.wanted(states.qpos, states.qvel) - 5 * np.clip(0.7 - upright, 0, None)
+        fallen = 5 * np.clip(0.7 - (1 - 2 * (x * x + y * y)), 0, None)
+        if env_id == "ant/run":
+            return states.qvel[..., :2] @ goal.direction - fallen
+        if env_id == "ant/ball":
+            near, left = goal.distances(states.qpos)
+            return -2.5 * left - near - fallen
+        return -goal.left(states.qpos[..., :2]) - fallen
 
     return reward
 

@@ -9,10 +9,8 @@ import numpy as np
 
 PILOTED = {"lander/land": 0.5, "lander/hover": 0.6, "lander/takeoff": 0.6}  # a demonstration is kept from this score on
 _ALTITUDE = 0.9  # of the point to hover at
-_ITERATIONS = (
-    20,
-    10,
-)  # of Box2D's solver, for velocities and places; an episode has 180 and 60, which take thrice as long
+# Iterations of Box2D's solver, for velocities and places; an episode has 180 and 60, which take over twice as long.
+_ITERATIONS = 20, 10
 _FALL = 20.0  # off a plan's reward for every step after a fall
 
 

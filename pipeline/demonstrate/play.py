@@ -54,7 +54,7 @@ def expert_method(spec: TaskSpec) -> str:
         return "planner"
     raise ValueError(
         f"{spec.name} has no expert: Meta-World, RoboDesk and landers have scripted ones, points in mazes follow the "
-        "way, DeepMind Control, Gymnasium's MuJoCo, Box2D's walkers and MiniArcade need a recipe in "
+        "way, DeepMind Control, Gymnasium's MuJoCo, OGBench's ant, Box2D's walkers and MiniArcade need a recipe in "
         "pipeline/demonstrate/recipes.yaml."
     )
 
@@ -159,7 +159,7 @@ def planned(spec: TaskSpec, env: TaskEnv, rng: np.random.Generator) -> Planner:
     inner = env.simulator.env  # type: ignore[attr-defined]  # dm_control's environment
     substeps = round(inner.control_timestep() / inner.physics.timestep())
     model, data = inner.physics.model.ptr, inner.physics.data.ptr
-    simulator = PlanningSimulator(model, data, substeps * spec.action_repeat, recipe.coarseness)
+    simulator = PlanningSimulator(model, data, substeps * spec.action_repeat, recipe.coarseness, recipe.runge_kutta)
     base, shaping = REWARDS.get(spec.name) or suite_reward(inner.task, inner.physics), SHAPING.get(spec.name)
 
     def reward(states: States) -> np.ndarray:
@@ -174,7 +174,7 @@ def planned_body(spec: TaskSpec, env: TaskEnv, rng: np.random.Generator) -> Plan
     body = task.env.unwrapped
     steps = body.frame_skip * spec.action_repeat
     simulator = PlanningSimulator(body.model, body.data, steps, recipe.coarseness, recipe.runge_kutta)
-    reward = ogbench_ant(task.goal) if spec.suite == "ogbench" else BODIES[spec.env_id]
+    reward = ogbench_ant(spec.env_id, task.goal) if spec.suite == "ogbench" else BODIES[spec.env_id]
     return Planner(recipe, simulator, reward, rng)
 
 

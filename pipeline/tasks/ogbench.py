@@ -194,10 +194,6 @@ class _Way:
         """Return the length of the way from places (..., 2) to the goal, (...), all in m."""
         return _CELL * self._distances.at(place / _CELL + self._middle)
 
-    def wanted(self, qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
-        """Return how good states (..., nq) and (..., nv) are to a planner, (...): minus the metres that are left."""
-        return -self.left(qpos[..., :2])
-
     def way(self, place: np.ndarray) -> np.ndarray:
         """Return the unit vector (2,) along the shortest way from a place (2,)."""
         return self._distances.way(place / _CELL + self._middle, 0.4)
@@ -233,10 +229,6 @@ class _Run:
         self._steps += 1
         return reward, False
 
-    def wanted(self, qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
-        """Return how good states (..., nq) and (..., nv) are to a planner, (...): the speed along the direction."""
-        return qvel[..., :2] @ self.direction
-
     def observe(self, env: Any) -> np.ndarray:
         return np.concatenate([env.data.qpos[2:], env.data.qvel, self.direction])
 
@@ -270,20 +262,15 @@ class _Ball:
         env.model.geom("target").pos[:2] = self.target
 
     def judge(self, env: Any, before: np.ndarray) -> tuple[float, bool]:
-        (near_then, left_then), (near, left) = self._distances(before), self._distances(env.data.qpos)
+        (near_then, left_then), (near, left) = self.distances(before), self.distances(env.data.qpos)
         return float(25 * (left_then - left) + 10 * (near_then - near)), bool(left <= _BALL_REACHED)
-
-    def wanted(self, qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
-        """Return how good states (..., nq) and (..., nv) are to a planner, (...): the ball near the goal, behind it."""
-        near, left = self._distances(qpos)
-        return -2.5 * left - near
 
     def observe(self, env: Any) -> np.ndarray:
         qpos = env.data.qpos
         ant, ball = qpos[:2], qpos[-7:-5]
         return np.concatenate([qpos[2:-7], qpos[-5:], env.data.qvel, ball - ant, self.target - ball])
 
-    def _distances(self, qpos: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def distances(self, qpos: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return how far it is from ant to ball and from ball to goal, (...) each, for coordinates (..., nq)."""
         ant, ball = qpos[..., :2], qpos[..., -7:-5]
         return np.linalg.norm(ant - ball, axis=-1), np.linalg.norm(ball - self.target, axis=-1)

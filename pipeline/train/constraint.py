@@ -61,7 +61,8 @@ class Evidence:
     believed to lie around what recent episodes scored, the more surely the more of them; what was not tried yet is
     believed to be worse than the policy. A constraint is drawn as often as it is probably the best of the three
     (Thompson sampling). So the policy goes on where planning harms, as it does where a centimetre counts, a planner
-    that is better takes over within a few episodes, and what nothing can improve is hardly put at risk.
+    that is better takes over within a few episodes, and what nothing can improve is hardly put at risk. For the same
+    reason the policy climbs the value, by which plans are made, only on tasks where plans have done better (`publish`).
 
     Args:
         rows: (N,) row of the task table of each environment of the run, on whichever rank it is: all ranks hear of all

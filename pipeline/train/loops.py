@@ -155,6 +155,7 @@ def learn_online(
         seeded = loop.resumed.values.get("seeded", False)
         if curriculum:
             curriculum.load_state(loop.resumed.values["curriculum"])
+    loop.learner.climb = constraint.publish(loop.actor.table)
 
     def save() -> None:
         decided = {f"{_CONSTRAINT}{name}": tensor for name, tensor in constraint.state_tensors().items()}
@@ -316,7 +317,6 @@ def _take_up_constraint(loop: Loop, constraint: Schedule | Evidence) -> None:
     constraint.load_state_tensors(
         {name.removeprefix(_CONSTRAINT): value for name, value in tensors.items() if name.startswith(_CONSTRAINT)}
     )
-    loop.learner.climb = constraint.publish(loop.actor.table)
 
 
 def _take_up_phase(loop: Loop, phase: PolicyPhase | None, replay: ReplayBuffer) -> None:

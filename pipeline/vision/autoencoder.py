@@ -127,7 +127,7 @@ class Autoencoders(nn.Module):
 
     def of(self, task: str) -> Autoencoder:
         """Return the autoencoder that a task is observed through."""
-        return self.member(self.cluster.get(task, 0) if self.cluster else 0)
+        return self.member(self.cluster[task] if self.cluster else 0)
 
     @torch.no_grad()
     def forward(self, pixel_values: Tensor, cluster: Tensor) -> Tensor:

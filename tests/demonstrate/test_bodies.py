@@ -62,7 +62,7 @@ def test_an_ant_is_led_through_its_maze() -> None:
 
 def test_what_ogbenchs_ant_wants() -> None:
     for name in ("og-ant-maze", "og-ant", "og-antball"):
-        _, env, body = build(name)
+        spec, env, body = build(name)
         goal, nv = env.simulator.goal, body.model.nv
         qpos, qvel = np.tile(body.data.qpos, (2, 3, 1)), np.zeros((2, 3, nv))
         if name == "og-ant":
@@ -70,11 +70,15 @@ def test_what_ogbenchs_ant_wants() -> None:
         else:
             to_goal = goal.target - qpos[..., :2] if name == "og-ant-maze" else qpos[..., -7:-5] - qpos[..., :2]
             qpos[1, :, :2] += 0.5 * to_goal[1]  # straight, which in this maze is not the way, but nearer
-        wanted = ogbench_ant(goal)(States(qpos, qvel, np.zeros((2, 3, 8)), np.zeros(0), np.zeros(0), body.model))
+        wanted = ogbench_ant(spec.env_id, goal)(
+            States(qpos, qvel, np.zeros((2, 3, 8)), np.zeros(0), np.zeros(0), body.model)
+        )
         assert wanted.shape == (2, 3)
         assert (wanted[1] > wanted[0]).all(), name
         qpos[..., 3:7] = 0, 1, 0, 0  # on its back
-        fallen = ogbench_ant(goal)(States(qpos, qvel, np.zeros((2, 3, 8)), np.zeros(0), np.zeros(0), body.model))
+        fallen = ogbench_ant(spec.env_id, goal)(
+            States(qpos, qvel, np.zeros((2, 3, 8)), np.zeros(0), np.zeros(0), body.model)
+        )
         assert (fallen < wanted - 5).all()
 
 
