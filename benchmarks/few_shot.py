@@ -4,7 +4,8 @@
     python -m benchmarks.few_shot --quick    one task, one seed, two ways, 5 demonstrations: minutes
 
 Needs the base of a finished `dvc repro finetune` (or --base). Every cell, one task learned once, is kept in
-.resume/few_shot/ when it is done: the same command goes on where it stopped. Writes results/adapt.json; with --quick
+.resume/few_shot/ when it is done: the same command goes on where it stopped. With --jobs several cells are learned at
+once, each in a process of its own with what it says in a log beside its result. Writes results/adapt.json; with --quick
 or other options the result is printed and written only if --write is given.
 
 Ways: `adapter` on the base; `all` weights of the base; `scratch`, the same learning from random weights; `cloning`,
@@ -14,12 +15,15 @@ nothing but behaviour cloning from random weights. All stop early by the same ru
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import itertools
+import multiprocessing
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +37,7 @@ from pipeline.agent import Agent
 from pipeline.data.demos import load_demos
 from pipeline.demonstrate.collect import collect
 from pipeline.files import read_json, write_json
+from pipeline.language.embeddings import TaskEmbeddings
 from pipeline.model.world_model import WorldModel
 from pipeline.statistics import bootstrap_mean
 from pipeline.tasks import registry
@@ -78,6 +83,7 @@ def main() -> None:
     parser.add_argument("--demos", nargs="+", type=int, help="other numbers of demonstrations")
     parser.add_argument("--seeds", nargs="+", type=int, help="other seeds")
     parser.add_argument("--env-steps", type=int, help=f"steps of interaction (default: {ENV_STEPS}, quick: 2000)")
+    parser.add_argument("--jobs", type=int, default=1, help="cells learned at once, one processor core each (default: 1)")
     parser.add_argument("--write", action="store_true", help="write results/adapt.json although not all was run")
     options = parser.parse_args()
     chosen = [options.tasks, options.ways, options.demos, options.seeds]
@@ -93,15 +99,10 @@ def main() -> None:
     print(f"few-shot: {len(cells)} cells on {ranks.device}", flush=True)
     folder = ROOT / "few_shot" / fingerprint([settings.adapt, settings.learning, [str(env_steps)]], [options.base], 0)
     specs = {spec.name: spec for spec in registry.get(sorted({cell.task for cell in cells}), tasks.folder)}
-    demos = collect_demos(list(specs.values()), max(cell.demos for cell in cells), folder, tasks)
-    found: dict[Cell, dict[str, Any]] = {}
-    for number, cell in enumerate(cells):
-        path = folder / f"{cell.name}.json"
-        if not path.exists():
-            print(f"few-shot: cell {number + 1} of {len(cells)}: {cell.name}", flush=True)
-            write_json(path, run(cell, specs[cell.task], options.base, demos, settings, folder / cell.name))
-            shutil.rmtree(folder / cell.name, ignore_errors=True)
-        found[cell] = read_json(path, "python -m benchmarks.few_shot")
+    collect_demos(list(specs.values()), max(cell.demos for cell in cells), folder, tasks)
+    embed_texts(list(specs.values()), options.base, folder)
+    learn_all(cells, specs, options.base, settings, folder, options.jobs)
+    found = {cell: read_json(folder / f"{cell.name}.json", "python -m benchmarks.few_shot") for cell in cells}
     before = {
         seed: before_scores(options.base, seed, settings, folder, ranks.device)
         for seed in sorted({c.seed for c in cells})
@@ -132,8 +133,8 @@ def read_settings(env_steps: int) -> Settings:
     return Settings(adapting, learning, measured, runtime, config.load_seed())
 
 
-def collect_demos(specs: list[TaskSpec], count: int, folder: Path, tasks: config.Tasks) -> Path:
-    """Make as many demonstrations of each task as any cell needs, unless they are there; return their folder."""
+def collect_demos(specs: list[TaskSpec], count: int, folder: Path, tasks: config.Tasks) -> None:
+    """Make as many demonstrations of each task as any cell needs, unless they are there."""
     demos, noted = folder / "demos", folder / "demos.json"
     wanted = {spec.name: count for spec in specs}
     if count and not (noted.exists() and all(read_json(noted, "").get(name, 0) >= count for name in wanted)):
@@ -141,18 +142,57 @@ def collect_demos(specs: list[TaskSpec], count: int, folder: Path, tasks: config
         own = Path(tasks.folder) / "demos"
         collect([(spec, count) for spec in specs], collecting, config.load_seed(), demos, folder / "attempts", own)
         write_json(noted, wanted)
-    return demos
 
 
-def run(cell: Cell, spec: TaskSpec, base: Path, demos: Path, settings: Settings, scratch: Path) -> dict[str, Any]:
-    """Learn one cell."""
-    started = time.monotonic()
+def embed_texts(specs: list[TaskSpec], base: Path, folder: Path) -> None:
+    """Embed each task's texts by the base's encoder, unless they are there: no cell then needs the encoder."""
+    agent = Agent.from_pretrained(base)
+    for spec in specs:
+        if not (folder / "texts" / spec.name).exists():
+            agent.embed(spec).save(folder / "texts" / spec.name)
+
+
+def learn_all(
+    cells: Sequence[Cell], specs: dict[str, TaskSpec], base: Path, settings: Settings, folder: Path, jobs: int
+) -> None:
+    """Learn every cell that is not done yet, `jobs` at a time."""
+    missing = [cell for cell in cells if not (folder / f"{cell.name}.json").exists()]
+    if jobs == 1:
+        for number, cell in enumerate(missing):
+            print(f"few-shot: cell {number + 1} of {len(missing)}: {cell.name}", flush=True)
+            run(cell, specs[cell.task], base, settings, folder)
+        return
+    # A core each: neither processes for a cell's environments nor threads would find one of their own.
+    settings = dataclasses.replace(settings, runtime=dataclasses.replace(settings.runtime, env_workers=0, threads=1))
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        learned = {
+            pool.submit(run_aside, cell, specs[cell.task], base, settings, folder): cell for cell in missing
+        }
+        for number, one in enumerate(as_completed(learned)):
+            one.result()
+            print(f"few-shot: cell {number + 1} of {len(missing)} is done: {learned[one].name}", flush=True)
+
+
+def run_aside(cell: Cell, spec: TaskSpec, base: Path, settings: Settings, folder: Path) -> None:
+    """Learn one cell in a process of its own, which tells its log what it does."""
+    with (
+        (folder / f"{cell.name}.log").open("w") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        run(cell, spec, base, settings, folder)
+
+
+def run(cell: Cell, spec: TaskSpec, base: Path, settings: Settings, folder: Path) -> None:
+    """Learn one cell and write its result."""
+    started, scratch = time.monotonic(), folder / cell.name
     settings = dataclasses.replace(settings, seed=cell.seed)
-    demonstrations = load_demos(demos, cell.task)[: cell.demos] if cell.demos else []
+    demonstrations = load_demos(folder / "demos", cell.task)[: cell.demos] if cell.demos else []
     agent = Agent.from_pretrained(base, device=start(settings.runtime, cell.seed).device)
     trained = list(agent.tasks.values())
     weights = digest(agent.model)
-    introduce(agent, spec, agent.embed(spec), demonstrations, settings.learning, cell.seed)
+    texts = TaskEmbeddings.load(folder / "texts" / cell.task)
+    introduce(agent, spec, texts, demonstrations, settings.learning, cell.seed)
     result: dict[str, Any] = {}
     if cell.way == "adapter":
         done = adapt(agent, spec, demonstrations, settings, scratch)
@@ -180,9 +220,9 @@ def run(cell: Cell, spec: TaskSpec, base: Path, demos: Path, settings: Settings,
             agent.set_adapter(None)
             result["unchanged"] = digest(agent.model) == weights
         result["trained_tasks"] = play(trained, agent, settings, "policy", f"{cell.name}: what is forgotten")
-    return {**cell._asdict(), **result, "curve": points, "seconds": round(seconds, 1)} | {
-        "wall_seconds": round(time.monotonic() - started, 1)
-    }
+    result |= {"curve": points, "seconds": round(seconds, 1), "wall_seconds": round(time.monotonic() - started, 1)}
+    write_json(folder / f"{cell.name}.json", {**cell._asdict(), **result})
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def before_scores(
