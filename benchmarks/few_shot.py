@@ -43,7 +43,7 @@ from pipeline.statistics import bootstrap_mean
 from pipeline.tasks import registry
 from pipeline.tasks.spec import TaskSpec
 from pipeline.train.evaluate import Evaluator
-from pipeline.train.runtime import start
+from pipeline.train.runtime import machine, start
 from pipeline.train.scratch import ROOT, fingerprint
 
 TASKS = (
@@ -221,7 +221,7 @@ def run(cell: Cell, spec: TaskSpec, base: Path, settings: Settings, folder: Path
             result["unchanged"] = digest(agent.model) == weights
         result["trained_tasks"] = play(trained, agent, settings, "policy", f"{cell.name}: what is forgotten")
     result |= {"curve": points, "seconds": round(seconds, 1), "wall_seconds": round(time.monotonic() - started, 1)}
-    write_json(folder / f"{cell.name}.json", {**cell._asdict(), **result})
+    write_json(folder / f"{cell.name}.json", {**cell._asdict(), **result, "machine": machine()})
     shutil.rmtree(scratch, ignore_errors=True)
 
 
