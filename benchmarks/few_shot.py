@@ -83,7 +83,9 @@ def main() -> None:
     parser.add_argument("--demos", nargs="+", type=int, help="other numbers of demonstrations")
     parser.add_argument("--seeds", nargs="+", type=int, help="other seeds")
     parser.add_argument("--env-steps", type=int, help=f"steps of interaction (default: {ENV_STEPS}, quick: 2000)")
-    parser.add_argument("--jobs", type=int, default=1, help="cells learned at once, one processor core each (default: 1)")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="cells learned at once, one processor core each (default: 1)"
+    )
     parser.add_argument("--write", action="store_true", help="write results/adapt.json although not all was run")
     options = parser.parse_args()
     chosen = [options.tasks, options.ways, options.demos, options.seeds]
@@ -165,9 +167,7 @@ def learn_all(
     # A core each: neither processes for a cell's environments nor threads would find one of their own.
     settings = dataclasses.replace(settings, runtime=dataclasses.replace(settings.runtime, env_workers=0, threads=1))
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        learned = {
-            pool.submit(run_aside, cell, specs[cell.task], base, settings, folder): cell for cell in missing
-        }
+        learned = {pool.submit(run_aside, cell, specs[cell.task], base, settings, folder): cell for cell in missing}
         for number, one in enumerate(as_completed(learned)):
             one.result()
             print(f"few-shot: cell {number + 1} of {len(missing)} is done: {learned[one].name}", flush=True)

@@ -99,9 +99,9 @@ class Plain:
     def step(self) -> None:
         """Step all environments once, then make the updates that are due."""
         obs, table = torch.from_numpy(self.obs).to(self.device), self.table
-        draws = PlanDraws.sample(
-            self.planner, len(obs), self.sizes.action_dim, self.sizes.num_q, self.generator
-        ).to(self.device)
+        draws = PlanDraws.sample(self.planner, len(obs), self.sizes.action_dim, self.sizes.num_q, self.generator).to(
+            self.device
+        )
         with torch.no_grad():
             found = plain.plan(
                 self.model, table.embeddings[:, 0], obs, self.planner, self.mean, self.first, table.discount,
@@ -162,7 +162,9 @@ def main() -> int:
     parser.add_argument("--alone", action="store_true", help="leave the plain loop out")
     parser.add_argument("--write", action="store_true", help="write results/loop.json")
     options = parser.parse_args()
-    tasks = [spec for spec in registry.load_catalogue().values() if spec.suite in options.suites and spec.split == "train"]
+    tasks = [
+        spec for spec in registry.load_catalogue().values() if spec.suite in options.suites and spec.split == "train"
+    ]
     options.specs = [tasks[number % len(tasks)] for number in range(options.envs)]
     options.updates = options.envs * options.utd
     inductor_config.triton.cudagraphs = options.cuda_graphs
@@ -175,7 +177,9 @@ def main() -> int:
     sizes, begun = model_size(options.size), time.monotonic()
     with VectorEnv(options.specs, sizes.obs_dim, sizes.action_dim, 0, options.workers) as envs:
         ours = Ours(options, envs, runtime)
-        print(f"loop: {options.envs} environments of {len(tasks)} tasks, size {options.size}, {ours.device}", flush=True)
+        print(
+            f"loop: {options.envs} environments of {len(tasks)} tasks, size {options.size}, {ours.device}", flush=True
+        )
         first = measure(ours.step, options.seconds, 4, "ours", ours.device)
         shares = {name: round(seconds, 2) for name, seconds in ours.seconds.items()}
     if options.alone:
@@ -191,7 +195,11 @@ def main() -> int:
             "env_steps_per_second": results.claim(round(rates["ours"], 1), _TARGET, "above"),
             "against_plain": results.claim(round(rates["ours"] / rates["plain"], 2), 1.0, "above"),
         }
-        more = {"device": str(ours.device), "plain_env_steps_per_second": round(rates["plain"], 1), "seconds_of": shares}
+        more = {
+            "device": str(ours.device),
+            "plain_env_steps_per_second": round(rates["plain"], 1),
+            "seconds_of": shares,
+        }
         words = " ".join(["python -m benchmarks.loop", *sys.argv[1:]])
         results.write("loop", words, time.monotonic() - begun, figures, **more)
     return 0

@@ -48,7 +48,7 @@ class PlainModel:
     def termination(self, z: Tensor, emb: Tensor) -> Tensor:
         """Logits (...) of the episode having ended for good at z; without a head it never does."""
         if self.model.termination_head is None:
-            return torch.full(z.shape[:-1], -torch.inf)
+            return torch.full(z.shape[:-1], -torch.inf, device=z.device)
         return _mlp(self.model.termination_head, torch.cat([z, emb], -1)).squeeze(-1)
 
     def policy(self, z: Tensor, emb: Tensor, mask: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,7 +113,7 @@ def model_losses(
     rho = _rho(learning.rho, horizon)
     mask, emb = table.action_mask[batch.task], table.embeddings[batch.task, draws.phrasing]
     zs = [plain.encode(batch.obs[0], emb)]
-    consistency = reward = value = bc = termination = torch.zeros(())
+    consistency = reward = value = bc = termination = torch.zeros((), device=batch.obs.device)
     for t in range(horizon):
         z, action = zs[-1], batch.action[t]
         with torch.no_grad():
@@ -154,7 +154,7 @@ def policy_loss(
     horizon = len(batch.action)
     rho = _rho(learning.rho, horizon)
     mask, emb = table.action_mask[batch.task], table.embeddings[batch.task, draws.phrasing]
-    loss, values = torch.zeros(()), []
+    loss, values = torch.zeros((), device=z.device), []
     for t in range(horizon + 1):
         action, entropy = plain.policy(z[t], emb, mask, draws.policy_noise[t])
         q = plain.decode(plain.q(z[t], action, emb))
@@ -172,7 +172,7 @@ class PlainLearner:
 
     def __init__(self, model: WorldModel, table: TaskTable, learning: config.Learning):
         self.model, self.table, self.learning = model, table, learning
-        self.scale = torch.ones(1)
+        self.scale = torch.ones(1, device=model.bins.device)
         world = [model.dynamics, model.reward_head, model.q_heads, model.policy_head, model.termination_head]
         self.world = [parameter for network in world if network for parameter in network.parameters()]
         encoder = list(model.encoder.parameters())
@@ -247,7 +247,8 @@ def plan(
     for i in range(planner.iterations):
         samples = (mean.unsqueeze(1) + std.unsqueeze(1) * draws.sample_noise[i]).clamp(-1, 1)
         actions = torch.cat([policy_actions, samples], 1) * mask
-        z, value, weight = z0, torch.zeros(planner.num_samples, num_envs), torch.ones(planner.num_samples, num_envs)
+        z, value = z0, torch.zeros(planner.num_samples, num_envs, device=z0.device)
+        weight = torch.ones_like(value)
         for action in actions:
             value = value + weight * plain.decode(plain.reward(z, action, emb))
             z = plain.next(z, action, emb)
@@ -264,7 +265,7 @@ def plan(
         mean, std = mean * action_mask, std.clamp(planner.min_std, planner.max_std) * action_mask
     gumbel = -torch.log(draws.elite_exponential)
     choice = ((torch.log(score) + gumbel) / planner.temperature).argmax(0)
-    action = torch.stack([elites[0, choice[n], n] for n in range(num_envs)])
+    action = elites[0, choice, torch.arange(num_envs, device=choice.device)]
     if explore:
         action = action + std[0] * draws.explore_noise
     return Plan(action.clamp(-1, 1), mean, std)

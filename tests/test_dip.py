@@ -29,13 +29,16 @@ def a_run(score: float) -> dict:
             "online/b": list(RARE), "online/score": list(RARE), "online/episodes_sum": list(RARE)}  # fmt: skip
 
 
-def test_the_lowest_running_score_is_held_against_the_score_before():
+def test_the_lowest_running_score_is_held_against_that_of_a_policy_that_does_not_learn():
     one = measure(a_run(0.8))
     assert (one["before"], one["lowest"], one["last"]) == (0.5, 0.25, 0.75)
     assert one["evaluated"] == pytest.approx(0.7)
-    made = claims({"evidence": [one], "published": [measure(a_run(0.6))]})
-    assert made["lowest_running_score_of_pretrained"]["value"] == 0.5
-    assert not made["lowest_running_score_of_pretrained"]["holds"]
+    still = one | {"running": [(step, 0.5 if step < 40 else 1.0) for step, _ in one["running"]]}
+    made = claims({"pretrained": [still], "evidence": [one], "published": [measure(a_run(0.6))]})
+    lowest = made["lowest_running_score_of_pretrained"]
+    assert (lowest["value"], lowest["of_published"], lowest["of_tied"]) == (0.25, 0.25, None)
+    assert lowest["of_evaluated_before"] == {"pretrained": 1.0, "evidence": 0.5, "published": 0.5, "tied": None}
+    assert not lowest["holds"]
     assert made["end_minus_published_schedule"]["value"] == pytest.approx(0.1333, abs=1e-4)
     assert made["end_minus_published_schedule"]["holds"]
 

@@ -135,3 +135,23 @@ def test_plans(sizes: config.Model, seed: int, num_envs: int, weight: float, exp
     assume(all(torch.allclose(getattr(nudged, part), getattr(expected, part), atol=1e-2) for part in ("mean", "std")))
     for part in ("action", "mean", "std"):
         assert close(getattr(found, part), getattr(expected, part)), part
+
+
+def test_makes_every_tensor_on_the_device_of_its_inputs() -> None:
+    """A device without data stands for a GPU: what lies on the processor does not mix with it either."""
+    table, draw = make_table(TINY), torch.Generator().manual_seed(0)
+    batch = make_batch(table, TINY).to("meta")
+    for part in ("embeddings", "action_mask", "discount"):  # not by `to`, which looks at values
+        object.__setattr__(table, part, getattr(table, part).to("meta"))
+    draws = UpdateDraws.sample(batch, table.num_phrasings, TINY.num_q, draw)
+    with torch.no_grad():
+        noise = PlanDraws.sample(TINY_PLANNER, 2, TINY.action_dim, TINY.num_q, draw).to("meta")
+        mean = torch.zeros(TINY_PLANNER.horizon, 2, TINY.action_dim, device="meta")
+        rows = torch.zeros(2, dtype=torch.bool, device="meta")
+        told = (batch.obs[0, :2], TINY_PLANNER, mean, rows, table.discount[:2], table.action_mask[:2], noise)
+        found = plain.plan(make_model().to("meta"), table.embeddings[:2, 0], *told)
+    assert found.action.device.type == "meta"
+    learner = plain.PlainLearner(make_model().to("meta"), table, LEARNING)
+    losses = plain.model_losses(learner.model, table, batch, draws, LEARNING, LEARNING.bc_coef)
+    loss, value = plain.policy_loss(learner.model, table, batch, losses.z, draws, LEARNING, learner.scale)
+    assert {losses.total.device.type, loss.device.type, value.device.type} == {"meta"}
