@@ -8,11 +8,12 @@ Ways: `evidence`, measured scores decide per task how far plans may leave the po
 checkpoint's policy plays alone, exploring as it always does when it collects, and nothing learns.
 
 The running score is the mean over tasks of the episodes collected during the last quarter of the steps, from the first
-quarter on. With one seed all ways meet the same starts, so it is held against that of `pretrained` at the same step: what
-chance and exploration do to a policy that never changes (its lowest stands beside) is then no fault of learning.
+quarter on. All ways meet the same starts under one seed, so it is held against that of `pretrained` at the same step:
+what chance and exploration do to a policy that never changes is no fault of learning.
 
 Run where `dvc repro pretrain` is done. A run is kept in .resume/dip/ when it is done; one that stopped goes on.
-Adds its claims to results/adapt.json; with --quick or other options only if --write is given.
+Adds its claims to results/adapt.json; with --quick or other options only if --write is given. Runs that are in that file
+and were not asked for now stay in it and count; what is claimed is claimed over the seeds that all its ways have.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.finetune_runs import BASE, run
-from benchmarks.results import add, claim
+from benchmarks.results import RESULTS, add, claim
 from pipeline import config
+from pipeline.files import read_json
 from pipeline.report.results import Curve
 from pipeline.train.scratch import ROOT, fingerprint
 
@@ -41,7 +43,7 @@ def ways(env_steps: int) -> dict[str, dict[str, Any]]:
     """Return the parameters of `finetune` that each way changes."""
     tied = {"constraint": "schedule", "constraint_steps": env_steps, "constraint_decay": 0}
     decaying = {"constraint_steps": round(_STEPS * env_steps), "constraint_decay": round(_DECAY * env_steps)}
-    alone = {"constraint": "evidence", "seeding_episodes": 10**9}  # while it seeds, the policy plays and nothing learns
+    alone = {"constraint": "evidence", "seeding_episodes": 10**6}  # while it seeds, the policy plays and nothing learns
     return {"pretrained": alone, "evidence": {"constraint": "evidence"}, "published": tied | decaying, "tied": tied}
 
 
@@ -64,8 +66,18 @@ def main() -> None:
         changed = {**compared[way], "env_steps": env_steps, "eval_every": max(env_steps // 8, 1)}
         changed |= {"log_every": max(env_steps // 40, 1)}
         one = run(folder / f"{way}-{seed}", seed, changed, ("eval", "online"), "python -m benchmarks.dip")
-        found[way].append({"seed": seed, "env_steps": one["env_steps"], "seconds": one["seconds"], **measure(one)})
+        found[way].append(
+            {
+                "seed": seed,
+                "commit": one["commit"],
+                "env_steps": one["env_steps"],
+                "seconds": one["seconds"],
+                **measure(one),
+            }
+        )
         print(f"dip: {way}, seed {seed}: " + ", ".join(f"{k} {v}" for k, v in found[way][-1].items() if k != "running"))
+    before = read_json(RESULTS / "adapt.json", "python -m benchmarks.dip").get("parts", {}).get("dip", {})
+    found = merge(before.get("runs", {}), found, env_steps)
     whole = tuple(seeds) == SEEDS and not options.quick and not options.ways
     figures = claims(found)
     if whole or options.write:
@@ -74,6 +86,19 @@ def main() -> None:
     else:
         for name, figure in figures.items():
             print(f"{name}: {figure['value']}")
+
+
+def merge(
+    before: Mapping[str, Sequence[Mapping[str, Any]]], found: Mapping[str, Sequence[Mapping[str, Any]]], env_steps: int
+) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the runs of this length of both by way and seed; of the same way and seed the one found now."""
+    merged = {}
+    for way in ways(env_steps):
+        runs = {
+            one["seed"]: one for one in [*before.get(way, ()), *found.get(way, ())] if one["env_steps"] >= env_steps
+        }
+        merged[way] = [runs[seed] for seed in sorted(runs)]
+    return {way: runs for way, runs in merged.items() if runs}
 
 
 def measure(one: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,7 +131,10 @@ def running_score(tasks: Sequence[Curve], env_steps: int) -> list[tuple[float, f
 
 
 def claims(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Return the promised figures: means over seeds."""
+    """Return the promised figures: means over the seeds that all ways of `found` have, `tied` left aside."""
+    compared = [{one["seed"] for one in runs} for way, runs in found.items() if way != "tied"]
+    shared = set.intersection(*compared) if compared else set()
+    found = {way: [one for one in runs if one["seed"] in shared] for way, runs in found.items()}
 
     def mean(way: str, name: str) -> float | None:
         return float(np.mean([one[name] for one in found[way]])) if found.get(way) else None
@@ -114,8 +142,8 @@ def claims(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[s
     def curve(way: str) -> dict[float, float]:
         """Return the mean over seeds of the running score, at the steps that all of them have."""
         curves = [dict(one["running"]) for one in found.get(way, ())]
-        shared = sorted(set.intersection(*map(set, curves))) if curves else []
-        return {step: float(np.mean([one[step] for one in curves])) for step in shared}
+        steps = sorted(set.intersection(*map(set, curves))) if curves else []
+        return {step: float(np.mean([one[step] for one in curves])) for step in steps}
 
     still = curve("pretrained")
 

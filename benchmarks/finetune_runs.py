@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from pipeline import config
 from pipeline.files import read_json, write_json
 from pipeline.report.results import read_curves
+from pipeline.train.runtime import commit
 
 PROJECT = Path(__file__).parent.parent
 BASE = Path("checkpoints/pretrain/model")
@@ -51,14 +52,15 @@ def run(
         root: project folder whose demonstrations and pretrained checkpoint are finetuned.
 
     Returns:
-        `seconds`, `env_steps` and `stage` of the run, and its curves by name.
+        `seconds`, `env_steps`, `stage` and `commit` of the run, and its curves by name.
     """
     done, metrics = folder / "done.json", folder / "checkpoints/finetune/metrics"
     if not done.exists():
         _prepare(folder, seed, {"finetune": changed}, ("datasets", "checkpoints/pretrain"), root)
         _run_stage("finetune", folder)
         summary = read_json(metrics / "summary.json", "stages.finetune")
-        write_json(done, {name: summary.get(name) for name in ("seconds", "env_steps", "stage")})
+        made = {name: summary.get(name) for name in ("seconds", "env_steps", "stage")}
+        write_json(done, made | {"commit": commit()})
         shutil.rmtree(folder / "checkpoints/finetune/model")
     curves = {name: curve for name, curve in read_curves(metrics).items() if name.split("/")[0] in groups}
     if not curves:

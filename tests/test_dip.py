@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from benchmarks.dip import claims, measure, running_score, ways
+from benchmarks.dip import claims, measure, merge, running_score, ways
 from pipeline import config
 from pipeline.report.results import Curve
 
@@ -30,11 +30,11 @@ def a_run(score: float) -> dict:
 
 
 def test_the_lowest_running_score_is_held_against_that_of_a_policy_that_does_not_learn():
-    one = measure(a_run(0.8))
+    one = {"seed": 1} | measure(a_run(0.8))
     assert (one["before"], one["lowest"], one["last"]) == (0.5, 0.25, 0.75)
     assert one["evaluated"] == pytest.approx(0.7)
     still = one | {"running": [(step, 0.5 if step < 40 else 1.0) for step, _ in one["running"]]}
-    made = claims({"pretrained": [still], "evidence": [one], "published": [measure(a_run(0.6))]})
+    made = claims({"pretrained": [still], "evidence": [one], "published": [{"seed": 1} | measure(a_run(0.6))]})
     lowest = made["lowest_running_score_of_pretrained"]
     assert (lowest["value"], lowest["of_published"], lowest["of_tied"]) == (0.25, 0.25, None)
     assert lowest["of_evaluated_before"] == {"pretrained": 1.0, "evidence": 0.5, "published": 0.5, "tied": None}
@@ -45,6 +45,23 @@ def test_the_lowest_running_score_is_held_against_that_of_a_policy_that_does_not
 
 def test_what_was_not_run_does_not_hold():
     assert [figure["holds"] for figure in claims({}).values()] == [False, False]
+
+
+def test_runs_of_before_stay_and_claims_are_made_over_the_seeds_that_all_ways_have():
+    run = {"env_steps": 80, "before": 0.5, "lowest": 0.5, "last": 0.5}
+    runs = {
+        way: [run | {"seed": seed, "running": [(20, score)], "evaluated": score} for seed, score in scores.items()]
+        for way, scores in {"pretrained": {1: 0.5, 2: 0.5}, "evidence": {1: 0.4, 2: 0.1}}.items()
+    }
+    short = [run | {"seed": 2, "env_steps": 40}, run | {"seed": 1, "running": [(20, 0.2)], "evaluated": 0.2}]
+    merged = merge({"published": short, "evidence": [run | {"seed": 2}]}, runs, 80)
+    assert {way: [one["seed"] for one in ones] for way, ones in merged.items()} == {
+        "pretrained": [1, 2], "evidence": [1, 2], "published": [1]
+    }  # fmt: skip
+    assert merged["evidence"][1]["evaluated"] == 0.1
+    made = claims(merged)
+    assert made["lowest_running_score_of_pretrained"]["value"] == 0.8
+    assert made["end_minus_published_schedule"]["value"] == 0.2
 
 
 def test_what_is_compared_is_a_valid_section():
