@@ -22,11 +22,12 @@ from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.task_env import TaskEnv
 
 if TYPE_CHECKING:
+    from pipeline.tasks.atari import Atari
     from pipeline.tasks.miniarcade.adapter import MiniArcade
 
 Act = Callable[[np.ndarray, bool], np.ndarray]  # observation and success -> action (a,) in [-1, 1]
 
-_PLANNED = ("dmcontrol", "dmcontrol-ext", "mujoco", "ogbench", "box2d", "miniarcade")
+_PLANNED = ("dmcontrol", "dmcontrol-ext", "mujoco", "ogbench", "box2d", "miniarcade", "atari")
 
 # Every second attempt is disturbed, so that a clone sees what to do after its own mistakes and the world model sees
 # what other actions do. Held for some steps the noise leads further away than white noise of the same size; the last
@@ -54,8 +55,8 @@ def expert_method(spec: TaskSpec) -> str:
         return "planner"
     raise ValueError(
         f"{spec.name} has no expert: Meta-World, RoboDesk and landers have scripted ones, points in mazes follow the "
-        "way, DeepMind Control, Gymnasium's MuJoCo, OGBench's ant, Box2D's walkers and MiniArcade need a recipe in "
-        "pipeline/demonstrate/recipes.yaml."
+        "way, DeepMind Control, Gymnasium's MuJoCo, OGBench's ant, Box2D's walkers, MiniArcade and Atari need a recipe "
+        "in pipeline/demonstrate/recipes.yaml."
     )
 
 
@@ -133,7 +134,7 @@ def expert(spec: TaskSpec, env: TaskEnv, seed: int, rng: np.random.Generator) ->
     if spec.suite == "box2d":
         planner = planned_walker(spec, env, seed, rng)
     else:
-        kinds = {"miniarcade": planned_game, "mujoco": planned_body, "ogbench": planned_body}
+        kinds = {"miniarcade": planned_game, "atari": planned_atari, "mujoco": planned_body, "ogbench": planned_body}
         planner = kinds.get(spec.suite, planned)(spec, env, rng)
     ready: list[np.ndarray] = []
 
@@ -151,6 +152,15 @@ def planned_game(spec: TaskSpec, env: TaskEnv, rng: np.random.Generator) -> Plan
 
     simulator = GameSimulator(cast("MiniArcade", env.simulator))
     return Planner(load_recipes()[spec.name], simulator, lambda rewards: rewards, rng)
+
+
+def planned_atari(spec: TaskSpec, env: TaskEnv, rng: np.random.Generator) -> Planner:
+    """Return the planner of an Atari game."""
+    from pipeline.demonstrate.console import ConsoleSimulator
+
+    return Planner(
+        load_recipes()[spec.name], ConsoleSimulator(cast("Atari", env.simulator)), lambda rewards: rewards, rng
+    )
 
 
 def planned(spec: TaskSpec, env: TaskEnv, rng: np.random.Generator) -> Planner:

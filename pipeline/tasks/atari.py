@@ -78,6 +78,19 @@ class Atari:
         reward = sum(self._ale.act(move, float(radius)) for _ in range(_FRAMES))
         return float(reward), self._ale.game_over(with_truncation=False), False, False
 
+    @property
+    def lives(self) -> int:
+        """Lives left; 0 in games that have none."""
+        return self._ale.lives()
+
+    def save(self) -> ale_py.ALEState:
+        """Return where the game stands, for `restore`."""
+        return self._ale.cloneSystemState()
+
+    def restore(self, state: ale_py.ALEState) -> None:
+        """Go back to where `save` was called: the same actions then lead to the same again."""
+        self._ale.restoreSystemState(state)
+
     def observe(self, out: np.ndarray) -> None:
         """Write the observation into `out`, (128,) float32."""
         self._ale.getRAM(self._memory)

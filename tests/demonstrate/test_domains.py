@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.demonstrate.arcade import GameSimulator
+from pipeline.demonstrate.console import ConsoleSimulator
 from pipeline.demonstrate.desk import desk_script
 from pipeline.demonstrate.play import expert_method, least_score, play
 from pipeline.tasks.registry import get, load_catalogue, make
@@ -45,6 +46,41 @@ def test_games_are_planned_on_a_copy():
     played = [env.step(action)[1] for action in actions[2]]
     np.testing.assert_allclose(planned[2], played)
     assert planned.any()
+
+
+def test_atari_is_planned_on_the_episodes_own_console_which_then_stands_where_it_stood():
+    spec = get(["atari-assault"])[0]
+    env = make(spec, spec.obs_dim, spec.action_dim)
+    obs, _ = env.reset(seed=2)
+    actions = np.random.default_rng(0).uniform(-1, 1, (3, 60, 3)).astype(np.float32)
+    simulator = ConsoleSimulator(env.simulator)
+    planned = simulator(actions.astype(np.float64))
+    np.testing.assert_array_equal(simulator(actions.astype(np.float64)), planned)
+    seen = np.zeros(spec.obs_dim, np.float32)
+    env.simulator.observe(seen)
+    np.testing.assert_array_equal(seen, obs)
+    played = [env.step(action)[1] for action in actions[1]]
+    np.testing.assert_allclose(planned[1], played)
+    assert planned.any()
+
+
+def test_a_lost_life_costs_as_much_as_the_largest_reward():
+    class Console:
+        low, high, lives = np.full(3, -1.0), np.ones(3), 2
+
+        def save(self):
+            return None
+
+        def restore(self, state):
+            self.lives = 2
+
+        def step(self, action):
+            self.lives -= action[2] > 0
+            return float(action[0] * 30), self.lives == 0, False, False
+
+    actions = np.zeros((2, 3, 3))
+    actions[0, 0, 0], actions[1, :2, 2] = 1.0, 1.0
+    np.testing.assert_allclose(ConsoleSimulator(Console())(actions), [[30, 0, 0], [-30, -60, 0]])
 
 
 def test_the_desk_script_presses_from_above():
