@@ -12,13 +12,14 @@ quarter on. All ways meet the same starts under one seed, so it is held against 
 what chance and exploration do to a policy that never changes is no fault of learning.
 
 Run where `dvc repro pretrain` is done. A run is kept in .resume/dip/ when it is done; one that stopped goes on.
-Adds its claims to results/adapt.json; with --quick or other options only if --write is given. Runs that are in that file
-and were not asked for now stay in it and count; what is claimed is claimed over the seeds that all its ways have.
+Adds its claims to results/adapt.json; with --quick or other options only if --write is given. Runs that are in that
+file and were not asked for now stay in it and count; claims are made over the seeds that all ways have.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
@@ -59,7 +60,8 @@ def main() -> None:
     env_steps = settings.env_steps // 4 if options.quick else settings.env_steps
     compared = {way: changed for way, changed in ways(env_steps).items() if way in (options.ways or ways(1))}
     seeds = options.seeds or (SEEDS[:1] if options.quick else SEEDS)
-    folder = ROOT / "dip" / fingerprint([settings, [str(env_steps)]], [BASE], 0)
+    shared = dataclasses.replace(settings, **ways(env_steps)["tied"])  # whatever params.yaml says of the constraint
+    folder = ROOT / "dip" / fingerprint([shared, [str(env_steps)]], [BASE], 0)
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in compared}
     for number, (seed, way) in enumerate(itertools.product(seeds, compared)):
         print(f"dip: run {number + 1} of {len(seeds) * len(compared)}: {way}, seed {seed}", flush=True)
@@ -77,12 +79,12 @@ def main() -> None:
         )
         print(f"dip: {way}, seed {seed}: " + ", ".join(f"{k} {v}" for k, v in found[way][-1].items() if k != "running"))
     before = read_json(RESULTS / "adapt.json", "python -m benchmarks.dip").get("parts", {}).get("dip", {})
-    found = merge(before.get("runs", {}), found, env_steps)
+    runs = merge(before.get("runs", {}), found, env_steps)
     whole = tuple(seeds) == SEEDS and not options.quick and not options.ways
-    figures = claims(found)
+    figures = claims(runs)
     if whole or options.write:
-        seconds = sum(one["seconds"] for runs in found.values() for one in runs)
-        add("adapt", "dip", " ".join(["python -m benchmarks.dip", *sys.argv[1:]]), seconds, figures, runs=found)
+        seconds = sum(one["seconds"] for ones in runs.values() for one in ones)
+        add("adapt", "dip", " ".join(["python -m benchmarks.dip", *sys.argv[1:]]), seconds, figures, runs=runs)
     else:
         for name, figure in figures.items():
             print(f"{name}: {figure['value']}")
@@ -154,7 +156,8 @@ def claims(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[s
 
     def against_evaluation(way: str) -> float | None:
         """Return the lowest running score over the evaluated score before."""
-        return round(min(curve(way).values()) / mean(way, "before"), 4) if curve(way) else None
+        before = mean(way, "before")
+        return round(min(curve(way).values()) / before, 4) if before else None
 
     own, other = mean("evidence", "evaluated"), mean("published", "evaluated")
     return {

@@ -83,9 +83,7 @@ def main() -> None:
     parser.add_argument("--demos", nargs="+", type=int, help="other numbers of demonstrations")
     parser.add_argument("--seeds", nargs="+", type=int, help="other seeds")
     parser.add_argument("--env-steps", type=int, help=f"steps of interaction (default: {ENV_STEPS}, quick: 2000)")
-    parser.add_argument(
-        "--jobs", type=int, default=1, help="cells learned at once, one processor core each (default: 1)"
-    )
+    parser.add_argument("--jobs", type=int, default=1, help="cells learned at once, on a core each (default: 1)")
     parser.add_argument("--write", action="store_true", help="write results/adapt.json although not all was run")
     options = parser.parse_args()
     chosen = [options.tasks, options.ways, options.demos, options.seeds]
