@@ -70,7 +70,12 @@ def main() -> None:
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     for number, (seed, way) in enumerate(cells):
         print(f"growth: run {number + 1} of {len(cells)}: {way}, seed {seed}", flush=True)
-        changed = {"env_steps": env_steps, "eval_every": settings.eval_every, "scaling": WAYS[way]}
+        changed = {
+            "env_steps": env_steps,
+            "constraint": "schedule",
+            "eval_every": settings.eval_every,
+            "scaling": WAYS[way],
+        }
         groups = ("eval", "scaling", "solved")
         found[way].append(run(folder / f"{way}-{seed}", seed, changed, groups, _COMMAND, base))
     table = [row(way, seed, one, options.score) for way in WAYS for seed, one in zip(seeds, found[way], strict=True)]
