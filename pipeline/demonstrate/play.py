@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -13,7 +14,7 @@ from pipeline.demonstrate.bodies import BODIES, ogbench_ant
 from pipeline.demonstrate.box2d import PILOTED, WalkerSimulator, pilot
 from pipeline.demonstrate.desk import desk_script, has_desk_script
 from pipeline.demonstrate.paths import has_path, path
-from pipeline.demonstrate.planner import Planner, load_recipes
+from pipeline.demonstrate.planner import Planner, RollOut, load_recipes
 from pipeline.demonstrate.rewards import REWARDS, SHAPING
 from pipeline.demonstrate.scripted import Script, has_script
 from pipeline.demonstrate.simulator import PlanningSimulator, States, suite_reward
@@ -23,11 +24,12 @@ from pipeline.tasks.task_env import TaskEnv
 
 if TYPE_CHECKING:
     from pipeline.tasks.atari import Atari
+    from pipeline.tasks.maniskill import ManiSkill
     from pipeline.tasks.miniarcade.adapter import MiniArcade
 
 Act = Callable[[np.ndarray, bool], np.ndarray]  # observation and success -> action (a,) in [-1, 1]
 
-_PLANNED = ("dmcontrol", "dmcontrol-ext", "mujoco", "ogbench", "box2d", "miniarcade", "atari")
+_PLANNED = ("dmcontrol", "dmcontrol-ext", "mujoco", "ogbench", "box2d", "miniarcade", "atari", "maniskill")
 
 # Every second attempt is disturbed, so that a clone sees what to do after its own mistakes and the world model sees
 # what other actions do. Held for some steps the noise leads further away than white noise of the same size; the last
@@ -55,8 +57,8 @@ def expert_method(spec: TaskSpec) -> str:
         return "planner"
     raise ValueError(
         f"{spec.name} has no expert: Meta-World, RoboDesk and landers have scripted ones, points in mazes follow the "
-        "way, DeepMind Control, Gymnasium's MuJoCo, OGBench's ant, Box2D's walkers, MiniArcade and Atari need a recipe "
-        "in pipeline/demonstrate/recipes.yaml."
+        "way, DeepMind Control, Gymnasium's MuJoCo, OGBench's ant, Box2D's walkers, MiniArcade, Atari and "
+        "ManiSkill need a recipe in pipeline/demonstrate/recipes.yaml."
     )
 
 
@@ -88,10 +90,11 @@ def play(spec: TaskSpec, seed: int, attempt: int, action_noise: float) -> Episod
     method = expert_method(spec)
     episode_seed = attempt_seed(seed, spec.name, attempt)
     rng = np.random.default_rng([episode_seed, 1])
-    env = make(spec, spec.obs_dim, spec.action_dim)
-    try:
+    with ExitStack() as opened:
+        env = make(spec, spec.obs_dim, spec.action_dim)
+        opened.callback(env.close)
         obs, info = env.reset(seed=episode_seed)
-        act = expert(spec, env, episode_seed, rng)
+        act = expert(spec, env, episode_seed, rng, opened)
         noise = disturbance(spec, action_noise if attempt % 2 else 0.0, rng)
         observations, actions, intended, rewards = [obs], [], [], []
         success, over, terminated = bool(info["success"]), False, False
@@ -104,8 +107,6 @@ def play(spec: TaskSpec, seed: int, attempt: int, action_noise: float) -> Episod
             actions.append(action)
             intended.append(wanted)
             rewards.append(reward)
-    finally:
-        env.close()
     total = float(np.sum(rewards))
     return Episode(
         task=spec.name,
@@ -122,8 +123,8 @@ def play(spec: TaskSpec, seed: int, attempt: int, action_noise: float) -> Episod
     )
 
 
-def expert(spec: TaskSpec, env: TaskEnv, seed: int, rng: np.random.Generator) -> Act:
-    """Return who acts in an episode that has just been reset with a seed."""
+def expert(spec: TaskSpec, env: TaskEnv, seed: int, rng: np.random.Generator, opened: ExitStack) -> Act:
+    """Return who acts in an episode that has just been reset with a seed; `opened` closes what else it opens."""
     method = expert_method(spec)
     if method == "path":
         return path(env)
@@ -131,8 +132,8 @@ def expert(spec: TaskSpec, env: TaskEnv, seed: int, rng: np.random.Generator) ->
         if spec.suite == "box2d":
             return lambda obs, success: pilot(spec.env_id, obs)
         return desk_script(spec.env_id) if spec.suite == "robodesk" else Script(spec.env_id).act
-    if spec.suite == "box2d":
-        planner = planned_walker(spec, env, seed, rng)
+    if spec.suite in ("box2d", "maniskill"):
+        planner = planned_on_a_twin(spec, env, seed, rng, opened)
     else:
         kinds = {"miniarcade": planned_game, "atari": planned_atari, "mujoco": planned_body, "ogbench": planned_body}
         planner = kinds.get(spec.suite, planned)(spec, env, rng)
@@ -188,12 +189,19 @@ def planned_body(spec: TaskSpec, env: TaskEnv, rng: np.random.Generator) -> Plan
     return Planner(recipe, simulator, reward, rng)
 
 
-def planned_walker(spec: TaskSpec, env: TaskEnv, seed: int, rng: np.random.Generator) -> Planner:
-    """Return the planner of one of Box2D's walkers, on whose ground a second one is put."""
+def planned_on_a_twin(spec: TaskSpec, env: TaskEnv, seed: int, rng: np.random.Generator, opened: ExitStack) -> Planner:
+    """Return the planner of one of Box2D's walkers or of a ManiSkill task, whose rollouts are made on a second one."""
     twin = make(spec, spec.obs_dim, spec.action_dim)
+    opened.callback(twin.close)
     twin.reset(seed=seed)
-    own, other = (one.simulator.env.unwrapped for one in (env, twin))  # type: ignore[attr-defined]
-    simulator = WalkerSimulator(own, other, spec.action_repeat)
+    if spec.suite == "maniskill":
+        from pipeline.demonstrate.manipulation import SceneSimulator
+
+        scenes = (cast("ManiSkill", one.simulator) for one in (env, twin))
+        simulator: RollOut = SceneSimulator(*scenes, spec.action_repeat)
+    else:
+        own, other = (one.simulator.env.unwrapped for one in (env, twin))  # type: ignore[attr-defined]
+        simulator = WalkerSimulator(own, other, spec.action_repeat)
     return Planner(load_recipes()[spec.name], simulator, lambda rewards: rewards, rng)
 
 

@@ -95,6 +95,14 @@ class ManiSkill:
         self._obs, reward, _, _, info = self.env.step(action.astype(np.float32))
         return float(reward), False, False, bool(info.get("success", False))
 
+    def save(self) -> dict[str, Any]:
+        """Return where all bodies of the scene are and how they move, for `restore` of this or another instance."""
+        return self.env.get_state_dict()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put all bodies where `save` found them; what touched is not remembered."""
+        self.env.set_state_dict(state)
+
     def observe(self, out: np.ndarray) -> None:
         """Write the observation into `out`, (obs_dim,) float32."""
         out[:] = self._obs[0].numpy()

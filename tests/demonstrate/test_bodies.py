@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
@@ -52,7 +53,7 @@ def test_an_ant_is_led_through_its_maze() -> None:
     nearer = []
     for seed in (2, 3):  # of some starts it turns over
         spec, env, body = build("og-ant-maze", seed)
-        act, goal = expert(spec, env, seed, np.random.default_rng(0)), env.simulator.goal
+        act, goal = expert(spec, env, seed, np.random.default_rng(0), ExitStack()), env.simulator.goal
         before, obs = float(goal.left(body.data.qpos[:2])), env.reset(seed=seed)[0]
         for _ in range(60):
             obs, *_ = env.step(act(obs, False).astype(np.float32))
