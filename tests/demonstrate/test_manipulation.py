@@ -26,7 +26,7 @@ def test_a_scene_is_planned_on_a_second_one_and_left_alone() -> None:
 
     (spec,) = get(["ms-push-cube"])
     envs = [make(spec, spec.obs_dim, spec.action_dim) for _ in range(2)]
-    obs, _ = [env.reset(seed=3) for env in envs][0]
+    (obs, _), _ = (env.reset(seed=3) for env in envs)
     simulator = SceneSimulator(*(env.simulator for env in envs), spec.action_repeat)
     actions = np.random.default_rng(1).uniform(-1, 1, (2, 5, spec.action_dim)).astype(np.float32)
     rewards = simulator(actions.astype(np.float64))
