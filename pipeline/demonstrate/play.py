@@ -197,8 +197,8 @@ def planned_on_a_twin(spec: TaskSpec, env: TaskEnv, seed: int, rng: np.random.Ge
     if spec.suite == "maniskill":
         from pipeline.demonstrate.manipulation import SceneSimulator
 
-        scenes = (cast("ManiSkill", one.simulator) for one in (env, twin))
-        simulator: RollOut = SceneSimulator(*scenes, spec.action_repeat)
+        scene, second = (cast("ManiSkill", one.simulator) for one in (env, twin))
+        simulator: RollOut = SceneSimulator(scene, second, spec.action_repeat)
     else:
         own, other = (one.simulator.env.unwrapped for one in (env, twin))  # type: ignore[attr-defined]
         simulator = WalkerSimulator(own, other, spec.action_repeat)

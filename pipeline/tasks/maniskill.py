@@ -6,17 +6,21 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from typing import Any
 
 import numpy as np
 import sapien
 from mani_skill.agents.registration import REGISTERED_AGENTS
+from mani_skill import logger
 from mani_skill.utils import assets
 from mani_skill.utils.registration import REGISTERED_ENVS
 
 from pipeline.config import near
 from pipeline.tasks.domains import AssetsUnavailable, DomainUnavailable
 from pipeline.tasks.maniskill_variants import VARIANTS
+
+logger.setLevel(logging.ERROR)  # it warns of its own scenes, twice for each that is built
 
 
 class ManiSkill:
