@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import sapien
-from mani_skill.agents.registration import REGISTERED_AGENTS
 from mani_skill import logger
+from mani_skill.agents.registration import REGISTERED_AGENTS
 from mani_skill.utils import assets
 from mani_skill.utils.registration import REGISTERED_ENVS
 
