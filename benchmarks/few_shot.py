@@ -47,8 +47,10 @@ from pipeline.train.runtime import machine, start
 from pipeline.train.scratch import ROOT, fingerprint
 
 TASKS = (
-    "mw-drawer-close", "mw-window-close", "mw-faucet-open",
-    "cartpole-balance", "reacher-easy", "pygame-chase-evade",
+    # Trained tasks with a wall in the way, and a lock on the door they open ...
+    "mw-reach-wall", "mw-pick-place-wall", "mw-button-press-wall", "mw-door-lock",
+    # ... and two bodies that the base has not met.
+    "og-point-var1", "pygame-point-maze-var4",
 )  # fmt: skip
 WAYS = ("adapter", "all", "scratch", "cloning")
 DEMOS = (0, 1, 5, 20)

@@ -1,0 +1,60 @@
+"""The benchmark of few-shot adaptation: its areas, what it claims, and cells that are learned at once."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import few_shot
+from benchmarks.few_shot import Cell, area, claims, learn_all
+from pipeline.files import write_json
+from pipeline.tasks import registry
+
+
+def test_an_area_begins_with_what_demonstrations_gave_and_is_level_after_the_last_evaluation():
+    points = [{"env_steps": 0, "score": 0.0}, {"env_steps": 0, "score": 0.5}, {"env_steps": 50, "score": 1.0}]
+    assert area(points, 100) == pytest.approx(0.875, abs=1e-3)
+    assert area([{"env_steps": 0, "score": 1.0}], 100) == 1
+
+
+def result(scores: list[float], **more) -> dict:
+    return {"scores": scores, "demos": 5, "seconds": 10.0, "wall_seconds": 20.0, "seed": 1, **more}
+
+
+def adapted(scores: list[float], after: float = 0.9) -> dict:
+    told = {"parameters": 10, "base_parameters": 1000, "unchanged": True, "trained_tasks": {"a": [after]}}
+    return result(scores, **told)
+
+
+def test_claims_are_of_five_demonstrations_of_meta_world():
+    found = {
+        Cell("mw-reach-wall", "adapter", 5, 1): adapted([1.0, 0.8]),
+        Cell("mw-reach-wall", "scratch", 5, 1): result([0.5, 0.3]),
+        Cell("mw-reach-wall", "scratch", 20, 1): result([1.0, 1.0]) | {"demos": 20},
+        Cell("og-point-var1", "adapter", 5, 1): adapted([0.0, 0.0]),
+    }
+    made = claims(found, {1: {"a": [0.9]}})
+    assert made["metaworld_5_demos_success"]["value"] == 0.9
+    assert made["metaworld_5_demos_above_scratch"]["value"] == 0.5
+    assert made["training_tasks_unchanged"]["holds"]
+    found[Cell("mw-push", "adapter", 5, 1)] = adapted([1.0], after=0.8)
+    assert not claims(found, {1: {"a": [0.9]}})["training_tasks_unchanged"]["holds"]
+
+
+def test_cells_that_are_done_are_not_learned_again_and_an_error_of_one_arrives(tmp_path, monkeypatch):
+    specs = {spec.name: spec for spec in registry.get(["mw-reach-wall"])}
+    cells = [Cell("mw-reach-wall", "adapter", 5, seed) for seed in (1, 2)]
+    settings = few_shot.read_settings(100)
+    learned = []
+    monkeypatch.setattr(few_shot, "run", lambda cell, *_: learned.append(cell))
+    write_json(tmp_path / f"{cells[0].name}.json", {})
+    learn_all(cells, specs, tmp_path / "base", settings, tmp_path, jobs=1)
+    assert learned == cells[1:]
+
+
+@pytest.mark.slow
+def test_a_cell_that_fails_in_its_own_process_is_an_error_and_its_log_stays(tmp_path):
+    specs = {spec.name: spec for spec in registry.get(["mw-reach-wall"])}
+    cells = [Cell("mw-reach-wall", "adapter", 0, seed) for seed in (1, 2)]
+    with pytest.raises((FileNotFoundError, ValueError), match="base"):
+        learn_all(cells, specs, tmp_path / "base", few_shot.read_settings(100), tmp_path, jobs=2)
+    assert (tmp_path / "mw-reach-wall-adapter-0-1.log").exists()
