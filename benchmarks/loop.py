@@ -12,11 +12,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
-import statistics
 import sys
 import time
-from collections.abc import Callable
 
 import torch
 from torch._inductor import config as inductor_config
@@ -58,7 +55,8 @@ class Ours:
         fill(self.replay, sizes, len(options.specs))
         actor = Actor(model, table, planner, how_acting)
         self.collector = Collector(options.specs, rows, envs, actor, self.replay, "score", 0)
-        self.actor, self.generator, self.seconds = actor, torch.Generator().manual_seed(0), {"plan": 0.0, "update": 0.0}
+        self.actor, self.generator = actor, torch.Generator().manual_seed(0)
+        self.seconds = {"plan": 0.0, "update": 0.0}  # until the next step begins; on a GPU until all is launched
 
     def step(self) -> None:
         """Step all environments once, with the updates that are due."""
@@ -92,6 +90,7 @@ class Plain:
         fill(self.replay, self.sizes, len(options.specs))
         self.device, self.batch, self.updates, self.owed = device, options.batch, options.updates, 0.0
         self.envs, self.obs, self.generator = envs, envs.reset(), torch.Generator().manual_seed(0)
+        self.seconds: dict[str, float] = {}
         num_envs = len(options.specs)
         self.mean = torch.zeros(self.planner.horizon, num_envs, self.sizes.action_dim, device=device)
         self.first = torch.zeros(num_envs, dtype=torch.bool, device=device)
@@ -127,21 +126,20 @@ def fill(replay: ReplayBuffer | PlainReplay, sizes: config.Model, num_tasks: int
         replay.add(obs, action, torch.rand(100, generator=draw), False, episode % num_tasks)
 
 
-def measure(step: Callable[[], None], seconds: float, warm_up: int, label: str, device: torch.device) -> list[float]:
-    """Return the seconds of each step, after some that do not count."""
-    taken: list[float] = []
+def measure(loop: Ours | Plain, seconds: float, warm_up: int, label: str, device: torch.device) -> float:
+    """Return the seconds of a step of all environments, a mean over `seconds`, after some steps that do not count."""
+    for _ in range(warm_up):
+        loop.step()
+    loop.seconds = dict.fromkeys(loop.seconds, 0.0)
+    begun, steps = time.perf_counter(), 0
     with Progress(label, int(seconds), "s") as progress:
-        for number in itertools.count():
-            begun = time.perf_counter()
-            step()
+        while (passed := time.perf_counter() - begun) < seconds:
+            progress.update(int(passed) - progress.done)
+            loop.step()
+            steps += 1
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            if number >= warm_up:
-                taken.append(time.perf_counter() - begun)
-                progress.update(int(sum(taken)) - progress.done)
-                if sum(taken) >= seconds:
-                    return taken
-    return taken
+    return (time.perf_counter() - begun) / steps
 
 
 def main() -> int:
@@ -160,8 +158,10 @@ def main() -> int:
     parser.add_argument("--cuda-graphs", action="store_true", help="on a GPU: what is compiled replays CUDA graphs")
     parser.add_argument("--bf16", action="store_true", help="products in bfloat16, of planning and of the update")
     parser.add_argument("--alone", action="store_true", help="leave the plain loop out")
-    parser.add_argument("--write", action="store_true", help="write results/loop.json")
+    parser.add_argument("--write", action="store_true", help="write results/loop.json, which is of size L")
     options = parser.parse_args()
+    if options.write and (options.alone or (options.size, options.envs, options.batch) != ("L", 200, 1024)):
+        parser.error("what is promised, and written, is of --size L --envs 200 --batch 1024, beside the plain loop")
     tasks = [
         spec for spec in registry.load_catalogue().values() if spec.suite in options.suites and spec.split == "train"
     ]
@@ -180,14 +180,14 @@ def main() -> int:
         print(
             f"loop: {options.envs} environments of {len(tasks)} tasks, size {options.size}, {ours.device}", flush=True
         )
-        first = measure(ours.step, options.seconds, 4, "ours", ours.device)
+        rates = {"ours": options.envs / measure(ours, options.seconds, 4, "ours", ours.device)}
         shares = {name: round(seconds, 2) for name, seconds in ours.seconds.items()}
     if options.alone:
-        print(f"env_steps per second: {options.envs / statistics.median(first):.0f}; seconds: {shares}")
+        print(f"env_steps per second: {rates['ours']:.0f}; of them planning and learning took, in seconds: {shares}")
         return 0
     with VectorEnv(options.specs, sizes.obs_dim, sizes.action_dim, 0, options.workers) as envs:
-        second = measure(Plain(options, envs, ours.device).step, options.seconds, 1, "plain", ours.device)
-    rates = {name: options.envs / statistics.median(taken) for name, taken in (("ours", first), ("plain", second))}
+        plainly = Plain(options, envs, ours.device)
+        rates["plain"] = options.envs / measure(plainly, options.seconds, 1, "plain", ours.device)
     print(f"env_steps per second: ours {rates['ours']:.0f}, plain {rates['plain']:.0f}: "
           f"{rates['ours'] / rates['plain']:.2f} x; of ours, seconds: {shares}")  # fmt: skip
     if options.write:
