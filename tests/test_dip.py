@@ -59,7 +59,8 @@ def test_runs_of_before_stay_and_claims_are_made_over_the_seeds_that_all_ways_ha
         "pretrained": [1, 2], "evidence": [1, 2], "published": [1]
     }  # fmt: skip
     assert merged["evidence"][1]["evaluated"] == 0.1
-    made = claims(merged)
+    made = claims(merged | {"tied": [run | {"seed": 3, "running": [(20, 0.4)], "evaluated": 0.4}]})
+    assert made["lowest_running_score_of_pretrained"]["of_tied"] is None
     assert made["lowest_running_score_of_pretrained"]["value"] == 0.8
     assert made["end_minus_published_schedule"]["value"] == 0.2
 
