@@ -133,7 +133,7 @@ def running_score(tasks: Sequence[Curve], env_steps: int) -> list[tuple[float, f
 
 
 def claims(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Return the promised figures: means over the seeds that all other ways than `tied` have; `tied` if it has them too."""
+    """Return the promised figures: means over the seeds that all ways but `tied` have; of `tied` if it has them too."""
     compared = [{one["seed"] for one in runs} for way, runs in found.items() if way != "tied"]
     shared = set.intersection(*compared) if compared else set()
     found = {way: [one for one in runs if one["seed"] in shared] for way, runs in found.items()}
