@@ -168,9 +168,13 @@ def learn_all(
     settings = dataclasses.replace(settings, runtime=dataclasses.replace(settings.runtime, env_workers=0, threads=1))
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         learned = {pool.submit(run_aside, cell, specs[cell.task], base, settings, folder): cell for cell in missing}
-        for number, one in enumerate(as_completed(learned)):
-            one.result()
-            print(f"few-shot: cell {number + 1} of {len(missing)} is done: {learned[one].name}", flush=True)
+        try:
+            for number, one in enumerate(as_completed(learned)):
+                one.result()
+                print(f"few-shot: cell {number + 1} of {len(missing)} is done: {learned[one].name}", flush=True)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # else all others would be learned before the error is told
+            raise
 
 
 def run_aside(cell: Cell, spec: TaskSpec, base: Path, settings: Settings, folder: Path) -> None:
