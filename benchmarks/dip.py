@@ -13,7 +13,7 @@ what chance and exploration do to a policy that never changes is no fault of lea
 
 Run where `dvc repro pretrain` is done. A run is kept in .resume/dip/ when it is done; one that stopped goes on.
 Adds its claims to results/adapt.json; with --quick or other options only if --write is given. Runs that are in that
-file and were not asked for now stay in it and count; claims are made over the seeds that all ways have.
+file and were not asked for now stay in it and count; claims are made over the seeds that all ways but `tied` have.
 """
 
 from __future__ import annotations
@@ -97,7 +97,9 @@ def merge(
     merged = {}
     for way in ways(env_steps):
         runs = {
-            one["seed"]: one for one in [*before.get(way, ()), *found.get(way, ())] if one["env_steps"] >= env_steps
+            one["seed"]: one
+            for one in [*before.get(way, ()), *found.get(way, ())]
+            if env_steps <= one["env_steps"] < 2 * env_steps  # a step of all environments may lead past the end
         }
         merged[way] = [runs[seed] for seed in sorted(runs)]
     return {way: runs for way, runs in merged.items() if runs}

@@ -72,7 +72,7 @@ def main() -> None:
         print(f"growth: run {number + 1} of {len(cells)}: {way}, seed {seed}", flush=True)
         changed = {
             "env_steps": env_steps,
-            "constraint": "schedule",
+            "constraint": "schedule",  # whatever params.yaml says: runs of another day are compared with these
             "eval_every": settings.eval_every,
             "scaling": WAYS[way],
         }

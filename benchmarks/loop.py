@@ -1,11 +1,11 @@
 """Measure the whole online loop on real simulators: environment steps per second, planning and learning included.
 
-    python -m benchmarks.loop                                    the default model, 8 environments
-    python -m benchmarks.loop --size L --envs 200 --batch 1024   what a GPU is for; writes results/loop.json
+    python -m benchmarks.loop                                            the default model, 8 environments
+    python -m benchmarks.loop --size L --envs 200 --batch 1024 --write   what a GPU is for; writes results/loop.json
 
 Environments step in worker processes while the learner makes the updates that are due, as in the stage `finetune`;
-weights and stored transitions are random, since neither changes what a step costs. Turn by turn with it runs the plain
-loop: `benchmarks.plain` plans, learns and samples, and nothing happens at the same time.
+weights and stored transitions are random, since neither changes what a step costs. After it runs the plain loop:
+`benchmarks.plain` plans, learns and samples, and nothing happens at the same time.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Plain:
         with torch.no_grad():
             found = plain.plan(
                 self.model, table.embeddings[:, 0], obs, self.planner, self.mean, self.first, table.discount,
-                table.action_mask, draws, 1.0,
+                table.action_mask, draws, 0.0, True,
             )  # fmt: skip
         self.mean = found.mean
         self.envs.begin_step(found.action.cpu().numpy())
