@@ -5,8 +5,10 @@
 
 Needs the base of a finished `dvc repro finetune` (or --base). Every cell, one task learned once, is kept in
 .resume/few_shot/ when it is done: the same command goes on where it stopped. With --jobs several cells are learned at
-once, each in a process of its own with what it says in a log beside its result. Writes results/adapt.json; with --quick
-or other options the result is printed and written only if --write is given.
+once, each in a process of its own with what it says in a log beside its result. Writes the cells to
+results/few_shot.json and what they come to into results/adapt.json; with --quick or other options only if --write is
+given. Cells that are in that file count as done, and those that were not asked for now count too, if they were learned
+from the same base by the same parameters: so the whole can be learned in parts.
 
 Ways: `adapter` on the base; `all` weights of the base; `scratch`, the same learning from random weights; `cloning`,
 nothing but behaviour cloning from random weights. All stop early by the same rule, and see the same demonstrations.
@@ -19,8 +21,10 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
+import json
 import multiprocessing
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -30,20 +34,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.results import claim, write
+from benchmarks.results import RESULTS, claim, write
 from pipeline import config
 from pipeline.adapt import Settings, adapt, curve, introduce, learn
 from pipeline.agent import Agent
 from pipeline.data.demos import load_demos
 from pipeline.demonstrate.collect import collect
-from pipeline.files import read_json, write_json
+from pipeline.files import atomic_file, read_json, write_json
 from pipeline.language.embeddings import TaskEmbeddings
 from pipeline.model.world_model import WorldModel
 from pipeline.statistics import bootstrap_mean
 from pipeline.tasks import registry
 from pipeline.tasks.spec import TaskSpec
 from pipeline.train.evaluate import Evaluator
-from pipeline.train.runtime import machine, start
+from pipeline.train.runtime import commit, machine, start
 from pipeline.train.scratch import ROOT, fingerprint
 
 TASKS = (
@@ -57,6 +61,7 @@ DEMOS = (0, 1, 5, 20)
 SEEDS = (1, 2, 3)
 ENV_STEPS = 10_000
 BASE = Path("checkpoints/finetune/model")
+CELLS = RESULTS / "few_shot.json"
 
 
 class Cell(NamedTuple):
@@ -98,29 +103,73 @@ def main() -> None:
 
     settings, tasks = read_settings(env_steps), config.load(config.Tasks)
     ranks = start(settings.runtime, settings.seed)
-    print(f"few-shot: {len(cells)} cells on {ranks.device}", flush=True)
-    folder = ROOT / "few_shot" / fingerprint([settings.adapt, settings.learning, [str(env_steps)]], [options.base], 0)
+    shapes = {way: shape(way, settings, options.base) for way in WAYS}
+    kept = recall(shapes)
+    missing = [cell for cell in cells if cell not in kept]
+    print(f"few-shot: {len(cells)} cells on {ranks.device}, {len(cells) - len(missing)} of them in {CELLS}", flush=True)
+    demos = [config.load(config.Demos), [str(settings.evaluate.episodes)]]
+    shared = ROOT / "few_shot" / fingerprint(demos, [options.base], settings.seed)
+    folders = Folders(shared, shapes)
     specs = {spec.name: spec for spec in registry.get(sorted({cell.task for cell in cells}), tasks.folder)}
-    collect_demos(list(specs.values()), max(cell.demos for cell in cells), folder, tasks)
-    embed_texts(list(specs.values()), options.base, folder)
-    learn_all(cells, specs, options.base, settings, folder, options.jobs)
-    found = {cell: read_json(folder / f"{cell.name}.json", "python -m benchmarks.few_shot") for cell in cells}
+    if missing:
+        collect_demos(list(specs.values()), max(cell.demos for cell in missing), shared, tasks)
+        embed_texts(list(specs.values()), options.base, shared)
+        learn_all(missing, specs, options.base, settings, folders, options.jobs)
+    found = kept | {cell: read_json(folders.result(cell), "python -m benchmarks.few_shot") for cell in missing}
     before = {
-        seed: before_scores(options.base, seed, settings, folder, ranks.device)
-        for seed in sorted({c.seed for c in cells})
+        seed: before_scores(options.base, seed, settings, shared, ranks.device)
+        for seed in sorted({cell.seed for cell in found})
     }
     tables = summarise(found, before, env_steps, settings.evaluate)
-    whole = all(set(everything[axis]) <= set(axes[axis]) for axis in range(4)) and env_steps == ENV_STEPS
     print_tables(tables)
-    if whole or options.write:
-        words = ["--quick"] * options.quick
-        for name, own in (("tasks", options.tasks), ("ways", options.ways), ("demos", options.demos)):
-            words += [f"--{name}", *map(str, own)] if own else []
-        words += ["--seeds", *map(str, options.seeds)] if options.seeds else []
-        words += ["--env-steps", str(options.env_steps)] if options.env_steps else []
+    asked = [own for own in (*chosen, options.env_steps, options.base != BASE) if own]
+    if options.write or not (asked or options.quick):
+        remember(found, shapes)
+        whole = {Cell(*axes) for axes in itertools.product(*everything)}
+        whole = {
+            cell for cell in whole if cell.way != "cloning" or cell.demos
+        } <= found.keys() and env_steps == ENV_STEPS
         seconds = sum(result["wall_seconds"] for result in found.values())
-        command = " ".join(["python -m benchmarks.few_shot", *words, *["--write"] * options.write])
-        write("adapt", command, seconds, claims(found, before), whole_protocol=whole, cells=len(cells), **tables)
+        command = " ".join(["python -m benchmarks.few_shot", *sys.argv[1:]])
+        write("adapt", command, seconds, claims(found, before), whole_protocol=whole, cells=len(found), **tables)
+
+
+class Folders(NamedTuple):
+    """Where cells are learned."""
+
+    shared: Path  # demonstrations, embedded texts, scores of the base
+    shapes: dict[str, str]  # of each way: see `shape`
+
+    def scratch(self, cell: Cell) -> Path:
+        """Where a cell is saved as it is learned."""
+        return ROOT / "few_shot" / self.shapes[cell.way] / cell.name
+
+    def result(self, cell: Cell) -> Path:
+        """The file of a cell that is done."""
+        return self.scratch(cell).with_name(f"{cell.name}.json")
+
+
+def shape(way: str, settings: Settings, base: Path) -> str:
+    """Hash all that a way's results depend on: base, parameters (without the adapter's, if it has none), lengths."""
+    adapting = dataclasses.asdict(settings.adapt)
+    if way != "adapter":
+        adapting = {key: value for key, value in adapting.items() if key not in ("parts", "rank", "alpha", "lr")}
+    episodes = settings.evaluate.episodes
+    return fingerprint([settings.learning, [json.dumps(adapting, sort_keys=True), str(episodes)]], [base], 0)
+
+
+def recall(shapes: dict[str, str]) -> dict[Cell, dict[str, Any]]:
+    """Return the cells of results/few_shot.json that are of these shapes."""
+    stored = read_json(CELLS, "python -m benchmarks.few_shot")["cells"] if CELLS.exists() else []
+    keyed = {Cell(*(one[field] for field in Cell._fields)): one for one in stored}
+    return {cell: one for cell, one in keyed.items() if one["shape"] == shapes[cell.way]}
+
+
+def remember(found: dict[Cell, dict[str, Any]], shapes: dict[str, str]) -> None:
+    """Write results/few_shot.json, a line per cell."""
+    lines = [json.dumps(found[cell] | {"shape": shapes[cell.way]}) for cell in sorted(found)]
+    with atomic_file(CELLS) as partial:
+        partial.write_text('{"cells": [\n' + ",\n".join(lines) + "\n]}\n")
 
 
 def read_settings(env_steps: int) -> Settings:
@@ -155,19 +204,19 @@ def embed_texts(specs: list[TaskSpec], base: Path, folder: Path) -> None:
 
 
 def learn_all(
-    cells: Sequence[Cell], specs: dict[str, TaskSpec], base: Path, settings: Settings, folder: Path, jobs: int
+    cells: Sequence[Cell], specs: dict[str, TaskSpec], base: Path, settings: Settings, folders: Folders, jobs: int
 ) -> None:
     """Learn every cell that is not done yet, `jobs` at a time."""
-    missing = [cell for cell in cells if not (folder / f"{cell.name}.json").exists()]
+    missing = [cell for cell in cells if not folders.result(cell).exists()]
     if jobs == 1:
         for number, cell in enumerate(missing):
             print(f"few-shot: cell {number + 1} of {len(missing)}: {cell.name}", flush=True)
-            run(cell, specs[cell.task], base, settings, folder)
+            run(cell, specs[cell.task], base, settings, folders)
         return
     # A core each: neither processes for a cell's environments nor threads would find one of their own.
     settings = dataclasses.replace(settings, runtime=dataclasses.replace(settings.runtime, env_workers=0, threads=1))
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        learned = {pool.submit(run_aside, cell, specs[cell.task], base, settings, folder): cell for cell in missing}
+        learned = {pool.submit(run_aside, cell, specs[cell.task], base, settings, folders): cell for cell in missing}
         try:
             for number, one in enumerate(as_completed(learned)):
                 one.result()
@@ -177,25 +226,23 @@ def learn_all(
             raise
 
 
-def run_aside(cell: Cell, spec: TaskSpec, base: Path, settings: Settings, folder: Path) -> None:
+def run_aside(cell: Cell, spec: TaskSpec, base: Path, settings: Settings, folders: Folders) -> None:
     """Learn one cell in a process of its own, which tells its log what it does."""
-    with (
-        (folder / f"{cell.name}.log").open("w") as log,
-        contextlib.redirect_stdout(log),
-        contextlib.redirect_stderr(log),
-    ):
-        run(cell, spec, base, settings, folder)
+    path = folders.scratch(cell).with_name(f"{cell.name}.log")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        run(cell, spec, base, settings, folders)
 
 
-def run(cell: Cell, spec: TaskSpec, base: Path, settings: Settings, folder: Path) -> None:
+def run(cell: Cell, spec: TaskSpec, base: Path, settings: Settings, folders: Folders) -> None:
     """Learn one cell and write its result."""
-    started, scratch = time.monotonic(), folder / cell.name
+    started, scratch = time.monotonic(), folders.scratch(cell)
     settings = dataclasses.replace(settings, seed=cell.seed)
-    demonstrations = load_demos(folder / "demos", cell.task)[: cell.demos] if cell.demos else []
+    demonstrations = load_demos(folders.shared / "demos", cell.task)[: cell.demos] if cell.demos else []
     agent = Agent.from_pretrained(base, device=start(settings.runtime, cell.seed).device)
     trained = list(agent.tasks.values())
     weights = digest(agent.model)
-    texts = TaskEmbeddings.load(folder / "texts" / cell.task)
+    texts = TaskEmbeddings.load(folders.shared / "texts" / cell.task)
     introduce(agent, spec, texts, demonstrations, settings.learning, cell.seed)
     result: dict[str, Any] = {}
     if cell.way == "adapter":
@@ -225,7 +272,7 @@ def run(cell: Cell, spec: TaskSpec, base: Path, settings: Settings, folder: Path
             result["unchanged"] = digest(agent.model) == weights
         result["trained_tasks"] = play(trained, agent, settings, "policy", f"{cell.name}: what is forgotten")
     result |= {"curve": points, "seconds": round(seconds, 1), "wall_seconds": round(time.monotonic() - started, 1)}
-    write_json(folder / f"{cell.name}.json", {**cell._asdict(), **result, "machine": machine()})
+    write_json(folders.result(cell), {**cell._asdict(), **result, "commit": commit(), "machine": machine()})
     shutil.rmtree(scratch, ignore_errors=True)
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from benchmarks import few_shot
-from benchmarks.few_shot import Cell, area, claims, learn_all
+from benchmarks.few_shot import Cell, Folders, area, claims, learn_all
+from pipeline.adapt import Settings
 from pipeline.files import write_json
 from pipeline.tasks import registry
+
+SETTINGS = few_shot.read_settings(100)
 
 
 def test_an_area_begins_with_what_demonstrations_gave_and_is_level_after_the_last_evaluation():
@@ -40,21 +45,48 @@ def test_claims_are_of_five_demonstrations_of_meta_world():
     assert not claims(found, {1: {"a": [0.9]}})["training_tasks_unchanged"]["holds"]
 
 
-def test_cells_that_are_done_are_not_learned_again_and_an_error_of_one_arrives(tmp_path, monkeypatch):
+def test_cells_that_are_done_are_not_learned_again(tmp_path, monkeypatch):
     specs = {spec.name: spec for spec in registry.get(["mw-reach-wall"])}
     cells = [Cell("mw-reach-wall", "adapter", 5, seed) for seed in (1, 2)]
-    settings = few_shot.read_settings(100)
     learned = []
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(few_shot, "run", lambda cell, *_: learned.append(cell))
-    write_json(tmp_path / f"{cells[0].name}.json", {})
-    learn_all(cells, specs, tmp_path / "base", settings, tmp_path, jobs=1)
+    folders = Folders(tmp_path / "shared", {"adapter": "abc"})
+    write_json(folders.result(cells[0]), {})
+    learn_all(cells, specs, tmp_path / "base", SETTINGS, folders, jobs=1)
     assert learned == cells[1:]
 
 
 @pytest.mark.slow
-def test_a_cell_that_fails_in_its_own_process_is_an_error_and_its_log_stays(tmp_path):
+def test_a_cell_that_fails_in_its_own_process_is_an_error_and_its_log_stays(tmp_path, monkeypatch):
     specs = {spec.name: spec for spec in registry.get(["mw-reach-wall"])}
     cells = [Cell("mw-reach-wall", "adapter", 0, seed) for seed in (1, 2)]
+    folders = Folders(tmp_path / "shared", {"adapter": str(tmp_path / "cells")})
     with pytest.raises((FileNotFoundError, ValueError), match="base"):
-        learn_all(cells, specs, tmp_path / "base", few_shot.read_settings(100), tmp_path, jobs=2)
-    assert (tmp_path / "mw-reach-wall-adapter-0-1.log").exists()
+        learn_all(cells, specs, tmp_path / "base", SETTINGS, folders, jobs=2)
+    assert (tmp_path / "cells" / "mw-reach-wall-adapter-0-1.log").exists()
+
+
+def test_cells_are_remembered_as_long_as_what_they_depend_on_is_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(few_shot, "CELLS", tmp_path / "few_shot.json")
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "weights").write_text("a")
+
+    def shapes(settings: Settings = SETTINGS) -> dict[str, str]:
+        return {way: few_shot.shape(way, settings, base) for way in few_shot.WAYS}
+
+    assert few_shot.recall(shapes()) == {}
+    cells = [Cell("mw-reach-wall", way, 5, 1) for way in ("adapter", "scratch")]
+    few_shot.remember({cell: result([1.0]) | cell._asdict() for cell in cells}, shapes())
+    assert set(few_shot.recall(shapes())) == set(cells)
+    assert few_shot.recall(shapes())[cells[0]]["scores"] == [1.0]
+
+    def changed(**values) -> dict[str, str]:
+        return shapes(dataclasses.replace(SETTINGS, adapt=dataclasses.replace(SETTINGS.adapt, **values)))
+
+    assert set(few_shot.recall(changed(rank=5))) == {cells[1]}  # nothing else has an adapter
+    longer = dataclasses.replace(SETTINGS.adapt.pretrain, updates=1)
+    assert few_shot.recall(changed(pretrain=longer)) == {}
+    (base / "weights").write_text("b")
+    assert few_shot.recall(shapes()) == {}
