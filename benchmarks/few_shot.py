@@ -47,7 +47,7 @@ from pipeline.statistics import bootstrap_mean
 from pipeline.tasks import registry
 from pipeline.tasks.spec import TaskSpec
 from pipeline.train.evaluate import Evaluator
-from pipeline.train.runtime import commit, machine, start
+from pipeline.train.runtime import commit, die_with_parent, machine, start
 from pipeline.train.scratch import ROOT, fingerprint
 
 TASKS = (
@@ -215,7 +215,7 @@ def learn_all(
         return
     # A core each: neither processes for a cell's environments nor threads would find one of their own.
     settings = dataclasses.replace(settings, runtime=dataclasses.replace(settings.runtime, env_workers=0, threads=1))
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), die_with_parent) as pool:
         learned = {pool.submit(run_aside, cell, specs[cell.task], base, settings, folders): cell for cell in missing}
         try:
             for number, one in enumerate(as_completed(learned)):
