@@ -249,6 +249,7 @@ def run(cell: Cell, spec: TaskSpec, base: Path, settings: Settings, folders: Fol
         done = adapt(agent, spec, demonstrations, settings, scratch)
         points, seconds = done.curve, done.seconds
         result |= {"parameters": done.adapter_parameters, "base_parameters": done.base_parameters}
+        result["zero_shot"], result["scores"] = done.zero_shot["plan"]["scores"], done.adapted["plan"]["scores"]
     else:
         if cell.way != "all":
             torch.manual_seed(cell.seed)
@@ -264,8 +265,8 @@ def run(cell: Cell, spec: TaskSpec, base: Path, settings: Settings, folders: Fol
         loops = learn(agent, spec, demonstrations, settings, scratch)
         points = curve(loops)
         seconds = points[-1]["seconds"]
-    agent.actor.refresh()
-    result["scores"] = play([spec], agent, settings, "plan", cell.name)[spec.name]
+        agent.actor.refresh()
+        result["scores"] = play([spec], agent, settings, "plan", cell.name)[spec.name]
     if cell.way in ("adapter", "all") and cell.demos == 5:
         if cell.way == "adapter":
             agent.set_adapter(None)
