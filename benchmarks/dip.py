@@ -13,7 +13,8 @@ what chance and exploration do to a policy that never changes is no fault of lea
 
 Run where `dvc repro pretrain` is done. A run is kept in .resume/dip/ when it is done; one that stopped goes on.
 Adds its claims to results/adapt.json; with --quick or other options only if --write is given. Runs that are in that
-file and were not asked for now stay in it and count; claims are made over the seeds that all ways but `tied` have.
+file, of the same base by the same parameters, stay in it and count; claims are made over the seeds that all ways but
+`tied` have.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ def main() -> None:
         found[way].append(
             {
                 "seed": seed,
+                "shape": folder.name,
                 "commit": one["commit"],
                 "env_steps": one["env_steps"],
                 "seconds": one["seconds"],
@@ -79,7 +81,7 @@ def main() -> None:
         )
         print(f"dip: {way}, seed {seed}: " + ", ".join(f"{k} {v}" for k, v in found[way][-1].items() if k != "running"))
     before = read_json(RESULTS / "adapt.json", "python -m benchmarks.dip").get("parts", {}).get("dip", {})
-    runs = merge(before.get("runs", {}), found, env_steps)
+    runs = merge(before.get("runs", {}), found, folder.name)
     whole = tuple(seeds) == SEEDS and not options.quick and not options.ways
     figures = claims(runs)
     if whole or options.write:
@@ -91,16 +93,12 @@ def main() -> None:
 
 
 def merge(
-    before: Mapping[str, Sequence[Mapping[str, Any]]], found: Mapping[str, Sequence[Mapping[str, Any]]], env_steps: int
+    before: Mapping[str, Sequence[Mapping[str, Any]]], found: Mapping[str, Sequence[Mapping[str, Any]]], shape: str
 ) -> dict[str, list[Mapping[str, Any]]]:
-    """Return the runs of this length of both by way and seed; of the same way and seed the one found now."""
+    """Return the runs of this shape (base, parameters, length) of both; of the same way and seed the one found now."""
     merged = {}
-    for way in ways(env_steps):
-        runs = {
-            one["seed"]: one
-            for one in [*before.get(way, ()), *found.get(way, ())]
-            if env_steps <= one["env_steps"] < 2 * env_steps  # a step of all environments may lead past the end
-        }
+    for way in ways(1):
+        runs = {one["seed"]: one for one in [*before.get(way, ()), *found.get(way, ())] if one.get("shape") == shape}
         merged[way] = [runs[seed] for seed in sorted(runs)]
     return {way: runs for way, runs in merged.items() if runs}
 

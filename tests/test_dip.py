@@ -48,17 +48,17 @@ def test_what_was_not_run_does_not_hold():
 
 
 def test_runs_of_before_stay_and_claims_are_made_over_the_seeds_that_all_ways_have():
-    run = {"env_steps": 80, "before": 0.5, "lowest": 0.5, "last": 0.5}
+    run = {"shape": "abc", "before": 0.5, "lowest": 0.5, "last": 0.5}
     runs = {
         way: [run | {"seed": seed, "running": [(20, score)], "evaluated": score} for seed, score in scores.items()]
         for way, scores in {"pretrained": {1: 0.5, 2: 0.5}, "evidence": {1: 0.4, 2: 0.1}}.items()
     }
     short = [
-        run | {"seed": 2, "env_steps": 40},
-        run | {"seed": 3, "env_steps": 320},
+        run | {"seed": 2, "shape": "of other parameters"},
+        {key: value for key, value in run.items() if key != "shape"} | {"seed": 3},
         run | {"seed": 1, "running": [(20, 0.2)], "evaluated": 0.2},
     ]
-    merged = merge({"published": short, "evidence": [run | {"seed": 2}]}, runs, 80)
+    merged = merge({"published": short, "evidence": [run | {"seed": 2}]}, runs, "abc")
     assert {way: [one["seed"] for one in ones] for way, ones in merged.items()} == {
         "pretrained": [1, 2], "evidence": [1, 2], "published": [1]
     }  # fmt: skip
