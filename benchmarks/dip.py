@@ -2,6 +2,8 @@
 
     python -m benchmarks.dip            3 seeds of 4 ways, the environment steps of params.yaml: 12 runs
     python -m benchmarks.dip --quick    one seed, a quarter of the steps: whether all of it works
+    python -m benchmarks.dip --dmc      the 21 tasks of presets/dmc.yaml, reduced: the default run's
+                                        model and settings, 8 demonstrations and 2,000 steps per task, 2 seeds
 
 Ways: `evidence`, measured scores decide per task how far plans may leave the policy; `published`, the schedule of Newt
 (all tasks tied to the policy for 2 % of the steps, then less and less for 10 %); `tied`, throughout; `pretrained`, the
@@ -11,10 +13,10 @@ The running score is the mean over tasks of the episodes collected during the la
 quarter on. All ways meet the same starts under one seed, so it is held against that of `pretrained` at the same step:
 what chance and exploration do to a policy that never changes is no fault of learning.
 
-Run where `dvc repro pretrain` is done. A run is kept in .resume/dip/ when it is done; one that stopped goes on.
-Adds its claims to results/adapt.json; with --quick or other options only if --write is given. Runs that are in that
-file, of the same base by the same parameters, stay in it and count; claims are made over the seeds that all ways but
-`tied` have.
+Run where `dvc repro pretrain` is done (--dmc makes a base of its own). A run is kept in .resume/ when it is done; one
+that stopped goes on. Adds its claims to results/adapt.json; with --quick or other options only if --write is given.
+Runs that are in that file, of the same base by the same parameters, stay in it and count; claims are made over the
+seeds that all ways but `tied` have.
 """
 
 from __future__ import annotations
@@ -24,14 +26,16 @@ import dataclasses
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.finetune_runs import BASE, run
+from benchmarks.finetune_runs import BASE, pretrained, run
 from benchmarks.results import RESULTS, add, claim
 from pipeline import config
 from pipeline.files import read_json
+from pipeline.presets import PRESETS
 from pipeline.report.results import Curve
 from pipeline.train.scratch import ROOT, fingerprint
 
@@ -39,6 +43,16 @@ SEEDS = (1, 2, 3)
 _WINDOW = 4  # parts of the run; the running score looks back over one of them
 _STEPS, _DECAY = 0.02, 0.1  # of the environment steps; Newt (arXiv 2511.19584): 2M and 10M of 100M
 _LOWEST, _LOST = 0.95, -0.02
+_DMC_SEEDS, _DMC_DEMOS, _DMC_STEPS = (1, 2), 8, 2000  # the latter two of each task
+
+
+def reduced_dmc() -> dict[str, dict[str, Any]]:
+    """Return the parameters by which the base of --dmc differs from that of the default run."""
+    tasks = config.read_params(PRESETS / "dmc.yaml")["tasks"]["train"]
+    return {
+        "tasks": {"train": tasks, "held_out": [], "pairs": []},
+        "demos": {"episodes": _DMC_DEMOS, "held_out_episodes": 0, "missing": "go_on"},
+    }
 
 
 def ways(env_steps: int) -> dict[str, dict[str, Any]]:
@@ -49,26 +63,38 @@ def ways(env_steps: int) -> dict[str, dict[str, Any]]:
     return {"pretrained": alone, "evidence": {"constraint": "evidence"}, "published": tied | decaying, "tied": tied}
 
 
+def base_shape(changed: Mapping[str, Mapping[str, Any]]) -> str:
+    """Hash what the base of --dmc follows from."""
+    params = {name: values for name, values in config.read_params().items() if name not in ("finetune", "adapt")}
+    return fingerprint([[str(params), str(changed)]], [], 0)
+
+
 def main() -> None:
     """Make every run that is not done yet and add the claims to results/adapt.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed, a quarter of the environment steps")
+    parser.add_argument("--dmc", action="store_true", help="the DeepMind Control tasks, from a base made for this")
     parser.add_argument("--seeds", nargs="+", type=int, help="other seeds")
     parser.add_argument("--ways", nargs="+", choices=list(ways(1)), help="fewer ways")
     parser.add_argument("--write", action="store_true", help="write the claims although not all was run")
     options = parser.parse_args()
     settings = config.load(config.Finetune)
-    env_steps = settings.env_steps // 4 if options.quick else settings.env_steps
+    changed_base = reduced_dmc() if options.dmc else {}
+    part, all_seeds = ("dip_dmc", _DMC_SEEDS) if options.dmc else ("dip", SEEDS)
+    env_steps = _DMC_STEPS * len(changed_base["tasks"]["train"]) if options.dmc else settings.env_steps
+    env_steps = env_steps // 4 if options.quick else env_steps
     compared = {way: changed for way, changed in ways(env_steps).items() if way in (options.ways or ways(1))}
-    seeds = options.seeds or (SEEDS[:1] if options.quick else SEEDS)
+    seeds = options.seeds or (all_seeds[:1] if options.quick else all_seeds)
     shared = dataclasses.replace(settings, **ways(env_steps)["tied"])  # whatever params.yaml says of the constraint
-    folder = ROOT / "dip" / fingerprint([shared, [str(env_steps)]], [BASE], 0)
+    root = pretrained(ROOT / part / f"base-{base_shape(changed_base)}", changed_base) if options.dmc else Path()
+    folder = ROOT / part / fingerprint([shared, [str(env_steps)]], [root / BASE], 0)
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in compared}
     for number, (seed, way) in enumerate(itertools.product(seeds, compared)):
         print(f"dip: run {number + 1} of {len(seeds) * len(compared)}: {way}, seed {seed}", flush=True)
         changed = {**compared[way], "env_steps": env_steps, "eval_every": max(env_steps // 8, 1)}
         changed |= {"log_every": max(env_steps // 40, 1)}
-        one = run(folder / f"{way}-{seed}", seed, changed, ("eval", "online"), "python -m benchmarks.dip")
+        where = folder / f"{way}-{seed}"
+        one = run(where, seed, changed, ("eval", "online"), "python -m benchmarks.dip", root, changed_base)
         found[way].append(
             {
                 "seed": seed,
@@ -80,13 +106,13 @@ def main() -> None:
             }
         )
         print(f"dip: {way}, seed {seed}: " + ", ".join(f"{k} {v}" for k, v in found[way][-1].items() if k != "running"))
-    before = read_json(RESULTS / "adapt.json", "python -m benchmarks.dip").get("parts", {}).get("dip", {})
+    before = read_json(RESULTS / "adapt.json", "python -m benchmarks.dip").get("parts", {}).get(part, {})
     runs = merge(before.get("runs", {}), found, folder.name)
-    whole = tuple(seeds) == SEEDS and not options.quick and not options.ways
+    whole = tuple(seeds) == all_seeds and not options.quick and not options.ways
     figures = claims(runs)
     if whole or options.write:
         seconds = sum(one["seconds"] for ones in runs.values() for one in ones)
-        add("adapt", "dip", " ".join(["python -m benchmarks.dip", *sys.argv[1:]]), seconds, figures, runs=runs)
+        add("adapt", part, " ".join(["python -m benchmarks.dip", *sys.argv[1:]]), seconds, figures, runs=runs)
     else:
         for name, figure in figures.items():
             print(f"{name}: {figure['value']}")

@@ -39,7 +39,13 @@ def pretrained(folder: Path, changed: Mapping[str, Mapping[str, Any]]) -> Path:
 
 
 def run(
-    folder: Path, seed: int, changed: Mapping[str, Any], groups: Sequence[str], command: str, root: Path = Path()
+    folder: Path,
+    seed: int,
+    changed: Mapping[str, Any],
+    groups: Sequence[str],
+    command: str,
+    root: Path = Path(),
+    base: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Finetune once, unless it is done; one that was stopped goes on.
 
@@ -50,13 +56,14 @@ def run(
         groups: groups of metrics whose curves are kept, e.g. `eval`.
         command: that measures, to be named where the result is unreadable.
         root: project folder whose demonstrations and pretrained checkpoint are finetuned.
+        base: what `pretrained` made it with.
 
     Returns:
         `seconds`, `env_steps`, `stage` and `commit` of the run, and its curves by name.
     """
     done, metrics = folder / "done.json", folder / "checkpoints/finetune/metrics"
     if not done.exists():
-        _prepare(folder, seed, {"finetune": changed}, ("datasets", "checkpoints/pretrain"), root)
+        _prepare(folder, seed, {**(base or {}), "finetune": changed}, ("datasets", "checkpoints/pretrain"), root)
         _run_stage("finetune", folder)
         summary = read_json(metrics / "summary.json", "stages.finetune")
         made = {name: summary.get(name) for name in ("seconds", "env_steps", "stage")}
