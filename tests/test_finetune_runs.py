@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from dvclive import Live
 
+from benchmarks import finetune_runs
 from benchmarks.finetune_runs import run
+from pipeline import config
 from pipeline.files import write_json
 
 
@@ -32,3 +34,23 @@ def test_a_run_without_the_curves_that_are_asked_for_is_an_error(tmp_path):
     a_run_that_is_done(tmp_path, "train/loss")
     with pytest.raises(ValueError, match=r"no curve of eval.*python -m benchmarks.dip"):
         run(tmp_path, 1, {}, ("eval",), "python -m benchmarks.dip")
+
+
+def test_a_run_keeps_what_its_base_was_made_with_and_changes_finetuning_on_top(tmp_path, monkeypatch):
+    root = tmp_path / "base"
+    for folder in ("datasets", "checkpoints/pretrain"):
+        (root / folder).mkdir(parents=True)
+    seen = {}
+
+    def stage(name, folder):
+        seen.update(config.read_params(folder / "params.yaml"))
+        (folder / "checkpoints/finetune/model").mkdir(parents=True)
+        write_json(folder / "checkpoints/finetune/metrics/summary.json", {"seconds": 1.0, "env_steps": 40})
+        a_run_that_is_done(folder, "eval/score")
+
+    monkeypatch.setattr(finetune_runs, "_run_stage", stage)
+    own = {"tasks": {"train": ["pendulum-spin"], "held_out": []}}
+    run(tmp_path / "run", 7, {"env_steps": 40}, ("eval",), "python -m benchmarks.dip", root, own)
+    assert (seen["seed"], seen["tasks"]["train"], seen["finetune"]["env_steps"]) == (7, ["pendulum-spin"], 40)
+    assert seen["model"] == config.read_params()["model"]
+    assert (tmp_path / "run/datasets").resolve() == (root / "datasets").resolve()
