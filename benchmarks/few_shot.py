@@ -42,6 +42,7 @@ from pipeline.data.demos import load_demos
 from pipeline.demonstrate.collect import collect
 from pipeline.files import atomic_file, read_json, write_json
 from pipeline.language.embeddings import TaskEmbeddings
+from pipeline.model.task_table import POLICY
 from pipeline.model.world_model import WorldModel
 from pipeline.statistics import bootstrap_mean
 from pipeline.tasks import registry
@@ -261,8 +262,8 @@ def run(cell: Cell, spec: TaskSpec, base: Path, settings: Settings, folders: Fol
             settings = dataclasses.replace(
                 settings, learning=alone, adapt=dataclasses.replace(settings.adapt, finetune=offline)
             )
-            agent.table.constraint[:] = 0  # nothing but the policy has learned anything
-        loops = learn(agent, spec, demonstrations, settings, scratch)
+            agent.table.constraint[:] = POLICY  # nothing else has learned anything
+        loops = learn(agent, spec, demonstrations, settings, scratch, plan=cell.way != "cloning")
         points = curve(loops)
         seconds = points[-1]["seconds"]
         agent.actor.refresh()

@@ -212,10 +212,12 @@ def learn(
     scratch: Path,
     ranks: Ranks | None = None,
     watch: Watch | None = None,
+    plan: bool = True,
 ) -> list[Loop]:
     """Train whatever is trainable in the agent's model on one task, and leave the best weights of each phase in it.
 
-    Each phase ends early as `adapt.stop_score` and `adapt.patience` say. Returns the phases that took place.
+    Each phase ends early as `adapt.stop_score` and `adapt.patience` say. Evaluations on the way play the policy alone
+    and, with `plan`, plans too: the better of the two is how the agent acts. Returns the phases that took place.
     """
     watch = watch or (lambda event, curve: None)
     model, runtime, seed, label = agent.model.config, settings.runtime, settings.seed, f"adapt {spec.name}"
@@ -236,13 +238,14 @@ def learn(
     def begin(name: str, label: str, evaluator: Evaluator) -> tuple[Loop, EarlyStop]:
         best = EarlyStop(
             agent.model,
+            agent.table,
             scratch / name / "best.safetensors",
             settings.adapt.stop_score,
             settings.adapt.patience,
             lambda: watch("evaluated", curve(loops)),
         )
         loop = Loop(
-            label, scratch / name, learner, agent.actor, evaluator, seed, runtime, ranks, plan=True, early_stop=best
+            label, scratch / name, learner, agent.actor, evaluator, seed, runtime, ranks, plan=plan, early_stop=best
         )
         loops.append(loop)
         return loop, best

@@ -1,4 +1,4 @@
-"""Ending a loop when its evaluations say so, with the weights that scored best."""
+"""Ending a loop when its evaluations say so, with what scored best."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.files import atomic_file
+from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
 
 
 class EarlyStop:
-    """Keeps the trained weights of the best evaluation, of equal ones the latest.
+    """Keeps the trained weights and the constraints of the best evaluation, of equal ones the latest.
 
     What it decides follows from the scores alone, so a resumed loop needs nothing from it but the file.
 
     Args:
         model: its trainable parameters, and the target Q heads that follow them, are kept.
+        table: its constraints, how far plans may leave the policy, are kept with the weights they were evaluated with.
         path: the file they are kept in.
         stop_score: a score that is good enough.
         patience: evaluations in a row without a new best after which to stop.
@@ -29,12 +31,13 @@ class EarlyStop:
     def __init__(
         self,
         model: WorldModel,
+        table: TaskTable,
         path: Path,
         stop_score: float,
         patience: int,
         watch: Callable[[], None] = lambda: None,
     ):
-        self._model, self._path = model, path
+        self._model, self._table, self._path = model, table, path
         self._stop_score, self._patience, self._watch = stop_score, patience, watch
 
     def reached(self, scores: list[float]) -> bool:
@@ -53,7 +56,7 @@ class EarlyStop:
         return self.reached(scores)
 
     def restore(self) -> None:
-        """Go back to the best weights, if anything was evaluated."""
+        """Go back to the best weights and their constraints, if anything was evaluated."""
         if self._path.exists():
             kept = load_file(self._path)
             with torch.no_grad():
@@ -61,8 +64,9 @@ class EarlyStop:
                     tensor.copy_(kept[name])
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {
+        trained = {
             name: parameter
             for name, parameter in self._model.named_parameters()
             if parameter.requires_grad or name.startswith("target_q_heads.")
         }
+        return {**trained, "constraint": self._table.constraint}

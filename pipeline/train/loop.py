@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline import config
 from pipeline.data.replay import ReplayBuffer
 from pipeline.model.actor import Actor
+from pipeline.model.task_table import POLICY, TIED
 from pipeline.progress import Progress
 from pipeline.shapes import Batch
 from pipeline.tasks.spec import TaskSpec
@@ -45,7 +46,8 @@ class Loop:
         runtime: how many saves are kept, how long a SIGTERM may take, which trackers are told.
         ranks: the processes of the run.
         plan: evaluate with planning, else the policy alone.
-        early_stop: may end the loop after an evaluation.
+        early_stop: may end the loop after an evaluation. Where evaluations plan too, each then decides per task, from
+            its own scores, whether the policy does better alone, and writes that into the table.
 
     Attributes:
         stopped: whether it did.
@@ -237,18 +239,10 @@ class Loop:
         told = [spec.name for spec in specs]
         try:
             with self.clock.phase("evaluate"):
-                results = self.evaluator.run(
-                    self.actor,
-                    told,
-                    self.plan,
-                    f"{self.label}: evaluating",
-                    self.seed + 1,
-                    lambda: interrupt.requested is not None,
-                )
+                found = self._play(told, interrupt)
         except GivenUp:
             return False
         self.owes_evaluation = False
-        found = {spec.name: result.score for spec, result in zip(specs, results, strict=True)}
         scores, mean = {f"eval/{name}": score for name, score in found.items()}, float(np.mean(list(found.values())))
         more = {} if self.heed is None else self.heed(self.ranks.from_main(found))
         if self.log is not None:
@@ -267,6 +261,29 @@ class Loop:
         if self._early_stop is not None:
             self.stopped = self.ranks.from_main(self._early_stop.evaluated(self.scores) if self.ranks.is_main else None)
         return True
+
+    def _play(self, told: Sequence[str], interrupt: Interrupt) -> dict[str, float]:
+        """Return each task's score, and leave in the table how it is to be acted."""
+
+        def scores(plan: bool) -> dict[str, float]:
+            stopped = lambda: interrupt.requested is not None  # noqa: E731
+            label = f"{self.label}: evaluating"
+            results = self.evaluator.run(self.actor, told, plan, label, self.seed + 1, stopped)
+            return {name: result.score for name, result in zip(told, results, strict=True)}
+
+        if not (self.plan and self._early_stop):
+            return scores(self.plan)
+        alone = scores(plan=False)
+        constraint = self.actor.table.constraint
+        rows = {name: self.actor.table.names.index(name) for name in told}
+        for row in rows.values():
+            if constraint[row] == POLICY:  # else plans would never be tried again
+                constraint[row] = TIED
+        planned = scores(plan=True)
+        for name, row in rows.items():
+            if alone[name] > planned[name]:
+                constraint[row] = POLICY
+        return {name: max(alone[name], planned[name]) for name in told}
 
     def save(
         self,

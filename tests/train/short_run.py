@@ -120,7 +120,7 @@ def main(options: dict) -> None:
             VectorEnv(own, *widths, seed + 3, runtime.env_workers, numbers) as envs,
         ):
             patience, best = options["patience"], scratch / "best.safetensors"
-            early_stop = EarlyStop(model, best, math.inf, patience) if patience else None
+            early_stop = EarlyStop(model, table, best, math.inf, patience) if patience else None
             actor = Actor(model, table, TINY_PLANNER)
             loop = Loop("short", scratch, learner, actor, evaluator, seed, runtime, ranks, early_stop=early_stop)
             collecting = Actor(model, table, TINY_PLANNER)

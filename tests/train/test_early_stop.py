@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks.problem import make_model
+from benchmarks.problem import LEARNING, TINY_PLANNER, make_model, make_table
+from pipeline import config
+from pipeline.model.actor import Actor
+from pipeline.model.task_table import FREE, POLICY, TIED, TaskTable
+from pipeline.progress import Progress
 from pipeline.train.early_stop import EarlyStop
+from pipeline.train.evaluate import Result
+from pipeline.train.interrupt import Interrupt
+from pipeline.train.loop import Loop
+from pipeline.train.step import Learner
 
 
 @pytest.mark.parametrize(
@@ -22,13 +31,13 @@ from pipeline.train.early_stop import EarlyStop
     ],
 )
 def test_when_it_stops(tmp_path: Path, scores: list[float], stops: bool):
-    assert EarlyStop(make_model(), tmp_path / "best", stop_score=0.9, patience=2).reached(scores) == stops
+    assert EarlyStop(make_model(), make_table(), tmp_path / "best", stop_score=0.9, patience=2).reached(scores) == stops
 
 
 def test_the_best_weights_come_back_of_equal_ones_the_latest(tmp_path: Path):
-    model, heard = make_model(), []
+    model, table, heard = make_model(), make_table(), []
     model.encoder.requires_grad_(False)
-    stop = EarlyStop(model, tmp_path / "best.safetensors", 1.0, 9, lambda: heard.append(1))
+    stop = EarlyStop(model, table, tmp_path / "best.safetensors", 1.0, 9, lambda: heard.append(1))
     stop.restore()  # nothing was evaluated, nothing changes
     bias, frozen = model.reward_head[0].linear.bias, model.encoder[0].linear.bias
     target = model.target_q_heads[0][0].linear.bias
@@ -37,10 +46,44 @@ def test_the_best_weights_come_back_of_equal_ones_the_latest(tmp_path: Path):
         with torch.no_grad():
             for tensor in (bias, frozen, target):
                 tensor.fill_(float(value))
+        table.constraint[1] = {0.6: POLICY, 0.5: FREE}.get(score, TIED)
         scores.append(score)
         assert not stop.evaluated(scores)
     stop.restore()
     assert (bias == 2).all()
+    assert table.constraint.tolist()[:2] == [TIED, POLICY]
     assert (target == 2).all()
     assert (frozen == 3).all()
     assert len(heard) == 4
+
+
+class Judge:
+    """Stands in for an evaluator: scores of the policy and of plans are given, and it is noted how plans were made."""
+
+    def __init__(self, table: TaskTable, alone: dict[str, float], planned: dict[str, float]):
+        self.table, self.scores, self.planned_by = table, (alone, planned), {}
+
+    def run(self, actor, told, plan, *_) -> list[Result]:
+        if plan:
+            self.planned_by = {name: int(self.table.constraint[self.table.names.index(name)]) for name in told}
+        return [Result([self.scores[plan][name]], [0.0]) for name in told]
+
+
+def test_an_evaluation_decides_whether_the_policy_does_better_alone(tmp_path: Path):
+    table, model = make_table(), make_model()
+    table.constraint.copy_(torch.tensor([POLICY, FREE, FREE]))
+    names = table.names
+    judge = Judge(table, dict(zip(names, [0.4, 0.9, 0.5], strict=True)), dict(zip(names, [0.6, 0.2, 0.5], strict=True)))
+    learner, actor = Learner(model, table, LEARNING), Actor(model, table, TINY_PLANNER)
+    stop = EarlyStop(model, table, tmp_path / "best.safetensors", 1.0, 9)
+    runtime = config.Runtime(
+        device="cpu", threads=1, env_workers=0, precision="fp32", accumulate=1, keep_saves=1, stop_seconds=0,
+        trackers=(), replay="memory", matmul="torch", plan_products="float32", compile=False,
+    )  # fmt: skip
+    loop = Loop("adapt", tmp_path, learner, actor, judge, 1, runtime, plan=True, early_stop=stop)  # type: ignore[arg-type]
+    specs = [SimpleNamespace(name=name) for name in names]
+    with Progress("adapt", 1, "updates") as progress, Interrupt(0) as interrupt:
+        assert loop.evaluate(specs, progress, interrupt)  # type: ignore[arg-type]
+    assert judge.planned_by == dict(zip(names, [TIED, FREE, FREE], strict=True))  # what was given up is tried again
+    assert table.constraint.tolist() == [TIED, POLICY, FREE]
+    assert loop.scores == [pytest.approx((0.6 + 0.9 + 0.5) / 3)]
