@@ -126,10 +126,9 @@ def main() -> None:
     asked = [own for own in (*chosen, options.env_steps, options.base != BASE) if own]
     if options.write or not (asked or options.quick):
         remember(found, shapes)
-        whole = {Cell(*axes) for axes in itertools.product(*everything)}
-        whole = {
-            cell for cell in whole if cell.way != "cloning" or cell.demos
-        } <= found.keys() and env_steps == ENV_STEPS
+        every = {Cell(*axes) for axes in itertools.product(*everything)}
+        every = {cell for cell in every if cell.way != "cloning" or cell.demos}
+        whole = every <= found.keys() and env_steps == ENV_STEPS
         seconds = sum(result["wall_seconds"] for result in found.values())
         command = " ".join(["python -m benchmarks.few_shot", *sys.argv[1:]])
         write("adapt", command, seconds, claims(found, before), whole_protocol=whole, cells=len(found), **tables)
