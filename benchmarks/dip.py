@@ -72,8 +72,9 @@ def base_shape(changed: Mapping[str, Mapping[str, Any]]) -> str:
 def main() -> None:
     """Make every run that is not done yet and add the claims to results/adapt.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one seed, a quarter of the environment steps")
-    parser.add_argument("--dmc", action="store_true", help="the DeepMind Control tasks, from a base made for this")
+    one = parser.add_mutually_exclusive_group()  # a quarter of --dmc would be one episode of each task
+    one.add_argument("--quick", action="store_true", help="one seed, a quarter of the environment steps")
+    one.add_argument("--dmc", action="store_true", help="the DeepMind Control tasks, from a base made for this")
     parser.add_argument("--seeds", nargs="+", type=int, help="other seeds")
     parser.add_argument("--ways", nargs="+", choices=list(ways(1)), help="fewer ways")
     parser.add_argument("--write", action="store_true", help="write the claims although not all was run")
@@ -135,6 +136,11 @@ def measure(one: Mapping[str, Any]) -> dict[str, Any]:
     tasks = {name: Curve(*curve) for name, curve in one.items() if name.startswith("online/")}
     tasks = {name: curve for name, curve in tasks.items() if name not in ("online/score", "online/episodes_sum")}
     running = running_score(list(tasks.values()), one["env_steps"])
+    if not running:
+        raise ValueError(
+            f"no quarter of {one['env_steps']} environment steps holds an episode of each of {len(tasks)} tasks, so "
+            "there is no running score: raise finetune.env_steps."
+        )
     return {
         "before": round(evaluations.values[0], 4),
         "lowest": round(min(score for _, score in running), 4),

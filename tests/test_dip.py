@@ -6,9 +6,10 @@ import dataclasses
 
 import pytest
 
-from benchmarks.dip import claims, measure, merge, running_score, ways
+from benchmarks.dip import claims, measure, merge, reduced_dmc, running_score, ways
 from pipeline import config
 from pipeline.report.results import Curve
+from pipeline.tasks import registry
 
 ROUND = Curve([10, 20, 30, 40, 50, 60, 70, 80], [1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0])
 RARE = Curve([20, 40, 60, 80], [0.5, 0.5, 0.5, 0.5])  # its episodes are longer
@@ -73,3 +74,18 @@ def test_what_is_compared_is_a_valid_section():
     settings = config.load(config.Finetune)
     for changed in ways(1000).values():
         assert dataclasses.replace(settings, **changed).constraint == changed["constraint"]
+
+
+def test_the_reduced_base_of_dmc_is_valid_and_has_its_tasks():
+    params = config.read_params()
+    changed = reduced_dmc()
+    tasks = config.parse(config.Tasks, params["tasks"] | changed["tasks"], "tasks")
+    demos = config.parse(config.Demos, params["demos"] | changed["demos"], "demos")
+    assert len(registry.get(tasks.train)) == 21
+    assert demos.missing == "go_on"
+
+
+def test_a_run_too_short_for_a_running_score_says_so():
+    one = {"env_steps": 80, "eval/score": ([0], [0.5]), "online/a": ([80], [0.5]), "online/b": ([], [])}
+    with pytest.raises(ValueError, match=r"no quarter of 80 .* raise finetune.env_steps"):
+        measure(one)

@@ -58,7 +58,7 @@ def test_cells_that_are_done_are_not_learned_again(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_cell_that_fails_in_its_own_process_is_an_error_and_its_log_stays(tmp_path, monkeypatch):
+def test_a_cell_that_fails_in_its_own_process_is_an_error_and_its_log_stays(tmp_path):
     specs = {spec.name: spec for spec in registry.get(["mw-reach-wall"])}
     cells = [Cell("mw-reach-wall", "adapter", 0, seed) for seed in (1, 2)]
     folders = Folders(tmp_path / "shared", {"adapter": str(tmp_path / "cells")})
