@@ -183,8 +183,8 @@ def claims(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[s
     still = curve("pretrained")
 
     def lowest(way: str) -> float | None:
-        """Return the lowest of a way's running score over that of the pretrained policy at the same step."""
-        parts = [score / still[step] for step, score in curve(way).items() if step in still]
+        """Return the lowest of a way's running score over that of the pretrained policy, where that is above 0."""
+        parts = [score / still[step] for step, score in curve(way).items() if still.get(step)]
         return round(min(parts), 4) if parts else None
 
     def against_evaluation(way: str) -> float | None:
