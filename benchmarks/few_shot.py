@@ -6,9 +6,10 @@
 Needs the base of a finished `dvc repro finetune` (or --base). Every cell, one task learned once, is kept in
 .resume/few_shot/ when it is done: the same command goes on where it stopped. With --jobs several cells are learned at
 once, each in a process of its own with what it says in a log beside its result. Writes the cells to
-results/few_shot.json and what they come to into results/adapt.json; with --quick or other options only if --write is
-given. Cells that are in that file count as done, and those that were not asked for now count too, if they were learned
-from the same base by the same parameters: so the whole can be learned in parts.
+results/few_shot.json and what they come to into results/adapt.json, with how long the longest adaptation takes by
+itself, for which it is learned once more; with --quick or other options only if --write is given. Cells that are in
+that file count as done, and those that were not asked for now count too, if they were learned from the same base by
+the same parameters: so the whole can be learned in parts.
 
 Ways: `adapter` on the base; `all` weights of the base; `scratch`, the same learning from random weights; `cloning`,
 nothing but behaviour cloning from random weights. All stop early by the same rule, and see the same demonstrations.
@@ -117,14 +118,17 @@ def main() -> None:
         embed_texts(list(specs.values()), options.base, shared)
         learn_all(missing, specs, options.base, settings, folders, options.jobs)
     found = kept | {cell: read_json(folders.result(cell), "python -m benchmarks.few_shot") for cell in missing}
+    asked = [own for own in (*chosen, options.env_steps, options.base != BASE) if own]
+    written = options.write or not (asked or options.quick)
+    if written:
+        time_longest(found, tasks, options.base, settings, folders)
     before = {
         seed: before_scores(options.base, seed, settings, shared, ranks.device)
         for seed in sorted({cell.seed for cell in found})
     }
     tables = summarise(found, before, env_steps, settings.evaluate)
     print_tables(tables)
-    asked = [own for own in (*chosen, options.env_steps, options.base != BASE) if own]
-    if options.write or not (asked or options.quick):
+    if written:
         remember(found, shapes)
         every = {Cell(*axes) for axes in itertools.product(*everything)}
         every = {cell for cell in every if cell.way != "cloning" or cell.demos}
@@ -234,6 +238,37 @@ def run_aside(cell: Cell, spec: TaskSpec, base: Path, settings: Settings, folder
         run(cell, spec, base, settings, folders)
 
 
+def time_longest(
+    found: dict[Cell, dict[str, Any]], tasks: config.Tasks, base: Path, settings: Settings, folders: Folders
+) -> None:
+    """Add `alone_seconds` to the longest adaptation from 5 demonstrations, unless it has it: learned again by itself.
+
+    It then has all cores, as `eft adapt` would; nothing it learns depends on their number.
+
+    Raises:
+        RuntimeError: it did not learn the same again.
+    """
+    own = [cell for cell in found if (cell.way, cell.demos) == ("adapter", 5)]
+    if not own:
+        return
+    longest = max(own, key=lambda cell: found[cell]["seconds"])
+    if "alone_seconds" in found[longest]:
+        return
+    print(f"few-shot: {longest.name} took longest: once more, by itself", flush=True)
+    specs = registry.get([longest.task], tasks.folder)
+    alone = folders._replace(shapes={way: f"{name}-alone" for way, name in folders.shapes.items()})
+    collect_demos(specs, longest.demos, folders.shared, tasks)
+    embed_texts(specs, base, folders.shared)
+    learn_all([longest], {longest.task: specs[0]}, base, settings, alone, jobs=1)
+    again = read_json(alone.result(longest), "python -m benchmarks.few_shot")
+    if again["scores"] != found[longest]["scores"]:
+        raise RuntimeError(
+            f"{longest.name} scored {again['scores']} by itself and {found[longest]['scores']} beside others; {CELLS} "
+            "holds cells of another machine or other code. Delete its line and learn it anew."
+        )
+    found[longest]["alone_seconds"] = again["adapt_seconds"]
+
+
 def run(cell: Cell, spec: TaskSpec, base: Path, settings: Settings, folders: Folders) -> None:
     """Learn one cell and write its result."""
     started, scratch = time.monotonic(), folders.scratch(cell)
@@ -247,6 +282,7 @@ def run(cell: Cell, spec: TaskSpec, base: Path, settings: Settings, folders: Fol
     result: dict[str, Any] = {}
     if cell.way == "adapter":
         done = adapt(agent, spec, demonstrations, settings, scratch)
+        result["adapt_seconds"] = round(time.monotonic() - started, 1)  # as long as one waits for `eft adapt`
         points, seconds = done.curve, done.seconds
         result |= {"parameters": done.adapter_parameters, "base_parameters": done.base_parameters}
         result["zero_shot"], result["scores"] = done.zero_shot["plan"]["scores"], done.adapted["plan"]["scores"]
@@ -381,12 +417,13 @@ def claims(found: dict[Cell, dict[str, Any]], before: dict[int, dict[str, list[f
     with_demos = [result for result in own if result["demos"] == 5]
     checked = [float(r["unchanged"] and r["trained_tasks"] == before[r["seed"]]) for r in with_demos]
     gain = None if adapter is None or scratch is None else round(adapter - scratch, 4)
+    longest = max(with_demos, key=lambda result: result["seconds"], default={})
     shares = [result["parameters"] / result["base_parameters"] for result in own]
     return {
         "metaworld_5_demos_success": claim(adapter, 0.8, "above"),
         "metaworld_5_demos_above_scratch": claim(gain, 0.3, "above"),
         "training_tasks_unchanged": claim(min(checked) if checked else None, 1.0, "above"),
-        "longest_adaptation_seconds": claim(max((r["wall_seconds"] for r in with_demos), default=None), 300, "below"),
+        "longest_adaptation_seconds": claim(longest.get("alone_seconds"), 300, "below"),
         "adapter_share_of_base": claim(round(max(shares), 4) if shares else None, 0.02, "below"),
     }
 

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import few_shot
 from benchmarks.few_shot import Cell, Folders, area, claims, learn_all
+from pipeline import config
 from pipeline.adapt import Settings
 from pipeline.files import write_json
 from pipeline.tasks import registry
@@ -55,6 +56,32 @@ def test_cells_that_are_done_are_not_learned_again(tmp_path, monkeypatch):
     write_json(folders.result(cells[0]), {})
     learn_all(cells, specs, tmp_path / "base", SETTINGS, folders, jobs=1)
     assert learned == cells[1:]
+
+
+def test_the_longest_adaptation_is_timed_by_itself_once(tmp_path, monkeypatch):
+    cells = [Cell("mw-reach-wall", "adapter", 5, seed) for seed in (1, 2)]
+    found = {cell: adapted([0.5]) | {"seconds": 10.0 * cell.seed} for cell in cells}
+    found[Cell("mw-reach-wall", "adapter", 20, 1)] = adapted([0.5]) | {"seconds": 99.0, "demos": 20}
+    again, timed = {"scores": [0.5], "adapt_seconds": 7.0}, []
+
+    def run(cell, spec, base, settings, folders):
+        timed.append(cell)
+        write_json(folders.result(cell), again)
+
+    tasks = dataclasses.replace(config.load(config.Tasks), folder=str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name, fake in {"run": run, "collect_demos": lambda *_: None, "embed_texts": lambda *_: None}.items():
+        monkeypatch.setattr(few_shot, name, fake)
+    folders = Folders(tmp_path / "shared", {"adapter": "abc"})
+    once = [found, tasks, tmp_path / "base", SETTINGS, folders]
+    few_shot.time_longest(*once)
+    few_shot.time_longest(*once)
+    assert timed == [cells[1]]
+    assert claims(found, {1: {"a": [0.9]}})["longest_adaptation_seconds"]["value"] == 7
+    del found[cells[1]]["alone_seconds"]
+    found[cells[1]]["scores"] = [0.6]
+    with pytest.raises(RuntimeError, match=r"scored \[0.5\] by itself and \[0.6\]"):
+        few_shot.time_longest(*once)
 
 
 @pytest.mark.slow
