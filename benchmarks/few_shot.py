@@ -6,10 +6,10 @@
 Needs the base of a finished `dvc repro finetune` (or --base). Every cell, one task learned once, is kept in
 .resume/few_shot/ when it is done: the same command goes on where it stopped. With --jobs several cells are learned at
 once, each in a process of its own with what it says in a log beside its result. Writes the cells to
-results/few_shot.json and what they come to into results/adapt.json, with how long the longest adaptation takes by
-itself, for which it is learned once more; with --quick or other options only if --write is given. Cells that are in
-that file count as done, and those that were not asked for now count too, if they were learned from the same base by
-the same parameters: so the whole can be learned in parts.
+results/few_shot.json, a figure of them to results/few_shot.svg and what they come to into results/adapt.json, with how
+long the longest adaptation takes by itself, for which it is learned once more; with --quick or other options only if
+--write is given. Cells that are in that file count as done, and those that were not asked for now count too, if they
+were learned from the same base by the same parameters: so the whole can be learned in parts.
 
 Ways: `adapter` on the base; `all` weights of the base; `scratch`, the same learning from random weights; `cloning`,
 nothing but behaviour cloning from random weights. All stop early by the same rule, and see the same demonstrations.
@@ -35,6 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from benchmarks.few_shot_figure import level, write_figure
 from benchmarks.results import RESULTS, claim, write
 from pipeline import config
 from pipeline.adapt import Settings, adapt, curve, introduce, learn
@@ -64,6 +65,7 @@ SEEDS = (1, 2, 3)
 ENV_STEPS = 10_000
 BASE = Path("checkpoints/finetune/model")
 CELLS = RESULTS / "few_shot.json"
+FIGURE = RESULTS / "few_shot.svg"
 
 
 class Cell(NamedTuple):
@@ -132,6 +134,7 @@ def main() -> None:
         remember(found, shapes)
         every = {Cell(*axes) for axes in itertools.product(*everything)}
         every = {cell for cell in every if cell.way != "cloning" or cell.demos}
+        write_figure(FIGURE, tables["scores"], TASKS, DEMOS, env_steps)
         whole = every <= found.keys() and env_steps == ENV_STEPS
         seconds = sum(result["wall_seconds"] for result in found.values())
         command = " ".join(["python -m benchmarks.few_shot", *sys.argv[1:]])
@@ -344,17 +347,15 @@ def digest(model: WorldModel) -> str:
     return found.hexdigest()
 
 
-def area(points: list[dict[str, float]], env_steps: int) -> float:
-    """Return the mean score over environment steps 0 to env_steps, linear between evaluations and level after them."""
-    steps, scores = [0.0], [0.0]
-    for point in points:
-        if point["env_steps"] > steps[-1]:
-            steps.append(point["env_steps"])
-            scores.append(point["score"])
-        else:
-            scores[-1] = point["score"]  # the last one before any step counts: demonstrations are used by then
-    grid = np.linspace(0, env_steps, 1001)
-    return float(np.interp(grid, steps, scores).mean())
+def way_there(result: dict[str, Any]) -> list[tuple[float, float]]:
+    """Return environment steps and score of each evaluation; the last is of what was kept, by all episodes."""
+    evaluated = [(point["env_steps"], point["score"]) for point in result["curve"]]
+    return [*evaluated, (evaluated[-1][0], float(np.mean(result["scores"])))]
+
+
+def area(curve: list[tuple[float, float]], env_steps: int) -> float:
+    """Return the mean score over environment steps 0 to env_steps."""
+    return float(level(curve, np.linspace(0, env_steps, 1001)).mean())
 
 
 def summarise(
@@ -374,6 +375,7 @@ def summarise(
     for (task, way, demos), group in itertools.groupby(sorted(found, key=key), key=key):
         cells = list(group)
         results = [found[cell] for cell in cells]
+        curves = [way_there(result) for result in results]
         scores.append(
             {
                 "task": task,
@@ -381,10 +383,10 @@ def summarise(
                 "demos": demos,
                 "seeds": [cell.seed for cell in cells],
                 **estimate(result["scores"] for result in results),
-                "area": round(float(np.mean([area(result["curve"], env_steps) for result in results])), 4),
+                "area": round(float(np.mean([area(curve, env_steps) for curve in curves])), 4),
                 "env_steps": max(point["env_steps"] for result in results for point in result["curve"]),
                 "seconds": float(np.mean([result["seconds"] for result in results])),
-                "curves": [[(p["env_steps"], p["score"]) for p in result["curve"]] for result in results],
+                "curves": curves,
             }
         )
         after = [

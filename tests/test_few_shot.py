@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from xml.etree import ElementTree
 
 import pytest
 
 from benchmarks import few_shot
-from benchmarks.few_shot import Cell, Folders, area, claims, learn_all
+from benchmarks.few_shot import Cell, Folders, area, claims, learn_all, way_there
+from benchmarks.few_shot_figure import draw
 from pipeline import config
 from pipeline.adapt import Settings
 from pipeline.files import write_json
@@ -16,10 +18,22 @@ from pipeline.tasks import registry
 SETTINGS = few_shot.read_settings(100)
 
 
-def test_an_area_begins_with_what_demonstrations_gave_and_is_level_after_the_last_evaluation():
-    points = [{"env_steps": 0, "score": 0.0}, {"env_steps": 0, "score": 0.5}, {"env_steps": 50, "score": 1.0}]
-    assert area(points, 100) == pytest.approx(0.875, abs=1e-3)
-    assert area([{"env_steps": 0, "score": 1.0}], 100) == 1
+def test_an_area_begins_with_what_demonstrations_gave_and_ends_with_what_was_kept():
+    points = [{"env_steps": 0, "score": 0.0}, {"env_steps": 0, "score": 0.5}, {"env_steps": 50, "score": 0.2}]
+    curve = way_there({"curve": points, "scores": [1.0, 1.0]})
+    assert area(curve, 100) == pytest.approx(0.875, abs=1e-3)
+    assert area([(0, 1.0)], 100) == 1
+    assert area([(50, 1.0)], 100) == pytest.approx(0.75, abs=1e-3)
+
+
+def test_the_figure_shows_every_way_and_task_that_was_learned():
+    row = {"score": 0.5, "low": 0.4, "high": 0.6, "curves": [[(0, 0.2), (50, 0.5)]]}
+    rows = [{"task": "mw-reach", "way": way, "demos": demos, **row} for way in ("all", "cloning") for demos in (5, 20)]
+    svg = draw(rows, ["mw-reach", "mw-push"], [0, 5, 20], 100)
+    texts = ElementTree.fromstring(svg).itertext()
+    assert {"mw-reach", "all weights", "cloning from scratch", "score on the way, 5 demonstrations"} <= set(texts)
+    assert "mw-push" not in svg
+    assert "adapter" not in svg
 
 
 def result(scores: list[float], **more) -> dict:
