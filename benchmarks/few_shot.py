@@ -134,7 +134,7 @@ def main() -> None:
         remember(found, shapes)
         every = {Cell(*axes) for axes in itertools.product(*everything)}
         every = {cell for cell in every if cell.way != "cloning" or cell.demos}
-        write_figure(FIGURE, tables["scores"], TASKS, DEMOS, env_steps)
+        write_figure(FIGURE, tables["scores"], TASKS, env_steps)
         whole = every <= found.keys() and env_steps == ENV_STEPS
         seconds = sum(result["wall_seconds"] for result in found.values())
         command = " ".join(["python -m benchmarks.few_shot", *sys.argv[1:]])

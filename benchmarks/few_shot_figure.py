@@ -15,21 +15,22 @@ from pipeline.files import atomic_file
 from pipeline.report.charts import STYLE, SYSTEMS, as_file, inline
 
 _TITLE = "Score against the number of demonstrations, and against environment steps, per task"
+_SHOWN = 5  # demonstrations of the curves
 _LABELS = {"adapter": "adapter", "all": "all weights", "scratch": "from scratch", "cloning": "cloning from scratch"}
 _COLOURS = dict(zip(_LABELS, SYSTEMS[1:], strict=True))
 
 
-def draw(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str], demos: Sequence[int], env_steps: int) -> str:
+def draw(rows: Sequence[Mapping[str, Any]], first: Sequence[str], env_steps: int) -> str:
     """Return an SVG file: a column per task, a line per way.
 
     Args:
         rows: of `few_shot.summarise`: the score of a task, way and number of demonstrations, with its curves.
-        tasks: the columns.
-        demos: numbers of demonstrations; the curves are those of the last but one.
+        first: tasks in the order of their columns; what else was learned comes after them.
         env_steps: how far the curves go.
     """
-    tasks = [task for task in tasks if any(row["task"] == task for row in rows)]
-    shown = demos[-2]
+    learned = [row["task"] for row in rows]
+    tasks = list(dict.fromkeys([*(task for task in first if task in learned), *learned]))
+    demos = sorted({row["demos"] for row in rows})
     with mpl.rc_context({**STYLE, "font.size": 9.5}):
         figure = Figure(figsize=(2.5 * len(tasks) + 0.6, 5.2), layout="constrained")
         grid = figure.subplots(2, len(tasks), sharey=True, squeeze=False)
@@ -43,9 +44,9 @@ def draw(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str], demos: Sequenc
                     low, score, high = ([own[number][name] for number in known] for name in ("low", "score", "high"))
                     above.vlines(at, low, high, color=colour, alpha=0.35, linewidth=3)
                     above.plot(at, score, color=colour, linewidth=2, marker="o", markersize=4.5, label=_LABELS[way])
-                if shown in own:
+                if _SHOWN in own:
                     steps = np.linspace(0, env_steps, 101)
-                    curves = np.array([level(curve, steps) for curve in own[shown]["curves"]])
+                    curves = np.array([level(curve, steps) for curve in own[_SHOWN]["curves"]])
                     below.plot(steps, curves.mean(axis=0), color=colour, linewidth=2)
             above.set_xticks(range(len(demos)), [str(number) for number in demos])
             above.set_xlim(-0.25, len(demos) - 0.75)
@@ -55,7 +56,7 @@ def draw(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str], demos: Sequenc
         grid[0, 0].set_ylim(-0.03, 1.03)
         grid[0, 0].set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
         grid[0, 0].set_ylabel("score at the end")
-        grid[1, 0].set_ylabel(f"score on the way, {shown} demonstrations")
+        grid[1, 0].set_ylabel(f"score on the way, {_SHOWN} demonstrations")
         known = {label: line for axes in grid[0] for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
         figure.legend(known.values(), known.keys(), loc="outside upper center", ncols=len(known))
         buffer = io.StringIO()

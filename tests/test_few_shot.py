@@ -29,9 +29,16 @@ def test_an_area_begins_with_what_demonstrations_gave_and_ends_with_what_was_kep
 def test_the_figure_shows_every_way_and_task_that_was_learned():
     row = {"score": 0.5, "low": 0.4, "high": 0.6, "curves": [[(0, 0.2), (50, 0.5)]]}
     rows = [{"task": "mw-reach", "way": way, "demos": demos, **row} for way in ("all", "cloning") for demos in (5, 20)]
-    svg = draw(rows, ["mw-reach", "mw-push"], [0, 5, 20], 100)
+    svg = draw([*rows, {"task": "own-task", "way": "all", "demos": 3, **row}], ["mw-push", "mw-reach"], 100)
     texts = ElementTree.fromstring(svg).itertext()
-    assert {"mw-reach", "all weights", "cloning from scratch", "score on the way, 5 demonstrations"} <= set(texts)
+    assert {
+        "mw-reach",
+        "own-task",
+        "3",
+        "all weights",
+        "cloning from scratch",
+        "score on the way, 5 demonstrations",
+    } <= set(texts)
     assert "mw-push" not in svg
     assert "adapter" not in svg
 
