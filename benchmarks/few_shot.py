@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.few_shot_figure import level, write_figure
+from benchmarks.few_shot_figure import draw, level
 from benchmarks.results import RESULTS, claim, write
 from pipeline import config
 from pipeline.adapt import Settings, adapt, curve, introduce, learn
@@ -134,7 +134,8 @@ def main() -> None:
         remember(found, shapes)
         every = {Cell(*axes) for axes in itertools.product(*everything)}
         every = {cell for cell in every if cell.way != "cloning" or cell.demos}
-        write_figure(FIGURE, tables["scores"], TASKS, env_steps)
+        with atomic_file(FIGURE) as partial:
+            partial.write_text(draw(tables["scores"], TASKS, env_steps))
         whole = every <= found.keys() and env_steps == ENV_STEPS
         seconds = sum(result["wall_seconds"] for result in found.values())
         command = " ".join(["python -m benchmarks.few_shot", *sys.argv[1:]])

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from pipeline.files import atomic_file
 from pipeline.report.charts import STYLE, SYSTEMS, as_file, inline
 
 _TITLE = "Score against the number of demonstrations, and against environment steps, per task"
@@ -74,9 +72,3 @@ def level(points: Sequence[tuple[float, float]], steps: np.ndarray) -> np.ndarra
     """
     scores = dict([(0, 0.0), *points])
     return np.interp(steps, list(scores), list(scores.values()))
-
-
-def write_figure(path: Path, *drawn: Any) -> None:
-    """Write what `draw` returns."""
-    with atomic_file(path) as partial:
-        partial.write_text(draw(*drawn))
