@@ -216,8 +216,9 @@ def learn(
 ) -> list[Loop]:
     """Train whatever is trainable in the agent's model on one task, and leave the best weights of each phase in it.
 
-    Each phase ends early as `adapt.stop_score` and `adapt.patience` say. Evaluations on the way play the policy alone
-    and, with `plan`, plans too: the better of the two is how the agent acts. Returns the phases that took place.
+    Each phase ends early as `adapt.stop_score` and `adapt.patience` say; if learning from demonstrations has only done
+    harm, what was there before comes back. Evaluations on the way play the policy alone and, with `plan`, plans too:
+    the better of the two is how the agent acts. Returns the phases that took place.
     """
     watch = watch or (lambda event, curve: None)
     model, runtime, seed, label = agent.model.config, settings.runtime, settings.seed, f"adapt {spec.name}"
@@ -235,7 +236,7 @@ def learn(
     learner = Learner(agent.model, agent.table, learning, first.warmup_updates, ranks, how, runtime.accumulate)
     loops: list[Loop] = []
 
-    def begin(name: str, label: str, evaluator: Evaluator) -> tuple[Loop, EarlyStop]:
+    def begin(name: str, label: str, evaluator: Evaluator, before: int | None = None) -> tuple[Loop, EarlyStop]:
         best = EarlyStop(
             agent.model,
             agent.table,
@@ -243,6 +244,7 @@ def learn(
             settings.adapt.stop_score,
             settings.adapt.patience,
             lambda: watch("evaluated", curve(loops)),
+            before,
         )
         loop = Loop(
             label, scratch / name, learner, agent.actor, evaluator, seed, runtime, ranks, plan=plan, early_stop=best
@@ -252,7 +254,8 @@ def learn(
 
     if buffer is not None and offline.updates:
         with Evaluator([spec], offline.eval_episodes, *widths, seed + 1, workers, sight=sight) as evaluator:
-            loop, best = begin("pretrain", label, evaluator)
+            loop, best = begin("pretrain", label, evaluator, before=offline.eval_episodes)
+            loop.owes_evaluation |= loop.resumed is None  # of what was there before
             learn_offline(loop, offline, buffer.sample, [spec])
         best.restore()
         agent.actor.refresh()

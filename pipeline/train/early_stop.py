@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,9 @@ class EarlyStop:
         stop_score: a score that is good enough.
         patience: evaluations in a row without a new best after which to stop.
         watch: called after each evaluation.
+        before: if given, the first evaluation is of what was there before anything was learned, and each plays so many
+            episodes. The first then ends nothing, and its weights come back only if all others score worse by more than
+            chance: few episodes may flatter it.
     """
 
     def __init__(
@@ -36,20 +40,23 @@ class EarlyStop:
         stop_score: float,
         patience: int,
         watch: Callable[[], None] = lambda: None,
+        before: int | None = None,
     ):
         self._model, self._table, self._path = model, table, path
-        self._stop_score, self._patience, self._watch = stop_score, patience, watch
+        self._stop_score, self._patience, self._watch, self._before = stop_score, patience, watch, before
 
     def reached(self, scores: list[float]) -> bool:
         """Whether to stop after evaluations of these scores."""
-        if not scores:
+        learned = self._learned(scores)
+        if not learned:
             return False
-        best = max(scores)
-        return best >= self._stop_score or len(scores) - 1 - scores.index(best) >= self._patience
+        best = max(learned)
+        return best >= self._stop_score or len(learned) - 1 - learned.index(best) >= self._patience
 
     def evaluated(self, scores: list[float]) -> bool:
         """Keep the present weights if the newest of these scores is the best; return whether to stop."""
-        if scores[-1] == max(scores):
+        learned, newest = self._learned(scores), scores[-1]
+        if not learned or (newest == max(learned) and not self._harmed(scores[0], newest)):
             with atomic_file(self._path) as partial:
                 save_file({name: tensor.detach().cpu().clone() for name, tensor in self._tensors().items()}, partial)
         self._watch()
@@ -62,6 +69,16 @@ class EarlyStop:
             with torch.no_grad():
                 for name, tensor in self._tensors().items():
                     tensor.copy_(kept[name])
+
+    def _learned(self, scores: list[float]) -> list[float]:
+        return scores if self._before is None else scores[1:]
+
+    def _harmed(self, before: float, after: float) -> bool:
+        """Whether it fell by more than two standard errors, taken as large as scores from 0 to 1 allow."""
+        if self._before is None:
+            return False
+        variance = before * (1 - before) + after * (1 - after)
+        return before - after > 2 * math.sqrt(variance / self._before)
 
     def _tensors(self) -> dict[str, Tensor]:
         trained = {

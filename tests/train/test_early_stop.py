@@ -57,6 +57,32 @@ def test_the_best_weights_come_back_of_equal_ones_the_latest(tmp_path: Path):
     assert len(heard) == 4
 
 
+@pytest.mark.parametrize(
+    ("scores", "stops", "kept"),
+    [
+        ([1.0], False, 0),  # what was there before ends nothing
+        ([1.0, 0.9, 0.8], False, 1),  # by chance better than what was learned
+        ([0.9, 0.2, 0.3, 0.1], False, 0),  # only harmed
+        ([0.9, 0.2, 0.7, 0.3], False, 2),  # recovered
+        ([0.9, 0.2, 0.1, 0.2], True, 0),
+        ([0.5, 1.0], True, 1),
+    ],
+)
+def test_what_was_there_before_comes_back_if_learning_only_did_harm(
+    tmp_path: Path, scores: list[float], stops: bool, kept: int
+):
+    model, table = make_model(), make_table()
+    stop = EarlyStop(model, table, tmp_path / "best.safetensors", 1.0, 2, before=10)
+    bias = model.reward_head[0].linear.bias
+    for number in range(len(scores)):
+        with torch.no_grad():
+            bias.fill_(float(number))
+        stopped = stop.evaluated(scores[: number + 1])
+    assert stopped == stop.reached(scores) == stops
+    stop.restore()
+    assert (bias == kept).all()
+
+
 class Judge:
     """Stands in for an evaluator: scores of the policy and of plans are given, and it is noted how plans were made."""
 
