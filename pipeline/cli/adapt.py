@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 DETAILS = """\
 The task is learned from demonstrations (--demos), from interaction (--env-steps), or from both: first the policy is
 cloned and the model learned from the demonstrations, then it goes on online, planning. Each phase ends early when the
-evaluations on the way are good enough or no longer rise. The checkpoint itself is not changed: what is learned is a
-low-rank adapter in FOLDER, with curve.svg and videos that grow as it runs, metrics/ and summary.json.
+evaluations on the way are good enough or no longer rise; what demonstrations have only harmed is put back as it was.
+The checkpoint itself is not changed: what is learned is a low-rank adapter in FOLDER, with curve.svg and videos that
+grow as it runs, metrics/ and summary.json.
 
 All other numbers are those of `adapt`, `learning`, `evaluate`, `runtime` and `seed` in params.yaml. A run that was
 stopped goes on where it was when the same command is given again.
