@@ -236,7 +236,7 @@ def learn(
     learner = Learner(agent.model, agent.table, learning, first.warmup_updates, ranks, how, runtime.accumulate)
     loops: list[Loop] = []
 
-    def begin(name: str, label: str, evaluator: Evaluator, before: int | None = None) -> tuple[Loop, EarlyStop]:
+    def begin(name: str, label: str, evaluator: Evaluator, start_episodes: int | None = None) -> tuple[Loop, EarlyStop]:
         best = EarlyStop(
             agent.model,
             agent.table,
@@ -244,7 +244,7 @@ def learn(
             settings.adapt.stop_score,
             settings.adapt.patience,
             lambda: watch("evaluated", curve(loops)),
-            before,
+            start_episodes,
         )
         loop = Loop(
             label, scratch / name, learner, agent.actor, evaluator, seed, runtime, ranks, plan=plan, early_stop=best
@@ -254,8 +254,8 @@ def learn(
 
     if buffer is not None and offline.updates:
         with Evaluator([spec], offline.eval_episodes, *widths, seed + 1, workers, sight=sight) as evaluator:
-            loop, best = begin("pretrain", label, evaluator, before=offline.eval_episodes)
-            loop.owes_evaluation |= loop.resumed is None  # of what was there before
+            loop, best = begin("pretrain", label, evaluator, start_episodes=offline.eval_episodes)
+            loop.owes_evaluation |= loop.resumed is None  # what was there before is evaluated first
             learn_offline(loop, offline, buffer.sample, [spec])
         best.restore()
         agent.actor.refresh()

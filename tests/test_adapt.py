@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from pipeline.model.task_table import TIED, TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.tasks import registry
 from pipeline.tasks.registry import make
+from pipeline.train.evaluate import Evaluator, Result
 
 ROOT = Path(__file__).parent.parent
 TASK = """\
@@ -129,6 +131,28 @@ def test_both_kinds_of_experience_make_an_adapter_that_loads(base: Path, capsys:
     first, second = (load_file(Path(folder, WEIGHTS)) for folder in ("out", "more"))
     assert {name: tensor.shape for name, tensor in first.items()} == {name: t.shape for name, t in second.items()}
     assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.slow
+def test_demonstrations_that_only_did_harm_leave_nothing(base: Path, monkeypatch: pytest.MonkeyPatch):
+    record_demos(Path("demos"), 1)
+    played = Evaluator.run
+    judged: list[str] = []
+
+    def harmed(self: Evaluator, *arguments: Any, **options: Any) -> list[Result]:
+        if not arguments[3].endswith("evaluating"):
+            return played(self, *arguments, **options)
+        judged.append(arguments[3])
+        return [Result([float(len(judged) <= 2)], [0.0])]  # the start scores 1 by policy and by plans, all else 0
+
+    monkeypatch.setattr(Evaluator, "run", harmed)
+    arguments = ["adapt", "base", "--task", "swing.yaml", "--demos", "demos", "--env-steps", "0", "--no-video"]
+    assert main([*arguments, "--output", "out", "--debug"]) == 0
+    curve = json.loads(Path("out/summary.json").read_text())["curve"]
+    assert [(point["updates"], point["score"]) for point in curve[1:]] == [(0, 1.0), (4, 0.0), (8, 0.0)]
+    changes = {name: tensor for name, tensor in load_file(Path("out", WEIGHTS)).items() if "lora_B" in name}
+    assert changes
+    assert not any(tensor.any() for tensor in changes.values())
 
 
 @pytest.mark.slow

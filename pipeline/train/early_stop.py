@@ -27,9 +27,9 @@ class EarlyStop:
         stop_score: a score that is good enough.
         patience: evaluations in a row without a new best after which to stop.
         watch: called after each evaluation.
-        before: if given, the first evaluation is of what was there before anything was learned, and each plays so many
-            episodes. The first then ends nothing, and its weights come back only if all others score worse by more than
-            chance: few episodes may flatter it.
+        start_episodes: given if the first evaluation is of what was there before anything was learned: how many
+            episodes each evaluation plays. The first then ends nothing, and its weights come back only if all others
+            score worse by more than chance, since few episodes may flatter it.
     """
 
     def __init__(
@@ -40,10 +40,11 @@ class EarlyStop:
         stop_score: float,
         patience: int,
         watch: Callable[[], None] = lambda: None,
-        before: int | None = None,
+        start_episodes: int | None = None,
     ):
         self._model, self._table, self._path = model, table, path
-        self._stop_score, self._patience, self._watch, self._before = stop_score, patience, watch, before
+        self._stop_score, self._patience, self._watch = stop_score, patience, watch
+        self._start_episodes = start_episodes
 
     def reached(self, scores: list[float]) -> bool:
         """Whether to stop after evaluations of these scores."""
@@ -71,14 +72,14 @@ class EarlyStop:
                     tensor.copy_(kept[name])
 
     def _learned(self, scores: list[float]) -> list[float]:
-        return scores if self._before is None else scores[1:]
+        return scores if self._start_episodes is None else scores[1:]
 
-    def _harmed(self, before: float, after: float) -> bool:
+    def _harmed(self, start: float, score: float) -> bool:
         """Whether it fell by more than two standard errors, taken as large as scores from 0 to 1 allow."""
-        if self._before is None:
+        if self._start_episodes is None:
             return False
-        variance = before * (1 - before) + after * (1 - after)
-        return before - after > 2 * math.sqrt(variance / self._before)
+        variance = start * (1 - start) + score * (1 - score)
+        return start - score > 2 * math.sqrt(variance / self._start_episodes)
 
     def _tensors(self) -> dict[str, Tensor]:
         trained = {

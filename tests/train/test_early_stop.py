@@ -72,7 +72,7 @@ def test_what_was_there_before_comes_back_if_learning_only_did_harm(
     tmp_path: Path, scores: list[float], stops: bool, kept: int
 ):
     model, table = make_model(), make_table()
-    stop = EarlyStop(model, table, tmp_path / "best.safetensors", 1.0, 2, before=10)
+    stop = EarlyStop(model, table, tmp_path / "best.safetensors", 1.0, 2, start_episodes=10)
     bias = model.reward_head[0].linear.bias
     for number in range(len(scores)):
         with torch.no_grad():
