@@ -19,17 +19,14 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pipeline import config
-from pipeline.model import losses
+from pipeline.learn.learner import Learner, UpdateDraws
+from pipeline.learn.setup import discount
+from pipeline.model.math import decode, locate, soft_cross_entropy, td_target, two_hot, update_value_scale
 from pipeline.model.planner import PlanDraws, plan, policy_rollouts
-from pipeline.model.scale import RunningScale
 from pipeline.model.task_table import TaskTable
-from pipeline.model.two_hot import decode, locate, soft_cross_entropy, two_hot
 from pipeline.model.world_model import WorldModel
 from pipeline.newt_checkpoint import NewtCheckpoint, load_newt_checkpoint, our_name
 from pipeline.shapes import Batch
-from pipeline.train.objective import UpdateDraws, batch_context, model_losses, policy_losses
-from pipeline.train.schedules import discount
-from pipeline.train.step import Learner
 
 TOLERANCE = 1e-5
 MEMBERS = (0, 1)
@@ -151,19 +148,18 @@ def _inputs(fixture: Fixture, newt: NewtCheckpoint) -> Iterator[tuple[str, Tenso
 def _single_calls(fixture: Fixture) -> Iterator[tuple[str, Tensor]]:
     model, batch, draws = fixture.model(), fixture.batch, fixture.draws
     with torch.no_grad():
-        ctx = batch_context(model, fixture.table, batch.task, draws.phrasing)
-        mask = fixture.table.action_mask[batch.task]
+        ctx = model.context(fixture.table, batch.task, draws.phrasing)
         z = model.encode(batch.obs[0], ctx)
         action, reward = batch.action[0], batch.reward[0]
-        policy = model.policy(z, ctx, mask, draws.policy_noise[0])
+        policy = model.policy(z, ctx, draws.policy_noise[0])
         logits = model.reward(z, action, ctx)
         pair = decode(model.q(z, action, ctx, members=MEMBERS), model.bins)
         next_z = model.encode(batch.obs[1:], ctx)
-        next_action = model.policy(next_z, ctx, mask, draws.td_noise).action
+        next_action = model.policy(next_z, ctx, draws.td_noise).action
         next_value = decode(model.q(next_z, next_action, ctx, target=True, members=MEMBERS), model.bins).amin(0)
-        target = losses.td_target(batch.reward, batch.terminated, fixture.table.discount[batch.task], next_value)
+        target = td_target(batch.reward, batch.terminated, ctx.discount, next_value)
         yield "out.z", z
-        yield "out.next_z", model.next(z, action, ctx)
+        yield "out.next_z", model.next(z, action, ctx)[0]
         yield "out.policy_action", policy.action
         yield "out.policy_log_std", policy.log_std
         yield "out.policy_entropy", policy.entropy.unsqueeze(-1)
@@ -180,42 +176,33 @@ def _single_calls(fixture: Fixture) -> Iterator[tuple[str, Tensor]]:
 
 
 def _losses_and_gradients(fixture: Fixture, phase: str, grads: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
-    model = fixture.model()
-    found = model_losses(
-        model,
-        fixture.table,
-        fixture.batch,
-        fixture.draws,
-        fixture.learning,
-        bc_coef=fixture.learning.bc_coef if phase == "pretrain" else 0.0,
-    )
-    found.total.backward()
+    learner, latents = Learner(fixture.model(), fixture.table, fixture.learning), []
+    bc_coef = fixture.learning.bc_coef if phase == "pretrain" else 0.0
+    total, found = learner.model_loss(fixture.batch, fixture.draws, bc_coef, latents)
+    total.backward()
     for part in ("consistency", "reward", "value", "total"):
-        yield f"{phase}.{part}_loss", getattr(found, part).detach().reshape(1)
-    yield f"{phase}.zs", found.z
-    if found.bc is not None and found.imitation is not None:
-        yield f"{phase}.pi_prior_loss", found.bc.detach().reshape(1)
-        yield f"{phase}.bc_loss", found.imitation.detach().reshape(1)
+        yield f"{phase}.{part}_loss", found[f"{part}_loss"].reshape(1)
+    yield f"{phase}.zs", latents[0]
+    if "bc_loss" in found:
+        yield f"{phase}.pi_prior_loss", found["bc_loss"].reshape(1)
+        yield f"{phase}.bc_loss", found["imitation_error"].reshape(1)
     for name in grads:
-        yield f"{phase}.grad.{name}", _gradient(model, name)
+        yield f"{phase}.grad.{name}", _gradient(learner.model, name)
     learner = Learner(fixture.model(), fixture.table, fixture.learning)
     metrics = learner.update(fixture.batch, "pretrain" if phase == "pretrain" else "online", fixture.draws)
     yield f"{phase}.grad_norm", metrics["grad_norm"].reshape(1)
 
 
 def _policy(fixture: Fixture) -> Iterator[tuple[str, Tensor]]:
-    model = fixture.model()
-    scale = RunningScale(fixture.learning.tau)
-    found = policy_losses(
-        model, fixture.table, fixture.batch, fixture["online.zs"], fixture.draws, fixture.learning, scale.value
-    )
-    found.total.backward()
-    scale.update(found.q)
-    yield "policy.loss", found.total.detach().reshape(1)
-    yield "policy.prior_loss", found.imitation.detach().reshape(1)
-    yield "policy.qs0", found.q.unsqueeze(-1)
-    yield "policy.grad._pi.0.weight", _gradient(model, "_pi.0.weight")
-    yield "policy.scale_after_one_update", scale.value
+    learner, values, scale = Learner(fixture.model(), fixture.table, fixture.learning), [], torch.ones(1)
+    total, found = learner.policy_loss(fixture.batch, fixture.draws, fixture["online.zs"], values)
+    total.backward()
+    update_value_scale(scale, values[0], fixture.learning.tau)
+    yield "policy.loss", total.detach().reshape(1)
+    yield "policy.prior_loss", found["imitation_error"].reshape(1)
+    yield "policy.qs0", values[0].unsqueeze(-1)
+    yield "policy.grad._pi.0.weight", _gradient(learner.model, "_pi.0.weight")
+    yield "policy.scale_after_one_update", scale
 
 
 def _three_updates(fixture: Fixture) -> Iterator[tuple[str, Tensor]]:
@@ -225,7 +212,7 @@ def _three_updates(fixture: Fixture) -> Iterator[tuple[str, Tensor]]:
     weights = learner.model.state_dict()
     for name in _AFTER3_KEYS:
         yield f"after3.{name}", weights[our_name(name)]
-    yield "after3.scale", learner.scale.value
+    yield "after3.scale", learner.value_scale
 
 
 def _plan(fixture: Fixture) -> Iterator[tuple[str, Tensor]]:
@@ -240,23 +227,14 @@ def _plan(fixture: Fixture) -> Iterator[tuple[str, Tensor]]:
         fixture["plan.in.gumbel_exponential"].T,
         torch.zeros_like(mask),
     )
+    obs = fixture["plan.in.obs"]
     with torch.no_grad():
-        ctx = model.context(fixture.table.embeddings[task, 0])
-        z = model.encode(fixture["plan.in.obs"], ctx)
+        ctx = model.context(fixture.table, task)
         discounts = torch.ones(planner.horizon + 1, len(task))
-        trajectories, *_ = policy_rollouts(model, ctx, z, mask, discounts, draws.policy_noise)
-    found = plan(
-        model,
-        ctx,
-        fixture["plan.in.obs"],
-        planner,
-        fixture["plan.in.prev_mean"].transpose(0, 1),
-        fixture["plan.in.is_first"].bool(),
-        fixture.table.discount[task],
-        mask,
-        draws,
-    )
-    yield "plan.out.policy_trajectories", trajectories.permute(2, 0, 1, 3)
+        rollouts = policy_rollouts(model, ctx, model.encode(obs, ctx), discounts, draws.policy_noise)
+    prev_mean, is_first = fixture["plan.in.prev_mean"].transpose(0, 1), fixture["plan.in.is_first"].bool()
+    found = plan(model, ctx, obs, planner, prev_mean, is_first, draws)
+    yield "plan.out.policy_trajectories", torch.stack(rollouts.actions).permute(2, 0, 1, 3)
     yield "plan.out.action", found.action
     yield "plan.out.mean", found.mean.transpose(0, 1)
 

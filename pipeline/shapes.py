@@ -54,12 +54,3 @@ class Batch(NamedTuple):
     def take(self, which: slice) -> Batch:
         """Return some of the slices."""
         return self.each(lambda part: part[which] if part.ndim == 1 else part[:, which])
-
-
-class Plan(NamedTuple):
-    """What the planner returns for N environments."""
-
-    action: Tensor  # (N, A) in [-1, 1]
-    mean: Tensor  # (T, N, A) mean of the action sequence: warm start of the next plan
-    std: Tensor  # (T, N, A)
-    log_prob: Tensor | None = None  # (N,) log-density of the action, where it was asked for

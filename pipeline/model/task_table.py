@@ -1,4 +1,4 @@
-"""What the model is told about each task: its text's embeddings, its real action dims, its discount."""
+"""The known tasks as tensors: embeddings of their texts, real action dims, discounts, observation statistics."""
 
 from __future__ import annotations
 
@@ -27,22 +27,21 @@ class TaskTable:
     obs_mean: Tensor | None = None  # (n, O) float32 of what each task's body observes; None to take it as it comes
     obs_std: Tensor | None = None  # (n, O) float32, positive
     constraint: Tensor = field(default_factory=lambda: torch.zeros(0))  # (n,) int64 of CONSTRAINTS; left out: all tied
-    cluster: Tensor = field(default_factory=lambda: torch.zeros(0))  # (n,) int64, whose networks compute it; out: all 0
+    columns: dict[str, Tensor] = field(default_factory=dict)  # (n,) int64 each: what a network asks of a task beside
 
     def __post_init__(self) -> None:
         n = len(self.names)
         if not len(self.constraint):
             object.__setattr__(self, "constraint", torch.full((n,), TIED))
-        if not len(self.cluster):
-            object.__setattr__(self, "cluster", torch.zeros(n, dtype=torch.int64))
         if self.embeddings.ndim != 3 or self.action_mask.ndim != 2 or self.discount.ndim != 1:
             raise ValueError(
                 "a task table takes embeddings (n, P, E), action_mask (n, A) and discount (n,); they came as "
                 f"{tuple(self.embeddings.shape)}, {tuple(self.action_mask.shape)} and {tuple(self.discount.shape)}"
             )
-        for part in ("embeddings", "action_mask", "discount", "constraint", "cluster"):
-            if len(getattr(self, part)) != n:
-                raise ValueError(f"a task table of {n} names has {len(getattr(self, part))} rows of {part}")
+        parts = {name: getattr(self, name) for name in ("embeddings", "action_mask", "discount", "constraint")}
+        for name, part in {**parts, **self.columns}.items():
+            if len(part) != n:
+                raise ValueError(f"a task table of {n} names has {len(part)} rows of {name}")
         if (self.obs_mean is None) != (self.obs_std is None):
             raise ValueError("observation statistics are a mean and a std: one of them is missing")
         if self.obs_mean is not None and self.obs_std is not None:
@@ -67,18 +66,8 @@ class TaskTable:
         """Return the table on a device."""
         parts = (part.to(device) for part in (self.embeddings, self.action_mask, self.discount))
         statistics = (part if part is None else part.to(device) for part in (self.obs_mean, self.obs_std))
-        return TaskTable(
-            self.names, *parts, *statistics, constraint=self.constraint.to(device), cluster=self.cluster.to(device)
-        )
-
-    def normalize(self, obs: Tensor, task: Tensor) -> Tensor:
-        """Centre and scale observations (..., B, O) of tasks (B,), to at most 10 std; as they came without statistics.
-
-        What a body observes often varies by centimetres around a metre: centred, a small network tells it apart.
-        """
-        if self.obs_mean is None or self.obs_std is None:
-            return obs
-        return ((obs - self.obs_mean[task]) / self.obs_std[task]).clamp(-10, 10)
+        columns = {name: column.to(device) for name, column in self.columns.items()}
+        return TaskTable(self.names, *parts, *statistics, constraint=self.constraint.to(device), columns=columns)
 
     def extended(
         self,
@@ -92,7 +81,7 @@ class TaskTable:
     ) -> TaskTable:
         """Return the table with one more task, whose plans are tied.
 
-        It gets the cluster of the nearest of the first `num_trained` tasks, by the cosine of their canonical texts.
+        In `columns` it gets what the nearest of the first `num_trained` tasks has, by the cosine of their canonical texts.
 
         Args:
             names: of all n + 1 tasks.
@@ -114,7 +103,7 @@ class TaskTable:
             obs_mean,
             obs_std,
             torch.cat([self.constraint, self.constraint.new_tensor([TIED])]),
-            torch.cat([self.cluster, self.cluster[nearest].unsqueeze(0)]),
+            {name: torch.cat([column, column[nearest].unsqueeze(0)]) for name, column in self.columns.items()},
         )
 
     def check(self, task: Tensor) -> None:

@@ -1,27 +1,23 @@
-"""The world model: encode, next, reward, policy, q. Tensors in, tensors out; it saves itself in Hub form."""
+"""The world model: encode, next, reward, policy, q. Tensors in, tensors out."""
 
-import dataclasses
+from __future__ import annotations
+
+import copy
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pipeline import config
-from pipeline.model.blocks import MLP, Conditioned, SimNorm
-from pipeline.model.clusters import Groups, ToldClusters, copies, tell
-from pipeline.model.compute import PLAIN, Compute
-from pipeline.model.experts import ExpertMLP, Routing, has_experts
-from pipeline.model.history import ConditionedHistory, HistoryDynamics, Memory
-from pipeline.model.policy import Policy, squashed_gaussian
-from pipeline.model.q_ensemble import QEnsemble, make_target
-from pipeline.shapes import Past
+from pipeline.model.layers import MLP, SimNorm
+from pipeline.model.math import Policy, squashed_gaussian
+from pipeline.model.task_table import TaskTable
 
-# What `adapt.parts` calls a part, and the module that is it. The linear layers of a part are `<module>.<i>.linear`
-# (`q_heads.<m>.<i>.linear`), with the number of the cluster before <i> where a part is copied per cluster: these names
-# are in every saved file.
+# What `adapt.parts` calls a part, and the module that it is. The linear layers of a part are `<module>.<i>.linear`
+# (`q_heads.<m>.<i>.linear`); these names are in every saved file.
 PARTS = {
     "encoder": "encoder",
     "dynamics": "dynamics",
@@ -29,58 +25,56 @@ PARTS = {
     "policy": "policy_head",
     "q": "q_heads",
 }
+_CLAMP = 10.0  # largest normalised observation, in standard deviations
 
 
 class TaskContext(NamedTuple):
-    """Every network, told n tasks and ready for use. It is stale once the weights change."""
+    """Everything the model is told about n tasks, one per row. It is stale once the weights change.
 
-    encoder: Conditioned
-    dynamics: Conditioned | ConditionedHistory
-    reward: Conditioned
-    policy: Conditioned
-    q: tuple[Conditioned, ...]
-    target_q: tuple[Conditioned, ...]
-    termination: Conditioned | None = None
+    The first seven are what `condition` of each network returned.
+    """
 
-    def take(self, rows: Tensor) -> "TaskContext":
+    encoder: Any
+    dynamics: Any
+    reward: Any
+    policy: Any
+    q: dict[int, Any]  # by Q member
+    target_q: dict[int, Any]
+    termination: Any | None
+    action_mask: Tensor  # (n, A) 1 on real action dims
+    discount: Tensor  # (n,)
+    obs_mean: Tensor | None  # (n, O); None where observations are taken as they come
+    obs_std: Tensor | None  # (n, O)
+
+    def take(self, rows: Tensor) -> TaskContext:
         """Repeat the tasks as `rows` (B,) says: row i of the result belongs to task rows[i]."""
-        return TaskContext(
-            self.encoder.take(rows),
-            self.dynamics.take(rows),
-            self.reward.take(rows),
-            self.policy.take(rows),
-            tuple(member.take(rows) for member in self.q),
-            tuple(member.take(rows) for member in self.target_q),
-            None if self.termination is None else self.termination.take(rows),
-        )
 
-    def noting(self) -> tuple["TaskContext", dict[str, list[Routing]]]:
-        """Return this context, with every call of a network with experts noting where its rows went, and the notes.
+        def take(part: Any) -> Any:
+            if isinstance(part, dict):
+                return {member: one.take(rows) for member, one in part.items()}
+            return part.index_select(0, rows) if isinstance(part, Tensor) else None if part is None else part.take(rows)
 
-        The notes are by name of the part, `q.0`, `q.1`, ... for the Q members, `dynamics.0`, ... for the
-        layers of dynamics with history; empty for a model without experts.
-        """
-        notes: dict[str, list[Routing]] = {}
+        return TaskContext(*map(take, self))
 
-        def noting(name: str, told: Any) -> Any:
-            if isinstance(told, Conditioned) and has_experts(told):
-                return told._replace(notes=notes.setdefault(name, []))
-            return told
 
-        return self._replace(
-            dynamics=noting("dynamics", self.dynamics)
-            if isinstance(self.dynamics, Conditioned)
-            else self.dynamics.noting("dynamics", notes),
-            reward=noting("reward", self.reward),
-            policy=noting("policy", self.policy),
-            q=tuple(noting(f"q.{member}", told) for member, told in enumerate(self.q)),
-        ), notes
+class QEnsemble(nn.ModuleList):
+    """M independent MLPs. They stay apart: on a CPU one batched product over all members is slower."""
 
-    def biases(self) -> list[Tensor]:
-        """Return the tensors that hold a row per task."""
-        everyone = (self.encoder, self.dynamics, self.reward, self.policy, self.termination, *self.q)
-        parts = [part for told in everyone for part in (told.parts if isinstance(told, ToldClusters) else (told,))]
-        return [told.bias for told in parts if told is not None]
+    def condition(
+        self, task_emb: Tensor, columns: dict[str, Tensor], members: Sequence[int] | None = None
+    ) -> dict[int, Any]:
+        """Compute what the tasks (n, E) contribute to each of these members (None: all), by member."""
+        chosen = range(len(self)) if members is None else members
+        return {member: cast("MLP", self[member]).condition(task_emb, columns) for member in chosen}
+
+    def forward(self, tasks: dict[int, Any], z: Tensor, a: Tensor, members: Sequence[int] | None = None) -> Tensor:
+        """Evaluate these members (None: all in `tasks`) at z (..., n, Z), a (..., n, A): logits (M', ..., n, K)."""
+        return torch.stack([self[member](tasks[member], z, a) for member in (tasks if members is None else members)])
+
+
+def plain_network(part: str, *sizes: Any, **more: Any) -> nn.Module:
+    """Make the network of a part, a key of `PARTS`: an MLP for each of them."""
+    return MLP(*sizes, **more)
 
 
 class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["world-model", "reinforcement-learning"]):
@@ -89,172 +83,133 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
     Every method takes a `TaskContext` of n rows and inputs whose last two dims are (n, width); further dims in front
     (time, plan samples) are free.
 
-    What dynamics, reward, policy and Q read is the latent (Z). With `config.history` the dynamics also see the steps
-    before, which rollouts carry along as a `Memory`; where its backbone is shared, what all of them read is the state
-    (Z + D), the latent with the Transformer's hidden state of the past behind it.
+    A rollout is `z, carry = begin(...)`, then `z, carry = next(z, a, ctx, carry)`. The carry is opaque: this model has
+    none, a subclass whose dynamics need more than the present latent keeps it there.
 
     Args:
-        config: sizes. With `clusters`, the parts these name are one network per cluster, of a given number.
-
-    Raises:
-        ValueError: the number of clusters is yet to be found.
+        config: sizes.
+        network: makes the networks that are called like an MLP; called with the part's name and the sizes of `MLP`.
     """
 
     bins: Tensor  # (K,) centres of the two-hot bins, symlog units
 
-    def __init__(self, config: config.Model):
+    def __init__(self, config: config.Model, network: Callable[..., Any] = plain_network):
         super().__init__()
-        self.config = dataclasses.replace(config, clusters=None)
-        task, a = config.task_dim, config.action_dim
-        latent = state = config.latent_dim
-        history = config.history
-        self.shared = history is not None and history.backbone == "shared"
-        if history is not None and self.shared:
-            state += history.dim
+        self.config = config
+        task, a, latent, state = config.task_dim, config.action_dim, config.latent_dim, self.state_dim(config)
         hidden = [config.mlp_dim] * 2
         enc_hidden = [config.enc_dim] * max(config.num_enc_layers - 1, 1)
-        self.encoder = MLP(config.obs_dim, task, 0, enc_hidden, latent, SimNorm(config.simnorm_dim))
-        if history is None:
-            self.dynamics = self._mlp("dynamics")(latent, task, a, hidden, latent, SimNorm(config.simnorm_dim))
-        else:
-            self.dynamics = HistoryDynamics(config, history)
-        self.reward_head = self._mlp("reward")(state, task, a, hidden, config.num_bins)
-        self.policy_head = self._mlp("policy")(state, task, 0, hidden, 2 * a)
-        make_q = partial(self._mlp("q"), state, task, a, hidden, config.num_bins)
-        self.q_heads = QEnsemble(make_q() for _ in range(config.num_q))
-        for head in (self.reward_head, *self.q_heads.members):
-            nn.init.zeros_(head.blocks[-1].linear.weight)
-        self.target_q_heads = make_target(self.q_heads)
+        simnorm = SimNorm(config.simnorm_dim)
+        self.encoder = network("encoder", config.obs_dim, task, 0, enc_hidden, latent, simnorm)
+        self.dynamics = self.make_dynamics(network)
+        self.reward_head = network("reward", state, task, a, hidden, config.num_bins)
+        self.policy_head = network("policy", state, task, 0, hidden, 2 * a)
+        self.q_heads = QEnsemble(network("q", state, task, a, hidden, config.num_bins) for _ in range(config.num_q))
+        for head in (self.reward_head, *self.q_heads):
+            nn.init.zeros_(head[-1].linear.weight)
+        self.target_q_heads = _frozen_copy(self.q_heads)
         self.termination_head = None
         if config.termination:
             self.termination_head = MLP(state, task, 0, hidden, 1)
             nn.init.zeros_(self.termination_head.blocks[-1].linear.weight)
         bins = torch.linspace(config.bin_min, config.bin_max, config.num_bins)
         self.register_buffer("bins", bins, persistent=False)
-        if config.clusters is not None:
-            self.split(config.clusters)
 
-    def _mlp(self, part: str) -> Callable[..., MLP]:
-        """What makes the network of a part, a key of `PARTS`."""
-        experts = self.config.experts
-        return MLP if experts is None or part not in experts.parts else partial(ExpertMLP, experts=experts)
+    @staticmethod
+    def state_dim(config: config.Model) -> int:
+        """Return the width of what reward, policy and Q read: the latent."""
+        return config.latent_dim
+
+    def make_dynamics(self, network: Callable[..., Any]) -> nn.Module:
+        """Make the dynamics."""
+        sizes = self.config
+        hidden, simnorm = [sizes.mlp_dim] * 2, SimNorm(sizes.simnorm_dim)
+        return network(
+            "dynamics", sizes.latent_dim, sizes.task_dim, sizes.action_dim, hidden, sizes.latent_dim, simnorm
+        )
 
     def context(
         self,
-        task_emb: Tensor,
-        compute: Compute = PLAIN,
+        table: TaskTable,
+        task: Tensor,
+        phrasing: Tensor | None = None,
         q: Sequence[int] | None = None,
         target_q: Sequence[int] | None = None,
-        cluster: Tensor | None = None,
     ) -> TaskContext:
-        """Tell every network its tasks (n, E).
+        """Condition every network on tasks, each different text once.
 
         Args:
-            task_emb: (n, E)
-            compute: how the networks are to be computed.
+            table: the known tasks.
+            task: (n,) rows of the table.
+            phrasing: (n,) in [0, P), which phrasing of its text each task is given; None for the canonical one.
             q: the Q members that will be asked; None for all.
             target_q: the target Q members that will be asked; None for all.
-            cluster: (n,) int64, that of each task; only a model with clusters reads it.
-
-        Raises:
-            ValueError: the model has clusters, and those of the tasks were not given, or it is to be compiled and has
-                clusters, experts or history.
         """
-        for name in ("experts", "history", "clusters"):
-            if compute.compile and getattr(self.config, name) is not None:
-                raise ValueError(f"a model with model.{name} cannot be compiled: set runtime.compile to false")
-        groups = None
-        if self.config.clusters is not None:
-            if cluster is None:
-                raise ValueError("this model has networks per cluster of tasks: say which cluster each task belongs to")
-            groups = Groups(cluster)
+        index = task * table.num_phrasings + (0 if phrasing is None else phrasing)
+        texts, rows = torch.unique(index, return_inverse=True)
+        of_text = texts // table.num_phrasings
+        emb = table.embeddings.flatten(0, 1)[texts]
+        columns = {name: column[of_text] for name, column in table.columns.items()}
         return TaskContext(
-            tell(self.encoder, task_emb, compute, groups),
-            self.dynamics.condition(task_emb, compute),
-            tell(self.reward_head, task_emb, compute, groups),
-            tell(self.policy_head, task_emb, compute, groups),
-            self.q_heads.condition(task_emb, compute, q, groups),
-            self.target_q_heads.condition(task_emb, compute, target_q, groups),
-            None if self.termination_head is None else self.termination_head.condition(task_emb, compute),
-        )
+            self.encoder.condition(emb, columns),
+            self.dynamics.condition(emb, columns),
+            self.reward_head.condition(emb, columns),
+            self.policy_head.condition(emb, columns),
+            self.q_heads.condition(emb, columns, q),
+            self.target_q_heads.condition(emb, columns, target_q),
+            None if self.termination_head is None else self.termination_head.condition(emb, columns),
+            table.action_mask[of_text],
+            table.discount[of_text],
+            None if table.obs_mean is None else table.obs_mean[of_text],
+            None if table.obs_std is None else table.obs_std[of_text],
+        ).take(rows)
 
     def encode(self, obs: Tensor, ctx: TaskContext) -> Tensor:
-        """Map observations (..., n, O) to latents (..., n, Z)."""
+        """Map observations (..., n, O) to latents (..., n, Z), centred and scaled by each body's statistics first.
+
+        What a body observes often varies by centimetres around a metre: centred, a small network tells it apart.
+        """
+        if ctx.obs_mean is not None and ctx.obs_std is not None:
+            obs = ((obs - ctx.obs_mean) / ctx.obs_std).clamp(-_CLAMP, _CLAMP)
         return self.encoder(ctx.encoder, obs)
 
-    def remember(self, past: Past | None, ctx: TaskContext) -> Memory | None:
-        """Read the real past of n episodes; None for a model without history. No past is one of no steps."""
-        if not isinstance(ctx.dynamics, ConditionedHistory):
-            return None
-        if past is None or not len(past.obs):
-            return ctx.dynamics.begin()
-        return ctx.dynamics.remember(self.encode(past.obs, ctx), past.action, past.length)
-
-    def state(self, obs: Tensor, ctx: TaskContext, memory: Memory | None = None) -> Tensor:
-        """Return what the networks read at observations (n, O): latents (n, Z), or states (n, Z + D)."""
-        return self._state(self.encode(obs, ctx), memory)
-
-    def next(self, z: Tensor, a: Tensor, ctx: TaskContext) -> Tensor:
-        """Predict the latents (..., n, Z) after actions a (..., n, A) at latents z (..., n, Z), without a past."""
-        return self.advance(z, a, ctx)[0]
-
-    def advance(
-        self, z: Tensor, a: Tensor, ctx: TaskContext, memory: Memory | None = None
-    ) -> tuple[Tensor, Memory | None]:
-        """Take one step of a rollout: the latents or states (..., n, .) after actions a (..., n, A), and its memory.
+    def begin(self, obs: Tensor, ctx: TaskContext, past: Any = None) -> tuple[Tensor, Any]:
+        """Begin a rollout at observations (n, O): what the heads read (n, Z), and the carry.
 
         Args:
-            z: (..., n, .) latents or states.
-            a: (..., n, A)
+            obs: (n, O)
             ctx: of n rows.
-            memory: from `remember`, or from the step before; None begins without a past.
+            past: what came before, for a model that reads it; None for nothing.
         """
-        if isinstance(ctx.dynamics, Conditioned):
-            return ctx.dynamics(z, a), None
-        latent, memory = ctx.dynamics.step(self.latent(z), a, memory or ctx.dynamics.begin())
-        return self._state(latent, memory), memory
+        return self.encode(obs, ctx), None
 
-    def observed(self, obs: Tensor, action: Tensor, ctx: TaskContext, memory: Memory | None = None) -> Tensor:
-        """Return the latents or states (T, n, .) that T real steps have led to.
+    def next(self, z: Tensor, a: Tensor, ctx: TaskContext, carry: Any = None) -> tuple[Tensor, Any]:
+        """Take one step of a rollout: predict z (..., n, Z) after actions a (..., n, A) at z, and the new carry."""
+        return self.dynamics(ctx.dynamics, z, a), carry
+
+    def observed(self, obs: Tensor, action: Tensor, ctx: TaskContext, past: Any = None) -> Tensor:
+        """Return what the heads read (T, n, Z) after each of T real steps.
 
         Args:
             obs: (T + 1, n, O)
             action: (T, n, A)
             ctx: of n rows.
-            memory: of what came before.
+            past: as in `begin`.
         """
-        if not self.shared:
-            return self.encode(obs[1:], ctx)
-        z, states = self.encode(obs, ctx), []
-        for t, step_action in enumerate(action):
-            _, memory = self.advance(z[t], step_action, ctx, memory)
-            states.append(self._state(z[t + 1], memory))
-        return torch.stack(states)
+        return self.encode(obs[1:], ctx)
 
     def latent(self, z: Tensor) -> Tensor:
-        """Return the latents (..., Z) within latents or states."""
-        return z[..., : self.config.latent_dim] if self.shared else z
-
-    def _state(self, z: Tensor, memory: Memory | None) -> Tensor:
-        if not self.shared or memory is None:
-            return z
-        return torch.cat([z, memory.hidden.to(z.dtype)], dim=-1)
+        """Return the latents within what the heads read: here they are the same."""
+        return z
 
     def reward(self, z: Tensor, a: Tensor, ctx: TaskContext) -> Tensor:
-        """Predict the reward of one step as logits (..., n, K); `two_hot.decode` reads them."""
+        """Predict the reward of one step as logits (..., n, K); `math.decode` reads them."""
         return self.reward_head(ctx.reward, z, a)
 
-    def policy(self, z: Tensor, ctx: TaskContext, action_mask: Tensor, noise: Tensor | None = None) -> Policy:
-        """Evaluate the policy prior.
-
-        Args:
-            z: (..., n, Z)
-            ctx: of n rows.
-            action_mask: (n, A) 1 on the real action dims of each row's task.
-            noise: (..., n, A) standard normal draws; None for the mode.
-        """
+    def policy(self, z: Tensor, ctx: TaskContext, noise: Tensor | None = None) -> Policy:
+        """Evaluate the policy prior at z (..., n, Z), with noise (..., n, A) standard normal; None for the mode."""
         raw = self.policy_head(ctx.policy, z)
-        return squashed_gaussian(raw, action_mask, noise, self.config.log_std_min, self.config.log_std_max)
+        return squashed_gaussian(raw, ctx.action_mask, noise, self.config.log_std_min, self.config.log_std_max)
 
     def q(
         self, z: Tensor, a: Tensor, ctx: TaskContext, target: bool = False, members: Sequence[int] | None = None
@@ -265,11 +220,11 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
             z: (..., n, Z)
             a: (..., n, A)
             ctx: of n rows.
-            target: use the slowly following copies.
+            target: use the target networks.
             members: which of those that `ctx` was made for; None for all of them.
 
         Returns:
-            (M', ..., n, K) logits; `two_hot.decode` reads them.
+            (M', ..., n, K) logits; `math.decode` reads them.
         """
         if target:
             return self.target_q_heads(ctx.target_q, z, a, members)
@@ -283,43 +238,28 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
         Source: TD-MPC2 (arXiv 2310.16828), the option `episodic` of its later release.
         """
         assert self.termination_head is not None
-        assert ctx.termination is not None
         return self.termination_head(ctx.termination, z).squeeze(-1)
 
-    def split(self, clusters: config.Clusters) -> dict[nn.Parameter, nn.Parameter]:
-        """Put a copy per cluster in the place of the parts that `clusters` names, target Q included.
-
-        Args:
-            clusters: parts and number of clusters.
-
-        Returns:
-            for each new parameter the one it is a copy of.
-
-        Raises:
-            ValueError: the number is yet to be found, or the model has clusters already.
-        """
-        if self.config.clusters is not None:
-            raise ValueError("this model has its networks per cluster already")
-        if clusters.num == "auto":
-            raise ValueError("a model is made with a number of clusters; `auto` stands for one found in pretraining")
-        origins: dict[nn.Parameter, nn.Parameter] = {}
-        for part in clusters.parts:
-            if part == "q":
-                for ensemble in (self.q_heads, self.target_q_heads):
-                    for member, head in enumerate(ensemble.members):
-                        ensemble[member], found = copies(head, clusters.num)
-                        origins |= found
-            else:
-                made, found = copies(getattr(self, PARTS[part]), clusters.num)
-                setattr(self, PARTS[part], made)
-                origins |= found
-        self.config = dataclasses.replace(self.config, clusters=clusters)
-        self._hub_mixin_config = self.config  # what `save_pretrained` writes
-        return origins
-
     def sync_target(self) -> None:
-        """Make the target Q heads a fresh copy of the online ones, adapters included.
+        """Make the target Q heads a fresh copy of the online ones, low-rank adapters included.
 
-        Needed after low-rank adapters were put into `q_heads`: the copies then follow the online adapters.
+        Needed after adapters were put into `q_heads`: the copies then follow the online adapters.
         """
-        self.target_q_heads = make_target(self.q_heads)
+        self.target_q_heads = _frozen_copy(self.q_heads)
+
+    @torch.no_grad()
+    def update_target(self, tau: float) -> None:
+        """Move the target Q heads the fraction tau towards the online ones."""
+        target, online = (list(heads.parameters()) for heads in (self.target_q_heads, self.q_heads))
+        get_ema_multi_avg_fn(1 - tau)(target, online, 0)
+
+
+def _frozen_copy(heads: QEnsemble) -> QEnsemble:
+    """Copy an ensemble into one that no optimiser moves."""
+    return copy.deepcopy(heads).requires_grad_(False)
+
+
+def draw_members(num_q: int, generator: torch.Generator) -> tuple[int, int]:
+    """Draw two Q members at random without replacement."""
+    first, second = torch.randperm(num_q, generator=generator, device=generator.device)[:2].tolist()
+    return first, second

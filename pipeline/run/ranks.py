@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 Item = TypeVar("Item")
 
@@ -118,6 +118,28 @@ class Ranks:
         with _peers():
             message = self.accelerator.reduce(message, reduction="sum")
         return message[:-1] / message[-1]  # type: ignore[index]
+
+    def average_gradients(self, parameters: Sequence[nn.Parameter], loss: Tensor, weight: int) -> Tensor:
+        """Average gradients and the loss over ranks, each weighing `weight`, in one message; returns the loss.
+
+        The loss travels along so that all ranks stop where one has a loss that is not finite. A parameter without a
+        gradient gets zeros: what this rank's batch did not reach, that of another may have.
+        """
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if self.count == 1:
+            return loss
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = torch.cat([loss.reshape(1), *(gradient.flatten() for gradient in gradients)])
+        mean, *pieces = self.weighted_mean(flat, weight).split([1, *(gradient.numel() for gradient in gradients)])
+        for gradient, piece in zip(gradients, pieces, strict=True):
+            gradient.copy_(piece.view_as(gradient))
+        return mean.reshape(())
+
+    def autocast(self) -> Any:
+        """Return the context of losses: bfloat16 products where runtime.precision asks for them."""
+        return self.accelerator.autocast() if self.accelerator else nullcontext()
 
     def gather(self, values: Tensor) -> Tensor:
         """Return a one-dimensional tensor of any length joined over ranks, none of its values being NaN."""

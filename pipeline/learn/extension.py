@@ -1,0 +1,171 @@
+"""What another system may add to learning: one small protocol, and the list that a run carries.
+
+Newt is the core and needs none of it: its list is empty. Every hook is optional and does nothing by default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from pipeline.learn.learner import Learner
+    from pipeline.learn.replay import ReplayBuffer
+    from pipeline.shapes import Batch
+
+Metrics = dict[str, Tensor]
+
+
+class Extension:
+    """One system's part in learning. `name` stands before what it saves.
+
+    Attributes:
+        acts_on_policy: the policy is trained by `phase` and not in the update, and updates wait for the phase.
+    """
+
+    name = ""
+    acts_on_policy = False
+
+    # --- one update ---------------------------------------------------------------------------------------------------
+
+    def attach(self, learner: Learner) -> None:
+        """Called once, when the learner is made."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return parameters of its own, as groups of the model's optimiser with their `lr_scale`."""
+        return []
+
+    def named_parameters(self) -> dict[str, Any]:
+        """Return the same parameters by name: they are saved with the learner."""
+        return {}
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Stands around the computing of a loss: what networks record there is read by the loss hooks."""
+        yield
+
+    def weigh(self, per_slice: Tensor, batch: Batch) -> Tensor | None:
+        """Turn the model's losses per slice (B,) into one number; None leaves it to their mean."""
+        return None
+
+    def model_loss(self, z: Tensor, batch: Batch, weights: Tensor) -> tuple[Tensor | None, Metrics]:
+        """Return a loss that is added to the model's, and metrics.
+
+        Args:
+            z: (T, B, Z) latents after each step, as the dynamics predict them, with gradient.
+            batch: slices.
+            weights: (T,) of the steps.
+        """
+        return None, {}
+
+    def policy_loss(self, batch: Batch) -> tuple[Tensor | None, Metrics]:
+        """Return a loss that is added to the policy's, and metrics."""
+        return None, {}
+
+    def after_update(self) -> list[str]:
+        """Called after each update; returns lines to be shown."""
+        return []
+
+    def before_update(self, batch_size: int) -> list[str]:
+        """Called before each update on demonstrations alone, with this rank's slices; returns lines to be shown."""
+        return []
+
+    # --- a run --------------------------------------------------------------------------------------------------------
+
+    def phase(self, replay: ReplayBuffer, before: int, now: int, total: int) -> bool:
+        """Called after each environment step where `acts_on_policy`; True if the policy was trained just now."""
+        return False
+
+    def on_evaluation(self, scores: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
+        """Called with the scores by task, equal on every rank; returns metrics and lines to be shown."""
+        return {}, []
+
+    def plays(self, task: str) -> bool:
+        """Whether a task is played; one that is not keeps its environments in the middle of their episodes."""
+        return True
+
+    def metrics(self) -> dict[str, float]:
+        """Return what is logged with the averages."""
+        return {}
+
+    def log_tables(self, tables: Mapping[str, Any], names: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+        """Turn averages of its metrics that are no single numbers into what is logged, and lines to be shown."""
+        return {}, []
+
+    # --- saving -------------------------------------------------------------------------------------------------------
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Return what is equal on all ranks and needed to continue bit for bit."""
+        return {}
+
+    def load_state_tensors(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state_tensors` returned; called before the weights are loaded."""
+
+    def rank_state_tensors(self) -> dict[str, Tensor]:
+        """Return what is this rank's own."""
+        return {}
+
+    def load_rank_state_tensors(self, state: dict[str, Tensor] | None, replay: ReplayBuffer) -> None:
+        """Take over what `rank_state_tensors` returned; None where the ranks are other ones than before."""
+
+
+class Extensions(list[Extension]):
+    """The extensions of a run, asked together."""
+
+    @property
+    def acts_on_policy(self) -> bool:
+        """Whether one of them trains the policy."""
+        return any(one.acts_on_policy for one in self)
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Stand around the computing of a loss."""
+        with ExitStack() as stack:
+            for one in self:
+                stack.enter_context(one.recording())
+            yield
+
+    def weigh(self, per_slice: Tensor, batch: Batch) -> Tensor:
+        """Turn losses per slice (B,) into one number: by the extension that weighs, else their mean."""
+        weighed = (one.weigh(per_slice, batch) for one in self)
+        return next((total for total in weighed if total is not None), per_slice.mean())
+
+    def losses(self, total: Tensor, found: Iterator[tuple[Tensor | None, Metrics]]) -> tuple[Tensor, Metrics]:
+        """Add the extensions' losses to `total`, and collect their metrics."""
+        metrics: Metrics = {}
+        for loss, more in found:
+            total, metrics = total if loss is None else total + loss, metrics | more
+        return total, metrics
+
+    def plays(self, task: str) -> bool:
+        """Whether a task is played: no extension lets it rest."""
+        return all(one.plays(task) for one in self)
+
+    def lines(self, hook: str, *args: Any) -> list[str]:
+        """Call a hook that returns lines to be shown on all of them."""
+        return [line for one in self for line in getattr(one, hook)(*args)]
+
+    def on_evaluation(self, scores: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
+        """Pass on the scores of an evaluation."""
+        found = [one.on_evaluation(scores) for one in self]
+        return {k: v for more, _ in found for k, v in more.items()}, [line for _, lines in found for line in lines]
+
+    def metrics(self) -> dict[str, float]:
+        """Return what is logged with the averages."""
+        return {name: value for one in self for name, value in one.metrics().items()}
+
+    def state_tensors(self, of_rank: bool = False) -> dict[str, Tensor]:
+        """Return the state of all of them, their names in front."""
+        return {
+            f"{one.name}.{key}": value
+            for one in self
+            for key, value in (one.rank_state_tensors() if of_rank else one.state_tensors()).items()
+        }
+
+    def own(self, one: Extension, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the part of a saved state that belongs to one of them."""
+        prefix = f"{one.name}."
+        return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

@@ -1,0 +1,206 @@
+"""The formulas: scalars as distributions over bins, the squashed Gaussian policy, the losses. Pure functions.
+
+Shapes are time first, then the batch. `bins` is everywhere the (K,) tensor of evenly spaced bin centres, in symlog
+units; `weights` are the weights of a slice's steps over time.
+
+Source: Newt (arXiv 2511.19584), TD-MPC2 (arXiv 2310.16828); two-hot scalars: DreamerV3 (arXiv 2301.04104).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# --- scalars as distributions over bins ------------------------------------------------------------------------------
+
+
+def symlog(x: Tensor) -> Tensor:
+    """Return sign(x) ln(1 + |x|)."""
+    return x.sign() * x.abs().log1p()
+
+
+def symexp(x: Tensor) -> Tensor:
+    """Undo `symlog`: sign(x) (exp(|x|) - 1)."""
+    return x.sign() * x.abs().expm1()
+
+
+def locate(x: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the two bins around scalars.
+
+    Args:
+        x: (...) scalars; beyond the outermost bins they count as those.
+        bins: (K,)
+
+    Returns:
+        lower: (...) int64 in [0, K - 2], the bin below; the other one is the next.
+        weight: (...) in [0, 1], the share of the upper bin.
+    """
+    low, high = bins[0], bins[-1]
+    # Dividing the whole width by K - 1 keeps the rounding error of a single bin centre out of the weight.
+    position = (symlog(x).clamp(low, high) - low) / ((high - low) / (len(bins) - 1))
+    lower = position.floor().clamp(0, len(bins) - 2)
+    # A NaN gets a valid bin and the weight NaN, so that the loss shows it.
+    return lower.nan_to_num(0).long(), position - lower
+
+
+def two_hot(x: Tensor, bins: Tensor) -> Tensor:
+    """Encode scalars (...) as (..., K): two neighbouring entries share the weight 1."""
+    lower, weight = locate(x, bins)
+    out = torch.zeros(*x.shape, len(bins), dtype=x.dtype, device=x.device)
+    out.scatter_(-1, lower.unsqueeze(-1), 1 - weight.unsqueeze(-1))
+    return out.scatter_(-1, lower.unsqueeze(-1) + 1, weight.unsqueeze(-1))
+
+
+def decode(logits: Tensor, bins: Tensor) -> Tensor:
+    """Turn logits (..., K) into scalars (...): softmax, expectation over the bins, symexp."""
+    return symexp(logits.softmax(-1) @ bins)
+
+
+def soft_cross_entropy(logits: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
+    """Cross-entropy of logits (..., K) against two-hot targets, without building the (..., K) targets.
+
+    Args:
+        logits: (..., K)
+        target: what `locate` returned for scalars whose shape broadcasts to (...).
+
+    Returns:
+        (...): logsumexp(logits) minus the weighted mean of the two logits.
+    """
+    lower, weight = (part.expand(logits.shape[:-1]).unsqueeze(-1) for part in target)
+    below, above = logits.gather(-1, lower), logits.gather(-1, lower + 1)
+    return logits.logsumexp(-1) - torch.lerp(below, above, weight).squeeze(-1)
+
+
+# --- the policy: a Gaussian squashed by tanh -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The policy at some latents. Padded action dims are 0 in `mean`, `log_std`, `noise` and `action`."""
+
+    mean: Tensor  # (..., A) before tanh
+    log_std: Tensor  # (..., A)
+    noise: Tensor  # (..., A) standard normal, or 0 for the mode
+    action: Tensor  # (..., A) = tanh(mean + noise exp(log_std)), in [-1, 1]
+    num_dims: Tensor  # (n,) real action dims; broadcasts against (...)
+
+    @property
+    def entropy(self) -> Tensor:
+        """(...) entropy estimated from one sample, nats."""
+        return -self._log_probs[1]
+
+    @property
+    def scaled_entropy(self) -> Tensor:
+        """(...) entropy scaled by the number of real action dims, as the loss weighs it.
+
+        Source: Newt (arXiv 2511.19584); with g the Gaussian and l the squashed log-probability, -l g n / (l + 1e-8).
+        """
+        gaussian, squashed = self._log_probs
+        return -squashed * (gaussian * self.num_dims) / (squashed + 1e-8)
+
+    @property
+    def _log_probs(self) -> tuple[Tensor, Tensor]:
+        gaussian = (-0.5 * self.noise**2 - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+        return gaussian, gaussian - torch.log(torch.relu(1 - self.action**2) + 1e-6).sum(-1)
+
+
+def squashed_gaussian(
+    raw: Tensor, action_mask: Tensor, noise: Tensor | None, log_std_min: float, log_std_max: float
+) -> Policy:
+    """Turn the output of the policy head into a policy.
+
+    Args:
+        raw: (..., 2 A) mean and raw log-std.
+        action_mask: (n, A) 1 on real action dims; broadcasts against (..., A).
+        noise: (..., A) standard normal draws; None for the mode.
+        log_std_min: lower bound of log_std.
+        log_std_max: upper bound of log_std.
+    """
+    mean, log_std = raw.chunk(2, dim=-1)
+    mean = mean * action_mask
+    log_std = (log_std_min + 0.5 * (log_std_max - log_std_min) * (log_std.tanh() + 1)) * action_mask
+    if noise is None:
+        noise, action = torch.zeros_like(mean), mean.tanh()
+    else:
+        noise = noise * action_mask
+        action = torch.tanh(mean + noise * log_std.exp())
+    return Policy(mean, log_std, noise, action, action_mask.sum(-1))
+
+
+# --- losses ----------------------------------------------------------------------------------------------------------
+
+
+def step_weights(rho: float, horizon: int, device: torch.device | str = "cpu") -> Tensor:
+    """Return the weights (T + 1,) of a slice's steps: rho^t, summing to 1 over all T + 1 of them.
+
+    Losses over T steps use the first T as they are: these then sum to a little less than 1.
+    """
+    weights = torch.tensor([rho**t for t in range(horizon + 1)], device=device)
+    return weights / weights.sum()
+
+
+def td_target(reward: Tensor, terminated: Tensor, discount: Tensor, next_value: Tensor) -> Tensor:
+    """Return r + gamma (1 - terminated) V(next) for reward, terminated, next_value (T, B) and discount (B,)."""
+    return reward + discount * (1 - terminated) * next_value
+
+
+def consistency_loss(z: Tensor, target: Tensor, weights: Tensor, each: bool = False) -> Tensor:
+    """Mean square distance of predicted latents (T, B, Z) from encoded ones, weighted over time by `weights` (T,).
+
+    With `each`, as in the losses below, one per slice (B,) instead of their mean.
+    """
+    square = (z - target).square()
+    return weights @ (square.mean(2) if each else square.mean((1, 2)))
+
+
+def scalar_loss(logits: Tensor, target: Tensor, bins: Tensor, weights: Tensor, each: bool = False) -> Tensor:
+    """Soft cross-entropy of two-hot scalars: the reward's loss, and the value's as a mean over Q members.
+
+    Args:
+        logits: (T, B, K), or (M, T, B, K) for M heads with the same targets.
+        target: (T, B) scalars.
+        bins: (K,)
+        weights: (T,)
+        each: one per slice.
+    """
+    entropies = soft_cross_entropy(logits, locate(target, bins))  # (T, B) or (M, T, B)
+    if each:
+        return (weights @ entropies).view(-1, target.shape[1]).mean(0)
+    return (entropies.mean(-1) @ weights).mean()
+
+
+def termination_loss(logits: Tensor, terminated: Tensor, each: bool = False) -> Tensor:
+    """Binary cross-entropy of predicted terminations (T, B), all steps alike; terminated is 1 at an episode's end.
+
+    Source: TD-MPC2 (arXiv 2310.16828), the option `episodic` of its later release.
+    """
+    if each:
+        return F.binary_cross_entropy_with_logits(logits, terminated, reduction="none").mean(0)
+    return F.binary_cross_entropy_with_logits(logits, terminated)
+
+
+def imitation_error(action: Tensor, expert_action: Tensor, action_mask: Tensor) -> Tensor:
+    """Mean square error (T, B) over the real action dims; action and expert_action (T, B, A), action_mask (B, A)."""
+    return ((action - expert_action).square() * action_mask).sum(-1) / action_mask.sum(-1)
+
+
+def bc_loss(policy: Policy, error: Tensor, weights: Tensor, entropy_coef: float, each: bool = False) -> Tensor:
+    """Behaviour cloning with an entropy bonus; `error` (T, B) is the imitation error of the policy (T, B, ...)."""
+    loss = weights @ (error - entropy_coef * policy.scaled_entropy)
+    return (loss if each else loss.mean()) / len(weights)
+
+
+@torch.no_grad()
+def update_value_scale(scale: Tensor, values: Tensor, tau: float) -> None:
+    """Move the value scale (1,) the fraction tau towards the range of values (any shape), in place.
+
+    The range is that between the 5th and the 95th percentile, interpolated linearly, and at least 1.
+
+    Source: TD-MPC2 (arXiv 2310.16828), appendix.
+    """
+    low, high = torch.quantile(values.to(scale.dtype).flatten(), scale.new_tensor([0.05, 0.95]))
+    scale.lerp_((high - low).clamp(min=1).reshape(1), tau)

@@ -1,0 +1,1 @@
+"""What makes a run survive, whatever is learned: processes, saves, signals, metrics."""

@@ -1,0 +1,1 @@
+"""Other systems beside Newt, each an `Extension` of learning: ScaleZero, MoW, M3PO, and dynamics with history."""

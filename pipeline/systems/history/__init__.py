@@ -1,0 +1,1 @@
+"""Dynamics that read the past of an episode, by a causal Transformer."""
