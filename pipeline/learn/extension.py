@@ -24,10 +24,12 @@ class Extension:
 
     Attributes:
         acts_on_policy: the policy is trained by `phase` and not in the update, and updates wait for the phase.
+        plans: whether episodes are collected by planning; else the policy plays them alone.
     """
 
     name = ""
     acts_on_policy = False
+    plans = True
 
     # --- one update ---------------------------------------------------------------------------------------------------
 
@@ -119,6 +121,15 @@ class Extensions(list[Extension]):
     def acts_on_policy(self) -> bool:
         """Whether one of them trains the policy."""
         return any(one.acts_on_policy for one in self)
+
+    @property
+    def plans(self) -> bool:
+        """Whether episodes are collected by planning."""
+        return all(one.plans for one in self)
+
+    def phase(self, replay: ReplayBuffer, before: int, now: int, total: int) -> bool:
+        """Let each train the policy if it is time for that; return whether one did."""
+        return any([one.phase(replay, before, now, total) for one in self])
 
     @contextmanager
     def recording(self) -> Iterator[None]:

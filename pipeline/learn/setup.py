@@ -19,7 +19,7 @@ from pipeline.model.task_table import TaskTable
 from pipeline.progress import Progress
 from pipeline.tasks.registry import make
 from pipeline.tasks.spec import TaskSpec
-from pipeline.train.ranks import Ranks
+from pipeline.run.ranks import Ranks
 from pipeline.train.schedules import discount
 from pipeline.train.seeing import check_width, seen
 from pipeline.vision.sight import Sight
