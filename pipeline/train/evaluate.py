@@ -13,11 +13,11 @@ import torch
 from pipeline import config
 from pipeline.model.actor import Actor
 from pipeline.progress import Progress
+from pipeline.run.ranks import Ranks
 from pipeline.statistics import summarise_tasks
 from pipeline.tasks.registry import make
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv
-from pipeline.train.ranks import Ranks
 from pipeline.train.seeing import make_envs
 from pipeline.vision.sight import Sight
 

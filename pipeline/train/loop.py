@@ -17,16 +17,16 @@ from pipeline.data.replay import ReplayBuffer
 from pipeline.model.actor import Actor
 from pipeline.model.task_table import POLICY, TIED
 from pipeline.progress import Progress
+from pipeline.run.interrupt import Interrupt
+from pipeline.run.ranks import Ranks
+from pipeline.run.saves import Saves
 from pipeline.shapes import Batch
 from pipeline.tasks.spec import TaskSpec
-from pipeline.train.checkpoint import Saves
 from pipeline.train.early_stop import EarlyStop
 from pipeline.train.evaluate import Evaluator, GivenUp
 from pipeline.train.expert_use import PREFIX, TABLE, RouterWatch, overall, table_rows
-from pipeline.train.interrupt import Interrupt
 from pipeline.train.metrics import Clock, MetricsLog, memory_mb, start_trackers
 from pipeline.train.objective import UpdateDraws
-from pipeline.train.ranks import Ranks
 from pipeline.train.step import Learner, Mode
 
 RANK_SEEDS = 1_000_003  # apart, so that no rank draws what another one, or another use of the seed, draws

@@ -12,16 +12,16 @@ from pipeline import config
 from pipeline.data.replay import ReplayBuffer, sample_mixture
 from pipeline.model.actor import Actor
 from pipeline.progress import Progress
+from pipeline.run.interrupt import Interrupt
+from pipeline.run.ranks import Ranks
 from pipeline.shapes import Batch
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv
 from pipeline.train.clustering import Clusterer
 from pipeline.train.constraint import Evidence, Schedule, make_constraint
 from pipeline.train.curriculum import Curriculum
-from pipeline.train.interrupt import Interrupt
 from pipeline.train.loop import RANK_SEEDS, Loop, due
 from pipeline.train.policy_phase import PolicyPhase
-from pipeline.train.ranks import Ranks
 from pipeline.train.rollout import Collector, Finished, deal_episodes, deal_state
 from pipeline.train.schedules import cooldown
 

@@ -19,11 +19,11 @@ from pipeline.model.scaling import Stages
 from pipeline.model.task_table import TaskTable
 from pipeline.model.task_terms import TaskTerms
 from pipeline.model.world_model import WorldModel
+from pipeline.run.ranks import Ranks
 from pipeline.shapes import Batch
 from pipeline.train import schedules
 from pipeline.train.expert_use import PREFIX, count_use
 from pipeline.train.objective import UpdateDraws, model_losses, policy_losses
-from pipeline.train.ranks import Ranks
 
 Mode = Literal["pretrain", "online"]
 
