@@ -30,7 +30,7 @@ from benchmarks.results import add, claim
 from pipeline import config
 from pipeline.model.scaling import Stages
 from pipeline.report.results import Curve
-from pipeline.train.scratch import ROOT, fingerprint
+from pipeline.run.run_dir import ROOT, fingerprint
 from pipeline.train.step import Learner
 
 SEEDS = (1, 2, 3)

@@ -32,9 +32,9 @@ from pipeline.agent import Agent
 from pipeline.files import atomic_file, read_json, write_json
 from pipeline.language.embeddings import TaskEmbeddings
 from pipeline.report.results import read_curves
+from pipeline.run.launch import die_with_parent, seed_everything
 from pipeline.tasks import registry
 from pipeline.train.evaluate import Evaluator
-from pipeline.train.runtime import die_with_parent, seed_everything
 from pipeline.train.workspace import EMBEDDINGS, demo_buffer, load_demonstrations, replay_place
 
 CODE = Path(pipeline.__path__[0]).parent

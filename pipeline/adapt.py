@@ -12,13 +12,13 @@ from pipeline import config
 from pipeline.agent import Agent
 from pipeline.data.episode import Episode
 from pipeline.language.embeddings import TaskEmbeddings
+from pipeline.run.ranks import Ranks
 from pipeline.tasks.rendering import RenderingUnavailable
 from pipeline.tasks.spec import TaskSpec
 from pipeline.train.early_stop import EarlyStop
 from pipeline.train.evaluate import Evaluator, record, summarise
 from pipeline.train.loop import Loop
 from pipeline.train.loops import learn_offline, learn_online
-from pipeline.train.ranks import Ranks
 from pipeline.train.runtime import compute
 from pipeline.train.seeing import make_envs
 from pipeline.train.step import Learner
@@ -138,7 +138,7 @@ def adapt(
     spec: TaskSpec,
     demonstrations: Sequence[Episode],
     settings: Settings,
-    scratch: Path,
+    run_dir: Path,
     ranks: Ranks | None = None,
     watch: Watch | None = None,
 ) -> Adapted:
@@ -151,7 +151,7 @@ def adapt(
         spec: the task.
         demonstrations: of it; may be empty, and is then learned from interaction alone.
         settings: all parameters.
-        scratch: where the run is saved, and taken up again.
+        run_dir: where the run is saved, and taken up again.
         ranks: the process of the run, which names the precision; it is one.
         watch: hears of every step forward.
 
@@ -193,7 +193,7 @@ def adapt(
             spec,
             demonstrations,
             dataclasses.replace(settings, learning=learning),
-            scratch,
+            run_dir,
             ranks,
             lambda event, points: watch(event, [start, *points]),
         )
@@ -209,7 +209,7 @@ def learn(
     spec: TaskSpec,
     demonstrations: Sequence[Episode],
     settings: Settings,
-    scratch: Path,
+    run_dir: Path,
     ranks: Ranks | None = None,
     watch: Watch | None = None,
     plan: bool = True,
@@ -224,7 +224,7 @@ def learn(
     model, runtime, seed, label = agent.model.config, settings.runtime, settings.seed, f"adapt {spec.name}"
     offline, online = settings.adapt.pretrain, settings.adapt.finetune
     widths, workers, sight = (model.obs_dim, model.action_dim), runtime.env_workers, agent.sight
-    place = replay_place(runtime, agent.device, scratch)
+    place = replay_place(runtime, agent.device, run_dir)
     buffer = None
     if demonstrations:
         named = {spec.name: list(demonstrations)}
@@ -240,14 +240,14 @@ def learn(
         best = EarlyStop(
             agent.model,
             agent.table,
-            scratch / name / "best.safetensors",
+            run_dir / name / "best.safetensors",
             settings.adapt.stop_score,
             settings.adapt.patience,
             lambda: watch("evaluated", curve(loops)),
             start_episodes,
         )
         loop = Loop(
-            label, scratch / name, learner, agent.actor, evaluator, seed, runtime, ranks, plan=plan, early_stop=best
+            label, run_dir / name, learner, agent.actor, evaluator, seed, runtime, ranks, plan=plan, early_stop=best
         )
         loops.append(loop)
         return loop, best

@@ -9,9 +9,11 @@ from pipeline import config
 from pipeline.adapt import Settings, adapt, film, introduce
 from pipeline.agent import Agent
 from pipeline.files import atomic_folder
+from pipeline.run.launch import run_stage, start
+from pipeline.run.provenance import Summary
+from pipeline.run.run_dir import open_run_dir as scratch_folder
 from pipeline.tasks import registry
-from pipeline.train.runtime import Summary, compute, run_stage, start
-from pipeline.train.scratch import scratch_folder
+from pipeline.train.runtime import compute
 from pipeline.train.workspace import CHECKPOINTS, DEMOS, EMBEDDINGS, load_demonstrations, load_embeddings
 
 BASE = CHECKPOINTS / "finetune" / "model"

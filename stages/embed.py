@@ -13,10 +13,10 @@ from pipeline import config
 from pipeline.data.demos import load_demos
 from pipeline.language.embeddings import TaskEmbeddings, embed
 from pipeline.language.encoder import load_encoder
+from pipeline.run.launch import run_stage, start
 from pipeline.tasks import registry
 from pipeline.tasks.spec import TaskSpec
 from pipeline.train.autoencoding import make_autoencoder
-from pipeline.train.runtime import run_stage, start
 from pipeline.train.seeing import see_demonstrations
 from pipeline.train.workspace import DEMOS, PICTURE_VECTORS
 from pipeline.vision.sight import LEARNED, load_sight

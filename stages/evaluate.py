@@ -17,12 +17,14 @@ from pipeline.files import atomic_folder, write_json
 from pipeline.model.actor import Actor
 from pipeline.model.open_loop import OpenLoopActor
 from pipeline.progress import Progress
+from pipeline.run.launch import run_stage, start
+from pipeline.run.provenance import Summary
+from pipeline.run.ranks import Ranks
 from pipeline.tasks import registry
 from pipeline.tasks.rendering import RenderingUnavailable
 from pipeline.tasks.spec import TaskSpec
 from pipeline.train.evaluate import Evaluator, Result, record, summarise
-from pipeline.train.ranks import Ranks
-from pipeline.train.runtime import Summary, compute, run_stage, start
+from pipeline.train.runtime import compute
 from pipeline.train.workspace import CHECKPOINTS
 from pipeline.video import write_video
 from pipeline.vision.sight import Sight

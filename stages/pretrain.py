@@ -8,13 +8,15 @@ from pipeline import config
 from pipeline.agent import Agent
 from pipeline.model.actor import Actor
 from pipeline.model.world_model import WorldModel
+from pipeline.run.launch import run_stage, start
+from pipeline.run.provenance import Summary
+from pipeline.run.run_dir import open_run_dir as scratch_folder
 from pipeline.tasks import registry
 from pipeline.train import clustering
 from pipeline.train.evaluate import Evaluator
 from pipeline.train.loop import RANK_SEEDS, Loop
 from pipeline.train.loops import learn_offline
-from pipeline.train.runtime import Summary, compute, run_stage, start
-from pipeline.train.scratch import scratch_folder
+from pipeline.train.runtime import compute
 from pipeline.train.step import Learner
 from pipeline.train.workspace import (
     CHECKPOINTS,

@@ -72,9 +72,11 @@ def adapt_to_task(options: argparse.Namespace) -> None:
     """Train an adapter for a task and write it, with curve, videos and metrics."""
     from pipeline.adapt import adapt, introduce
     from pipeline.agent import Agent
+    from pipeline.run.launch import start
+    from pipeline.run.provenance import Summary
+    from pipeline.run.run_dir import open_run_dir
     from pipeline.tasks import registry
-    from pipeline.train.runtime import Summary, compute, start
-    from pipeline.train.scratch import scratch_folder
+    from pipeline.train.runtime import compute
 
     settings = read_settings(options)
     is_file = options.task.endswith((".yaml", ".yml"))
@@ -100,8 +102,8 @@ def adapt_to_task(options: argparse.Namespace) -> None:
     shaping = [*settings.shaping, agent.base or "", dataclasses.asdict(spec), [str(options.num_demos)]]
     watch = Watching(agent, spec, settings, out)
     try:
-        with scratch_folder(f"adapt-{spec.name}", shaping, files, settings.seed) as scratch:
-            done = adapt(agent, spec, demonstrations, settings, scratch, ranks, watch)
+        with open_run_dir(f"adapt-{spec.name}", shaping, files, settings.seed) as run_dir:
+            done = adapt(agent, spec, demonstrations, settings, run_dir, ranks, watch)
             save(agent, spec.name, out)
             for loop in done.loops:
                 loop.publish(out / "metrics" / loop.scratch.name)

@@ -17,6 +17,7 @@ from pipeline.data.replay import ReplayBuffer, from_demos
 from pipeline.language.embeddings import TaskEmbeddings
 from pipeline.model.task_table import TaskTable
 from pipeline.progress import Progress
+from pipeline.run.ranks import Ranks
 from pipeline.tasks.registry import make
 from pipeline.tasks.spec import TaskSpec
 from pipeline.run.ranks import Ranks
@@ -119,7 +120,7 @@ class ReplayPlace(NamedTuple):
 def replay_place(
     runtime: config.Runtime,
     device: torch.device,
-    scratch: Path,
+    run_dir: Path,
     names: Sequence[str] = (),
     weights: Mapping[str, float] | None = None,
 ) -> ReplayPlace:
@@ -128,13 +129,13 @@ def replay_place(
     Args:
         runtime: what was chosen.
         device: the model's.
-        scratch: the run's scratch folder, which takes the files.
+        run_dir: the run's folder, which takes the files.
         names: those of the task table, in its order.
         weights: by task name, others 1; none of them leaves each episode as likely as any other.
     """
     return ReplayPlace(
         device if runtime.replay == "device" else torch.device("cpu"),
-        scratch / "transitions" if runtime.replay == "disk" else None,
+        run_dir / "transitions" if runtime.replay == "disk" else None,
         torch.tensor([weights.get(name, 1.0) for name in names]) if weights else None,
     )
 
@@ -146,7 +147,7 @@ def shared_demo_buffer(
     model: config.Model,
     horizon: int,
     place: ReplayPlace,
-    scratch: Path,
+    run_dir: Path,
 ) -> ReplayBuffer | None:
     """Put demonstrations into one buffer, held in memory once per machine however many processes read it.
 
@@ -156,7 +157,7 @@ def shared_demo_buffer(
         return None
     if ranks.count == 1:
         return demo_buffer(demos, names, model, horizon, place)
-    folder = scratch / "transitions" / "demos"
+    folder = run_dir / "transitions" / "demos"
     index = None
     if ranks.is_main:
         on_cpu = place._replace(device=torch.device("cpu"), folder=folder.parent)

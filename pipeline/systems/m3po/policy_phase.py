@@ -21,8 +21,8 @@ from pipeline.model.density import policy_log_prob
 from pipeline.model.experts import balance_loss
 from pipeline.model.two_hot import decode
 from pipeline.model.world_model import TaskContext
+from pipeline.run.ranks import Ranks
 from pipeline.train.objective import batch_context
-from pipeline.train.ranks import Ranks
 from pipeline.train.step import Learner
 
 _NUM_VALUE_ACTIONS = 8  # policy actions that a value is the mean of

@@ -1,4 +1,4 @@
-"""Saves, scratch folders, metrics and interrupts: nothing lost, nothing damaged is trusted."""
+"""Saves, run folders, metrics and interrupts: nothing lost, nothing damaged is trusted."""
 
 import dataclasses
 import os
@@ -15,11 +15,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pipeline import config
 from pipeline.data.replay import ReplayBuffer
-from pipeline.train import checkpoint
-from pipeline.train.checkpoint import Saves
-from pipeline.train.interrupt import Interrupt
+from pipeline.run import saves
+from pipeline.run.interrupt import Interrupt
+from pipeline.run.run_dir import fingerprint, open_run_dir
+from pipeline.run.saves import Saves
 from pipeline.train.metrics import MetricsLog, start_trackers
-from pipeline.train.scratch import fingerprint, scratch_folder
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 LEARNER = {"weight": torch.arange(6.0)}
@@ -117,7 +117,7 @@ def test_a_full_disk_is_told_as_such(tmp_path, monkeypatch):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     save(tmp_path, 10)
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(saves, "save_file", full)
     with pytest.raises(OSError, match="no space left while writing"):
         save(tmp_path, 20)
     saved = Saves(tmp_path).load()
@@ -140,14 +140,14 @@ def test_the_fingerprint_leaves_out_how_long_to_train(tmp_path):
     assert fingerprint([pretrain], [data], 1) != before
 
 
-def test_a_scratch_folder_is_locked_kept_on_failure_and_removed_on_success(tmp_path, monkeypatch):
+def test_a_run_folder_is_locked_kept_on_failure_and_removed_on_success(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(KeyboardInterrupt), scratch_folder("stage", [], [], 1) as folder:
+    with pytest.raises(KeyboardInterrupt), open_run_dir("stage", [], [], 1) as folder:
         (folder / "kept").touch()
-        with pytest.raises(ValueError, match="another run"), scratch_folder("stage", [], [], 1):
+        with pytest.raises(ValueError, match="another run"), open_run_dir("stage", [], [], 1):
             pass
         raise KeyboardInterrupt
-    with scratch_folder("stage", [], [], 1) as folder:
+    with open_run_dir("stage", [], [], 1) as folder:
         assert (folder / "kept").exists()
     assert list(Path(".resume").iterdir()) == []
 
@@ -181,10 +181,10 @@ def test_a_changed_parameter_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     pretrain = config.load(config.Pretrain, TINY)
     other = dataclasses.replace(pretrain, batch_size=99)
-    with pytest.raises(KeyboardInterrupt), scratch_folder("stage", [pretrain], [], 1) as folder:
+    with pytest.raises(KeyboardInterrupt), open_run_dir("stage", [pretrain], [], 1) as folder:
         save(folder, 10)
         raise KeyboardInterrupt
-    with scratch_folder("stage", [other], [], 1):
+    with open_run_dir("stage", [other], [], 1):
         pass
     assert "pretrain.batch_size (16 -> 99)" in capsys.readouterr().err
 
@@ -219,7 +219,7 @@ def test_the_first_interrupt_waits_and_the_second_does_not():
 
 CHILD = """
 import sys, time
-from pipeline.train.runtime import run_stage
+from pipeline.run.launch import run_stage
 def main():
     print("ready", flush=True)
     {work}

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.train.ranks import Ranks
-from tests.train.runs import GROWING, SCRIPT, Server, environment, positions, result, said
+from pipeline.run.ranks import Ranks
+from tests.run.runs import GROWING, SCRIPT, Server, environment, positions, result, said
 
 
 def some_rank(rank: int, count: int) -> Ranks:

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.train.runs import GROWING, SCRIPT, Server, environment, kill, positions, result, said
+from tests.run.runs import GROWING, SCRIPT, Server, environment, kill, positions, result, said
 
 pytestmark = pytest.mark.slow
 KILLS = 20
@@ -75,17 +75,17 @@ def test_a_past_under_way_is_taken_up_too(server, tmp_path):
 @pytest.mark.parametrize("damage", ["flip", "missing", "missing replay part"])
 def test_a_damaged_save_is_passed_over(server, undisturbed, stopped, damage):
     first, last = positions(stopped)
-    (scratch,) = stopped.glob(".resume/short-*/")
+    (run_dir,) = stopped.glob(".resume/short-*/")
     match damage:
         case "flip":
-            path = scratch / f"save-{last:012d}/learner.safetensors"
+            path = run_dir / f"save-{last:012d}/learner.safetensors"
             content = bytearray(path.read_bytes())
             content[len(content) // 2] ^= 1
             path.write_bytes(content)
         case "missing":
-            (scratch / f"save-{last:012d}/rank-0000.safetensors").unlink()
+            (run_dir / f"save-{last:012d}/rank-0000.safetensors").unlink()
         case "missing replay part":
-            (scratch / f"replay/{last:012d}-0000.safetensors").unlink()
+            (run_dir / f"replay/{last:012d}-0000.safetensors").unlink()
     assert server.run(stopped) == [0], said(stopped)
     assert "is damaged" in said(stopped)
     assert f"save-{first:012d}" in said(stopped)
