@@ -1,11 +1,10 @@
-"""What an agent is given to observe: is it what the agent takes, and how do pictures get into it."""
+"""What an agent is given to observe: is it what the agent takes."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from pipeline.tasks.spec import TaskSpec
-from pipeline.vision.sight import Sight
 
 
 def check_obs(obs: np.ndarray, batch: np.ndarray, spec: TaskSpec | None, widest: int, num_envs: int) -> None:
@@ -32,33 +31,3 @@ def check_obs(obs: np.ndarray, batch: np.ndarray, spec: TaskSpec | None, widest:
         )
     if not np.isfinite(batch).all():
         raise ValueError("`obs` holds values that are not finite (NaN or infinity).")
-
-
-def look(
-    sight: Sight | None, padded: np.ndarray, width: int, spec: TaskSpec | None, name: str, picture: np.ndarray | None
-) -> None:
-    """Put what is seen into the padded states (N, O), whose first `width` values are the state.
-
-    `spec` is None where the task is only an instruction, which has a `name` all the same.
-
-    Raises:
-        ValueError: a picture is missing, or not asked for, or of another number of environments.
-    """
-    if (sight is None) != (picture is None):
-        raise ValueError(
-            "this agent observes pictures beside or in place of the state: give `picture`."
-            if sight
-            else "this agent observes states alone: leave out `picture`, or load an agent that sees."
-        )
-    if sight is None or picture is None:
-        return
-    obs_dim = spec.obs_dim if spec else width
-    if sight.width(obs_dim) > padded.shape[1]:
-        raise ValueError(
-            f"a state of {obs_dim} and a picture's vector of {sight.encoder.dim} values do not fit into the "
-            f"{padded.shape[1]} that this agent observes: give the state without padding."
-        )
-    pictures = picture if picture.ndim == 4 else picture[None]
-    if len(pictures) != len(padded):
-        raise ValueError(f"`picture` is of {len(pictures)} environments, `obs` of {len(padded)}.")
-    sight.look(padded, [obs_dim] * len(padded), sight.encode(pictures, [name] * len(pictures)))

@@ -1,1 +1,1 @@
-"""Picture -> vector, by a frozen encoder. Knows neither tasks nor the world model."""
+"""Images as observations: encoders, what they add to an observation, environments and demonstrations with images."""
