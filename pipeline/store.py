@@ -5,7 +5,7 @@ A checkpoint is a folder in Hub form:
     model.safetensors    its weights
     tasks.json           planner settings; for each task its catalogue entry, discount, constraint of plans, cluster
     task_embeddings/     the vectors of the tasks' texts, the texts, the encoder's id
-    autoencoder/         what pictures are observed through, where that was learned from demonstrations
+    autoencoder/         the encoder of images, where it was trained on demonstrations
 An adapter is a folder in PEFT's form (adapter_config.json, adapter_model.safetensors) with, for its task, a task.json
 and task_embeddings/ alike. Nothing is pickled, and no code is read from either.
 """
@@ -33,8 +33,8 @@ from pipeline.language.embeddings import TaskEmbeddings
 from pipeline.model.adapters import Adapters
 from pipeline.model.task_table import CONSTRAINTS, TIED
 from pipeline.model.world_model import WorldModel
+from pipeline.pixels.pixel_encoder import AUTOENCODER_FOLDER
 from pipeline.tasks.spec import TaskSpec, parse_spec
-from pipeline.vision.sight import LEARNED
 
 FORMAT = 1  # of tasks.json and task.json
 CHECKPOINT_FILES = ["config.json", "model.safetensors", "tasks.json", "task_embeddings/*", "autoencoder/*"]
@@ -171,10 +171,11 @@ def write_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> str:
         (partial / "README.md").unlink()  # the Hub mixin's card; ours is written by the publish stage
         checkpoint.embeddings.save(partial / "task_embeddings")
         if checkpoint.vision is not None and checkpoint.vision.autoencoder is not None:
-            learned = LEARNED if checkpoint.vision.encoder == config.AUTOENCODER else Path(checkpoint.vision.encoder)
+            encoder = checkpoint.vision.encoder
+            source = AUTOENCODER_FOLDER if encoder == config.AUTOENCODER else Path(encoder)
             (partial / config.AUTOENCODER).mkdir()
             for name in ("config.json", "model.safetensors"):
-                shutil.copyfile(learned / name, partial / config.AUTOENCODER / name)
+                shutil.copyfile(source / name, partial / config.AUTOENCODER / name)
         write_json(
             partial / "tasks.json",
             {

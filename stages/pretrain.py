@@ -40,7 +40,7 @@ def main() -> None:
         table = task_table(specs, embeddings, demonstrations, model, learning, seed, observing.width, columns)
     table = ranks.from_main(table).to(ranks.device)
 
-    shaping = [tasks.train, tasks.weights, model, planner, learning, settings, *observing.shaping]
+    shaping = [tasks.train, tasks.weights, model, planner, learning, settings, *([vision] if observing.pixel_encoder else [])]
     with open_run_dir("pretrain", shaping, [DEMOS, EMBEDDINGS], seed, ranks) as folder:
         world_model = systems.build_model(systems.unsplit(model)).to(ranks.device)
         setup = Setup(

@@ -202,7 +202,7 @@ def record(
     env: TaskEnv,
     seed: int,
     every: int,
-    observe: Callable[[TaskEnv, np.ndarray], np.ndarray] = lambda env, obs: obs,
+    observe: Callable[[TaskEnv, np.ndarray], np.ndarray] = lambda env, obs: obs[None].copy(),
 ) -> tuple[list[np.ndarray], float]:
     """Play one planned episode and return its frames (size, size, 3) uint8 and its score; the environment is closed.
 
@@ -212,7 +212,7 @@ def record(
         env: its environment, which draws.
         seed: of the episode and of the actor.
         every: agent steps per frame.
-        observe: turns what the environment gave (O,) into what the actor observes.
+        observe: turns what the environment gave (O,) into what the actor observes (1, O).
 
     Raises:
         RenderingUnavailable: the machine has no EGL; the message names the packages.
@@ -224,7 +224,7 @@ def record(
         frames, total, success = [env.render()], 0.0, False
         done, number = False, 0
         while not done:
-            observed = torch.from_numpy(observe(env, obs)[None].copy())
+            observed = torch.from_numpy(observe(env, obs))
             obs, reward, terminated, truncated, info = env.step(actor.act(observed, rows, plan=True)[0].numpy())
             total, number = total + float(reward), number + 1
             success, done = bool(info["success"]), terminated or truncated

@@ -72,11 +72,7 @@ def task_table(
         )
     mask = torch.zeros(len(specs), model.action_dim)
     for row, spec in enumerate(specs):
-        if (width := width_of(spec)) > model.obs_dim:
-            raise ValueError(
-                f"{spec.name} has {width} observation dims, model.obs_dim is {model.obs_dim}: raise it to at least "
-                f"{width}, or leave the task out"
-            )
+        spec.check_width(model.obs_dim, width_of(spec))
         if spec.action_dim > model.action_dim:
             raise ValueError(
                 f"{spec.name} has {spec.action_dim} action dims, model.action_dim is {model.action_dim}: raise it or "
