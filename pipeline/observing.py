@@ -34,15 +34,18 @@ def check_obs(obs: np.ndarray, batch: np.ndarray, spec: TaskSpec | None, widest:
         raise ValueError("`obs` holds values that are not finite (NaN or infinity).")
 
 
-def look(
-    sight: Sight | None, padded: np.ndarray, width: int, spec: TaskSpec | None, name: str, picture: np.ndarray | None
-) -> None:
-    """Put what is seen into the padded states (N, O), whose first `width` values are the state.
+def check_picture(sight: Sight | None, num_envs: int, obs_dim: int, widest: int, picture: np.ndarray | None) -> None:
+    """Refuse a picture that does not fit, or that is missing.
 
-    `spec` is None where the task is only an instruction, which has a `name` all the same.
+    Args:
+        sight: what the agent sees by; None for one that does not see.
+        num_envs: N, how many environments there are.
+        obs_dim: how many values the state has.
+        widest: O, what the model takes.
+        picture: as it was given.
 
     Raises:
-        ValueError: a picture is missing, or not asked for, or of another number of environments.
+        ValueError: it is missing or not asked for, of another number of environments, or does not fit in.
     """
     if (sight is None) != (picture is None):
         raise ValueError(
@@ -52,13 +55,23 @@ def look(
         )
     if sight is None or picture is None:
         return
-    obs_dim = spec.obs_dim if spec else width
-    if sight.width(obs_dim) > padded.shape[1]:
+    if sight.width(obs_dim) > widest:
         raise ValueError(
             f"a state of {obs_dim} and a picture's vector of {sight.encoder.dim} values do not fit into the "
-            f"{padded.shape[1]} that this agent observes: give the state without padding."
+            f"{widest} that this agent observes: give the state without padding."
         )
     pictures = picture if picture.ndim == 4 else picture[None]
-    if len(pictures) != len(padded):
-        raise ValueError(f"`picture` is of {len(pictures)} environments, `obs` of {len(padded)}.")
+    if len(pictures) != num_envs:
+        raise ValueError(f"`picture` is of {len(pictures)} environments, `obs` of {num_envs}.")
+    sight.encoder.check(pictures)
+
+
+def look(sight: Sight | None, padded: np.ndarray, obs_dim: int, name: str, picture: np.ndarray | None) -> None:
+    """Put what is seen, which was checked, into the padded states (N, O), whose first `obs_dim` values are the state.
+
+    `name` is that of the row of the task table: of a task, or of an instruction.
+    """
+    if sight is None or picture is None:
+        return
+    pictures = picture if picture.ndim == 4 else picture[None]
     sight.look(padded, [obs_dim] * len(padded), sight.encode(pictures, [name] * len(pictures)))

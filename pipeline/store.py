@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline import config
-from pipeline.files import atomic_folder, read_json, write_json
+from pipeline.files import add_files, read_json, write_json
 from pipeline.language.embeddings import TaskEmbeddings
 from pipeline.model.adapters import Adapters
 from pipeline.model.task_table import CONSTRAINTS, TIED
@@ -154,7 +154,12 @@ def _refuse_links(folder: Path, files: list[str], inside: Path) -> None:
 
 
 def write_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> str:
-    """Write a checkpoint as one folder, whole or not at all; returns the SHA-256 of its weights."""
+    """Write a checkpoint's files into a folder and leave its other files alone; returns the SHA-256 of its weights.
+
+    Raises:
+        ValueError: an adapter lies there, of whose files some have the same names.
+    """
+    _refuse_another(folder, "task.json", "an adapter")
     tasks = [
         {
             "discount": discount,
@@ -166,7 +171,7 @@ def write_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> str:
         }
         for row, (spec, discount) in enumerate(zip(checkpoint.specs, checkpoint.discounts, strict=True))
     ]
-    with atomic_folder(folder) as partial:
+    with add_files(folder, last="tasks.json") as partial:
         checkpoint.model.save_pretrained(partial)
         (partial / "README.md").unlink()  # the Hub mixin's card; ours is written by the publish stage
         checkpoint.embeddings.save(partial / "task_embeddings")
@@ -220,8 +225,13 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def write_adapter(folder: str | Path, adapters: Adapters, name: str, task: AdapterTask) -> None:
-    """Write one adapter and its task as one folder, whole or not at all."""
-    with atomic_folder(folder) as partial:
+    """Write the files of one adapter and its task into a folder and leave its other files alone.
+
+    Raises:
+        ValueError: a checkpoint lies there, of whose files some have the same names.
+    """
+    _refuse_another(folder, "tasks.json", "a checkpoint")
+    with add_files(folder, last="adapter_config.json") as partial:
         adapters.save(partial, name)
         task.embeddings.save(partial / "task_embeddings")
         entry = {
@@ -257,6 +267,12 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _refuse_another(folder: str | Path, mark: str, kind: str) -> None:
+    """Refuse to replace the task embeddings of what else lies in a folder."""
+    if (Path(folder) / mark).is_file() and (Path(folder) / "task_embeddings").is_dir():
+        raise ValueError(f"{folder} holds {kind}, which would be damaged. Choose another folder, or one within it.")
 
 
 def _read_model(folder: Path, task_dim: int) -> WorldModel:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +71,7 @@ def adapt_to_task(options: argparse.Namespace) -> None:
     """Train an adapter for a task and write it, with curve, videos and metrics."""
     from pipeline.adapt import adapt, introduce
     from pipeline.agent import Agent
+    from pipeline.files import add_files
     from pipeline.tasks import registry
     from pipeline.train.runtime import Summary, compute, start
     from pipeline.train.scratch import scratch_folder
@@ -102,10 +102,11 @@ def adapt_to_task(options: argparse.Namespace) -> None:
     try:
         with scratch_folder(f"adapt-{spec.name}", shaping, files, settings.seed) as scratch:
             done = adapt(agent, spec, demonstrations, settings, scratch, ranks, watch)
-            save(agent, spec.name, out)
-            for loop in done.loops:
-                loop.publish(out / "metrics" / loop.scratch.name)
-            Summary("adapt", done.seconds).write(out, **done.summary(spec.name), nearest=dict(nearest))
+            with add_files(out, last="adapter_config.json") as folder:
+                agent.save_adapter(folder, spec.name)
+                for loop in done.loops:
+                    loop.publish(folder / "metrics" / loop.scratch.name)
+                Summary("adapt", done.seconds).write(folder, **done.summary(spec.name), nearest=dict(nearest))
     except KeyboardInterrupt:
         print("adapt: stopped. What was saved is kept: the same command goes on from there.", file=sys.stderr)
         raise
@@ -174,14 +175,3 @@ class Watching:
             partial.write_text(as_file(chart))
         if event != "evaluated":
             film(self._agent, self._spec, self._settings, self._out / "videos" / f"{event}.mp4")
-
-
-def save(agent: Agent, name: str, out: Path) -> None:
-    """Put the adapter's files into `out`, beside what lies there; its configuration, by which it is found, last."""
-    whole = out / ".adapter"
-    agent.save_adapter(whole, name)
-    for path in sorted(whole.iterdir(), key=lambda path: path.name == "adapter_config.json"):
-        if (out / path.name).is_dir():
-            shutil.rmtree(out / path.name)
-        path.replace(out / path.name)
-    whole.rmdir()

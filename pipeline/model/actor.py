@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +17,9 @@ from pipeline.model.planner import plan as make_plan
 from pipeline.model.task_table import POLICY, TIED, TaskTable
 from pipeline.model.world_model import TaskContext, WorldModel
 from pipeline.shapes import Past
+
+if TYPE_CHECKING:
+    from pipeline.model.adapters import Adapters
 
 _PAST_DIMS = (1, 1, 0)  # which dim of each part of a `Past` counts the environments
 
@@ -31,16 +36,25 @@ class Actor:
         table: the tasks rows point into, on the model's device.
         planner: settings.
         compute: how the networks are to be computed.
+        adapters: of the model; each acts on the task it is named after, all others act by the bare base.
     """
 
-    def __init__(self, model: WorldModel, table: TaskTable, planner: config.Planner, compute: Compute = PLAIN):
-        self.model, self.table, self.planner, self.compute = model, table, planner, compute
+    def __init__(
+        self,
+        model: WorldModel,
+        table: TaskTable,
+        planner: config.Planner,
+        compute: Compute = PLAIN,
+        adapters: Adapters | None = None,
+    ):
+        self.model, self.table, self.planner, self.compute, self.adapters = model, table, planner, compute, adapters
         self._generator = torch.Generator()
         self._prev_mean = torch.zeros(planner.horizon, 0, model.config.action_dim)
         self._is_first = torch.ones(0, dtype=torch.bool)
         self._past: Past | None = None  # normalised as the model sees it
         self._context: TaskContext | None = None
         self._context_rows: Tensor | None = None
+        self._context_adapter: str | None = None
 
     def rows(self, names: Sequence[str]) -> Tensor:
         """Return the rows (N,) of the named tasks.
@@ -103,9 +117,10 @@ class Actor:
             (N, A) in [-1, 1], on the CPU.
 
         Raises:
-            ValueError: not one observation per environment that was reset.
+            ValueError: not one observation per environment that was reset, or the tasks need different adapters.
         """
-        return self._choose(obs, rows, plan, explore, constraint_weight, envs, False)[0]
+        with self._adapted(rows):
+            return self._choose(obs, rows, plan, explore, constraint_weight, envs, False)[0]
 
     def explore(
         self,
@@ -120,7 +135,8 @@ class Actor:
         Returns:
             actions (N, A) and their log-probabilities (N,) under what chose them, plan or policy, on the CPU.
         """
-        action, log_prob = self._choose(obs, rows, plan, True, constraint_weight, envs, True)
+        with self._adapted(rows):
+            action, log_prob = self._choose(obs, rows, plan, True, constraint_weight, envs, True)
         assert log_prob is not None
         return action, log_prob
 
@@ -182,6 +198,25 @@ class Actor:
                 log_prob = own if log_prob is None else torch.where(planned, log_prob, own)
         self._keep(obs, action, envs)
         return action.cpu(), None if log_prob is None else log_prob.cpu()
+
+    @contextmanager
+    def _adapted(self, rows: Tensor) -> Iterator[None]:
+        """Let the adapter of these tasks act within, or none where they have none."""
+        if self.adapters is None or not self.adapters.names:
+            yield
+            return
+        tasks = {self.table.names[row] for row in rows.tolist()}
+        adapters = {task if task in self.adapters.names else None for task in tasks}
+        if len(adapters) > 1:
+            raise ValueError(
+                f"one adapter acts at a time, but of the tasks {', '.join(sorted(tasks))} not all have the same or "
+                "none: act on them in calls of their own."
+            )
+        (adapter,) = adapters or {None}
+        if adapter != self._context_adapter:
+            self._context, self._context_adapter = None, adapter
+        with self.adapters.acting(adapter):
+            yield
 
     def _past_of(self, envs: Tensor | None) -> Past | None:
         """Return the past of these environments alone."""

@@ -77,6 +77,18 @@ class PictureEncoder:
                 "must be an image model, and vision.size one that it takes (224 for most; DINOv2: a multiple of 14)."
             ) from error
 
+    def check(self, pictures: np.ndarray) -> None:
+        """Refuse pictures that are not (n, size, size, 3) uint8.
+
+        Raises:
+            ValueError: saying what came and what was expected.
+        """
+        if pictures.dtype != np.uint8 or pictures.shape[1:] != (self.size, self.size, 3):
+            raise ValueError(
+                f"expected pictures (n, {self.size}, {self.size}, 3) of uint8, got {pictures.shape} of "
+                f"{pictures.dtype}: draw them in the size of vision.size."
+            )
+
     def encode(self, pictures: np.ndarray, cluster: np.ndarray | None = None) -> np.ndarray:
         """Encode pictures.
 
@@ -90,11 +102,7 @@ class PictureEncoder:
         Raises:
             ValueError: the pictures have another form.
         """
-        if pictures.dtype != np.uint8 or pictures.shape[1:] != (self.size, self.size, 3):
-            raise ValueError(
-                f"expected pictures (n, {self.size}, {self.size}, 3) of uint8, got {pictures.shape} of "
-                f"{pictures.dtype}: draw them in the size of vision.size."
-            )
+        self.check(pictures)
         if not len(pictures):
             return np.zeros((0, self.dim), np.float32)
         own = torch.zeros(len(pictures)).long() if cluster is None else torch.from_numpy(cluster)
