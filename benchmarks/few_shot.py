@@ -310,7 +310,6 @@ def run(cell: Cell, spec: TaskSpec, base: Path, settings: Settings, folders: Fol
         result["scores"] = play([spec], agent, settings, "plan", cell.name)[spec.name]
     if cell.way in ("adapter", "all") and cell.demos == 5:
         if cell.way == "adapter":
-            agent.set_adapter(None)
             result["unchanged"] = digest(agent.model) == weights
         result["trained_tasks"] = play(trained, agent, settings, "policy", f"{cell.name}: what is forgotten")
     result |= {"curve": points, "seconds": round(seconds, 1), "wall_seconds": round(time.monotonic() - started, 1)}

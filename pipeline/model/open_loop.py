@@ -28,7 +28,7 @@ class OpenLoopActor(Actor):
         if not 1 <= steps <= horizon:
             raise ValueError(f"of plans over {horizon} steps, 1 to {horizon} can be executed, not {steps}.")
         planner = dataclasses.replace(actor.planner, horizon=horizon)
-        super().__init__(actor.model, actor.table, planner, actor.mode)
+        super().__init__(actor.model, actor.table, planner, actor.mode, actor.adapters)
         self.steps = steps
 
     def reset(self, num_envs: int, seed: int) -> None:
