@@ -17,14 +17,14 @@ from pipeline.data.replay import ReplayBuffer
 from pipeline.model.actor import Actor
 from pipeline.model.task_table import POLICY, TIED
 from pipeline.progress import Progress
+from pipeline.run.metrics import Clock, MetricsLog, memory_mb, start_trackers
 from pipeline.shapes import Batch
 from pipeline.tasks.spec import TaskSpec
 from pipeline.train.checkpoint import Saves
 from pipeline.train.early_stop import EarlyStop
 from pipeline.train.evaluate import Evaluator, GivenUp
-from pipeline.train.expert_use import PREFIX, TABLE, RouterWatch, overall, table_rows
+from pipeline.train.expert_use import PREFIX, RouterWatch, overall, tables
 from pipeline.train.interrupt import Interrupt
-from pipeline.train.metrics import Clock, MetricsLog, memory_mb, start_trackers
 from pipeline.train.objective import UpdateDraws
 from pipeline.train.ranks import Ranks
 from pipeline.train.step import Learner, Mode
@@ -90,7 +90,7 @@ class Loop:
             run = f"{scratch.parent.name}-{scratch.name}" if scratch.parent.name.startswith("adapt-") else scratch.name
             trackers = start_trackers(runtime.trackers, run, self.position, {"seed": seed, "ranks": self.ranks.count})
             self.log = MetricsLog(scratch / "metrics", self.position, trackers)
-        self._routers = RouterWatch(self.log.table(TABLE) if self.log is not None else ())
+        self._routers = RouterWatch(self.log.rows() if self.log is not None else ())
         self._logged = self.position, learner.updates
         self._early_stop = early_stop
         reached = early_stop is not None and self.resumed is not None and early_stop.reached(self.scores)
@@ -205,29 +205,27 @@ class Loop:
         joint = {
             name: np.sum([one["experts"][name] * one["batch_size"] for one in everyone], 0) / slices for name in use
         }
-        experts = self._log_experts(joint, progress) if joint else {}
-        self.log.log(
+        expert_use = tables(joint, self.learner.table.names)
+        self.log.write(
             self.position,
             {
                 **averages,
                 **episodes,
                 **scales,
                 **more,
-                **experts,
+                **self._watch_routers(expert_use, progress),
                 **speed,
                 **phases,
                 **memory,
                 "time/seconds": self.seconds,
             },
+            expert_use,
         )
         progress.update(0, **{key: averages[f"train/{key}"] for key in ("total_loss",) if f"train/{key}" in averages})
 
-    def _log_experts(self, joint: dict[str, np.ndarray], progress: Progress) -> dict[str, float]:
-        """Write down which tasks use which experts, say if a router has collapsed; return what else is to be logged."""
-        assert self.log is not None
-        rows = table_rows(joint, self.learner.table.names)
-        self.log.append(TABLE, self.position, rows)
-        shares = overall(rows)
+    def _watch_routers(self, expert_use: dict[str, Any], progress: Progress) -> dict[str, float]:
+        """Say if a router has collapsed; return the largest and the smallest share of each layer, to be logged."""
+        shares = overall(expert_use)
         for line in self._routers.see(shares):
             progress.write(f"{self.label}: {line}")
         largest = {f"{PREFIX}{layer}_largest_share": float(share.max()) for layer, share in shares.items()}
@@ -246,7 +244,7 @@ class Loop:
         scores, mean = {f"eval/{name}": score for name, score in found.items()}, float(np.mean(list(found.values())))
         more = {} if self.heed is None else self.heed(self.ranks.from_main(found))
         if self.log is not None:
-            self.log.log(
+            self.log.write(
                 self.position,
                 {
                     **scores,
