@@ -36,7 +36,7 @@ from benchmarks.results import RESULTS, add, claim
 from pipeline import config
 from pipeline.files import read_json
 from pipeline.presets import PRESETS
-from pipeline.report.results import Curve
+from pipeline.results import Curve
 from pipeline.run.run_dir import ROOT, fingerprint
 
 SEEDS = (1, 2, 3)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from pipeline.shapes import Batch
 
 Metrics = dict[str, Tensor]
+
+
+class Described(NamedTuple):
+    """What is to be logged and shown of averages that are no single numbers."""
+
+    metrics: dict[str, float] = {}
+    tables: dict[str, Any] = {}  # by name, numbers by row name
+    lines: list[str] = []
 
 
 class Extension:
@@ -93,9 +101,17 @@ class Extension:
         """Return what is logged with the averages."""
         return {}
 
-    def log_tables(self, tables: Mapping[str, Any], names: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-        """Turn averages of its metrics that are no single numbers into what is logged, and lines to be shown."""
-        return {}, []
+    def describe(self, averages: Mapping[str, Any], names: Sequence[str]) -> Described:
+        """Say what is to be logged of averages of its metrics that are no single numbers; called on rank 0.
+
+        Args:
+            averages: arrays by name, of all extensions.
+            names: of the task table.
+        """
+        return Described()
+
+    def read_log(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Called once on rank 0 with what was logged before, none for a new run."""
 
     # --- saving -------------------------------------------------------------------------------------------------------
 
@@ -167,6 +183,17 @@ class Extensions(list[Extension]):
     def metrics(self) -> dict[str, float]:
         """Return what is logged with the averages."""
         return {name: value for one in self for name, value in one.metrics().items()}
+
+    def describe(self, averages: Mapping[str, Any], names: Sequence[str]) -> Described:
+        """Collect what is to be logged of averages that are no single numbers."""
+        parts = [one.describe(averages, names) for one in self]
+        metrics, tables = ({k: v for part in parts for k, v in part[i].items()} for i in (0, 1))
+        return Described(metrics, tables, [line for part in parts for line in part.lines])
+
+    def read_log(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Show what was logged before."""
+        for one in self:
+            one.read_log(rows)
 
     def state_tensors(self, of_rank: bool = False) -> dict[str, Tensor]:
         """Return the state of all of them, their names in front."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -212,7 +212,7 @@ class TrainingRun:
             seconds = {"time/seconds": self.seconds, "clock/seconds": self.seconds}
             scores = {f"eval/{name}": score for name, score in found.items()}
             clock = {**seconds, "clock/updates": self.learner.updates}
-            self.log.log(self.position, {**scores, "eval/score": mean, **more, **clock})
+            self.log.write(self.position, {**scores, "eval/score": mean, **more, **clock})
         self.progress.write(f"{self.label}: score {mean:.3f} after {self.position} {self.progress.unit}")
         self.show(lines)
         self.stopped |= not any(map(self.learner.extensions.plays, self._names))  # every task rests: all are solved
@@ -276,18 +276,13 @@ class TrainingRun:
         }
         memory = {"memory/sum_mb": sum(one["memory"] for one in everyone), "time/seconds": self.seconds}
         episodes = _episodes([one["recent"] for one in everyone])
-        extra = {**self.learner.extensions.metrics(), **self._log_tables(tables)}
-        self.log.log(self.position, {**scalars, **episodes, **extra, **more, **speed, **shares, **memory})
+        described = self.learner.extensions.describe(tables, self.learner.table.names)
+        for line in described.lines:
+            self.progress.write(f"{self.label}: {line}")
+        extra = {**self.learner.extensions.metrics(), **described.metrics}
+        row = {**scalars, **episodes, **extra, **more, **speed, **shares, **memory}
+        self.log.write(self.position, row, described.tables)
         self.progress.update(0, **({"total_loss": scalars["train/total_loss"]} if "train/total_loss" in scalars else {}))
-
-    def _log_tables(self, tables: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for extension in self.learner.extensions:
-            more, lines = extension.log_tables(tables, self.learner.table.names)
-            found |= more
-            for line in lines:
-                self.progress.write(f"{self.label}: {line}")
-        return found
 
     def history(self, name: str) -> list[tuple[int, float]]:
         """Return what was logged of one metric so far, as (position, value)."""
@@ -303,7 +298,9 @@ class TrainingRun:
         run = f"{parent}-{self.folder.name}" if parent.startswith("adapt-") else self.folder.name
         about = {"seed": self.seed, "ranks": self.ranks.count}
         trackers = start_trackers(self.runtime.trackers, run, self.position, about)
-        return MetricsLog(self.folder / "metrics", self.position, trackers)
+        log = MetricsLog(self.folder / "metrics", self.position, trackers)
+        self.learner.extensions.read_log(list(log.rows()))
+        return log
 
     # --- saves --------------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import yaml
 
 from pipeline.agent import Agent
+from pipeline.results import read_curves
 from pipeline.tasks import registry
 from pipeline.tasks.rendering import RenderingUnavailable
 from tests.pixels.painter import SIZE
@@ -48,8 +48,7 @@ def test_the_stages_train_on_images_alone(encoder_folder: Path, tmp_path: Path):
         assert done.returncode == 0, done.stderr[-3000:]
     vectors = tmp_path / "datasets/picture_vectors/mw-reach.safetensors"
     assert vectors.exists()
-    log = (tmp_path / "checkpoints/pretrain/metrics/plots/metrics/train/bc_loss.tsv").read_text()
-    losses = [float(re.split(r"\s+", line)[1]) for line in log.strip().splitlines()[1:]]
+    losses = read_curves(tmp_path / "checkpoints/pretrain/metrics")["train/bc_loss"].values
     assert losses[-1] < 0.8 * losses[0]
     agent = Agent.from_pretrained(tmp_path / "checkpoints/finetune/model")
     assert agent.vision is not None

@@ -226,8 +226,7 @@ def serve() -> None:
 
     What rank 0 says goes to `<folder>/rank-0.err`, and so on.
     """
-    for name in ("torch._dynamo", "dvc.repo"):  # once here and not, on its way, in every run
-        importlib.import_module(name)
+    importlib.import_module("torch._dynamo")  # once here and not, on its way, in every run
     for line in sys.stdin:
         options = json.loads(line)
         folder, count = options.pop("folder"), options.pop("ranks", 1)

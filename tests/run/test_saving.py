@@ -1,4 +1,4 @@
-"""Saves, run folders, metrics and interrupts: nothing lost, nothing damaged is trusted."""
+"""Saves, run folders and interrupts: nothing lost, nothing damaged is trusted."""
 
 import dataclasses
 import os
@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline import config
 from pipeline.data.replay import ReplayBuffer
@@ -19,7 +18,6 @@ from pipeline.run import saves
 from pipeline.run.interrupt import Interrupt
 from pipeline.run.run_dir import fingerprint, open_run_dir
 from pipeline.run.saves import Saves
-from pipeline.train.metrics import MetricsLog, start_trackers
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 LEARNER = {"weight": torch.arange(6.0)}
@@ -152,31 +150,6 @@ def test_a_run_folder_is_locked_kept_on_failure_and_removed_on_success(tmp_path,
     assert list(Path(".resume").iterdir()) == []
 
 
-def test_metrics_after_the_save_are_dropped_on_resume(tmp_path):
-    log = MetricsLog(tmp_path / "run")
-    for position in (10, 20, 30):
-        log.log(position, {"train/loss": position / 10})
-    resumed = MetricsLog(tmp_path / "run", position=20)
-    resumed.log(30, {"train/loss": 7.0})
-    resumed.publish(tmp_path / "out")
-    lines = (tmp_path / "out/plots/metrics/train/loss.tsv").read_text().split()
-    assert lines == ["step", "loss", "10", "1.0", "20", "2.0", "30", "7.0"]
-    with pytest.raises(ValueError, match="diverged"):
-        resumed.log(40, {"train/loss": float("nan")})
-
-
-def test_a_last_line_that_was_cut_short_is_dropped(tmp_path):
-    log = MetricsLog(tmp_path / "run")
-    log.log(10, {"train/loss": 1.0})
-    log.log(20, {"train/loss": 2.0})
-    path = tmp_path / "run/plots/metrics/train/loss.tsv"
-    path.write_text(path.read_text() + "2")
-    (tmp_path / "run/metrics.json").write_text("{")
-    resumed = MetricsLog(tmp_path / "run", position=20)
-    resumed.log(30, {"train/loss": 3.0})
-    assert resumed.history("train/loss") == [(10, 1.0), (20, 2.0), (30, 3.0)]
-
-
 def test_a_changed_parameter_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     pretrain = config.load(config.Pretrain, TINY)
@@ -187,25 +160,6 @@ def test_a_changed_parameter_is_named(tmp_path, monkeypatch, capsys):
     with open_run_dir("stage", [other], [], 1):
         pass
     assert "pretrain.batch_size (16 -> 99)" in capsys.readouterr().err
-
-
-def test_tensorboard_is_told_and_forgets_what_a_killed_run_added(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for position, values in ((0, {10: 1.0, 20: 2.0, 30: 9.0}), (20, {30: 3.0})):
-        (tracker,) = start_trackers(["tensorboard"], "run-1", position, {"seed": 1})
-        log = MetricsLog(tmp_path / "metrics", position, [tracker])
-        for at, value in values.items():
-            log.log(at, {"train/loss": value})
-        tracker.finish()
-    events = EventAccumulator(str(tmp_path / "runs/run-1"))
-    events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(10, 1.0), (20, 2.0), (30, 3.0)]
-
-
-def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="names wandb, which is not installed"):
-        start_trackers(["wandb"], "run", 0, {})
 
 
 def test_the_first_interrupt_waits_and_the_second_does_not():
