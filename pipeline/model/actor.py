@@ -140,7 +140,7 @@ class Actor:
             if not planned.all():
                 policy = self._policy(ctx, obs, explore, envs)
                 action = torch.where(planned.unsqueeze(1), action, policy.action)
-            self.acted(obs, action, envs, ctx, planned, made, policy)
+            self.acted(obs, action, envs, ctx, planned, made, policy, explore)
         return action.cpu()
 
     @contextmanager
@@ -193,6 +193,7 @@ class Actor:
         planned: Tensor,
         plan: Plan | None,
         policy: Policy | None,
+        explore: bool,
     ) -> None:
         """Called after each step with what was observed, chosen and by what; a subclass may keep something of it."""
 
