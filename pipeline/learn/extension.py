@@ -24,10 +24,12 @@ class Extension:
 
     Attributes:
         acts_on_policy: the policy is trained by `phase` and not in the update, and updates wait for the phase.
+        weighs: it weighs slices, so that the model's losses are computed for each slice.
     """
 
     name = ""
     acts_on_policy = False
+    weighs = False
 
     # --- one update ---------------------------------------------------------------------------------------------------
 
@@ -119,6 +121,11 @@ class Extensions(list[Extension]):
     def acts_on_policy(self) -> bool:
         """Whether one of them trains the policy."""
         return any(one.acts_on_policy for one in self)
+
+    @property
+    def weighs(self) -> bool:
+        """Whether one of them weighs slices."""
+        return any(one.weighs for one in self)
 
     @contextmanager
     def recording(self) -> Iterator[None]:
