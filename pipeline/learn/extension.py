@@ -33,11 +33,13 @@ class Extension:
     Attributes:
         acts_on_policy: the policy is trained by `phase` and not in the update, and updates wait for the phase.
         plans: whether episodes are collected by planning; else the policy plays them alone.
+        weighs: it weighs slices, so that the model's losses are computed for each slice.
     """
 
     name = ""
     acts_on_policy = False
     plans = True
+    weighs = False
 
     # --- one update ---------------------------------------------------------------------------------------------------
 
@@ -146,6 +148,11 @@ class Extensions(list[Extension]):
     def phase(self, replay: ReplayBuffer, before: int, now: int, total: int) -> bool:
         """Let each train the policy if it is time for that; return whether one did."""
         return any([one.phase(replay, before, now, total) for one in self])
+
+    @property
+    def weighs(self) -> bool:
+        """Whether one of them weighs slices."""
+        return any(one.weighs for one in self)
 
     @contextmanager
     def recording(self) -> Iterator[None]:
