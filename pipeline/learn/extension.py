@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -86,6 +87,13 @@ class Extension:
         return []
 
     # --- a run --------------------------------------------------------------------------------------------------------
+
+    def start(self, generator: torch.Generator) -> None:
+        """Called once, when a run is made: whatever is drawn comes from its generator."""
+
+    def summary(self) -> dict[str, Any]:
+        """Return what is told of it in summary.json at the end of a run."""
+        return {}
 
     def phase(self, replay: ReplayBuffer, before: int, now: int, total: int) -> bool:
         """Called after each environment step where `acts_on_policy`; True if the policy was trained just now."""

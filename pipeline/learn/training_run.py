@@ -25,12 +25,11 @@ from pipeline.model.task_table import POLICY, TIED
 from pipeline.progress import Progress
 from pipeline.run.interrupt import Interrupt
 from pipeline.run.metrics import Clock, MetricsLog, memory_mb, start_trackers
-from pipeline.run.ranks import Ranks
+from pipeline.run.ranks import RANK_SEEDS
 from pipeline.run.saves import Saves
 from pipeline.shapes import Batch
 from pipeline.tasks.spec import TaskSpec
 
-RANK_SEEDS = 1_000_003  # apart, so that no rank draws what another one, or another use of the seed, draws
 _MEMBER_SEED = 17
 
 
@@ -96,6 +95,8 @@ class TrainingRun:
         self.generator = torch.Generator().manual_seed(seed + RANK_SEEDS * self.ranks.rank)
         # All ranks take the same Q members for their shares of a batch.
         self._members = self.generator if self.ranks.count == 1 else torch.Generator().manual_seed(seed + _MEMBER_SEED)
+        for extension in learner.extensions:
+            extension.start(self.generator)
         self._names, self._plan, self._early_stop = [spec.name for spec in specs], plan, early_stop
         self._sums: dict[str, Tensor] = {}
         self._num_summed = self._batch_size = 0
