@@ -21,8 +21,6 @@ from pipeline.learn.training_run import TrainingRun
 from pipeline.observing import Observing
 from pipeline.run.ranks import Ranks
 from pipeline.systems import build
-from pipeline.run.ranks import Ranks
-from pipeline.systems import build
 from pipeline.tasks.rendering import RenderingUnavailable
 from pipeline.tasks.spec import TaskSpec
 from pipeline.video import write_video
@@ -191,9 +189,7 @@ def adapt(
     watch("adapted", points)
     base = [p.numel() for key, p in agent.model.named_parameters() if ".lora_" not in key and "target_q" not in key]
     trained = sum(p.numel() for p in agent.model.parameters() if p.requires_grad)
-    return Adapted(
-        zero_shot, adapted, points, runs, points[-1]["seconds"], trained, sum(base), len(demonstrations)
-    )
+    return Adapted(zero_shot, adapted, points, runs, points[-1]["seconds"], trained, sum(base), len(demonstrations))
 
 
 def learn(

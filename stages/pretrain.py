@@ -45,7 +45,8 @@ def main() -> None:
     table, without = ranks.from_main(table).to(ranks.device), ranks.from_main(without)
     build.check_pretraining(model, settings, tasks.train, without)
 
-    shaping = [tasks.train, tasks.weights, model, planner, learning, settings, *([vision] if observing.pixel_encoder else [])]
+    shaping = [tasks.train, tasks.weights, model, planner, learning, settings]
+    shaping += [vision] if observing.pixel_encoder else []
     with open_run_dir("pretrain", shaping, [DEMOS, EMBEDDINGS], seed, ranks) as folder:
         # All tasks share every network until clusters of them are found.
         world_model = build.build_model(dataclasses.replace(model, clusters=None)).to(ranks.device)

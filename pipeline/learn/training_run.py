@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -283,7 +283,9 @@ class TrainingRun:
         extra = {**self.learner.extensions.metrics(), **described.metrics}
         row = {**scalars, **episodes, **extra, **more, **speed, **shares, **memory}
         self.log.write(self.position, row, described.tables)
-        self.progress.update(0, **({"total_loss": scalars["train/total_loss"]} if "train/total_loss" in scalars else {}))
+        self.progress.update(
+            0, **({"total_loss": scalars["train/total_loss"]} if "train/total_loss" in scalars else {})
+        )
 
     def history(self, name: str) -> list[tuple[int, float]]:
         """Return what was logged of one metric so far, as (position, value)."""
