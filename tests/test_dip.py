@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.dip import claims, measure, merge, reduced_dmc, running_score, ways
 from pipeline import config
-from pipeline.report.results import Curve
+from pipeline.results import Curve
 from pipeline.tasks import registry
 
 ROUND = Curve([10, 20, 30, 40, 50, 60, 70, 80], [1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0])

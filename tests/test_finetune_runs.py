@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import pytest
-from dvclive import Live
 
 from benchmarks import finetune_runs
 from benchmarks.finetune_runs import run
 from pipeline import config
 from pipeline.files import write_json
+from pipeline.run.metrics import MetricsLog
 
 
 def a_run_that_is_done(folder, *names):
-    with Live(str(folder / "checkpoints/finetune/metrics"), dvcyaml=None, save_dvc_exp=False) as live:
-        for step in (0, 10):
-            live.step = step
-            for name in names:
-                live.log_metric(name, 0.5 + step / 100)
-            live.make_summary()
+    log = MetricsLog(folder / "log")
+    for step in (0, 10):
+        log.write(step, dict.fromkeys(names, 0.5 + step / 100))
+    log.publish(folder / "checkpoints/finetune/metrics")
     write_json(folder / "done.json", {"seconds": 3.0, "env_steps": 10, "stage": None})
 
 
-def test_the_curves_of_a_finished_run_are_read_where_dvclive_wrote_them(tmp_path):
+def test_the_curves_of_a_finished_run_are_read_where_it_published_them(tmp_path):
     a_run_that_is_done(tmp_path, "eval/score", "eval/mw-reach", "train/loss")
     found = run(tmp_path, 1, {}, ("eval", "scaling"), "python -m benchmarks.growth")
     assert found["seconds"] == 3.0
@@ -45,8 +43,8 @@ def test_a_run_keeps_what_its_base_was_made_with_and_changes_finetuning_on_top(t
     def stage(name, folder):
         seen.update(config.read_params(folder / "params.yaml"))
         (folder / "checkpoints/finetune/model").mkdir(parents=True)
-        write_json(folder / "checkpoints/finetune/metrics/summary.json", {"seconds": 1.0, "env_steps": 40})
         a_run_that_is_done(folder, "eval/score")
+        write_json(folder / "checkpoints/finetune/metrics/summary.json", {"seconds": 1.0, "env_steps": 40})
 
     monkeypatch.setattr(finetune_runs, "_run_stage", stage)
     own = {"tasks": {"train": ["pendulum-spin"], "held_out": []}}

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.growth import SCALING, row, steps_to, summarise
 from pipeline import config
-from pipeline.report.results import Curve
+from pipeline.results import Curve
 
 
 def a_run(*values: float, env_steps: int = 400) -> dict:

@@ -13,7 +13,7 @@ from pipeline.files import write_json
 from pipeline.report import _training_charts, write_report
 from pipeline.report.charts import PRETRAINED
 from pipeline.report.comparison import FILE, read_comparison
-from pipeline.report.results import Curve
+from pipeline.results import Curve
 from tests.test_report import Page
 from tests.test_systems import TASKS, a_run
 

@@ -14,6 +14,7 @@ from benchmarks.interference import count_parameters
 from benchmarks.system_runs import Run, RunFailed
 from pipeline.files import write_json
 from pipeline.language.embeddings import TaskEmbeddings
+from pipeline.run.metrics import MetricsLog
 
 SETUP = system_runs.read_setup()
 TASKS = ["mw-reach", "pendulum-swingup", "pygame-pong"]
@@ -126,7 +127,7 @@ def test_a_run_goes_on_where_it_stopped_and_is_kept(tmp_path: Path, monkeypatch:
     with pytest.raises(RunFailed):
         run.start(shared)
     assert run.updates_done == 60
-    write_json(run.folder / ".resume/finetune-0/metrics/metrics.json", {"step": 1000})
+    MetricsLog(run.folder / ".resume/finetune-0/metrics").write(1000, {"eval/score": 0.5})
     assert run.updates_done == 60 + 50
     fails.clear()
     assert run.start(shared) == {"system": "newt", "seed": 1, "score": 0.5}

@@ -205,7 +205,7 @@ class Learner:
             latents.append(torch.stack(states).detach())
 
             # Losses, one per slice: consistency, reward, value; terminations and imitation where they are on.
-            each = bool(self.extensions)
+            each = self.extensions.weighs
             parts = {
                 "consistency_loss": consistency_loss(model.latent(z_next), model.latent(next_z), weights, each),
                 "reward_loss": scalar_loss(model.reward(z, batch.action, ctx), batch.reward, model.bins, weights, each),

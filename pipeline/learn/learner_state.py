@@ -33,6 +33,7 @@ def load_state_tensors(learner: Learner, state: dict[str, Tensor]) -> None:
     saved = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
     odd = sorted(own.keys() ^ saved.keys())
     odd += [name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape]
+    odd += sorted(name for name in state if name.partition(".")[0] not in _groups(learner))
     if odd or "scale" not in state or "updates" not in state:
         raise ValueError(
             f"the saved state is of another model: {', '.join(odd[:5]) or 'scale or updates'} "
@@ -57,6 +58,11 @@ def load_state_tensors(learner: Learner, state: dict[str, Tensor]) -> None:
 def digest(learner: Learner) -> float:
     """Return a number that differs where the weights do."""
     return float(sum(parameter.detach().double().abs().sum() for parameter in learner.model.parameters()))
+
+
+def _groups(learner: Learner) -> set[str]:
+    """Return the first words of the names that a state of this learner may hold."""
+    return {"model", "model_adam", "policy_adam", "scale", "updates", *(one.name for one in learner.extensions)}
 
 
 def _names(learner: Learner) -> dict[nn.Parameter, str]:

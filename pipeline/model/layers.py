@@ -197,7 +197,7 @@ def effective_weight(linear: Any) -> Tensor:
         linear: an `nn.Linear`, or one that PEFT has wrapped with LoRA (no dropout, no variant).
     """
     if isinstance(linear, nn.Linear):
-        return linear.weight
+        return derived(id(linear), lambda: linear.weight)  # which torch's parametrizations compute when it is read
     assert hasattr(linear, "get_delta_weight"), f"expected nn.Linear or a PEFT LoRA layer, not {type(linear)}"
     if linear.disable_adapters and linear.merged:
         linear.unmerge()  # as PEFT's own forward does

@@ -79,7 +79,7 @@ def test_it_ends_with_a_report_and_a_release_that_acts(project: Path):
 
 def test_metrics_go_to_git_and_weights_do_not(project: Path):
     tracked = run(project, "git", "ls-files", "--others", "--exclude-standard", "checkpoints", "datasets").stdout
-    assert "checkpoints/pretrain/metrics/metrics.json" in tracked
+    assert "checkpoints/pretrain/metrics/metrics.jsonl" in tracked
     assert "datasets/demos.json" in tracked
     for private in (".safetensors", ".parquet", ".mp4"):
         assert private not in tracked

@@ -26,8 +26,8 @@ from pipeline.data.replay import ReplayBuffer
 from pipeline.files import write_json
 from pipeline.model.world_model import PARTS, WorldModel
 from pipeline.progress import Progress
+from pipeline.run.ranks import Ranks
 from pipeline.train.objective import UpdateDraws
-from pipeline.train.ranks import Ranks
 from pipeline.train.step import Learner
 
 FILE = "clusters.json"

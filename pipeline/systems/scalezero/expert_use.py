@@ -1,21 +1,20 @@
-"""Which tasks use which experts: counted in every update, written down at log lines, watched for routers that collapse.
+"""Which tasks use which experts: counted in every update, logged as tables, watched for routers that collapse.
 
-`experts.tsv` of a metrics folder has a row per log line, layer and task:
-    step  layer  task  rows  expert_0  expert_1 ...
-`rows` is the task's share of all rows the layer computed since the last line, `expert_j` the share of these rows'
-choices that fell on expert j.
+The table `expert_use/<layer>` of a row of the metrics has, for each task, the part of all the layer's choices since
+the row before that were of this task and each expert: [expert 0, expert 1, ...]. All of them sum to 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 PREFIX = "experts/"  # of the counts among an update's metrics, and of what is logged of them
-TABLE = "experts"
+TABLE = "expert_use/"  # before the names of the tables
 _TOO_MUCH = 0.9  # of all rows on one expert: the router has collapsed
 _LONG = 5  # log lines without a row, after which an expert counts as dead
 
@@ -41,43 +40,41 @@ def count_use(chosen: Mapping[str, Tensor], task: Tensor, num_tasks: int, num_ex
     return found
 
 
-def table_rows(use: Mapping[str, np.ndarray], names: Sequence[str]) -> list[dict[str, str]]:
-    """Return the rows of `experts.tsv`, without `step`, of averaged counts: tasks without any row are left out."""
-    rows = []
-    for layer, counts in use.items():
-        for name, row in zip(names, counts, strict=True):
-            if (total := row.sum()) > 0:
-                shares = {f"expert_{expert}": f"{share:.4f}" for expert, share in enumerate(row / total)}
-                rows.append({"layer": layer.removeprefix(PREFIX), "task": name, "rows": f"{total:.6f}", **shares})
-    return rows
+def tables(use: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, dict[str, list[float]]]:
+    """Return the tables to log of averaged counts; tasks without any row are left out."""
+    return {
+        TABLE + layer.removeprefix(PREFIX): {
+            name: [float(f"{part:.4g}") for part in parts]
+            for name, parts in zip(names, counts, strict=True)
+            if parts.sum() > 0
+        }
+        for layer, counts in use.items()
+    }
 
 
-def overall(rows: Iterable[Mapping[str, str]]) -> dict[str, np.ndarray]:
-    """Return each layer's shares (E,) over all tasks, from the rows of one log line."""
-    shares: dict[str, np.ndarray] = {}
-    for row in rows:
-        of_task = np.array([float(value) for key, value in row.items() if key.startswith("expert_")])
-        shares[row["layer"]] = shares.get(row["layer"], 0) + float(row["rows"]) * of_task
-    return shares
+def overall(row: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return each layer's shares (E,) over all tasks, from the tables of a row of the metrics."""
+    return {
+        name.removeprefix(TABLE): np.sum(list(table.values()), axis=0)
+        for name, table in row.items()
+        if name.startswith(TABLE)
+    }
 
 
 class RouterWatch:
     """Says once when a router has collapsed or experts have died, and again when that changes.
 
-    All it knows follows from `experts.tsv`, so that a resumed run says what an undisturbed one would.
+    All it knows follows from the logged tables, so that a resumed run says what an undisturbed one would.
 
     Args:
-        before: the rows of the table so far, oldest first.
+        before: the rows of the metrics so far, oldest first.
     """
 
-    def __init__(self, before: Iterable[Mapping[str, str]] = ()):
+    def __init__(self, before: Iterable[Mapping[str, Any]] = ()):
         self._idle: dict[str, np.ndarray] = {}  # by layer, log lines in a row without a row of data (E,)
         self._told: dict[str, tuple[int | None, tuple[int, ...]]] = {}
-        lines: dict[str, list[Mapping[str, str]]] = {}
         for row in before:
-            lines.setdefault(row["step"], []).append(row)
-        for rows in lines.values():
-            self.see(overall(rows))
+            self.see(overall(row))
 
     def see(self, shares: Mapping[str, np.ndarray]) -> list[str]:
         """Look at a log line's shares (E,) by layer; return what there is to say."""

@@ -20,12 +20,12 @@ from pipeline.language.embeddings import embed
 from pipeline.language.encoder import HashedNgrams
 from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
+from pipeline.pixels.autoencoder import Autoencoder, Autoencoders, load_autoencoders
+from pipeline.pixels.autoencoder_training import as_pixels, collect_frames, make_autoencoder, train
+from pipeline.pixels.encoder import FrozenEncoder
+from pipeline.pixels.pixel_encoder import PixelEncoder, load_pixel_encoder
 from pipeline.tasks.registry import make
 from pipeline.tasks.spec import TaskSpec, parse_spec
-from pipeline.train.autoencoding import as_pixels, collect_frames, make_autoencoder, train
-from pipeline.vision.autoencoder import Autoencoder, Autoencoders, load_autoencoders
-from pipeline.vision.encoder import PictureEncoder
-from pipeline.vision.sight import Sight, load_sight
 
 SETTINGS = config.Autoencoder(
     groups=4, classes=6, width=4, uniform_mix=0.01, kl_coef=0.1, frames=9, updates=3, batch_size=4, lr=1e-3,
@@ -56,11 +56,11 @@ class Shower(gymnasium.Env):
         return np.array([self.start, self.steps]), float(action[0]), False, False, {}
 
     def render(self):
-        picture = np.zeros((16, 16, 3), np.uint8)
-        picture[:, : 2 * self.steps + 1] = int(50 + 200 * self.start)
-        return picture
+        image = np.zeros((16, 16, 3), np.uint8)
+        image[:, : 2 * self.steps + 1] = int(50 + 200 * self.start)
+        return image
 
-gymnasium.register("autoencoding/Shower-v0", entry_point=Shower)
+gymnasium.register("autoencoder/Shower-v0", entry_point=Shower)
 '''
 
 
@@ -69,7 +69,7 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskSpec:
     (tmp_path / "eft_shower.py").write_text(SHOWER)
     monkeypatch.syspath_prepend(tmp_path)
     values = {
-        "name": "shower", "suite": "gymnasium", "env_id": "eft_shower:autoencoding/Shower-v0",
+        "name": "shower", "suite": "gymnasium", "env_id": "eft_shower:autoencoder/Shower-v0",
         "embodiment": "It shows.", "instructions": ["Show it."], "obs_dim": 2, "action_dim": 1, "action_repeat": 1,
         "episode_length": 5, "score": "return/10", "env_kwargs": {},
     }  # fmt: skip
@@ -95,7 +95,7 @@ def make_model(settings: config.Autoencoder = SETTINGS, size: int = 16) -> Autoe
         return Autoencoder(size, settings)
 
 
-def pictures(num: int, size: int = 16) -> torch.Tensor:
+def images(num: int, size: int = 16) -> torch.Tensor:
     """Bars of several lengths and colours, (n, S, S, 3) uint8."""
     found = torch.zeros(num, size, size, 3, dtype=torch.uint8)
     for i in range(num):
@@ -107,7 +107,7 @@ def test_the_divergence_is_that_from_the_uniform_distribution() -> None:
     model = make_model()
     for parameter in model.encoder[-1].parameters():
         torch.nn.init.zeros_(parameter)
-    generator, some = torch.Generator().manual_seed(0), as_pixels(pictures(3), DEVICE)
+    generator, some = torch.Generator().manual_seed(0), as_pixels(images(3), DEVICE)
     losses = model.losses(some, generator)
     assert losses.kl.item() == pytest.approx(0, abs=1e-4)
     with torch.no_grad():
@@ -132,13 +132,15 @@ def test_codes_are_one_hot_and_gradients_pass_straight_through() -> None:
     assert (drawn - probabilities[0]).abs().max() < 0.1
 
 
-def test_it_learns_its_pictures_and_is_repeatable(tmp_path: Path) -> None:
+def test_it_learns_its_images_and_is_repeatable(tmp_path: Path) -> None:
     settings = replace(SETTINGS, updates=60, batch_size=8, lr=3e-3)
-    frames = {"bars": pictures(6).numpy()}
+    frames = {"bars": images(6).numpy()}
     model, curve, found = train(frames, 16, settings, 0, DEVICE)
     assert found is None
-    some = as_pixels(pictures(6), DEVICE)
-    before, after = ((one.reconstruct(some) - some).abs().mean() for one in (make_model(settings), model.of("bars")))
+    some = as_pixels(images(6), DEVICE)
+    before, after = (
+        (one.reconstruct(some) - some).abs().mean() for one in (make_model(settings), model.for_task("bars"))
+    )
     assert after < 0.6 * before
     assert curve[-1]["reconstruction"] < 0.5 * curve[0]["reconstruction"]
     short = replace(settings, updates=3)
@@ -150,20 +152,20 @@ def test_it_learns_its_pictures_and_is_repeatable(tmp_path: Path) -> None:
 
 
 def crossed(num: int) -> torch.Tensor:
-    """Bars across, on a bright ground: nothing like `pictures`."""
-    return 255 - pictures(num).transpose(1, 2)
+    """Bars across, on a bright ground: nothing like `images`."""
+    return 255 - images(num).transpose(1, 2)
 
 
 def test_tasks_of_a_kind_get_an_autoencoder_of_their_own_copied_from_the_warm_one(tmp_path: Path) -> None:
     clusters = config.Clustering(num=2, max_num=2, warmup_updates=10, batches=2, points=2)
     settings = replace(SETTINGS, updates=60, batch_size=8, lr=3e-3, clusters=clusters)
-    kinds = {"a": pictures(6), "b": crossed(6), "c": pictures(8), "d": crossed(8)}
+    kinds = {"a": images(6), "b": crossed(6), "c": images(8), "d": crossed(8)}
     frames = {name: some.numpy() for name, some in kinds.items()}
     model, curve, found = train(frames, 16, settings, 0, DEVICE)
     assert found is not None
     assert found.cluster.tolist() == [0, 1, 0, 1]
     assert model.cluster == {"a": 0, "b": 1, "c": 0, "d": 1}
-    assert model.of("c") is model.member(0)
+    assert model.for_task("c") is model.member(0)
     alone = train(frames, 16, replace(settings, clusters=None), 0, DEVICE)
     assert curve[2] == alone.curve[2]  # the warm-up's last: clusters change nothing before they are found
     assert curve[3] != alone.curve[3]
@@ -184,34 +186,35 @@ def test_tasks_of_a_kind_get_an_autoencoder_of_their_own_copied_from_the_warm_on
     torch.testing.assert_close(load_autoencoders(tmp_path, 16)(some[mixed], own[mixed]), vectors)
 
 
-def test_a_copy_without_pictures_in_the_batch_is_not_moved() -> None:
+def test_a_copy_without_images_in_the_batch_is_not_moved() -> None:
     settings = replace(SETTINGS, updates=4, batch_size=1, clusters=config.Clustering(2, 2, 3, 1, 1))
-    frames = {"a": pictures(2).numpy(), "b": crossed(2).numpy()}
+    frames = {"a": images(2).numpy(), "b": crossed(2).numpy()}
     warm = train(frames, 16, replace(settings, updates=3, clusters=None), 0, DEVICE).model.member(0)
     split = train(frames, 16, settings, 0, DEVICE).model
     moved = [not torch.equal(split.member(k).decoder[0].weight, warm.decoder[0].weight) for k in range(2)]
     assert sorted(moved) == [False, True]
 
 
-def test_a_task_is_seen_by_its_clusters_copy_and_a_new_one_as_the_nearest(tmp_path: Path) -> None:
+def test_a_task_has_its_clusters_encoder_and_a_new_one_that_of_the_nearest(tmp_path: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Autoencoders(16, SETTINGS, {"reach": 0, "push": 1})
     model.save(tmp_path)
-    sight, some = Sight(PictureEncoder(str(tmp_path), 16, 2), "pictures"), pictures(3).numpy()
-    vectors = sight.encode(some, ["push", "reach", "push"])
+    pixel_encoder = PixelEncoder(FrozenEncoder(str(tmp_path), 16, 2), "pictures")
+    some = images(3).numpy()
+    vectors = pixel_encoder.encode(some, ["push", "reach", "push"])
     for row, number in enumerate((1, 0, 1)):
         expected = model.member(number)(as_pixels(torch.from_numpy(some[row : row + 1]), DEVICE))[0]
         np.testing.assert_allclose(vectors[row], expected.numpy(), rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="an encoder per cluster of tasks and knows none for pull"):
-        sight.encode(some, ["pull"] * 3)
+        pixel_encoder.encode(some, ["pull"] * 3)
     texts = [["Reach the goal."], ["Push the puck far."], ["Pull the puck far."]]
     embeddings = embed(HashedNgrams(32), ["reach", "push", "pull"], texts, 1)
     assert embeddings.nearest("pull", ("reach", "push")) == "push"
-    sight.adopt("pull", embeddings.nearest)
-    assert np.array_equal(sight.encode(some, ["pull"] * 3), sight.encode(some, ["push"] * 3))
-    sight.adopt("reach", lambda task, known: "push")  # its own it keeps
-    assert sight.cluster("reach") == 0
+    pixel_encoder.assign_nearest("pull", embeddings.nearest)
+    assert np.array_equal(pixel_encoder.encode(some, ["pull"] * 3), pixel_encoder.encode(some, ["push"] * 3))
+    pixel_encoder.assign_nearest("reach", lambda task, known: "push")  # its own it keeps
+    assert pixel_encoder.cluster("reach") == 0
 
 
 @pytest.mark.parametrize(
@@ -261,7 +264,7 @@ def test_frames_are_those_of_the_demonstrations(spec: TaskSpec, demos: Path) -> 
 
 
 @pytest.mark.parametrize("clusters", [None, config.Clustering(num=1, max_num=2, warmup_updates=1, batches=1, points=1)])
-def test_what_was_learned_is_observed_and_travels_with_the_checkpoint(
+def test_the_trained_autoencoder_is_observed_through_and_travels_with_the_checkpoint(
     clusters: config.Clustering | None, spec: TaskSpec, demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -272,10 +275,10 @@ def test_what_was_learned_is_observed_and_travels_with_the_checkpoint(
     assert imread(folder / "reconstructions.png").shape[:2] == (32, 16)
     assert list(json.loads((folder / "training.json").read_text())["error"]) == ["shower"]
     assert (folder / "clusters.json").exists() == (clusters is not None)
-    sight = load_sight(vision, "cpu")
-    assert sight is not None
-    assert sight.width(2) == 2 + 4 * 6
-    vectors = sight.encode(pictures(3).numpy(), [spec.name] * 3)
+    pixel_encoder = load_pixel_encoder(vision, "cpu")
+    assert pixel_encoder is not None
+    assert pixel_encoder.width(2) == 2 + 4 * 6
+    vectors = pixel_encoder.encode(images(3).numpy(), [spec.name] * 3)
     np.testing.assert_allclose(vectors.reshape(3, 4, 6).sum(-1), 1, rtol=1e-5)
 
     sizes = config.Model(
@@ -294,15 +297,15 @@ def test_what_was_learned_is_observed_and_travels_with_the_checkpoint(
     Path("checkpoint").rename("elsewhere/checkpoint")
     Path("datasets").rename("gone")
     again = Agent.from_pretrained("elsewhere/checkpoint")
-    picture, obs = pictures(1)[0].numpy(), np.zeros(2, np.float32)
+    picture, obs = images(1)[0].numpy(), np.zeros(2, np.float32)
     again.reset(seed=0)
     agent.reset(seed=0)
     assert np.array_equal(
         again.act(obs, task=spec.name, picture=picture), agent.act(obs, task=spec.name, picture=picture)
     )
-    again.act(obs, instruction="Something new.", action_dim=1, picture=picture)  # through the eyes of the nearest task
-    assert again.sight is not None
-    assert again.sight.encoder.id == sight.encoder.id
+    again.act(obs, instruction="Something new.", action_dim=1, picture=picture)  # encoded as for the nearest task
+    assert again.pixel_encoder is not None
+    assert again.pixel_encoder.encoder.id == pixel_encoder.encoder.id
     again.save_pretrained("saved again")
     assert (Path("saved again") / "autoencoder/model.safetensors").is_file()
     assert "elsewhere" not in (Path("saved again") / "tasks.json").read_text()
@@ -322,10 +325,10 @@ def test_parameters_that_contradict_each_other_are_refused(change: dict, message
 
 
 @pytest.mark.slow
-def test_the_published_code_on_pictures_of_64_pixels(tmp_path: Path) -> None:
+def test_the_published_code_on_images_of_64_pixels(tmp_path: Path) -> None:
     settings = replace(SETTINGS, groups=32, classes=32, width=8, updates=60, batch_size=16)
-    some = pictures(12, 64)
+    some = images(12, 64)
     model, curve, _ = train({"bars": some.numpy()}, 64, settings, 0, DEVICE)
     assert curve[-1]["reconstruction"] < 0.5 * curve[0]["reconstruction"]
     model.save(tmp_path)
-    assert PictureEncoder(str(tmp_path), 64, 8).encode(some.numpy()).shape == (12, 1024)
+    assert FrozenEncoder(str(tmp_path), 64, 8).encode(some.numpy()).shape == (12, 1024)

@@ -17,18 +17,31 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.data.replay import ReplayBuffer
 from pipeline.files import atomic_file, atomic_folder, write_json
-from pipeline.train.ranks import Ranks
+from pipeline.run.ranks import Ranks
 
 _STATE = "state.json"
 _REPLAY = "replay"
+
+
+class Replay(Protocol):
+    """What a save needs of a replay: episodes are numbered as they come, and a full one forgets the oldest."""
+
+    @property
+    def num_added(self) -> int: ...
+
+    @property
+    def num_episodes(self) -> int: ...
+
+    def state_tensors(self, since: int = 0) -> dict[str, Tensor]: ...
+
+    def load_state_tensors(self, state: dict[str, Tensor]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -72,7 +85,7 @@ class Saves:
     """The saves of one run.
 
     Args:
-        folder: the run's scratch folder.
+        folder: the run's folder.
         keep: saves kept; an older one is removed once a newer one was read back whole.
         ranks: the processes of the run.
     """
@@ -88,7 +101,7 @@ class Saves:
         learner: dict[str, Tensor],
         of_rank: tuple[dict[str, Tensor], dict[str, Any]],
         values: dict[str, Any],
-        replay: ReplayBuffer | None = None,
+        replay: Replay | None = None,
     ) -> None:
         """Save one state of a run; every rank calls this.
 
@@ -146,7 +159,7 @@ class Saves:
         self._parts = saved.state["replay"]
         return saved
 
-    def load_replay(self, saved: Saved, replay: ReplayBuffer) -> None:
+    def load_replay(self, saved: Saved, replay: Replay) -> None:
         """Fill this rank's replay from a save by as many ranks."""
         for part in saved.replay_parts(self.ranks.rank):
             replay.load_state_tensors(part)
@@ -183,7 +196,7 @@ class Saves:
                 shutil.rmtree(aside, ignore_errors=True)
                 path.rename(aside)
 
-    def _save_replay(self, position: int, replay: ReplayBuffer) -> list[dict[str, Any]]:
+    def _save_replay(self, position: int, replay: Replay) -> list[dict[str, Any]]:
         """Write what every rank's replay gained, and return the parts that the replays of now consist of."""
         first = replay.num_added - replay.num_episodes
         gained = replay.state_tensors(since=self._num_saved) if replay.num_added > self._num_saved else {}

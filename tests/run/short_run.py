@@ -29,17 +29,17 @@ from pipeline import config
 from pipeline.data.episode import Episode
 from pipeline.model.actor import Actor
 from pipeline.model.scaling import Stages
+from pipeline.run import saves
+from pipeline.run.launch import run_stage, start
+from pipeline.run.ranks import Ranks
+from pipeline.run.run_dir import open_run_dir
 from pipeline.tasks.spec import parse_spec
 from pipeline.tasks.vector import VectorEnv
-from pipeline.train import checkpoint
 from pipeline.train.curriculum import Curriculum
 from pipeline.train.early_stop import EarlyStop
 from pipeline.train.evaluate import Evaluator
 from pipeline.train.loop import Loop
 from pipeline.train.loops import learn_online, own_environments
-from pipeline.train.ranks import Ranks
-from pipeline.train.runtime import run_stage, start
-from pipeline.train.scratch import scratch_folder
 from pipeline.train.step import Learner
 from pipeline.train.workspace import online_buffer, replay_place, shared_demo_buffer
 
@@ -104,12 +104,12 @@ def main(options: dict) -> None:
         sizes = dataclasses.replace(sizes, mlp_dim=24, experts=experts)
     model = make_model(sizes)
     _plant(options, ranks)
-    with scratch_folder("short", [settings, learning], [], seed, ranks) as scratch:
+    with open_run_dir("short", [settings, learning], [], seed, ranks) as run_dir:
         stages = Stages(model, settings.scaling, seed) if settings.scaling else None
         learner = Learner(model, table, learning, settings.warmup_updates, ranks, stages=stages)
         curriculum = Curriculum(settings.scaling, learner, table.names) if settings.scaling else None
-        place = replay_place(runtime, ranks.device, scratch)
-        demos = shared_demo_buffer(ranks, _demos(), table.names, sizes, TINY_PLANNER.horizon, place, scratch)
+        place = replay_place(runtime, ranks.device, run_dir)
+        demos = shared_demo_buffer(ranks, _demos(), table.names, sizes, TINY_PLANNER.horizon, place, run_dir)
         numbers = own_environments(ranks, TASKS)
         capacity = math.ceil(settings.replay_capacity * len(numbers) / len(TASKS))
         replay = online_buffer(capacity, sizes, TINY_PLANNER.horizon, place, ranks.rank, clipped)
@@ -119,10 +119,10 @@ def main(options: dict) -> None:
             Evaluator(TASKS, 1, *widths, seed + 1, 0, ranks) as evaluator,
             VectorEnv(own, *widths, seed + 3, runtime.env_workers, numbers) as envs,
         ):
-            patience, best = options["patience"], scratch / "best.safetensors"
+            patience, best = options["patience"], run_dir / "best.safetensors"
             early_stop = EarlyStop(model, table, best, math.inf, patience) if patience else None
             actor = Actor(model, table, TINY_PLANNER)
-            loop = Loop("short", scratch, learner, actor, evaluator, seed, runtime, ranks, early_stop=early_stop)
+            loop = Loop("short", run_dir, learner, actor, evaluator, seed, runtime, ranks, early_stop=early_stop)
             collecting = Actor(model, table, TINY_PLANNER)
             learn_online(loop, settings, demos, replay, envs, TASKS, collecting, TASKS, curriculum)
         if early_stop:
@@ -159,7 +159,7 @@ def _scaling(targets: dict[str, float] | None) -> config.Scaling | None:
 def _plant(options: dict, ranks: Ranks) -> None:
     """Put the faults asked for where they happen."""
     if options["kill_at_write"]:
-        write, written = checkpoint._write, [0]
+        write, written = saves._write, [0]
 
         def write_and_die(tensors: dict, path: Path) -> None:
             write(tensors, path)
@@ -167,15 +167,15 @@ def _plant(options: dict, ranks: Ranks) -> None:
             if written[0] == options["kill_at_write"]:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        checkpoint._write = write_and_die
+        saves._write = write_and_die
     if options["slow_save"]:
-        save = checkpoint.Saves.save
+        save = saves.Saves.save
 
-        def slow_save(self: checkpoint.Saves, *args: object) -> None:
+        def slow_save(self: saves.Saves, *args: object) -> None:
             time.sleep(options["slow_save"])
             save(self, *args)  # type: ignore[arg-type]
 
-        checkpoint.Saves.save = slow_save  # type: ignore[method-assign]
+        saves.Saves.save = slow_save  # type: ignore[method-assign]
     for name, what in (("nan_at", _spoil), ("fail_at", _fail)):
         if options[name] and options[name][0] == ranks.rank:
             what(options[name][1])
@@ -226,8 +226,7 @@ def serve() -> None:
 
     What rank 0 says goes to `<folder>/rank-0.err`, and so on.
     """
-    for name in ("torch._dynamo", "dvc.repo"):  # once here and not, on its way, in every run
-        importlib.import_module(name)
+    importlib.import_module("torch._dynamo")  # once here and not, on its way, in every run
     for line in sys.stdin:
         options = json.loads(line)
         folder, count = options.pop("folder"), options.pop("ranks", 1)

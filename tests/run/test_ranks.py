@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.train.ranks import Ranks
-from tests.train.runs import GROWING, SCRIPT, Server, environment, positions, result, said
+from pipeline.run.ranks import Ranks
+from tests.run.runs import GROWING, SCRIPT, Server, environment, positions, result, said
 
 
 def some_rank(rank: int, count: int) -> Ranks:
@@ -56,7 +56,7 @@ def test_two_processes_go_on_alike_and_a_third_number_says_what_differs(server, 
     assert second["demos_mapped"]
     for what in ("learner", "value_scale", "updates", "constraint"):
         assert first[what] == second[what], what
-    assert sorted(path.name for path in whole.glob("metrics/*")) == ["metrics.json", "plots"]
+    assert sorted(path.name for path in whole.glob("metrics/*")) == ["losses.csv", "metrics.jsonl", "scores.csv"]
 
     codes = server.run(broken, ranks=2, fail_at=[1, 8])
     assert "the disk of this machine is gone" in said(broken, 1)
@@ -122,8 +122,7 @@ def test_torchrun_starts_them_and_accelerate_is_caught_starting_one(tmp_path):
 def test_two_processes_improve_one_policy_from_the_episodes_of_both(server, tmp_path):
     assert server.run(tmp_path, ranks=2, clipped=False) == [0, 0], said(tmp_path) + said(tmp_path, 1)
     assert result(tmp_path)["learner"] == result(tmp_path, 1)["learner"]
-    logged = (tmp_path / "metrics/metrics.json").read_text()
-    assert '"start_kl"' in logged
+    assert '"train/start_kl":' in (tmp_path / "metrics/metrics.jsonl").read_text()
     other = tmp_path / "other"
     assert server.run(other, ranks=2, clipped=False, fail_at=[0, 8])[0] == 2
     assert positions(other)

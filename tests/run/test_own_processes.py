@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.train.runs import environment
+from tests.run.runs import environment
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +20,8 @@ STAGE = """
 import os, sys, time
 from pathlib import Path
 from pipeline import config
-from pipeline.train.runtime import run_stage, start
+from pipeline.run.interrupt import Interrupt
+from pipeline.run.launch import run_stage, start
 
 def main():
     rank = os.environ["RANK"]
@@ -29,6 +31,13 @@ def main():
             Path(f"met-{rank}").write_text(str(ranks.collect(ranks.rank)))
         case "refuse":
             raise ValueError("lr: expected a number above 0")
+        case "fail":
+            ranks = start(config.load(config.Runtime), 1)
+            if ranks.rank:
+                raise OSError("the disk is gone")
+            ranks.wait()
+        case "crash":
+            raise KeyError("lr")
         case "die":
             ranks = start(config.load(config.Runtime), 1)
             if ranks.rank:
@@ -37,6 +46,14 @@ def main():
         case "sleep":
             Path(f"pid-{rank}").write_text(str(os.getpid()))
             time.sleep(100)
+        case "save":
+            with Interrupt() as interrupt:
+                Path(f"pid-{rank}").write_text(str(os.getpid()))
+                while not interrupt.requested:
+                    time.sleep(0.05)
+                time.sleep(1)
+                Path(f"saved-{rank}").touch()
+                interrupt.leave()
 
 if __name__ == "__main__":
     run_stage(main, several=True, processes=lambda: 2)
@@ -70,27 +87,56 @@ def test_they_meet(folder):
     assert [(folder / f"met-{rank}").read_text() for rank in (0, 1)] == ["[0, 1]", "[0, 1]"]
 
 
-def test_an_error_is_one_line_of_each_and_its_code_is_that_of_the_stage(folder):
+def test_an_error_of_all_is_one_line_and_its_code_is_that_of_the_stage(folder):
     code, stderr = run(folder, "refuse")
     assert code == 2
-    assert sorted(stderr.splitlines()) == [f"toy (rank {rank}): lr: expected a number above 0" for rank in (0, 1)]
+    assert re.fullmatch(r"toy \(rank [01]\): lr: expected a number above 0\n", stderr), stderr
 
 
-def test_where_one_is_killed_the_other_says_so(folder):
+def test_an_error_of_one_is_shown_and_not_that_the_others_lost_it(folder):
+    code, stderr = run(folder, "fail")
+    assert code == 2
+    assert stderr == "toy (rank 1): the disk is gone\n"
+
+
+def test_an_error_of_ours_shows_its_traceback_once(folder):
+    code, stderr = run(folder, "crash")
+    assert code == 1
+    assert stderr.count("Traceback") == 1
+    assert stderr.endswith("KeyError: 'lr'\n")
+
+
+def test_where_one_is_killed_the_run_says_so(folder):
     code, stderr = run(folder, "die")
-    assert code in (3, 128 + signal.SIGKILL), stderr
-    assert "another process of this run has ended" in stderr
+    assert code == 128 + signal.SIGKILL, stderr
+    assert re.fullmatch(r"toy \(rank 1\): Signal 9 \(SIGKILL\) received by PID \d+\n", stderr), stderr
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_stopped_it_leaves_nobody_behind(folder, number, code):
-    process = start_stage(folder, "sleep")
+def await_ranks(folder: Path, process: subprocess.Popen[str]) -> list[psutil.Process]:
     files = [folder / f"pid-{rank}" for rank in (0, 1)]
     end = time.monotonic() + 60
     while not all(file.is_file() and file.read_text() for file in files):
         assert time.monotonic() < end, process.stderr.read() if process.poll() is not None else "still starting"
         time.sleep(0.05)
-    ranks = [psutil.Process(int(file.read_text())) for file in files]
+    return [psutil.Process(int(file.read_text())) for file in files]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_all_save_and_leave(folder, number, code):
+    process = start_stage(folder, "save")
+    await_ranks(folder, process)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert [(folder / f"saved-{rank}").is_file() for rank in (0, 1)] == [True, True]
+    assert stderr.count("stopped. What was saved is kept") == 1, stderr
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_stopped_it_leaves_nobody_behind(folder, number, code):
+    process = start_stage(folder, "sleep")
+    ranks = await_ranks(folder, process)
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode == code

@@ -1,18 +1,21 @@
-"""What the stages left behind, read and checked: the forms of the metrics files, as the report needs them."""
+"""What the stages left behind, read and checked, as the report and the cards of a release need it."""
 
 from __future__ import annotations
 
-import csv
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from pipeline import config
 from pipeline.files import read_json
-from pipeline.report.experts import ExpertUse, read_expert_use
+from pipeline.run.metrics import FILE, Table, read_rows
+
+_EXPERT_USE = "expert_use/"  # before the layers' names, of the tables of which task used which expert
 
 
 class Estimate(BaseModel):
@@ -166,6 +169,29 @@ class Curve(NamedTuple):
     values: list[float]
 
 
+class ExpertUse(NamedTuple):
+    """How one layer's experts were used."""
+
+    steps: list[float]  # positions of the log lines
+    tasks: list[str]
+    shares: np.ndarray  # (lines, tasks, E): of a task's rows that went to an expert; NaN where it had none
+    rows: np.ndarray  # (lines, tasks): a task's share of all rows
+
+    @property
+    def overall(self) -> np.ndarray:
+        """(E,): each expert's share of the rows of all tasks at the last line."""
+        return np.nansum(self.shares[-1] * self.rows[-1][:, None], axis=0)
+
+    @property
+    def favourites(self) -> list[tuple[str, int, float]]:
+        """By task, at the last line that has it: the expert that most of its rows went to, and their share."""
+        found = []
+        for number, task in enumerate(self.tasks):
+            last = self.shares[np.flatnonzero(self.rows[:, number])[-1], number]
+            found.append((task, int(last.argmax()), float(last.max())))
+        return found
+
+
 @dataclass(frozen=True)
 class Results:
     """Everything the page shows; None or empty where a stage has not run."""
@@ -209,6 +235,7 @@ def read_results(root: str | Path = ".") -> Results:
     tasks = config.load(config.Tasks, root / "params.yaml")
     demos = read(Demos, root / "datasets/demos.json", "demos")
     stages = ("pretrain", "finetune", "evaluate", "publish")
+    logs = {stage: checkpoints / stage / "metrics" for stage in ("pretrain", "finetune")}
     runs = {stage: read(Summary, checkpoints / stage / "metrics/summary.json", stage) for stage in stages}
     scores = read(Scores, checkpoints / "evaluate/metrics/scores.json", "evaluate")
     adapted = {
@@ -226,7 +253,7 @@ def read_results(root: str | Path = ".") -> Results:
         params=(root / "params.yaml").read_text(),
         demos=demos,
         runs={stage: run for stage, run in runs.items() if run},
-        curves={stage: read_curves(checkpoints / stage / "metrics") for stage in ("pretrain", "finetune")},
+        curves={stage: read_curves(folder) for stage, folder in logs.items()},
         scores=scores,
         videos=[(video, index.parent / video.file) for video in videos],
         adapted={task: adaptation for task, adaptation in adapted.items() if adaptation},
@@ -235,7 +262,7 @@ def read_results(root: str | Path = ".") -> Results:
             for task in tasks.held_out
             if (path := checkpoints / "adapt" / task / "videos/adapted.mp4").exists()
         },
-        experts={stage: read_expert_use(checkpoints / stage / "metrics") for stage in ("pretrain", "finetune")},
+        experts={stage: read_expert_use(folder) for stage, folder in logs.items()},
         clusters=_parse(Clusters, found, "pretrain") if found.exists() else None,
         reconstructions=(_parse(Reconstructions, learned, "embed"), learned.with_name("reconstructions.png"))
         if learned.exists()
@@ -246,23 +273,63 @@ def read_results(root: str | Path = ".") -> Results:
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:
-    """Read DVCLive's TSV files, by metric name (`train/loss`), in natural order.
+    """Read the curves of a metrics folder, by metric name (`train/loss`), in natural order; empty where there are none.
 
     Raises:
-        ValueError: a file is not of DVCLive's form.
+        ValueError: the file is not of the form that a run writes; file and line are named.
     """
-    base = folder / "plots/metrics"
-    names = {path.relative_to(base).with_suffix("").as_posix(): path for path in base.rglob("*.tsv")}
-    return {name: _read_curve(names[name]) for name in sorted(names, key=_natural)}
+    curves: dict[str, dict[float, float]] = {}
+    for step, row in _rows(folder):
+        for name, value in row.items():
+            if not isinstance(value, dict):
+                curves.setdefault(name, {})[step] = value  # an evaluation that a killed run repeated counts once
+    return {name: Curve(list(curves[name]), list(curves[name].values())) for name in sorted(curves, key=_natural)}
 
 
-def _read_curve(path: Path) -> Curve:
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
+def read_expert_use(folder: Path) -> dict[str, ExpertUse]:
+    """Read which tasks used which experts from a metrics folder, by layer; empty for a model without experts.
+
+    Raises:
+        ValueError: the file is not of the form that a run writes; file and line are named.
+    """
+    layers: dict[str, dict[float, Table]] = {}
+    for step, row in _rows(folder):
+        for name, value in row.items():
+            if name.startswith(_EXPERT_USE):
+                layers.setdefault(name.removeprefix(_EXPERT_USE), {})[step] = value
     try:
-        return Curve([float(row["step"]) for row in rows], [float(row[path.stem]) for row in rows])
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{path}: expected columns `step` and `{path.stem}`, all numbers.") from None
+        return {layer: _expert_use(tables) for layer, tables in layers.items()}
+    except ValueError:
+        raise ValueError(f"{folder / FILE}: the rows of a table `{_EXPERT_USE}...` are not equally long.") from None
+
+
+def _expert_use(tables: Mapping[float, Table]) -> ExpertUse:
+    tasks = list(dict.fromkeys(task for table in tables.values() for task in table))
+    num_experts = max(len(parts) for table in tables.values() for parts in table.values())
+    parts = np.array([[table.get(task, [0.0] * num_experts) for task in tasks] for table in tables.values()])
+    rows = parts.sum(-1)
+    shares = np.divide(parts, rows[..., None], out=np.full(parts.shape, np.nan), where=rows[..., None] > 0)
+    return ExpertUse(list(tables), tasks, shares, rows)
+
+
+def _rows(folder: Path) -> Iterator[tuple[float, dict[str, Any]]]:
+    """Yield step and values of the rows of a metrics folder, each value a number or a table of numbers."""
+    path = folder / FILE
+    for number, row in enumerate(read_rows(path) if path.exists() else (), 1):
+        step = row.pop("step")
+        for name, value in row.items():
+            if not (_is_table(value) if name.startswith(_EXPERT_USE) else _is_number(value)):
+                raise ValueError(f"{path}, line {number}: `{name}` is not a number, nor a table of numbers.")
+        yield step, row
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_table(value: Any) -> bool:
+    rows = list(value.values()) if isinstance(value, dict) else []
+    return bool(rows) and all(isinstance(row, list) and row and all(map(_is_number, row)) for row in rows)
 
 
 def _natural(name: str) -> list[int | str]:

@@ -1,6 +1,6 @@
-"""The frozen picture encoder: any image model that `transformers.AutoModel` builds, by name.
+"""A frozen image encoder: any image model that `transformers.AutoModel` builds, by name.
 
-Pictures arrive in the size that the simulator drew them in: nothing is resized, `vision.size` is what the model sees.
+Images arrive in the size that the simulator drew them in: nothing is resized, the model takes `vision.size` pixels.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ import torch
 from torch import Tensor
 
 from pipeline.files import read_json
-from pipeline.vision.autoencoder import Autoencoders, is_autoencoder, load_autoencoders
+from pipeline.pixels.autoencoder import Autoencoders, is_autoencoder, load_autoencoders
 
 FILES = ["config.json", "preprocessor_config.json", "model.safetensors"]
 
 
-class PictureEncoder:
-    """A frozen map from pictures to vectors.
+class FrozenEncoder:
+    """A frozen map from images to vectors.
 
     A vector is the model's pooled output (DINOv2: its class token after the last norm), or the mean over its last
-    tokens where it has none; of our own autoencoder, the probabilities of its classes. Equal pictures give equal
+    tokens where it has none; of our own autoencoder, the probabilities of its classes. Equal images give equal
     vectors in calls of equal size.
 
     Args:
-        name: what the encoder is called: a Hub id, with `@<commit>` for a certain one, or a folder.
-        size: pixels of a picture's side.
-        batch_size: pictures that go through the model at once.
+        name: a Hub id, with `@<commit>` for a certain one, or a folder.
+        size: pixels of an image's side.
+        batch_size: images that go through the model at once.
         device: where to compute.
 
     Attributes:
@@ -40,8 +40,8 @@ class PictureEncoder:
         cluster: where each cluster of tasks has an encoder of its own, the number of each task's; else empty.
 
     Raises:
-        OSError: the files are not to be had.
-        ValueError: the name or the files are not those of an image model, or it cannot see pictures of this size.
+        OSError: the files are neither on this machine nor on the Hub.
+        ValueError: the name or the files are not those of an image model, or it does not take images of this size.
 
     Source: Oquab et al., arXiv 2304.07193 (DINOv2).
     """
@@ -73,44 +73,52 @@ class PictureEncoder:
             self.dim = self._encode(torch.zeros(1, size, size, 3, dtype=torch.uint8), torch.zeros(1).long()).shape[1]
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"vision.encoder {name} does not turn pictures of {size} x {size} pixels into vectors: {error}. It "
+                f"vision.encoder {name} does not turn images of {size} x {size} pixels into vectors: {error}. It "
                 "must be an image model, and vision.size one that it takes (224 for most; DINOv2: a multiple of 14)."
             ) from error
 
-    def encode(self, pictures: np.ndarray, cluster: np.ndarray | None = None) -> np.ndarray:
-        """Encode pictures.
+    def check(self, images: np.ndarray) -> None:
+        """Refuse images that are not (n, size, size, 3) uint8.
+
+        Raises:
+            ValueError: says what was given and what is expected.
+        """
+        if images.dtype != np.uint8 or images.shape[1:] != (self.size, self.size, 3):
+            raise ValueError(
+                f"expected images (n, {self.size}, {self.size}, 3) of uint8, got {images.shape} of {images.dtype}: "
+                "draw them in the size of vision.size."
+            )
+
+    def encode(self, images: np.ndarray, cluster: np.ndarray | None = None) -> np.ndarray:
+        """Encode images.
 
         Args:
-            pictures: (n, size, size, 3) uint8 RGB, upright.
-            cluster: (n,) int64, of each picture's task, where clusters have encoders of their own; None for 0.
+            images: (n, size, size, 3) uint8 RGB, upright.
+            cluster: (n,) int64, of each image's task, where clusters have encoders of their own; None for 0.
 
         Returns:
             (n, dim) float32.
 
         Raises:
-            ValueError: the pictures have another form.
+            ValueError: the images have another form.
         """
-        if pictures.dtype != np.uint8 or pictures.shape[1:] != (self.size, self.size, 3):
-            raise ValueError(
-                f"expected pictures (n, {self.size}, {self.size}, 3) of uint8, got {pictures.shape} of "
-                f"{pictures.dtype}: draw them in the size of vision.size."
-            )
-        if not len(pictures):
+        self.check(images)
+        if not len(images):
             return np.zeros((0, self.dim), np.float32)
-        own = torch.zeros(len(pictures)).long() if cluster is None else torch.from_numpy(cluster)
-        parts = torch.from_numpy(np.ascontiguousarray(pictures)).split(self._batch_size)
+        own = torch.zeros(len(images)).long() if cluster is None else torch.from_numpy(cluster)
+        parts = torch.from_numpy(np.ascontiguousarray(images)).split(self._batch_size)
         pairs = zip(parts, own.split(self._batch_size), strict=True)
         return np.concatenate([self._encode(part, numbers).cpu().numpy() for part, numbers in pairs])
 
     @torch.inference_mode()
-    def _encode(self, pictures: Tensor, cluster: Tensor) -> Tensor:
-        pixels = (pictures.to(self.device).float() / 255 - self._mean) / self._std
+    def _encode(self, images: Tensor, cluster: Tensor) -> Tensor:
+        pixels = (images.to(self.device).float() / 255 - self._mean) / self._std
         pixels = pixels.permute(0, 3, 1, 2).contiguous()
         if isinstance(self._model, Autoencoders):
             return self._model(pixels, cluster.to(self.device))
         out = self._model(pixel_values=pixels)
         pooled = getattr(out, "pooler_output", None)
-        return out.last_hidden_state.mean(1) if pooled is None else pooled.reshape(len(pictures), -1)
+        return out.last_hidden_state.mean(1) if pooled is None else pooled.reshape(len(images), -1)
 
 
 def _find(name: str) -> Path:
@@ -130,7 +138,7 @@ def _find(name: str) -> Path:
         return Path(snapshot_download(model, revision=revision or None, allow_patterns=FILES))
     except (OSError, ValueError, HTTPError) as error:
         raise OSError(
-            f"the picture encoder {name} is neither in the Hub's cache nor to be had from the Hub: "
+            f"the image encoder {name} is neither in the Hub's cache nor to be had from the Hub: "
             f"{str(error).splitlines()[0]} Connect to the network, set HF_HOME to a cache that holds it, name a folder "
             "in vision.encoder, or set vision.observe to `state`."
         ) from None

@@ -10,7 +10,7 @@ import time
 from types import FrameType
 from typing import Any
 
-from pipeline.train.ranks import launched_processes
+from pipeline.run.ranks import launched_processes
 
 _ECHO_SECONDS = 5.0  # a launcher passes the signal on to processes that the terminal has told already
 

@@ -1,4 +1,4 @@
-"""Saves, scratch folders, metrics and interrupts: nothing lost, nothing damaged is trusted."""
+"""Saves, run folders and interrupts: nothing lost, nothing damaged is trusted."""
 
 import dataclasses
 import os
@@ -11,15 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline import config
 from pipeline.data.replay import ReplayBuffer
-from pipeline.train import checkpoint
-from pipeline.train.checkpoint import Saves
-from pipeline.train.interrupt import Interrupt
-from pipeline.train.metrics import MetricsLog, start_trackers
-from pipeline.train.scratch import fingerprint, scratch_folder
+from pipeline.run import saves
+from pipeline.run.interrupt import Interrupt
+from pipeline.run.run_dir import fingerprint, open_run_dir
+from pipeline.run.saves import Saves
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 LEARNER = {"weight": torch.arange(6.0)}
@@ -117,7 +115,7 @@ def test_a_full_disk_is_told_as_such(tmp_path, monkeypatch):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     save(tmp_path, 10)
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(saves, "save_file", full)
     with pytest.raises(OSError, match="no space left while writing"):
         save(tmp_path, 20)
     saved = Saves(tmp_path).load()
@@ -140,72 +138,28 @@ def test_the_fingerprint_leaves_out_how_long_to_train(tmp_path):
     assert fingerprint([pretrain], [data], 1) != before
 
 
-def test_a_scratch_folder_is_locked_kept_on_failure_and_removed_on_success(tmp_path, monkeypatch):
+def test_a_run_folder_is_locked_kept_on_failure_and_removed_on_success(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(KeyboardInterrupt), scratch_folder("stage", [], [], 1) as folder:
+    with pytest.raises(KeyboardInterrupt), open_run_dir("stage", [], [], 1) as folder:
         (folder / "kept").touch()
-        with pytest.raises(ValueError, match="another run"), scratch_folder("stage", [], [], 1):
+        with pytest.raises(ValueError, match="another run"), open_run_dir("stage", [], [], 1):
             pass
         raise KeyboardInterrupt
-    with scratch_folder("stage", [], [], 1) as folder:
+    with open_run_dir("stage", [], [], 1) as folder:
         assert (folder / "kept").exists()
     assert list(Path(".resume").iterdir()) == []
-
-
-def test_metrics_after_the_save_are_dropped_on_resume(tmp_path):
-    log = MetricsLog(tmp_path / "run")
-    for position in (10, 20, 30):
-        log.log(position, {"train/loss": position / 10})
-    resumed = MetricsLog(tmp_path / "run", position=20)
-    resumed.log(30, {"train/loss": 7.0})
-    resumed.publish(tmp_path / "out")
-    lines = (tmp_path / "out/plots/metrics/train/loss.tsv").read_text().split()
-    assert lines == ["step", "loss", "10", "1.0", "20", "2.0", "30", "7.0"]
-    with pytest.raises(ValueError, match="diverged"):
-        resumed.log(40, {"train/loss": float("nan")})
-
-
-def test_a_last_line_that_was_cut_short_is_dropped(tmp_path):
-    log = MetricsLog(tmp_path / "run")
-    log.log(10, {"train/loss": 1.0})
-    log.log(20, {"train/loss": 2.0})
-    path = tmp_path / "run/plots/metrics/train/loss.tsv"
-    path.write_text(path.read_text() + "2")
-    (tmp_path / "run/metrics.json").write_text("{")
-    resumed = MetricsLog(tmp_path / "run", position=20)
-    resumed.log(30, {"train/loss": 3.0})
-    assert resumed.history("train/loss") == [(10, 1.0), (20, 2.0), (30, 3.0)]
 
 
 def test_a_changed_parameter_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     pretrain = config.load(config.Pretrain, TINY)
     other = dataclasses.replace(pretrain, batch_size=99)
-    with pytest.raises(KeyboardInterrupt), scratch_folder("stage", [pretrain], [], 1) as folder:
+    with pytest.raises(KeyboardInterrupt), open_run_dir("stage", [pretrain], [], 1) as folder:
         save(folder, 10)
         raise KeyboardInterrupt
-    with scratch_folder("stage", [other], [], 1):
+    with open_run_dir("stage", [other], [], 1):
         pass
     assert "pretrain.batch_size (16 -> 99)" in capsys.readouterr().err
-
-
-def test_tensorboard_is_told_and_forgets_what_a_killed_run_added(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for position, values in ((0, {10: 1.0, 20: 2.0, 30: 9.0}), (20, {30: 3.0})):
-        (tracker,) = start_trackers(["tensorboard"], "run-1", position, {"seed": 1})
-        log = MetricsLog(tmp_path / "metrics", position, [tracker])
-        for at, value in values.items():
-            log.log(at, {"train/loss": value})
-        tracker.finish()
-    events = EventAccumulator(str(tmp_path / "runs/run-1"))
-    events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(10, 1.0), (20, 2.0), (30, 3.0)]
-
-
-def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="names wandb, which is not installed"):
-        start_trackers(["wandb"], "run", 0, {})
 
 
 def test_the_first_interrupt_waits_and_the_second_does_not():
@@ -219,7 +173,7 @@ def test_the_first_interrupt_waits_and_the_second_does_not():
 
 CHILD = """
 import sys, time
-from pipeline.train.runtime import run_stage
+from pipeline.run.launch import run_stage
 def main():
     print("ready", flush=True)
     {work}

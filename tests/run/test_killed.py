@@ -11,10 +11,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
-from tests.train.runs import GROWING, SCRIPT, Server, environment, kill, positions, result, said
+from pipeline.results import read_expert_use
+from tests.run.runs import GROWING, SCRIPT, Server, curves, environment, kill, positions, result, said
 
 pytestmark = pytest.mark.slow
 KILLS = 20
@@ -27,12 +29,12 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(server: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, float]:
-    """The result of a run that nobody disturbs, and the seconds it took."""
+def undisturbed(server: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, float, str]:
+    """The result of a run that nobody disturbs, the seconds it took, and its curves."""
     folder = tmp_path_factory.mktemp("undisturbed")
     started = time.monotonic()
     assert server.run(folder) == [0], said(folder)
-    return result(folder), time.monotonic() - started
+    return result(folder), time.monotonic() - started, curves(folder)
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def stopped(server: Server, tmp_path: Path) -> Path:
 
 
 def test_killed_at_random_moments_it_ends_as_if_undisturbed(server, undisturbed, tmp_path):
-    expected, seconds = undisturbed
+    expected, seconds, logged = undisturbed
     draw, kills = random.Random(7), 0
     while kills < KILLS:
         if kills % 2:  # in the middle of a save
@@ -60,6 +62,7 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(server, undisturbed,
             assert result(tmp_path) == expected
     assert server.run(tmp_path) == [0], said(tmp_path)
     assert result(tmp_path) == expected
+    assert curves(tmp_path) == logged
     assert not list(tmp_path.glob(".resume/*"))
 
 
@@ -75,17 +78,17 @@ def test_a_past_under_way_is_taken_up_too(server, tmp_path):
 @pytest.mark.parametrize("damage", ["flip", "missing", "missing replay part"])
 def test_a_damaged_save_is_passed_over(server, undisturbed, stopped, damage):
     first, last = positions(stopped)
-    (scratch,) = stopped.glob(".resume/short-*/")
+    (run_dir,) = stopped.glob(".resume/short-*/")
     match damage:
         case "flip":
-            path = scratch / f"save-{last:012d}/learner.safetensors"
+            path = run_dir / f"save-{last:012d}/learner.safetensors"
             content = bytearray(path.read_bytes())
             content[len(content) // 2] ^= 1
             path.write_bytes(content)
         case "missing":
-            (scratch / f"save-{last:012d}/rank-0000.safetensors").unlink()
+            (run_dir / f"save-{last:012d}/rank-0000.safetensors").unlink()
         case "missing replay part":
-            (scratch / f"replay/{last:012d}-0000.safetensors").unlink()
+            (run_dir / f"replay/{last:012d}-0000.safetensors").unlink()
     assert server.run(stopped) == [0], said(stopped)
     assert "is damaged" in said(stopped)
     assert f"save-{first:012d}" in said(stopped)
@@ -157,7 +160,7 @@ def test_sigterm_saves_and_leaves(server, undisturbed, tmp_path):
 
 def test_sigterm_has_a_deadline(server, undisturbed, tmp_path):
     (pid,) = server.start(tmp_path, slow_save=30, stop_seconds=1)
-    while not list(tmp_path.glob(".resume/short-*/metrics/metrics.json")):
+    while not list(tmp_path.glob(".resume/short-*/metrics/metrics.jsonl")):
         time.sleep(0.05)
     started = time.monotonic()
     os.kill(pid, signal.SIGTERM)
@@ -226,26 +229,16 @@ def test_a_model_with_experts_is_resumed_alike_and_so_is_the_table_of_their_use(
     assert server.run(broken, experts=True, kill_at_write=11) == [-signal.SIGKILL]
     assert server.run(broken, experts=True) == [0], said(broken)
     assert result(broken) == result(whole)
-    table = (whole / "metrics/experts.tsv").read_text()
-    assert (broken / "metrics/experts.tsv").read_text() == table
-    assert {line.split("\t")[1] for line in table.splitlines()[1:]} == {
-        "dynamics",
-        "reward",
-        "policy",
-        "q.0",
-        "q.1",
-        "q.2",
-    }
+    assert curves(broken) == curves(whole)
+    layers = {"dynamics", "reward", "policy", "q.0", "q.1", "q.2"}
+    assert read_expert_use(whole / "metrics").keys() == layers
 
 
 def test_several_processes_write_one_table_of_the_use_of_experts(server, tmp_path):
     assert server.run(tmp_path, ranks=3, experts=True) == [0, 0, 0], said(tmp_path)
-    rows = [line.split("\t") for line in (tmp_path / "metrics/experts.tsv").read_text().splitlines()[1:]]
-    sums: dict[tuple[str, str], float] = {}
-    for step, layer, _, share, *_ in rows:
-        sums[step, layer] = sums.get((step, layer), 0) + float(share)
-    assert len({step for step, _ in sums}) > 2
-    assert list(sums.values()) == pytest.approx([1] * len(sums), abs=1e-5)
+    for use in read_expert_use(tmp_path / "metrics").values():
+        assert len(use.steps) > 2
+        assert use.rows.sum(1) == pytest.approx(np.ones(len(use.steps)), abs=1e-3)  # written with 4 digits
 
 
 def test_the_clipped_policy_step_is_resumed_alike_while_plans_collect(server, tmp_path):
@@ -255,6 +248,5 @@ def test_the_clipped_policy_step_is_resumed_alike_while_plans_collect(server, tm
         assert server.run(broken, clipped=True, kill_at_write=number) == [-signal.SIGKILL]
     assert server.run(broken, clipped=True) == [0], said(broken)
     assert result(broken) == result(whole)
-    logged = [sorted(folder.glob("metrics/plots/metrics/train/*.tsv")) for folder in (whole, broken)]
-    assert "ratio.tsv" in [path.name for path in logged[0]]
-    assert [path.read_text() for path in logged[0]] == [path.read_text() for path in logged[1]]
+    assert curves(broken) == curves(whole)
+    assert "train/ratio" in curves(whole)

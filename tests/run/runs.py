@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import IO, cast
 
+from pipeline.run.metrics import FILE, read_rows
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("short_run.py")
 
@@ -73,6 +75,14 @@ def kill(pid: int, number: signal.Signals) -> None:
 def result(folder: Path, rank: int = 0) -> dict:
     """Return what a rank wrote at the end of its run."""
     return json.loads((folder / f"result-{rank}.json").read_text())
+
+
+def curves(folder: Path) -> str:
+    """Return the metrics that a run published, as they are written, but for times and memory."""
+    rows = read_rows(folder / f"metrics/{FILE}")
+    measured = ("time/", "clock/", "speed/", "memory/")
+    kept = ({name: value for name, value in row.items() if not name.startswith(measured)} for row in rows)
+    return "\n".join(json.dumps(row) for row in kept)
 
 
 def said(folder: Path, rank: int = 0) -> str:

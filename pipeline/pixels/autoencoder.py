@@ -1,11 +1,11 @@
-"""A categorical autoencoder of pictures: convolutions, groups of one-hot codes, and back; learned from frames alone.
+"""A categorical autoencoder of images: convolutions, groups of one-hot codes, and back; learned from frames alone.
 
-A picture becomes `groups` categorical variables of `classes` each. The decoder sees a one-hot sample of them, whose
-gradient passes straight through to the probabilities; what is observed of a picture are the probabilities themselves,
-so that equal pictures are observed as equal.
+An image becomes `groups` categorical variables of `classes` each. The decoder sees a one-hot sample of them, whose
+gradient passes straight through to the probabilities; what is observed of an image are the probabilities themselves,
+so that equal images are observed as equal.
 
 Source: DreamerV2 (arXiv 2010.02193) for the latent and its straight-through gradient, DreamerV3 (arXiv 2301.04104) for
-the uniform mix; Mixture-of-World Models (arXiv 2602.01270) for 32 x 32 of them on pictures of 64 x 64, and for one
+the uniform mix; Mixture-of-World Models (arXiv 2602.01270) for 32 x 32 of them on images of 64 x 64, and for one
 autoencoder per cluster of tasks.
 """
 
@@ -28,19 +28,19 @@ from pipeline import config
 from pipeline.files import read_json, write_json
 
 MODEL_TYPE = "eft-categorical-autoencoder"
-_SMALLEST = 4  # side of the innermost feature map
+_INNER_SIZE = 4  # side of the innermost feature map
 
 
 class Losses(NamedTuple):
-    """Losses on a batch of pictures."""
+    """Losses on a batch of images."""
 
     total: Tensor  # () weighted sum
-    reconstruction: Tensor  # () half the square error, summed over a picture, in units of a picture's std of 1
+    reconstruction: Tensor  # () half the square error, summed over an image, in units of an image's std of 1
     kl: Tensor  # () nats over all groups, of the probabilities from the uniform distribution
 
 
 class Autoencoder(nn.Module):
-    """Pictures (n, 3, S, S) in [0, 1] to probabilities (n, groups, classes), and one-hot codes back to pictures.
+    """Images (n, 3, S, S) in [0, 1] to probabilities (n, groups, classes), and one-hot codes back to images.
 
     Args:
         size: S, a power of 2 from 16 on.
@@ -50,9 +50,10 @@ class Autoencoder(nn.Module):
     def __init__(self, size: int, settings: config.Autoencoder):
         super().__init__()
         self.size, self.settings = size, settings
-        depth = int(math.log2(size // _SMALLEST))
+        depth = int(math.log2(size // _INNER_SIZE))
         widths = [settings.width * 2**level for level in range(depth)]
-        code, self._inner = settings.groups * settings.classes, (widths[-1], _SMALLEST, _SMALLEST)
+        code, self._inner = settings.groups * settings.classes, (widths[-1], _INNER_SIZE, _INNER_SIZE)
+        # Each layer of the encoder halves the side and doubles the width, down to an inner map; the decoder mirrors it.
         down: list[nn.Module] = []
         for before, after in itertools.pairwise([3, *widths]):
             down += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.GroupNorm(1, after), nn.SiLU()]
@@ -64,43 +65,45 @@ class Autoencoder(nn.Module):
 
     @property
     def dim(self) -> int:
-        """Values of a picture's vector."""
+        """Values of an image's vector."""
         return self.settings.groups * self.settings.classes
 
-    def probabilities(self, pictures: Tensor) -> Tensor:
+    def probabilities(self, images: Tensor) -> Tensor:
         """Return the probability of each class of each group, (n, groups, classes)."""
-        logits = self.encoder(pictures - 0.5).view(len(pictures), self.settings.groups, self.settings.classes)
+        logits = self.encoder(images - 0.5).view(len(images), self.settings.groups, self.settings.classes)
         mix = self.settings.uniform_mix
         return (1 - mix) * logits.softmax(-1) + mix / self.settings.classes
 
     def sample(self, probabilities: Tensor, generator: torch.Generator) -> Tensor:
         """Draw a one-hot code (n, groups, classes), through which gradients reach the probabilities."""
+        # Straight through: the value is the one-hot draw, the gradient is that of the probabilities.
         drawn = torch.multinomial(probabilities.detach().flatten(0, 1).cpu(), 1, generator=generator)
         code = F.one_hot(drawn.view(probabilities.shape[:-1]), self.settings.classes).to(probabilities)
         return code + probabilities - probabilities.detach()
 
     def decode(self, code: Tensor) -> Tensor:
-        """Return pictures (n, 3, S, S) of codes (n, groups, classes)."""
+        """Return images (n, 3, S, S) of codes (n, groups, classes)."""
         return self.decoder(code.flatten(1)) + 0.5
 
-    def losses(self, pictures: Tensor, generator: torch.Generator) -> Losses:
-        """Return the losses on pictures (n, 3, S, S) in [0, 1]."""
-        probabilities = self.probabilities(pictures)
-        error = self.decode(self.sample(probabilities, generator)) - pictures
+    def losses(self, images: Tensor, generator: torch.Generator) -> Losses:
+        """Return the losses on images (n, 3, S, S) in [0, 1]."""
+        probabilities = self.probabilities(images)
+        error = self.decode(self.sample(probabilities, generator)) - images
         reconstruction = 0.5 * error.square().flatten(1).sum(1).mean()
+        # The divergence from the uniform distribution is the largest entropy, less that of the probabilities.
         entropy = -(probabilities * probabilities.log().clamp(min=-100)).sum((1, 2)).mean()
         kl = self.settings.groups * math.log(self.settings.classes) - entropy
         return Losses(reconstruction + self.settings.kl_coef * kl, reconstruction, kl)
 
     @torch.no_grad()
-    def reconstruct(self, pictures: Tensor) -> Tensor:
-        """Return pictures (n, 3, S, S) by way of the most probable code, in [0, 1]."""
-        likely = self.probabilities(pictures).argmax(-1)
-        return self.decode(F.one_hot(likely, self.settings.classes).to(pictures)).clamp(0, 1)
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Return images (n, 3, S, S) by way of the most probable code, in [0, 1]."""
+        likely = self.probabilities(images).argmax(-1)
+        return self.decode(F.one_hot(likely, self.settings.classes).to(images)).clamp(0, 1)
 
     @torch.no_grad()
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Return the vectors (n, groups x classes) of pictures (n, 3, S, S) in [0, 1]."""
+        """Return the vectors (n, groups x classes) of images (n, 3, S, S) in [0, 1]."""
         return self.probabilities(pixel_values).flatten(1)
 
 
@@ -125,13 +128,13 @@ class Autoencoders(nn.Module):
         assert isinstance(found, Autoencoder)
         return found
 
-    def of(self, task: str) -> Autoencoder:
-        """Return the autoencoder that a task is observed through."""
+    def for_task(self, task: str) -> Autoencoder:
+        """Return the autoencoder that a task's images go through."""
         return self.member(self.cluster[task] if self.cluster else 0)
 
     @torch.no_grad()
     def forward(self, pixel_values: Tensor, cluster: Tensor) -> Tensor:
-        """Return the vectors (n, groups x classes) of pictures (n, 3, S, S) in [0, 1], each by its cluster's (n,)."""
+        """Return the vectors (n, groups x classes) of images (n, 3, S, S) in [0, 1], each by its cluster's (n,)."""
         present = cluster.unique().tolist()
         if len(present) == 1:
             return self.member(present[0])(pixel_values)
@@ -167,7 +170,7 @@ def load_autoencoders(folder: Path, size: int) -> Autoencoders:
     """Read what `Autoencoders.save` wrote.
 
     Raises:
-        ValueError: it is for pictures of another size, or its files do not belong together.
+        ValueError: it is for images of another size, or its files do not belong together.
     """
     path, weights = folder / "config.json", folder / "model.safetensors"
     content = read_json(path, "`dvc repro embed`")

@@ -1,7 +1,7 @@
-"""The categorical autoencoder learns pictures of demonstrations, before anything is observed through it.
+"""Training of the categorical autoencoder on the images of demonstrations; afterwards it stays as it is.
 
-Where it is to be one per cluster of tasks, all tasks share one during a warm-up; then they are clustered by the
-gradients of their losses, as those of the world model are, and each cluster goes on with a copy of its own.
+With one autoencoder per cluster of tasks, all tasks share one during a warm-up. Then the tasks are clustered by the
+gradients of their losses, as for the world model, and each cluster goes on with a copy of its own.
 
 Source: Mixture-of-World Models (arXiv 2602.01270).
 """
@@ -24,20 +24,20 @@ from torch import Tensor, nn
 from pipeline import config
 from pipeline.data.demos import FILE, load_demos
 from pipeline.files import atomic_folder, read_json, write_json
+from pipeline.pixels.autoencoder import Autoencoder, Autoencoders, Losses
+from pipeline.pixels.demonstrations import replay_frames
 from pipeline.progress import Progress
+from pipeline.systems.mow import clustering
 from pipeline.tasks.registry import make
 from pipeline.tasks.spec import TaskSpec
-from pipeline.train import clustering
-from pipeline.train.seeing import play_again
-from pipeline.vision.autoencoder import Autoencoder, Autoencoders, Losses
 
-TRAINING, PICTURE = "training.json", "reconstructions.png"
+TRAINING, RECONSTRUCTIONS = "training.json", "reconstructions.png"
 _SECTION = "vision.autoencoder"
-_SHOWN = 8  # tasks in the picture
+_SHOWN = 8  # tasks in the image of reconstructions
 
 
-class Learned(NamedTuple):
-    """What came out."""
+class TrainedAutoencoder(NamedTuple):
+    """What training gave."""
 
     model: Autoencoders
     curve: list[dict[str, float]]  # 20 points: updates and losses
@@ -53,7 +53,7 @@ def make_autoencoder(
         folder: takes config.json, model.safetensors, training.json, reconstructions.png and, where tasks are
             clustered, clusters.json; whole or not at all.
         demos: the folder of the demonstrations.
-        specs: the tasks whose demonstrations are looked at.
+        specs: the tasks of the demonstrations.
         vision: sizes; `vision.autoencoder` is given.
         seed: of weights, batches and codes.
         device: where to compute.
@@ -62,7 +62,7 @@ def make_autoencoder(
         Whether it had to be made.
 
     Raises:
-        ValueError: a demonstration does not come out as recorded when it is played again, or there are too few tasks
+        ValueError: a demonstration does not come out as recorded when it is replayed, or there are too few tasks
             for the clusters.
         RenderingUnavailable: this machine cannot draw.
     """
@@ -77,7 +77,7 @@ def make_autoencoder(
     model, curve, found = train(frames, vision.size, settings, seed, device)
     with atomic_folder(folder) as partial:
         model.cpu().save(partial)
-        errors = draw(model, frames, partial / PICTURE)
+        errors = draw_reconstructions(model, frames, partial / RECONSTRUCTIONS)
         write_json(partial / TRAINING, {"key": key, "shown": list(errors)[:_SHOWN], "error": errors, "curve": curve})
         if found is not None:
             found.write(partial)
@@ -85,14 +85,14 @@ def make_autoencoder(
 
 
 def collect_frames(spec: TaskSpec, demos: Path, size: int, most: int) -> np.ndarray:
-    """Play a task's demonstrations again and return up to `most` of their frames, evenly spread, (n, S, S, 3) uint8."""
+    """Replay a task's demonstrations and return up to `most` of their frames, evenly spread, (n, S, S, 3) uint8."""
     episodes = load_demos(demos, spec.name)
     every = max(1, -(-sum(len(one.obs) for one in episodes) // most))
     env, found = make(spec, spec.obs_dim, spec.action_dim, size), []
     try:
         with Progress(f"frames of {spec.name}", len(episodes), "episodes") as progress:
             for number, episode in enumerate(episodes):
-                found += play_again(env, episode, f"{spec.name}: demonstration {number}", number % every, every)
+                found += replay_frames(env, episode, f"{spec.name}: demonstration {number}", number % every, every)
                 progress.update(1)
     finally:
         env.close()
@@ -101,44 +101,66 @@ def collect_frames(spec: TaskSpec, demos: Path, size: int, most: int) -> np.ndar
 
 def train(
     frames: Mapping[str, np.ndarray], size: int, settings: config.Autoencoder, seed: int, device: torch.device
-) -> Learned:
-    """Return what has learned frames (n, S, S, 3) uint8 by task, all tasks drawn alike."""
+) -> TrainedAutoencoder:
+    """Train on frames (n, S, S, 3) uint8 by task; every task is as likely in a batch."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Autoencoders(size, settings).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
     generator, tasks = torch.Generator().manual_seed(seed), [torch.from_numpy(one) for one in frames.values()]
-    counts, curve = torch.tensor([len(one) for one in tasks]), []
-    clusters, found = settings.clusters, None
-    cosines, points = np.zeros((len(tasks), len(tasks))), 0
+    comparison = None if settings.clusters is None else _Comparison(list(frames), settings.clusters)
+    found: clustering.Clustering | None = None
+    curve = []
     with Progress("autoencoder", settings.updates, "updates") as progress:
         for update in range(1, settings.updates + 1):
-            task = torch.randint(len(tasks), (settings.batch_size,), generator=generator)
-            row = (torch.rand(settings.batch_size, generator=generator) * counts[task]).long()
-            batch = torch.stack([tasks[t][r] for t, r in zip(task.tolist(), row.tolist(), strict=True)])
-            own = torch.zeros_like(task) if found is None else torch.from_numpy(found.cluster)[task]
-            losses = _learn(model, optimizer, as_pixels(batch, device), own, generator, settings.grad_clip_norm)
+            batch, task = _draw_batch(tasks, settings.batch_size, generator)
+            cluster = torch.zeros_like(task) if found is None else torch.from_numpy(found.cluster)[task]
+            losses = _update(model, optimizer, as_pixels(batch, device), cluster, generator, settings.grad_clip_norm)
             if not all(map(np.isfinite, losses.values())):
                 raise FloatingPointError(f"the autoencoder's update {update} is not finite: lower {_SECTION}.lr")
             progress.update(1)
             if update % max(1, settings.updates // 20) == 0:
                 curve.append({"updates": update, **losses})
-            if (
-                clusters is None
-                or found is not None
-                or update * clusters.points < (points + 1) * clusters.warmup_updates
-            ):
-                continue
-            gradients = _task_gradients(model.member(0), tasks, settings.batch_size, clusters.batches, seed + update)
-            cosines, points = cosines + clustering.similarity(gradients), points + 1
-            if points == clusters.points:
-                found = clustering.group(list(frames), cosines / points, clusters.num, clusters.max_num)
-                model, optimizer = _split(model, optimizer, found)
-                print(f"autoencoder: {found.describe()}", file=sys.stderr)
-    return Learned(model.eval(), curve, found)
+            if comparison is not None and found is None and comparison.due(update):
+                found = comparison.add(model.member(0), tasks, settings.batch_size, seed + update)
+                if found is not None:
+                    model, optimizer = _copy_per_cluster(model, optimizer, found)
+                    print(f"autoencoder: {found.describe()}", file=sys.stderr)
+    return TrainedAutoencoder(model.eval(), curve, found)
 
 
-def _learn(
+class _Comparison:
+    """Compares the tasks' gradients at several points of the warm-up, and clusters the tasks at the last one."""
+
+    def __init__(self, names: Sequence[str], clusters: config.Clustering):
+        self._names, self._clusters = names, clusters
+        self._points, self._similarity = 0, np.zeros((len(names), len(names)))  # so far, and the sum over them
+
+    def due(self, update: int) -> bool:
+        """Whether the next point is reached."""
+        return update * self._clusters.points >= (self._points + 1) * self._clusters.warmup_updates
+
+    def add(
+        self, model: Autoencoder, tasks: Sequence[Tensor], batch_size: int, seed: int
+    ) -> clustering.Clustering | None:
+        """Compare the gradients of now; return the clusters at the last point, None before."""
+        gradients = _task_gradients(model, tasks, batch_size, self._clusters.batches, seed)
+        self._similarity, self._points = self._similarity + clustering.similarity(gradients), self._points + 1
+        if self._points < self._clusters.points:
+            return None
+        mean = self._similarity / self._points
+        return clustering.group(self._names, mean, self._clusters.num, self._clusters.max_num)
+
+
+def _draw_batch(tasks: Sequence[Tensor], size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return frames (size, S, S, 3) uint8 and the number of each one's task (size,)."""
+    counts = torch.tensor([len(one) for one in tasks])
+    task = torch.randint(len(tasks), (size,), generator=generator)
+    row = (torch.rand(size, generator=generator) * counts[task]).long()
+    return torch.stack([tasks[t][r] for t, r in zip(task.tolist(), row.tolist(), strict=True)]), task
+
+
+def _update(
     model: Autoencoders,
     optimizer: torch.optim.Adam,
     pixels: Tensor,
@@ -146,8 +168,8 @@ def _learn(
     generator: torch.Generator,
     grad_clip_norm: float,
 ) -> dict[str, float]:
-    """Take a step on pictures (n, 3, S, S), each autoencoder on those of its own cluster (n,); return mean losses."""
-    optimizer.zero_grad(set_to_none=True)  # who has no pictures in the batch is not moved
+    """Take one step on images (n, 3, S, S), each autoencoder on those of its own cluster (n,); return mean losses."""
+    optimizer.zero_grad(set_to_none=True)  # without images in the batch, an autoencoder stays as it is
     mean: dict[str, float] = dict.fromkeys((*Losses._fields, "norm"), 0.0)
     for number in cluster.unique().tolist():
         rows, member = cluster == number, model.member(number)
@@ -194,7 +216,7 @@ def _task_gradients(
     return found
 
 
-def _split(
+def _copy_per_cluster(
     model: Autoencoders, optimizer: torch.optim.Adam, found: clustering.Clustering
 ) -> tuple[Autoencoders, torch.optim.Adam]:
     """Give every cluster its copy of the warm autoencoder, Adam's moments included."""
@@ -210,17 +232,17 @@ def _split(
     return split, again
 
 
-def as_pixels(pictures: Tensor, device: torch.device) -> Tensor:
-    """Turn pictures (n, S, S, 3) uint8 into (n, 3, S, S) in [0, 1] on a device."""
-    return pictures.to(device).permute(0, 3, 1, 2).float().div(255).contiguous()
+def as_pixels(images: Tensor, device: torch.device) -> Tensor:
+    """Turn images (n, S, S, 3) uint8 into (n, 3, S, S) in [0, 1] on a device."""
+    return images.to(device).permute(0, 3, 1, 2).float().div(255).contiguous()
 
 
-def draw(model: Autoencoders, frames: Mapping[str, np.ndarray], path: Path) -> dict[str, float]:
+def draw_reconstructions(model: Autoencoders, frames: Mapping[str, np.ndarray], path: Path) -> dict[str, float]:
     """Write one frame of each of the first tasks above its reconstruction; return each task's mean absolute error."""
     shown, errors = [], {}
-    for task, pictures in frames.items():
-        some = as_pixels(torch.from_numpy(pictures[:: max(1, len(pictures) // 16)]), torch.device("cpu"))
-        again = model.of(task).reconstruct(some)
+    for task, images in frames.items():
+        some = as_pixels(torch.from_numpy(images[:: max(1, len(images) // 16)]), torch.device("cpu"))
+        again = model.for_task(task).reconstruct(some)
         errors[task] = round(float((again - some).abs().mean()), 5)
         middle = len(some) // 2
         shown.append(torch.cat([some[middle], again[middle]], 1).permute(1, 2, 0))
@@ -229,10 +251,10 @@ def draw(model: Autoencoders, frames: Mapping[str, np.ndarray], path: Path) -> d
 
 
 def _key(demos: Path, specs: Sequence[TaskSpec], vision: config.Vision, seed: int) -> str:
-    """A hash of all that the autoencoder depends on."""
+    """Return a hash of all that the autoencoder depends on."""
     assert vision.autoencoder is not None
-    told = {"size": vision.size, "settings": dataclasses.asdict(vision.autoencoder), "seed": seed}
+    content = {"size": vision.size, "settings": dataclasses.asdict(vision.autoencoder), "seed": seed}
     for spec in specs:
         with (demos / spec.name / FILE).open("rb") as file:
-            told[spec.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+            content[spec.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pipeline.files import write_json
-from pipeline.train.ranks import Ranks
+from pipeline.run.ranks import Ranks
 
 ROOT = Path(".resume")
 _LENGTHS = ("updates", "env_steps", "log_every", "save_every")
@@ -28,10 +28,10 @@ _SHAPING = "shaping.json"  # what the hash covers, so that a changed run can say
 
 
 @contextmanager
-def scratch_folder(
+def open_run_dir(
     stage: str, params: Sequence[Any], inputs: Sequence[str | Path], seed: int, ranks: Ranks | None = None
 ) -> Iterator[Path]:
-    """Lock and yield the scratch folder of this stage with these parameters and inputs; remove it on success.
+    """Lock and yield the folder of this stage's run with these parameters and inputs; remove it on success.
 
     Args:
         stage: the stage's name, with the task's for `adapt`.
