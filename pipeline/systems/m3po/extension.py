@@ -66,7 +66,7 @@ class ClippedPolicy(Extension):
     acts_on_policy = True
 
     def __init__(self, clipped: config.Clipped, generator: torch.Generator):
-        self._clipped, self._generator = clipped, generator
+        self._clipped, self._generator, self.plans = clipped, generator, clipped.plan
         self._learned = 0  # episodes of this rank's replay that the policy has learned from, by `num_added`
         self._metrics: dict[str, float] = {}  # of the last phase, over all ranks
 
@@ -205,18 +205,19 @@ class ClippedPolicy(Extension):
         return self._learner.step(optimizers.policy, optimizers.trained["policy"], losses, [steps.task], "policy_")
 
     def _loss(self, steps: Steps, noise: Tensor) -> tuple[Tensor, Metrics]:
-        """Return the clipped loss with the entropy bonus, a mean over steps, and its metrics."""
+        """Return the clipped loss, a mean over steps, with entropy and what other extensions add; and its metrics."""
         learner = self._learner
         if not len(steps.task):
             zero = 0 * torch.stack([parameter.sum() for parameter in learner.optimizers.trained["policy"]]).sum()
             return zero, dict.fromkeys(_LOGGED[:-1], zero.detach())
         # In float32 and with the canonical phrasing, as in acting: else the ratio would compare something else.
-        with torch.autocast(steps.z.device.type, enabled=False):
+        with torch.autocast(steps.z.device.type, enabled=False), learner.extensions.recording():
             ctx = learner.model.context(learner.table, steps.task, q=(), target_q=())
             policy = learner.model.policy(steps.z, ctx, noise)
             log_prob = policy_log_prob(policy, steps.action, ctx.action_mask)
         found = clipped_loss(log_prob, steps.log_prob, steps.advantage, self._clipped.ratio)
         total = found.total - learner.learning.entropy_coef * policy.scaled_entropy.mean()
+        total, _ = learner.extensions.losses(total, (one.policy_loss(steps) for one in learner.extensions))
         logged = total.detach(), policy.entropy.detach().mean(), *found[1:]
         return total, dict(zip(_LOGGED[:-1], logged, strict=True))
 
