@@ -74,8 +74,8 @@ class Extension:
         """
         return None, {}
 
-    def policy_loss(self, batch: Batch) -> tuple[Tensor | None, Metrics]:
-        """Return a loss that is added to the policy's, and metrics."""
+    def policy_loss(self, batch: Any) -> tuple[Tensor | None, Metrics]:
+        """Return a loss that is added to the policy's, and metrics; `batch.task` (B,) says whose its rows are."""
         return None, {}
 
     def after_update(self) -> list[str]:
