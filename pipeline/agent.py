@@ -175,7 +175,7 @@ class Agent:
         vectors, discount = torch.from_numpy(found.embeddings.vectors), torch.tensor(found.discounts)
         statistics = found.obs_mean, found.obs_std
         names = found.embeddings.names
-        table = TaskTable(names, vectors, mask, discount, *statistics, found.constraint, found.columns)
+        table = TaskTable(names, vectors, mask, discount, *statistics, found.constraint, dict(found.columns))
         model = found.model.to(device)
         agent = cls(model, found.specs, found.embeddings, table, found.planner, mode, found.vision)
         agent.base, agent.commit, agent._picture_encoder = found.base, commit, found.picture_encoder

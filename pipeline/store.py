@@ -16,7 +16,9 @@ import dataclasses
 import hashlib
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -69,7 +71,7 @@ class Checkpoint(NamedTuple):
     constraint: Tensor  # (n,) of task_table.CONSTRAINTS
     vision: config.Vision | None = None  # what is seen beside or in place of the state; None for the state alone
     picture_encoder: str | None = None  # id of the picture encoder
-    columns: dict[str, Tensor] = {}  # (n,) int64 each, what networks ask of a task beside; e.g. its cluster
+    columns: Mapping[str, Tensor] = MappingProxyType({})  # (n,) int64 each, what networks ask of a task beside
 
 
 class AdapterTask(NamedTuple):

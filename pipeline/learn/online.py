@@ -64,7 +64,7 @@ def learn_online(
         now_playing = np.array([extensions.plays(name) for name in names])
         if (now_playing != playing).any():
             mixer.play(playing := now_playing)
-        seeding, stop = ranks.any(collector.seeding(playing[numbers]), run.interrupt.requested is not None)
+        seeding, stop = ranks.any(collector.seeding(playing[numbers]), run.interrupt.is_requested())
         collector.seeded |= not seeding
         if stop:
             run.save()

@@ -263,7 +263,7 @@ class TrainingRun:
         if self.log is None:
             return
         slices = max(sum(one["batch_size"] for one in everyone), 1)
-        means = {
+        means: dict[str, Tensor] = {
             name: sum(one["means"][name] * one["batch_size"] for one in everyone) / slices for name in own["means"]
         }
         scalars = {f"train/{name}": float(value) for name, value in means.items() if value.numel() == 1}
