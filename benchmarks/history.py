@@ -37,7 +37,8 @@ from pipeline.model.compute import choose
 from pipeline.model.history import ConditionedHistory, KeysValues
 from pipeline.model.planner import PlanDraws, plan
 from pipeline.model.world_model import TaskContext, WorldModel
-from pipeline.shapes import Past, Plan
+from pipeline.shapes import Plan
+from pipeline.systems.history.past import Past
 from pipeline.train.runtime import commit, machine
 from pipeline.train.step import Learner
 

@@ -14,7 +14,7 @@ from pipeline.model.density import policy_log_prob
 from pipeline.model.planner import plan as make_plan
 from pipeline.model.task_table import POLICY, TIED, TaskTable
 from pipeline.model.world_model import TaskContext, WorldModel
-from pipeline.shapes import Past
+from pipeline.systems.history.past import Past
 
 _PAST_DIMS = (1, 1, 0)  # which dim of each part of a `Past` counts the environments
 

@@ -20,7 +20,8 @@ from pipeline.model.history import Memory
 from pipeline.model.q_ensemble import draw_members
 from pipeline.model.two_hot import decode
 from pipeline.model.world_model import TaskContext, WorldModel
-from pipeline.shapes import Past, Plan
+from pipeline.shapes import Plan
+from pipeline.systems.history.past import Past
 
 
 class PlanDraws(NamedTuple):

@@ -17,7 +17,7 @@ from pipeline.model.experts import ExpertMLP, Routing, has_experts
 from pipeline.model.history import ConditionedHistory, HistoryDynamics, Memory
 from pipeline.model.policy import Policy, squashed_gaussian
 from pipeline.model.q_ensemble import QEnsemble, make_target
-from pipeline.shapes import Past
+from pipeline.systems.history.past import Past
 
 # What `adapt.parts` calls a part, and the module that is it. The linear layers of a part are `<module>.<i>.linear`
 # (`q_heads.<m>.<i>.linear`), with the number of the cluster before <i> where a part is copied per cluster: these names

@@ -23,8 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.data.replay import ReplayBuffer
 from pipeline.files import atomic_file, atomic_folder, write_json
+from pipeline.learn.replay import ReplayBuffer
 from pipeline.train.ranks import Ranks
 
 _STATE = "state.json"

@@ -22,8 +22,8 @@ from scipy.spatial.distance import squareform
 from torch import Tensor, nn
 
 from pipeline import config
-from pipeline.data.replay import ReplayBuffer
 from pipeline.files import write_json
+from pipeline.learn.replay import ReplayBuffer
 from pipeline.model.world_model import PARTS, WorldModel
 from pipeline.progress import Progress
 from pipeline.train.objective import UpdateDraws

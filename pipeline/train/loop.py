@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline import config
-from pipeline.data.replay import ReplayBuffer
+from pipeline.learn.replay import ReplayBuffer
 from pipeline.model.actor import Actor
 from pipeline.model.task_table import POLICY, TIED
 from pipeline.progress import Progress

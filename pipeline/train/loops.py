@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pipeline import config
-from pipeline.data.replay import ReplayBuffer, sample_mixture
+from pipeline.learn.replay import ReplayBuffer, sample_mixture
 from pipeline.model.actor import Actor
 from pipeline.progress import Progress
 from pipeline.shapes import Batch

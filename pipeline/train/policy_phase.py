@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Clipped
-from pipeline.data.replay import ReplayBuffer
+from pipeline.learn.replay import ReplayBuffer
 from pipeline.model.clipped import clipped_loss, disagreement, generalised_advantages, with_bonus
 from pipeline.model.density import policy_log_prob
 from pipeline.model.experts import balance_loss

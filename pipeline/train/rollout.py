@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline import config
-from pipeline.data.replay import ReplayBuffer
+from pipeline.learn.replay import ReplayBuffer
 from pipeline.model.actor import Actor
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv
@@ -79,7 +79,7 @@ class Collector:
         self._obs = torch.zeros(num_envs, longest + 1, model.obs_dim)
         self._action = torch.zeros(num_envs, longest, model.action_dim)
         self._reward = torch.zeros(num_envs, longest)
-        self._log_prob = None if replay.log_prob is None else torch.zeros(num_envs, longest)
+        self._log_prob = torch.zeros(num_envs, longest) if "log_prob" in replay.columns else None
         self._length = np.zeros(num_envs, dtype=np.int64)
         self._stepping = np.arange(num_envs)  # the environments that the step under way is for
         self.episodes = np.zeros(num_envs, dtype=np.int64)  # episodes ended per environment, lost ones too
@@ -206,7 +206,7 @@ class Collector:
             terminated,
             int(self._rows[i]),
             imitation={"all": 1.0, "score": score, "none": 0.0}[self._imitate],
-            log_prob=None if self._log_prob is None else self._log_prob[i, :length],
+            columns={} if self._log_prob is None else {"log_prob": self._log_prob[i, :length]},
         )
         return Finished(i, spec.name, episode_return, score)
 
@@ -247,11 +247,11 @@ def deal_episodes(part: dict[str, Tensor], replay: ReplayBuffer, takes: Callable
     columns = part["episodes"]
     first = int(part["counters"][1]) - columns.shape[1]
     lengths = (columns[1] + 1).tolist()
-    names = [name for name in ("obs", "action", "reward", "log_prob") if name in part]
-    rows = zip(*(part[name].split(lengths) for name in names), strict=True)
-    for i, (obs, action, reward, *log_prob) in enumerate(rows):
+    rows = zip(*(part[name].split(lengths) for name in ("obs", "action", "reward", *replay.columns)), strict=True)
+    for i, (obs, action, reward, *others) in enumerate(rows):
         _, length, task, terminated = columns[:, i].tolist()
         if takes(task, first + i):
             imitation = float(part["imitation"][i])
-            kept = log_prob[0][:length] if log_prob else None
-            replay.add(obs, action[:length], reward[:length], bool(terminated), task, None, imitation, kept)
+            kept = {name: values[:length] for name, values in zip(replay.columns, others, strict=True)}
+            steps = obs, action[:length], reward[:length]
+            replay.add(*steps, bool(terminated), task, imitation=imitation, columns=kept)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,10 +14,11 @@ from torch import Tensor
 from pipeline import config
 from pipeline.data.demos import load_demos
 from pipeline.data.episode import Episode
-from pipeline.data.replay import ReplayBuffer, from_demos
 from pipeline.language.embeddings import TaskEmbeddings
+from pipeline.learn.replay import ReplayBuffer, from_demos
 from pipeline.model.task_table import TaskTable
 from pipeline.progress import Progress
+from pipeline.systems.history.replay import ReplayWithPast
 from pipeline.tasks.registry import make
 from pipeline.tasks.spec import TaskSpec
 from pipeline.train.ranks import Ranks
@@ -164,8 +166,15 @@ def shared_demo_buffer(
     index = ranks.from_main(index)
     rows = int((index["episodes"][1] + 1).sum())
     widths = model.obs_dim, model.action_dim
-    context = context_of(model)
-    buffer = ReplayBuffer(rows, *widths, horizon, True, "cpu", folder, place.task_weights, True, context)
+    buffer = _buffer_class(model)(
+        rows,
+        *widths,
+        horizon,
+        keep_expert_actions=True,
+        folder=folder,
+        task_weights=place.task_weights,
+        attach=True,
+    )
     buffer.load_index(index)
     return buffer if place.device.type == "cpu" else buffer.copy_to(place.device)
 
@@ -176,8 +185,16 @@ def demo_buffer(
     """Put demonstrations into one buffer; `names` are those of the task table, in its order."""
     rows = [(names.index(task), episode) for task, episodes in demos.items() for episode in episodes]
     folder = place.folder / "demos" if place.folder else None
-    widths, weights = (model.obs_dim, model.action_dim), place.task_weights
-    return from_demos(rows, *widths, horizon, place.device, folder, weights, context_of(model))
+    return from_demos(
+        rows,
+        model.obs_dim,
+        model.action_dim,
+        horizon,
+        make=_buffer_class(model),
+        device=place.device,
+        folder=folder,
+        task_weights=place.task_weights,
+    )
 
 
 def online_buffer(
@@ -190,23 +207,21 @@ def online_buffer(
 ) -> ReplayBuffer:
     """Make the buffer that takes what is collected by one rank, with log-probabilities where a policy needs them."""
     folder = place.folder / f"online-{rank:04d}" if place.folder else None
-    widths, weights, context = (model.obs_dim, model.action_dim), place.task_weights, context_of(model)
-    return ReplayBuffer(
+    return _buffer_class(model)(
         capacity,
-        *widths,
+        model.obs_dim,
+        model.action_dim,
         horizon,
-        False,
-        place.device,
-        folder,
-        weights,
-        context=context,
-        keep_log_probs=clipped is not None,
+        device=place.device,
+        folder=folder,
+        task_weights=place.task_weights,
+        columns=("log_prob",) if clipped else (),
     )
 
 
-def context_of(model: config.Model) -> int:
-    """Return how many steps before a slice a model sees."""
-    return model.history.context if model.history else 0
+def _buffer_class(model: config.Model) -> Callable[..., ReplayBuffer]:
+    """Return what makes a buffer whose slices hold what the model reads."""
+    return partial(ReplayWithPast, context=model.history.context) if model.history else ReplayBuffer
 
 
 def observation_statistics(

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline import config
-from pipeline.data.replay import ReplayBuffer
+from pipeline.learn.replay import ReplayBuffer
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import Saves
 from pipeline.train.interrupt import Interrupt

@@ -1,0 +1,1 @@
+"""Learning: what is learned from, one update, and the loops around it."""

@@ -1,0 +1,1 @@
+"""A model that reads past steps beside the present one (`model.history`)."""
