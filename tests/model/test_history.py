@@ -19,7 +19,7 @@ from pipeline.model.grow import grow
 from pipeline.model.history import ConditionedHistory
 from pipeline.model.open_loop import OpenLoopActor
 from pipeline.model.world_model import TaskContext, WorldModel
-from pipeline.shapes import Past
+from pipeline.systems.history.past import Past
 
 CONTEXT, N = 4, 3
 HISTORY = config.History(context=CONTEXT, layers=2, heads=2, dim=16, mlp_dim=24, backbone="dynamics")

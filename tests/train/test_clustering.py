@@ -16,7 +16,7 @@ from benchmarks.clusters import adjusted_rand
 from benchmarks.problem import LEARNING, TINY, TINY_PLANNER, make_batch, make_model, make_table
 from pipeline import config
 from pipeline.data.episode import Episode
-from pipeline.data.replay import ReplayBuffer, from_demos
+from pipeline.learn.replay import ReplayBuffer, from_demos
 from pipeline.model.actor import Actor
 from pipeline.run.ranks import Ranks
 from pipeline.train import clustering

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.problem import LEARNING, TINY, TINY_PLANNER, make_batch, make_model, make_table
 from pipeline import config
-from pipeline.data.replay import ReplayBuffer
+from pipeline.learn.replay import ReplayBuffer
 from pipeline.model.actor import Actor
 from pipeline.model.task_table import TaskTable
 from pipeline.model.two_hot import decode
@@ -32,7 +32,7 @@ def make_learner(model: WorldModel | None = None, clipped: config.Clipped = CLIP
 
 
 def make_replay(sizes: config.Model = TINY) -> ReplayBuffer:
-    return ReplayBuffer(2000, sizes.obs_dim, sizes.action_dim, TINY_PLANNER.horizon, keep_log_probs=True)
+    return ReplayBuffer(2000, sizes.obs_dim, sizes.action_dim, TINY_PLANNER.horizon, columns=("log_prob",))
 
 
 def make_phase(learner: Learner, total: int = 1000) -> PolicyPhase:
@@ -48,7 +48,7 @@ def collect(actor: Actor, replay: ReplayBuffer, plan: bool, length: int = 7) -> 
     actions, log_probs = zip(*(actor.explore(now, ROWS, plan, 0.0) for now in obs[:-1]), strict=True)
     action, log_prob, reward = torch.stack(actions), torch.stack(log_probs), torch.randn(length, 3, generator=draw)
     for row in ROWS.tolist():
-        replay.add(obs[:, row], action[:, row], reward[:, row], row == 1, row, log_prob=log_prob[:, row])
+        replay.add(obs[:, row], action[:, row], reward[:, row], row == 1, row, columns={"log_prob": log_prob[:, row]})
 
 
 def moved(model: WorldModel, change: Callable[[], object]) -> set[str]:
@@ -129,7 +129,7 @@ def test_an_exact_model_agrees_with_what_happened(monkeypatch, error: float, bon
             z.append(model.next(z[-1], a, ctx))
     for row in ROWS.tolist():
         obs, rewards = torch.stack(z)[:, row], torch.stack(reward)[:, row]
-        replay.add(obs, action[:, row], rewards, row == 1, row, log_prob=torch.zeros(6))
+        replay.add(obs, action[:, row], rewards, row == 1, row, columns={"log_prob": torch.zeros(6)})
     phase = make_phase(learner)
     phase.run(replay, 0)
     assert phase.metrics["train/bonus"] == pytest.approx(bonus, abs=1e-4)
@@ -155,11 +155,6 @@ def test_without_planning_the_policy_plays_alone(constraint) -> None:
     assert planning.choose(0, True)[0].all()
 
 
-def test_a_replay_that_keeps_log_probabilities_wants_them() -> None:
-    with pytest.raises(ValueError, match="7 actions needs as many log-probabilities"):
-        make_replay().add(torch.zeros(8, 9), torch.zeros(7, 4), torch.zeros(7), False, 0)
-
-
 def returns_of(actor: Actor, replay: ReplayBuffer, target: Tensor, length: int = 5) -> float:
     """Play 20 episodes in which an action pays the less the further it is from its task's target; mean reward."""
     rows = torch.arange(2).repeat(10)
@@ -169,7 +164,9 @@ def returns_of(actor: Actor, replay: ReplayBuffer, target: Tensor, length: int =
     action, log_prob = torch.stack(actions), torch.stack(log_probs)
     reward = -(action.squeeze(-1) - target[rows]).abs()
     for i, row in enumerate(rows.tolist()):
-        replay.add(obs[i].repeat(length + 1, 1), action[:, i], reward[:, i], False, row, log_prob=log_prob[:, i])
+        replay.add(
+            obs[i].repeat(length + 1, 1), action[:, i], reward[:, i], False, row, columns={"log_prob": log_prob[:, i]}
+        )
     return float(reward.mean())
 
 
