@@ -28,9 +28,9 @@ from pipeline.language.embeddings import TaskEmbeddings
 from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.progress import Progress
+from pipeline.run.launch import seed_everything
 from pipeline.tasks import registry
 from pipeline.train import clustering
-from pipeline.train.runtime import seed_everything
 from pipeline.train.step import Learner
 from pipeline.train.workspace import ReplayPlace, demo_buffer, task_table
 

@@ -36,8 +36,8 @@ from benchmarks.results import RESULTS, add, claim
 from pipeline import config
 from pipeline.files import read_json
 from pipeline.presets import PRESETS
-from pipeline.report.results import Curve
-from pipeline.train.scratch import ROOT, fingerprint
+from pipeline.results import Curve
+from pipeline.run.run_dir import ROOT, fingerprint
 
 SEEDS = (1, 2, 3)
 _WINDOW = 4  # parts of the run; the running score looks back over one of them

@@ -32,12 +32,12 @@ from pipeline import config
 from pipeline.data.replay import ReplayBuffer
 from pipeline.files import read_json
 from pipeline.model.actor import Actor
+from pipeline.run.provenance import commit
+from pipeline.run.ranks import Ranks
+from pipeline.run.saves import Saves
 from pipeline.tasks import registry
 from pipeline.tasks.vector import VectorEnv
-from pipeline.train.checkpoint import Saves
 from pipeline.train.objective import UpdateDraws
-from pipeline.train.ranks import Ranks
-from pipeline.train.runtime import commit
 from pipeline.train.step import Learner
 
 Claims = dict[str, dict[str, Any]]
@@ -145,7 +145,7 @@ def overlap(options: argparse.Namespace) -> Claims:
 
 def memory(options: argparse.Namespace) -> Claims:
     """Let a short online run go on for `--minutes` and compare the memory of its second and last third."""
-    script = ROOT / "tests" / "train" / "short_run.py"
+    script = ROOT / "tests" / "run" / "short_run.py"
     with tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(
             [sys.executable, str(script), json.dumps({"env_steps": 10**9, "env_workers": 2})],
@@ -187,7 +187,7 @@ def _own_mib(pid: int) -> float:
 
 def faults(_: argparse.Namespace) -> Claims:
     """Run the tests that kill, damage and stop real runs, twenty kills at random moments among them."""
-    command = [sys.executable, "-m", "pytest", "-q", "tests/train/test_killed.py", "tests/train/test_ranks.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "tests/run/test_killed.py", "tests/run/test_ranks.py"]
     code = subprocess.run(command, cwd=ROOT).returncode
     return {"failing_fault_tests_exit_code": claim(code, 0, "below")}
 

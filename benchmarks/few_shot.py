@@ -46,12 +46,13 @@ from pipeline.files import atomic_file, read_json, write_json
 from pipeline.language.embeddings import TaskEmbeddings
 from pipeline.model.task_table import POLICY
 from pipeline.model.world_model import WorldModel
+from pipeline.run.launch import die_with_parent, start
+from pipeline.run.provenance import commit, machine
+from pipeline.run.run_dir import ROOT, fingerprint
 from pipeline.statistics import bootstrap_mean
 from pipeline.tasks import registry
 from pipeline.tasks.spec import TaskSpec
 from pipeline.train.evaluate import Evaluator
-from pipeline.train.runtime import commit, die_with_parent, machine, start
-from pipeline.train.scratch import ROOT, fingerprint
 
 TASKS = (
     # Trained tasks with a wall in the way, and a lock on the door they open ...
@@ -148,13 +149,13 @@ class Folders(NamedTuple):
     shared: Path  # demonstrations, embedded texts, scores of the base
     shapes: dict[str, str]  # of each way: see `shape`
 
-    def scratch(self, cell: Cell) -> Path:
+    def run_dir(self, cell: Cell) -> Path:
         """Where a cell is saved as it is learned."""
         return ROOT / "few_shot" / self.shapes[cell.way] / cell.name
 
     def result(self, cell: Cell) -> Path:
         """The file of a cell that is done."""
-        return self.scratch(cell).with_name(f"{cell.name}.json")
+        return self.run_dir(cell).with_name(f"{cell.name}.json")
 
 
 def shape(way: str, settings: Settings, base: Path) -> str:
@@ -236,7 +237,7 @@ def learn_all(
 
 def run_aside(cell: Cell, spec: TaskSpec, base: Path, settings: Settings, folders: Folders) -> None:
     """Learn one cell in a process of its own, which tells its log what it does."""
-    path = folders.scratch(cell).with_name(f"{cell.name}.log")
+    path = folders.run_dir(cell).with_name(f"{cell.name}.log")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         run(cell, spec, base, settings, folders)
@@ -275,7 +276,7 @@ def time_longest(
 
 def run(cell: Cell, spec: TaskSpec, base: Path, settings: Settings, folders: Folders) -> None:
     """Learn one cell and write its result."""
-    started, scratch = time.monotonic(), folders.scratch(cell)
+    started, run_dir = time.monotonic(), folders.run_dir(cell)
     settings = dataclasses.replace(settings, seed=cell.seed)
     demonstrations = load_demos(folders.shared / "demos", cell.task)[: cell.demos] if cell.demos else []
     agent = Agent.from_pretrained(base, device=start(settings.runtime, cell.seed).device)
@@ -285,7 +286,7 @@ def run(cell: Cell, spec: TaskSpec, base: Path, settings: Settings, folders: Fol
     introduce(agent, spec, texts, demonstrations, settings.learning, cell.seed)
     result: dict[str, Any] = {}
     if cell.way == "adapter":
-        done = adapt(agent, spec, demonstrations, settings, scratch)
+        done = adapt(agent, spec, demonstrations, settings, run_dir)
         result["adapt_seconds"] = round(time.monotonic() - started, 1)  # as long as one waits for `eft adapt`
         points, seconds = done.curve, done.seconds
         result |= {"parameters": done.adapter_parameters, "base_parameters": done.base_parameters}
@@ -302,19 +303,18 @@ def run(cell: Cell, spec: TaskSpec, base: Path, settings: Settings, folders: Fol
                 settings, learning=alone, adapt=dataclasses.replace(settings.adapt, finetune=offline)
             )
             agent.table.constraint[:] = POLICY  # nothing else has learned anything
-        loops = learn(agent, spec, demonstrations, settings, scratch, plan=cell.way != "cloning")
+        loops = learn(agent, spec, demonstrations, settings, run_dir, plan=cell.way != "cloning")
         points = curve(loops)
         seconds = points[-1]["seconds"]
         agent.actor.refresh()
         result["scores"] = play([spec], agent, settings, "plan", cell.name)[spec.name]
     if cell.way in ("adapter", "all") and cell.demos == 5:
         if cell.way == "adapter":
-            agent.set_adapter(None)
             result["unchanged"] = digest(agent.model) == weights
         result["trained_tasks"] = play(trained, agent, settings, "policy", f"{cell.name}: what is forgotten")
     result |= {"curve": points, "seconds": round(seconds, 1), "wall_seconds": round(time.monotonic() - started, 1)}
     write_json(folders.result(cell), {**cell._asdict(), **result, "commit": commit(), "machine": machine()})
-    shutil.rmtree(scratch, ignore_errors=True)
+    shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def before_scores(

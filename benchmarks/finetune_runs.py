@@ -14,8 +14,8 @@ from ruamel.yaml import YAML
 
 from pipeline import config
 from pipeline.files import read_json, write_json
-from pipeline.report.results import read_curves
-from pipeline.train.runtime import commit
+from pipeline.results import read_curves
+from pipeline.run.provenance import commit
 
 PROJECT = Path(__file__).parent.parent
 BASE = Path("checkpoints/pretrain/model")

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipeline import config
 from pipeline.learn.learner import Learner, UpdateDraws
-from pipeline.learn.setup import discount
+from pipeline.learn.task_setup import discount
 from pipeline.model.math import decode, locate, soft_cross_entropy, td_target, two_hot, update_value_scale
 from pipeline.model.planner import PlanDraws, plan, policy_rollouts
 from pipeline.model.task_table import TaskTable

@@ -29,8 +29,8 @@ from benchmarks.problem import make_batch, make_model, make_table
 from benchmarks.results import add, claim
 from pipeline import config
 from pipeline.model.scaling import Stages
-from pipeline.report.results import Curve
-from pipeline.train.scratch import ROOT, fingerprint
+from pipeline.results import Curve
+from pipeline.run.run_dir import ROOT, fingerprint
 from pipeline.train.step import Learner
 
 SEEDS = (1, 2, 3)

@@ -37,8 +37,8 @@ from pipeline.model.compute import choose
 from pipeline.model.history import ConditionedHistory, KeysValues
 from pipeline.model.planner import PlanDraws, plan
 from pipeline.model.world_model import TaskContext, WorldModel
+from pipeline.run.provenance import commit, machine
 from pipeline.shapes import Past, Plan
-from pipeline.train.runtime import commit, machine
 from pipeline.train.step import Learner
 
 _PLANNER = config.Planner(

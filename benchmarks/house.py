@@ -23,7 +23,7 @@ import psutil
 
 from benchmarks.results import RESULTS, claim, write
 from pipeline.files import read_json
-from pipeline.train.runtime import commit
+from pipeline.run.provenance import commit
 
 ROOT = Path(__file__).parent.parent
 TEST_MINUTES = {"unit_minutes": 1, "test_minutes": 10}

@@ -51,7 +51,7 @@ def main() -> None:
 def small_release(folder: Path) -> Path:
     """Make the release of the tests: a small untrained model of two tasks, with an adapter."""
     from pipeline.hub.release import write_release
-    from pipeline.report.results import read_results
+    from pipeline.results import read_results
 
     runpy.run_path(str(ROOT / "tests/hub/conftest.py"))["write_run"](folder)
     write_release(folder, read_results(folder), folder / "release", REPO)

@@ -27,12 +27,13 @@ from pipeline.data.replay import ReplayBuffer
 from pipeline.model.actor import Actor
 from pipeline.model.planner import PlanDraws
 from pipeline.progress import Progress
+from pipeline.run.launch import start
 from pipeline.shapes import Batch
 from pipeline.tasks import registry
 from pipeline.tasks.vector import VectorEnv
 from pipeline.train.objective import UpdateDraws
 from pipeline.train.rollout import Collector
-from pipeline.train.runtime import compute, start
+from pipeline.train.runtime import compute
 from pipeline.train.step import Learner
 
 _STORED = 200  # random episodes to learn from before the first one is over

@@ -1,9 +1,9 @@
-"""What an autoencoder per cluster of tasks gives over one for all: how well pictures come back that were not learned.
+"""What an autoencoder per cluster of tasks gives over one for all: how well images come back that were not trained on.
 
     python -m benchmarks.pictures --root FOLDER    FOLDER holds datasets/ of a finished `dvc repro`; default: this one
 
 Draws the demonstrations of the training tasks at 64 x 64, learns the published code (32 variables of 32 classes) from
-every other frame, once for all tasks and once per cluster, with as many updates and pictures, and compares the square
+every other frame, once for all tasks and once per cluster, with as many updates and images, and compares the square
 errors on the frames between. Agreement of the clusters over seeds is the adjusted Rand index. Adds its claims to
 results/systems.json.
 """
@@ -23,8 +23,8 @@ import torch
 from benchmarks.clusters import agreement
 from benchmarks.results import add, claim
 from pipeline import config
+from pipeline.pixels.autoencoder_training import TrainedAutoencoder, as_pixels, collect_frames, train
 from pipeline.tasks import registry
-from pipeline.train.autoencoding import Learned, as_pixels, collect_frames, train
 
 SEEDS = (1, 2, 3)
 SIZE = 64
@@ -37,12 +37,12 @@ CLUSTERED = dataclasses.replace(
 )
 
 
-def square_errors(learned: Learned, frames: Mapping[str, np.ndarray]) -> dict[str, float]:
+def square_errors(trained: TrainedAutoencoder, frames: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Return each task's mean square error of a pixel in [0, 1], over frames (n, S, S, 3) uint8."""
     found = {}
     for task, some in frames.items():
         pixels = as_pixels(torch.from_numpy(some), torch.device("cpu"))
-        found[task] = float((learned.model.of(task).reconstruct(pixels) - pixels).square().mean())
+        found[task] = float((trained.model.for_task(task).reconstruct(pixels) - pixels).square().mean())
     return found
 
 
@@ -64,15 +64,15 @@ def main() -> None:
         found = {}
         for way, settings in (("shared", SHARED), ("clustered", CLUSTERED)):
             begun = time.monotonic()
-            learned = train(learned_from, SIZE, settings, seed, torch.device("cpu"))
-            found[way] = square_errors(learned, others)
+            trained = train(learned_from, SIZE, settings, seed, torch.device("cpu"))
+            found[way] = square_errors(trained, others)
             errors.setdefault(str(seed), {})[way] = {
                 "square_error": {task: round(value, 6) for task, value in found[way].items()},
                 "seconds": round(time.monotonic() - begun, 1),
             }
-            if learned.clustering is not None:
-                clusters.append(learned.clustering.cluster)
-                errors[str(seed)][way]["clusters"] = learned.clustering.describe()
+            if trained.clustering is not None:
+                clusters.append(trained.clustering.cluster)
+                errors[str(seed)][way]["clusters"] = trained.clustering.describe()
         ratios.append(float(np.mean(list(found["clustered"].values())) / np.mean(list(found["shared"].values()))))
         print(f"seed {seed}: square error per cluster / for all {ratios[-1]:.3f}", flush=True)
     add(

@@ -26,10 +26,10 @@ from benchmarks.results import add, claim
 from pipeline import config
 from pipeline.files import read_json, write_json
 from pipeline.presets import apply_presets
-from pipeline.report.results import read_curves
+from pipeline.results import read_curves
+from pipeline.run.provenance import commit
+from pipeline.run.run_dir import fingerprint
 from pipeline.tasks import domains, registry
-from pipeline.train.runtime import commit
-from pipeline.train.scratch import fingerprint
 
 ROOT = Path(__file__).parent.parent
 COPIES = Path(".resume/presets")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.files import write_json
-from pipeline.train.runtime import commit, machine
+from pipeline.run.provenance import commit, machine
 
 RESULTS = Path(__file__).parent / "results"
 

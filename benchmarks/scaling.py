@@ -40,11 +40,11 @@ from pipeline import config
 from pipeline.files import atomic_file, read_json, write_json
 from pipeline.model import blocks
 from pipeline.model.actor import Actor
+from pipeline.run.provenance import commit, machine
+from pipeline.run.ranks import Ranks
+from pipeline.run.saves import Saves
 from pipeline.tasks import domains, registry
 from pipeline.tasks.vector import VectorEnv
-from pipeline.train import checkpoint
-from pipeline.train.ranks import Ranks
-from pipeline.train.runtime import commit, machine
 from pipeline.train.step import Learner
 
 COSTS = RESULTS / "unit_costs.json"
@@ -286,7 +286,7 @@ def measure(preset: str, device: torch.device) -> dict[str, Any]:
         print(f"{name}: {timed[name]}, {computed[name]}", file=sys.stderr)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     with tempfile.TemporaryDirectory() as folder:
-        saves = checkpoint.Saves(Path(folder), 1, Ranks())
+        saves = Saves(Path(folder), 1, Ranks())
         position = iter(range(1, 100))
         save = cpu_seconds(lambda: saves.save(next(position), learner.state_tensors(), ({}, {}), {}), 3)
     others = {"env_step": env_step, "gradient_bytes": 4.0 * trained, "save": save}

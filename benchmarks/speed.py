@@ -33,8 +33,8 @@ from pipeline.data.replay import ReplayBuffer
 from pipeline.files import write_json
 from pipeline.model.compute import PLAIN, Compute, choose, product, ready
 from pipeline.model.planner import PlanDraws, plan
+from pipeline.run.provenance import commit, machine
 from pipeline.train.objective import UpdateDraws
-from pipeline.train.runtime import commit, machine
 from pipeline.train.step import Learner, Mode
 
 _WIDTHS = {  # enc_dim, mlp_dim, latent_dim, encoder layers, Q members; Q is the default of params.yaml

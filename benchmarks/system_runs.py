@@ -31,10 +31,11 @@ from pipeline import config
 from pipeline.agent import Agent
 from pipeline.files import atomic_file, read_json, write_json
 from pipeline.language.embeddings import TaskEmbeddings
-from pipeline.report.results import read_curves
+from pipeline.results import read_curves
+from pipeline.run.launch import die_with_parent, seed_everything
+from pipeline.run.metrics import FILE, read_rows
 from pipeline.tasks import registry
 from pipeline.train.evaluate import Evaluator
-from pipeline.train.runtime import die_with_parent, seed_everything
 from pipeline.train.workspace import EMBEDDINGS, demo_buffer, load_demonstrations, replay_place
 
 CODE = Path(pipeline.__path__[0]).parent
@@ -203,10 +204,10 @@ class Run:
 
 def _position(folder: Path, stage: str) -> int:
     """Return how far a stage under way has come, by its last log line."""
-    for path in folder.glob(f".resume/{stage}-*/metrics/metrics.json"):
+    for path in folder.glob(f".resume/{stage}-*/metrics/{FILE}"):
         try:
-            return int(json.loads(path.read_text()).get("step", 0))
-        except (OSError, json.JSONDecodeError):  # it is just being written, or has just gone
+            return max((row["step"] for row in read_rows(path)), default=0)
+        except OSError:  # it has just gone
             return 0
     return 0
 

@@ -44,9 +44,9 @@ from benchmarks.system_runs import (
 )
 from pipeline.files import read_json, write_json
 from pipeline.progress import Progress
+from pipeline.run.run_dir import ROOT, fingerprint
 from pipeline.statistics import bootstrap_runs
 from pipeline.tasks import registry
-from pipeline.train.scratch import ROOT, fingerprint
 
 SEEDS = (1, 2, 3)
 _REACHED = 0.8  # of the best score, that environment steps are counted to

@@ -27,8 +27,8 @@ import psutil
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from benchmarks.results import claim, write
-from pipeline.demonstrate.workers import available_cores
 from pipeline.progress import Progress
+from pipeline.run.cores import available_cores
 from pipeline.tasks import domains, registry
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv

@@ -12,28 +12,21 @@ from pipeline import config
 from pipeline.agent import Agent
 from pipeline.data.episode import Episode
 from pipeline.language.embeddings import TaskEmbeddings
+from pipeline.learn.early_stop import EarlyStop
+from pipeline.learn.evaluator import Evaluator, summarise
+from pipeline.learn.offline import learn_offline
+from pipeline.learn.setup import Setup
+from pipeline.learn.task_setup import observation_statistics, observed_at_random, task_discount
+from pipeline.learn.training_run import TrainingRun
+from pipeline.observing import Observing
+from pipeline.run.ranks import Ranks
+from pipeline.systems import build
 from pipeline.tasks.rendering import RenderingUnavailable
 from pipeline.tasks.spec import TaskSpec
-from pipeline.train.early_stop import EarlyStop
-from pipeline.train.evaluate import Evaluator, record, summarise
-from pipeline.train.loop import Loop
-from pipeline.train.loops import learn_offline, learn_online
-from pipeline.train.ranks import Ranks
-from pipeline.train.runtime import compute
-from pipeline.train.seeing import make_envs
-from pipeline.train.step import Learner
-from pipeline.train.workspace import (
-    demo_buffer,
-    observation_statistics,
-    observed_at_random,
-    online_buffer,
-    replay_place,
-    task_discount,
-)
 from pipeline.video import write_video
 
 Event = Literal["zero-shot", "evaluated", "demonstrated", "adapted"]
-Watch = Callable[[Event, list[dict[str, float]]], None]  # told what has just happened, and every evaluation so far
+Watch = Callable[[Event, list[dict[str, float]]], None]  # called with what has just happened, and all evaluations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +51,7 @@ class Adapted(NamedTuple):
     zero_shot: dict[str, dict[str, Any]]  # by mode ("policy", "plan"): score, interval, episodes
     adapted: dict[str, dict[str, Any]]
     curve: list[dict[str, float]]  # every evaluation on the way: env_steps, updates, seconds, score
-    loops: list[Loop]  # of the phases that took place
+    runs: list[TrainingRun]  # of the phases that took place
     seconds: float  # of learning, with the evaluations on the way
     adapter_parameters: int
     base_parameters: int
@@ -95,14 +88,14 @@ def introduce(
         ValueError: another task of this name is known, the task does not fit the model, or the demonstrations do not
             fit the task.
     """
-    width = agent.sight.width(spec.obs_dim) if agent.sight else spec.obs_dim
+    width = Observing(agent.pixel_encoder).width(spec)
     for number, episode in enumerate(demonstrations):
         widths = episode.obs.shape[1], episode.action.shape[1]
         if episode.task != spec.name or widths != (width, spec.action_dim):
             raise ValueError(
                 f"demonstration {number} is of the task {episode.task}, with {widths[0]} observation and {widths[1]} "
                 f"action dims; {spec.name} has {width} and {spec.action_dim}. Give demonstrations of this task"
-                f"{', with the vectors of their pictures (`dvc repro embed`).' if agent.sight else '.'}"
+                f"{', with the vectors of their images (`dvc repro embed`).' if agent.pixel_encoder else '.'}"
             )
     if spec.name in agent.tasks:
         known = agent.tasks[spec.name]
@@ -120,16 +113,16 @@ def introduce(
     if width <= obs_dim:  # else `add_task` says what to do
         if demonstrations:
             statistics = observation_statistics([spec], {spec.name: list(demonstrations)}, obs_dim)
-        elif agent.table.obs_mean is not None and agent.sight:
+        elif agent.table.obs_mean is not None and agent.pixel_encoder:
             raise ValueError(
-                f"an agent that sees needs demonstrations of {spec.name}: how its pictures vary is unknown."
+                f"an agent that observes images needs demonstrations of {spec.name}: how its images vary is unknown."
             )
         elif agent.table.obs_mean is not None:
             statistics = observed_at_random(spec, obs_dim, seed)
     agent.add_task(spec, embeddings, task_discount(spec, learning), statistics)
     if agent.model.config.clusters is not None:
         ((nearest, _),) = agent.nearest_tasks(spec.name, 1)
-        cluster = int(agent.table.cluster[agent.table.names.index(spec.name)])
+        cluster = int(agent.table.columns["cluster"][agent.table.names.index(spec.name)])
         print(f"adapt {spec.name}: by the networks of cluster {cluster}, that of {nearest}, which reads most like it")
 
 
@@ -138,7 +131,7 @@ def adapt(
     spec: TaskSpec,
     demonstrations: Sequence[Episode],
     settings: Settings,
-    scratch: Path,
+    folder: Path,
     ranks: Ranks | None = None,
     watch: Watch | None = None,
 ) -> Adapted:
@@ -151,9 +144,9 @@ def adapt(
         spec: the task.
         demonstrations: of it; may be empty, and is then learned from interaction alone.
         settings: all parameters.
-        scratch: where the run is saved, and taken up again.
+        folder: where the run is saved, and gone on with.
         ranks: the process of the run, which names the precision; it is one.
-        watch: hears of every step forward.
+        watch: called at every step forward.
 
     Raises:
         ValueError: there is nothing to learn from.
@@ -165,9 +158,9 @@ def adapt(
             "adapt.finetune.env_steps above 0 (`--env-steps`), or both."
         )
     watch = watch or (lambda event, curve: None)
-    widths = agent.model.config.obs_dim, agent.model.config.action_dim
-    workers, sight = settings.runtime.env_workers, agent.sight
-    with Evaluator([spec], measured.episodes, *widths, seed + 100, workers, sight=sight) as evaluator:
+    widths, workers = (agent.model.config.obs_dim, agent.model.config.action_dim), settings.runtime.env_workers
+    make_envs = Observing(agent.pixel_encoder).make_envs
+    with Evaluator([spec], measured.episodes, *widths, seed + 100, workers, make_envs=make_envs) as evaluator:
 
         def score(label: str) -> dict[str, dict[str, Any]]:
             found = {
@@ -181,27 +174,22 @@ def adapt(
         watch("zero-shot", [start])
         if name not in agent.adapters:
             agent.create_adapter(name, settings.adapt.parts, settings.adapt.rank, settings.adapt.alpha)
-        base_parameters = sum(
-            parameter.numel()
-            for key, parameter in agent.model.named_parameters()
-            if ".lora_" not in key and not key.startswith("target_q_heads.")
-        )
-        trained = sum(p.numel() for p in agent.model.parameters() if p.requires_grad)
         learning = dataclasses.replace(settings.learning, lr=settings.adapt.lr)
-        loops = learn(
+        runs = learn(
             agent,
             spec,
             demonstrations,
             dataclasses.replace(settings, learning=learning),
-            scratch,
+            folder,
             ranks,
             lambda event, points: watch(event, [start, *points]),
         )
         adapted = score("adapted")
-    points = [start, *curve(loops)]
-    seconds = points[-1]["seconds"]
+    points = [start, *curve(runs)]
     watch("adapted", points)
-    return Adapted(zero_shot, adapted, points, loops, seconds, trained, base_parameters, len(demonstrations))
+    base = [p.numel() for key, p in agent.model.named_parameters() if ".lora_" not in key and "target_q" not in key]
+    trained = sum(p.numel() for p in agent.model.parameters() if p.requires_grad)
+    return Adapted(zero_shot, adapted, points, runs, points[-1]["seconds"], trained, sum(base), len(demonstrations))
 
 
 def learn(
@@ -209,82 +197,68 @@ def learn(
     spec: TaskSpec,
     demonstrations: Sequence[Episode],
     settings: Settings,
-    scratch: Path,
+    folder: Path,
     ranks: Ranks | None = None,
     watch: Watch | None = None,
     plan: bool = True,
-) -> list[Loop]:
+) -> list[TrainingRun]:
     """Train whatever is trainable in the agent's model on one task, and leave the best weights of each phase in it.
 
     Each phase ends early as `adapt.stop_score` and `adapt.patience` say; if learning from demonstrations has only done
     harm, what was there before comes back. Evaluations on the way play the policy alone and, with `plan`, plans too:
     the better of the two is how the agent acts. Returns the phases that took place.
     """
-    watch = watch or (lambda event, curve: None)
-    model, runtime, seed, label = agent.model.config, settings.runtime, settings.seed, f"adapt {spec.name}"
+    watch, runs = watch or (lambda event, curve: None), []
     offline, online = settings.adapt.pretrain, settings.adapt.finetune
-    widths, workers, sight = (model.obs_dim, model.action_dim), runtime.env_workers, agent.sight
-    place = replay_place(runtime, agent.device, scratch)
-    buffer = None
-    if demonstrations:
-        named = {spec.name: list(demonstrations)}
-        buffer = demo_buffer(named, agent.table.names, model, agent.planner.horizon, place)
-    first = offline if buffer is not None and offline.updates else online
-    how, _ = compute(runtime, agent.device)
     # There is one task: nothing to weigh it against, nothing to tell it from.
     learning = dataclasses.replace(settings.learning, weighting="even", task_id_coef=0.0)
-    learner = Learner(agent.model, agent.table, learning, first.warmup_updates, ranks, how, runtime.accumulate)
-    loops: list[Loop] = []
+    setup = Setup(
+        agent.model, agent.table, agent.planner, learning, settings.runtime, settings.seed, ranks or Ranks(), folder,
+        make_envs=Observing(agent.pixel_encoder).make_envs, **build.acting_and_replay(agent.model.config, learning),
+    )  # fmt: skip
+    demos = setup.demo_replay({spec.name: list(demonstrations)})
+    on_demos = demos is not None and offline.updates > 0
+    extensions = build.online_extensions(agent.model, agent.table, learning, seed=settings.seed)
+    learner = setup.learner((offline if on_demos else online).warmup_updates, extensions)
 
-    def begin(name: str, label: str, evaluator: Evaluator, start_episodes: int | None = None) -> tuple[Loop, EarlyStop]:
+    def begin(name: str, label: str, phase: config.Pretrain | config.Finetune, start_episodes: int | None = None):
         best = EarlyStop(
             agent.model,
             agent.table,
-            scratch / name / "best.safetensors",
+            folder / name / "best.safetensors",
             settings.adapt.stop_score,
             settings.adapt.patience,
-            lambda: watch("evaluated", curve(loops)),
+            lambda: watch("evaluated", curve(runs)),
             start_episodes,
         )
-        loop = Loop(
-            label, scratch / name, learner, agent.actor, evaluator, seed, runtime, ranks, plan=plan, early_stop=best
-        )
-        loops.append(loop)
-        return loop, best
+        run = setup.run(label, folder / name, learner, phase, [spec], agent.actor, plan, best)
+        runs.append(run)
+        return run, best
 
-    if buffer is not None and offline.updates:
-        with Evaluator([spec], offline.eval_episodes, *widths, seed + 1, workers, sight=sight) as evaluator:
-            loop, best = begin("pretrain", label, evaluator, start_episodes=offline.eval_episodes)
-            loop.owes_evaluation |= loop.resumed is None  # what was there before is evaluated first
-            learn_offline(loop, offline, buffer.sample, [spec])
+    if demos is not None and on_demos:
+        run, best = begin("pretrain", f"adapt {spec.name}", offline, offline.eval_episodes)
+        with run:
+            learn_offline(run, demos, evaluate_first=True)  # of what was there before
         best.restore()
         agent.actor.refresh()
-        watch("demonstrated", curve(loops))
+        watch("demonstrated", curve(runs))
     if online.env_steps:
-        env_specs = [spec] * online.envs_per_task
-        clipped = settings.learning.clipped
-        replay = online_buffer(online.replay_capacity, model, agent.planner.horizon, place, clipped=clipped)
-        with (
-            Evaluator([spec], online.eval_episodes, *widths, seed + 1, workers, sight=sight) as evaluator,
-            make_envs(sight, env_specs, *widths, seed + 3, workers) as envs,
-        ):
-            loop, best = begin("finetune", f"{label} online", evaluator)
-            collecting = agent.with_planner(agent.planner).actor
-            learn_online(loop, online, buffer, replay, envs, env_specs, collecting, [spec])
+        run, best = begin("finetune", f"adapt {spec.name} online", online)
+        setup.learn_online(run, online, demos, [spec])
         best.restore()
         agent.actor.refresh()
-    return loops
+    return runs
 
 
-def curve(loops: Sequence[Loop]) -> list[dict[str, float]]:
+def curve(runs: Sequence[TrainingRun]) -> list[dict[str, float]]:
     """Return every evaluation of the adaptation, over its phases."""
     points, seconds_before = [], 0.0
-    for loop in loops:
-        columns = (loop.history(name) for name in ("eval/score", "clock/seconds", "clock/updates"))
+    for run in runs:
+        columns = (run.history(name) for name in ("eval/score", "clock/seconds", "clock/updates"))
         for (position, score), (_, seconds), (_, updates) in zip(*columns, strict=True):
             points.append(
                 {
-                    "env_steps": position if loop.scratch.name == "finetune" else 0,
+                    "env_steps": position if run.folder.name == "finetune" else 0,
                     "updates": int(updates),
                     "seconds": round(seconds_before + seconds, 1),
                     "score": score,
@@ -299,7 +273,8 @@ def film(agent: Agent, spec: TaskSpec, settings: Settings, path: Path) -> bool:
     if not settings.evaluate.video_size:
         return False
     try:
-        frames, _ = record(agent.actor, spec, settings.seed + 300, settings.evaluate, agent.sight)
+        seed = settings.seed + 300
+        frames, _ = Observing(agent.pixel_encoder).record(agent.actor, spec, seed, settings.evaluate)
     except RenderingUnavailable as error:
         print(f"adapt: no video: {error}", file=sys.stderr)
         return False

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import re
+import functools
 import secrets
 import statistics
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -22,23 +23,41 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline import config, store
-from pipeline.config import near
+from pipeline.known_tasks import KnownTasks, Meaning
 from pipeline.language.embeddings import TaskEmbeddings, embed
 from pipeline.language.encoder import TextEncoder, load_encoder
+from pipeline.model import products
 from pipeline.model.actor import Actor
 from pipeline.model.adapters import Adapters
-from pipeline.model.compute import Compute, choose
 from pipeline.model.grow import grow
-from pipeline.model.scaling import merged
 from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
-from pipeline.observing import check_obs, look
+from pipeline.observing import check_obs
+from pipeline.pixels.envs import observed_width
+from pipeline.pixels.pixel_encoder import PixelEncoder, check_picture, load_pixel_encoder
+from pipeline.systems import build
 from pipeline.tasks.spec import TaskSpec
-from pipeline.vision.sight import Sight, load_sight
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def one_at_a_time(method: Callable[Concatenate[Agent, P], R]) -> Callable[Concatenate[Agent, P], R]:
+    """Let threads that share an agent, or agents that share a model, wait for each other in this method."""
+
+    @functools.wraps(method)
+    def in_turn(self: Agent, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return in_turn
 
 
 class Agent:
     """A world model, the tasks it knows, and the state of acting in N environments.
+
+    Threads may share an agent: their calls take turns. They then share its episodes too; for episodes of its own, a
+    thread acts by `agent.with_planner(agent.planner)`, which shares the model. A call that is refused changes nothing.
 
     Args:
         model: the world model; shared, not copied.
@@ -46,8 +65,8 @@ class Agent:
         embeddings: of the same tasks, in the same order.
         table: the same tasks as tensors.
         planner: how to plan.
-        compute: how, e.g. in bfloat16 or compiled; None chooses the library and nothing else.
-        vision: what it sees beside or in place of the state; None for the state alone.
+        mode: how products are computed, e.g. in bfloat16; None chooses the library.
+        vision: which images it observes beside or in place of the state; None for the state alone.
 
     Attributes:
         tasks: name -> TaskSpec of every known task.
@@ -64,7 +83,7 @@ class Agent:
         embeddings: TaskEmbeddings,
         table: TaskTable,
         planner: config.Planner,
-        compute: Compute | None = None,
+        mode: products.Mode | None = None,
         vision: config.Vision | None = None,
     ):
         names = tuple(spec.name for spec in specs)
@@ -76,17 +95,24 @@ class Agent:
         self.model, self.embeddings, self.planner = model, embeddings, planner
         self.tasks = {spec.name: spec for spec in specs}
         self.device = next(model.parameters()).device
-        self.actor = Actor(model, table.to(self.device), planner, compute or choose("auto", False, self.device))
+        self._lock, self._adapters = threading.RLock(), Adapters(model)
+        mode = mode or products.choose("auto", self.device)
+        self.actor = build.make_actor(model, table.to(self.device), planner, mode, self._adapters)
         self.base: str | None = None
         self.commit: str | None = None
         self.encoder: TextEncoder | None = None
         self.vision = None if vision is None or vision.observe == "state" else vision
-        self._sight: Sight | None = None
+        self._pixel_encoder: PixelEncoder | None = None
         self._picture_encoder: str | None = None  # id of the one it was trained with, where that is known
-        self._adapters = Adapters(model)
-        self._num_trained = len(names)  # rows of the table whose cluster is known; later ones get the nearest one's
-        self._rows: dict[tuple[str, int | None, int], int] = {}  # of instructions that were said before
+        self._num_trained = len(names)  # rows of the table; later ones have the columns of the nearest of these
+        self._said: dict[tuple[str, int | None, int], Meaning] = {}  # what earlier instructions meant
         self.reset()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}  # which cannot be copied
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.RLock())
 
     @property
     def table(self) -> TaskTable:
@@ -99,24 +125,25 @@ class Agent:
         return self._adapters.names
 
     @property
-    def sight(self) -> Sight | None:
-        """What turns pictures into observations, loaded when first asked for; None where the state is all it observes.
+    @one_at_a_time
+    def pixel_encoder(self) -> PixelEncoder | None:
+        """What turns images into observations, loaded when first asked for; None where states are all it observes.
 
         Raises:
-            OSError, ValueError: the picture encoder is not to be had, or not the one that the agent was trained with.
+            OSError, ValueError: it is not to be had, or not the one that the agent was trained with.
         """
-        if self._sight is None and self.vision is not None:
-            sight = load_sight(self.vision, self.device)
-            if sight and self._picture_encoder not in (None, sight.encoder.id):
+        if self._pixel_encoder is None and self.vision is not None:
+            found = load_pixel_encoder(self.vision, self.device)
+            if found and self._picture_encoder not in (None, found.encoder.id):
                 raise ValueError(
-                    f"this agent was trained with the picture encoder {self._picture_encoder}, but "
-                    f"{self.vision.encoder} is {sight.encoder.id}: its vectors would mean something else."
+                    f"this agent was trained with the image encoder {self._picture_encoder}, but "
+                    f"{self.vision.encoder} is {found.encoder.id}: its vectors would mean something else."
                 )
-            if sight:
+            if found:
                 for name in self.table.names:
-                    sight.adopt(name, self.embeddings.nearest)
-            self._sight = sight
-        return self._sight
+                    found.assign_nearest(name, self.embeddings.nearest)
+            self._pixel_encoder = found
+        return self._pixel_encoder
 
     # --- loading and saving ---------------------------------------------------------------------------------------
 
@@ -126,7 +153,7 @@ class Agent:
         source: str | Path,
         revision: str | None = None,
         device: torch.device | str = "cpu",
-        compute: Compute | None = None,
+        mode: products.Mode | None = None,
     ) -> Agent:
         """Load an agent from a folder or from the Hub.
 
@@ -134,7 +161,7 @@ class Agent:
             source: a checkpoint's folder, or `owner/name` on the Hub.
             revision: commit, tag or branch on the Hub; None for the newest.
             device: where to compute.
-            compute: how, e.g. in bfloat16 or compiled; None chooses the library and nothing else.
+            mode: how products are computed, e.g. in bfloat16; None chooses the library.
 
         Raises:
             OSError: it is not there, or the Hub could not be reached.
@@ -147,18 +174,24 @@ class Agent:
             row[: spec.action_dim] = 1
         vectors, discount = torch.from_numpy(found.embeddings.vectors), torch.tensor(found.discounts)
         statistics = found.obs_mean, found.obs_std
-        cluster = torch.zeros(0) if found.cluster is None else found.cluster
-        table = TaskTable(found.embeddings.names, vectors, mask, discount, *statistics, found.constraint, cluster)
+        names = found.embeddings.names
+        table = TaskTable(names, vectors, mask, discount, *statistics, found.constraint, found.columns)
         model = found.model.to(device)
-        agent = cls(model, found.specs, found.embeddings, table, found.planner, compute, found.vision)
+        agent = cls(model, found.specs, found.embeddings, table, found.planner, mode, found.vision)
         agent.base, agent.commit, agent._picture_encoder = found.base, commit, found.picture_encoder
         return agent
 
+    @one_at_a_time
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the agent as a checkpoint folder, whole or not at all; matrices in stages are written as plain ones.
+        """Write the agent as a checkpoint into a folder; matrices in stages are written as plain ones.
+
+        Files of the same names are replaced, nothing else in the folder changes. `tasks.json` comes last: without it
+        the folder is no checkpoint, so a crash leaves none that is half old.
 
         Raises:
-            ValueError: adapters are in; they are saved by `save_adapter`, beside the base they belong to.
+            ValueError: adapters are in; they are saved by `save_adapter`, beside the base they belong to. Or an adapter
+                lies in the folder, of whose files some have the same names.
+            OSError: the disk is full or not writable; what was there before is still there.
         """
         if self._adapters.names:
             raise ValueError(
@@ -169,19 +202,20 @@ class Agent:
         rows, table = self.actor.rows(names), self.table.to("cpu")
         discounts, embeddings = table.discount[rows].tolist(), self.embeddings.select(names)
         mean, std = (part if part is None else part[rows] for part in (table.obs_mean, table.obs_std))
-        seen = (self.vision, self.sight.encoder.id) if self.sight else (None, None)
-        constraint, cluster = table.constraint[rows], table.cluster[rows] if self.model.config.clusters else None
-        model = merged(self.model)
+        images = (self.vision, self.pixel_encoder.encoder.id) if self.pixel_encoder else (None, None)
+        constraint, columns = table.constraint[rows], {name: column[rows] for name, column in table.columns.items()}
+        model = build.plain(self.model)
         content = store.Checkpoint(
-            model, specs, discounts, embeddings, self.planner, "", mean, std, constraint, *seen, cluster=cluster
+            model, specs, discounts, embeddings, self.planner, "", mean, std, constraint, *images, columns=columns
         )
         self.base = store.write_checkpoint(folder, content)
 
+    @one_at_a_time
     def with_planner(self, planner: config.Planner) -> Agent:
         """Return this agent with other planner settings; the model is shared."""
         agent = copy.copy(self)
-        agent.tasks, agent.planner, agent._rows = dict(self.tasks), planner, {}
-        agent.actor = Actor(self.model, self.table, planner, self.actor.compute)
+        agent.planner, agent._said, agent._lock = planner, {}, self._lock
+        agent.actor = build.make_actor(self.model, self.table, planner, self.actor.mode, self._adapters)
         agent.reset()
         return agent
 
@@ -199,7 +233,7 @@ class Agent:
         """
         if self._adapters.names:
             raise ValueError("adapters are in this agent: load it anew, grow it, and adapt the wider one.")
-        model, table = grow(self.model, obs_dim, action_dim), self.table
+        model, table = grow(self.model, obs_dim, action_dim, build.build_model), self.table
         more_obs, more_actions = obs_dim - self.model.config.obs_dim, action_dim - self.model.config.action_dim
         wider = dataclasses.replace(
             table,
@@ -208,22 +242,31 @@ class Agent:
             obs_std=None if table.obs_std is None else F.pad(table.obs_std, (0, more_obs), value=1.0),
             constraint=table.constraint.clone(),
         )
-        return Agent(model, list(self.tasks.values()), self.embeddings, wider, self.planner, self.actor.compute)
+        grown = Agent(
+            model, list(self.tasks.values()), self.embeddings, wider, self.planner, self.actor.mode, self.vision
+        )
+        grown._pixel_encoder, grown._picture_encoder = self._pixel_encoder, self._picture_encoder
+        return grown
 
-    def told(self, phrasing: Literal["canonical", "unseen"]) -> Actor:
-        """Return an actor that is told each task in its canonical words, or in those that training never draws."""
+    def conditioned(self, phrasing: Literal["canonical", "unseen"]) -> Actor:
+        """Return an actor that gets each task in its canonical words, or in those that training never draws."""
         if phrasing == "canonical":
             return self.actor
         unseen = torch.from_numpy(self.embeddings.unseen_vectors[:, None]).to(self.device)
-        return Actor(self.model, dataclasses.replace(self.table, embeddings=unseen), self.planner, self.actor.compute)
+        table = dataclasses.replace(self.table, embeddings=unseen)
+        return build.make_actor(self.model, table, self.planner, self.actor.mode, self._adapters)
 
     # --- acting ---------------------------------------------------------------------------------------------------
 
+    @one_at_a_time
     def reset(self, num_envs: int = 1, seed: int | None = None) -> None:
         """Begin an episode in each of `num_envs` environments; a seed makes what follows reproducible."""
-        self.num_envs = num_envs
+        if num_envs < 1:
+            raise ValueError(f"`num_envs` is {num_envs}: there must be at least one environment.")
         self.actor.reset(num_envs, secrets.randbits(32) if seed is None else seed)
+        self.num_envs = num_envs
 
+    @one_at_a_time
     def act(
         self,
         obs: np.ndarray,
@@ -234,7 +277,7 @@ class Agent:
         explore: bool = False,
         picture: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Choose an action.
+        """Choose an action, by the task's adapter where one was added or created, else by the bare model.
 
         Args:
             obs: (o,) or, for N environments, (N, o): as the task's environment gives it, or zero-padded to O.
@@ -256,12 +299,18 @@ class Agent:
         """
         obs = np.asarray(obs, dtype=np.float32)
         batch = np.atleast_2d(obs)
-        row = self._row(task, instruction, action_dim, batch.shape[-1])
-        check_obs(obs, batch, self.tasks.get(self.table.names[row]), self.model.config.obs_dim, self.num_envs)
-        padded = np.zeros((len(batch), self.model.config.obs_dim), dtype=np.float32)
+        meant, widest = self._meaning(task, instruction, action_dim, batch.shape[-1]), self.model.config.obs_dim
+        name, spec = meant.name, self.tasks.get(meant.name)
+        check_obs(obs, batch, spec, widest, self.num_envs)
+        obs_dim = spec.obs_dim if spec else batch.shape[1]
+        images = check_picture(self.pixel_encoder, picture, len(batch), obs_dim, widest)
+        if name not in self.table.names:
+            self._append_instruction(meant)
+        padded = np.zeros((len(batch), widest), dtype=np.float32)
         padded[:, : batch.shape[1]] = batch
-        name = self.table.names[row]
-        look(self.sight, padded, batch.shape[1], self.tasks.get(name), name, picture)
+        if images is not None and self.pixel_encoder is not None:
+            self.pixel_encoder.augment(padded, [obs_dim] * len(padded), images, [name] * len(padded))
+        row = self.table.names.index(name)
         rows = torch.full((len(batch),), row)
         action = self.actor.act(torch.from_numpy(padded), rows, plan, explore).numpy()
         action = action[:, : int(self.table.action_mask[row].sum())]
@@ -269,6 +318,7 @@ class Agent:
 
     # --- tasks and adapters ---------------------------------------------------------------------------------------
 
+    @one_at_a_time
     def add_task(
         self,
         spec: TaskSpec,
@@ -288,17 +338,7 @@ class Agent:
         Raises:
             ValueError: the name is taken, or the task does not fit the model.
         """
-        if spec.name in self.table.names:
-            raise ValueError(f"the task {spec.name!r} is known already.")
-        width = max(spec.obs_dim, self.sight.width(spec.obs_dim) if self.sight else 0)
-        if width > self.model.config.obs_dim:
-            raise ValueError(
-                f"{spec.name} has {width} observation dims, the model takes up to {self.model.config.obs_dim}. "
-                f"`eft grow CHECKPOINT FOLDER --obs-dim {width}` makes it wider, acting as before on old tasks."
-            )
-        self._append(embeddings.select([spec.name]), spec.action_dim, discount, statistics)
-        self.tasks[spec.name] = spec
-        self._rows.clear()  # what was said may now mean this task
+        self._learn_of(self._with_task(spec, embeddings, discount, statistics))
 
     def embed(self, spec: TaskSpec) -> TaskEmbeddings:
         """Return the vectors of a task's texts by this agent's own text encoder, which is loaded if need be."""
@@ -307,41 +347,48 @@ class Agent:
 
     def nearest_tasks(self, task: str, count: int) -> list[tuple[str, float]]:
         """Return the `count` other known tasks that read most like a known one, with the cosine of their vectors."""
-        self._row_of(task)  # known, or refused with a hint
+        self._known.row(task)  # known, or refused with a hint
         cosines = self.embeddings.similarity(task, [name for name in self.tasks if name != task])
         return sorted(cosines.items(), key=lambda pair: -pair[1])[:count]
 
+    @one_at_a_time
     def create_adapter(self, task: str, parts: Sequence[str], rank: int, alpha: float) -> None:
-        """Put in a new low-rank adapter for a known task, named after it. It is then all that is trained.
+        """Put in a new low-rank adapter for a known task, named after it, which acts on it from now on.
 
-        Where networks are copied per cluster, it changes those of the task's own cluster.
+        It is then all that is trained. Where networks are copied per cluster, it changes those of the task's cluster.
 
         Args:
             task: name of the task.
             parts: networks it may change, keys of `world_model.PARTS`.
             rank: of the change of each weight matrix.
             alpha: the change is scaled by alpha / rank.
+
+        Raises:
+            ValueError: the task is unknown or has an adapter, or a part, rank or alpha is not one to use.
         """
-        cluster = int(self.table.cluster[self._row_of(task)])
-        self._adapters.create(task, parts, rank, alpha, cluster)
+        row = self._known.row(task)
+        number = build.copy_of({name: int(column[row]) for name, column in self.table.columns.items()})
+        self._adapters.create(task, parts, rank, alpha, number)
         self.actor.refresh()
 
+    @one_at_a_time
     def save_adapter(self, folder: str | Path, task: str) -> None:
-        """Write an adapter and what is to be known of its task as one folder, whole or not at all."""
+        """Write an adapter and what is to be known of its task into a folder.
+
+        Files of the same names are replaced, nothing else in the folder changes. `adapter_config.json` comes last:
+        without it the folder is no adapter.
+
+        Raises:
+            ValueError: the agent was not loaded from a checkpoint, it has no such adapter, or a checkpoint lies in the
+                folder, of whose files some have the same names.
+            OSError: the disk is full or not writable; what was there before is still there.
+        """
         if self.base is None:
             raise ValueError("an adapter belongs to a saved base: load the agent from a checkpoint before adapting it.")
-        discount = float(self.table.discount[self._row_of(task)])
-        row, table = self._row_of(task), self.table.to("cpu")
+        row, table, embeddings = self._known.row(task), self.table.to("cpu"), self.embeddings.select([task])
         mean, std = (part if part is None else part[row : row + 1] for part in (table.obs_mean, table.obs_std))
-        about = store.AdapterTask(
-            self.tasks[task],
-            discount,
-            self.embeddings.select([task]),
-            self.base,
-            mean,
-            std,
-            int(table.constraint[row]),
-        )
+        discount, constraint = float(table.discount[row]), int(table.constraint[row])
+        about = store.AdapterTask(self.tasks[task], discount, embeddings, self.base, mean, std, constraint)
         store.write_adapter(folder, self._adapters, task, about)
 
     def add_adapter(
@@ -351,7 +398,7 @@ class Agent:
         subfolder: str = "",
         trainable: bool = False,
     ) -> str:
-        """Load an adapter, make its task known and let it act.
+        """Load an adapter and make its task known. It acts on its own task; all others act as without it.
 
         Args:
             source: an adapter's folder, or `owner/name` on the Hub.
@@ -368,82 +415,53 @@ class Agent:
         """
         folder = store.fetch(source, revision, store.ADAPTER_FILES, subfolder).folder
         about = store.read_adapter_task(folder)
-        name = about.spec.name
         if about.base != self.base:
             raise ValueError(
                 f"the adapter in {source} was trained on the base weights {about.base[:16]}, this agent has "
                 f"{(self.base or 'unsaved ones')[:16]}: it would not act as it was trained to. Load the agent it "
                 "belongs to, or adapt anew."
             )
-        if name not in self.tasks:
-            mean, std = about.obs_mean, about.obs_std
-            statistics = None if mean is None or std is None else (mean, std)
-            self.add_task(about.spec, about.embeddings, about.discount, statistics)
-        self._adapters.load(folder, name, trainable)
-        self.table.constraint[self._row_of(name)] = about.constraint
-        self.actor.refresh()
-        return name
-
-    def set_adapter(self, name: str | None) -> None:
-        """Let one of the adapters that were added act, or none. It ends the training of the others."""
-        self._adapters.activate(name)
-        self.actor.refresh()
+        self._put_in_adapter(folder, about, trainable)
+        return about.spec.name
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
-    def _row_of(self, name: str) -> int:
-        if name not in self.tasks:
-            raise ValueError(
-                f"this agent does not know the task {name!r}.{near(name, list(self.tasks))} It knows "
-                f"{', '.join(self.tasks)}. For another one, give `instruction` and `action_dim`."
-            )
-        return self.table.names.index(name)
+    @property
+    def _known(self) -> KnownTasks:
+        return KnownTasks(self.tasks, self.embeddings, self.table, self._num_trained)
 
-    def _row(self, task: str | None, instruction: str | None, action_dim: int | None, obs_dim: int) -> int:
-        """Return the row of the task table for what `act` was told; a new instruction gets a new row."""
+    def _learn_of(self, known: KnownTasks) -> None:
+        """Know one more task or instruction from now on; whatever may be refused was checked before."""
+        if self._pixel_encoder:
+            self._pixel_encoder.assign_nearest(known.table.names[-1], known.embeddings.nearest)
+        if known.tasks is not self.tasks:
+            self._said = {}  # what was said may now mean the new task
+        self.tasks, self.embeddings, self.actor.table, _ = known
+
+    def _with_task(
+        self, spec: TaskSpec, embeddings: TaskEmbeddings, discount: float, statistics: tuple[Tensor, Tensor] | None
+    ) -> KnownTasks:
+        width = observed_width(spec, self.pixel_encoder)
+        return self._known.with_task(spec, width, embeddings, discount, statistics, self.model.config)
+
+    def _meaning(self, task: str | None, instruction: str | None, action_dim: int | None, obs_dim: int) -> Meaning:
+        """Return which row of the task table `act` is to use."""
         if (task is None) == (instruction is None):
             raise ValueError(
                 "say what to do with `task` (a known name) or with `instruction` (a text): one of the two."
             )
         if task is not None:
-            row = self._row_of(task)
+            self._known.row(task)
             if action_dim not in (None, self.tasks[task].action_dim):
                 raise ValueError(f"{task} has {self.tasks[task].action_dim} action dims, not action_dim={action_dim}.")
-            return row
+            return Meaning(task)
         assert instruction is not None
         said = instruction, action_dim, obs_dim
-        if said not in self._rows:
-            self._rows[said] = self._row_said(*said)
-        return self._rows[said]
+        if said not in self._said:
+            self._said[said] = self._known.understand(*said)
+        return self._said[said]
 
-    def _row_said(self, instruction: str, action_dim: int | None, obs_dim: int) -> int:
-        if (known := self._named(instruction, action_dim)) is not None:
-            return self.table.names.index(known)
-        bodies = {(spec.embodiment, spec.action_dim) for spec in self.tasks.values() if spec.obs_dim == obs_dim}
-        if action_dim is None and len(bodies) == 1:
-            body, action_dim = bodies.pop()
-            instruction = instruction if instruction.startswith(body) else f"{body} {instruction}"
-        if action_dim is None:
-            raise ValueError(
-                f"the instruction {instruction!r} is the text of no known task, so `action_dim` is needed beside it. "
-                f"The texts of known tasks read like {self.embeddings.texts[0][0]!r}."
-            )
-        name = f"{instruction} ({action_dim} action dims)"
-        if name not in self.table.names:
-            vectors = embed(self._load_encoder(), [name], [[instruction]], self.table.num_phrasings)
-            self._append(vectors, action_dim, statistics.median(self.table.discount.tolist()))
-        return self.table.names.index(name)
-
-    def _named(self, instruction: str, action_dim: int | None) -> str | None:
-        """Return the known task that an instruction is of; None if there is none, or several bodies share it."""
-        said = _words(instruction)
-        fitting = [spec for spec in self.tasks.values() if action_dim in (None, spec.action_dim)]
-        for texts in (lambda spec: self.embeddings.select([spec.name]).texts[0], lambda spec: spec.instructions):
-            names = [spec.name for spec in fitting if said in map(_words, texts(spec))]
-            if len(names) == 1:
-                return names[0]
-        return None
-
+    @one_at_a_time
     def _load_encoder(self) -> TextEncoder:
         expected = self.embeddings.encoder
         if self.encoder is None:
@@ -455,46 +473,24 @@ class Agent:
             )
         return self.encoder
 
-    def _append(
-        self,
-        embeddings: TaskEmbeddings,
-        action_dim: int,
-        discount: float,
-        statistics: tuple[Tensor, Tensor] | None = None,
-    ) -> None:
-        """Put one more row into the task table."""
-        if not 1 <= action_dim <= self.model.config.action_dim:
-            raise ValueError(
-                f"{embeddings.names[0]!r} has {action_dim} action dims, the model takes 1 to "
-                f"{self.model.config.action_dim}. `eft grow CHECKPOINT FOLDER --action-dim {action_dim}` makes it "
-                "wider, acting as before on old tasks."
-            )
-        self.embeddings = self.embeddings.join(embeddings)
-        statistics_of_all = self._statistics(embeddings.texts[0][0], statistics)
-        vectors = torch.from_numpy(self.embeddings.vectors).to(self.device)
-        self.actor.table = self.table.extended(
-            self.embeddings.names, vectors, action_dim, discount, *statistics_of_all, self._num_trained
-        )
-        if self._sight:
-            self._sight.adopt(embeddings.names[0], self.embeddings.nearest)
+    def _append_instruction(self, new: Meaning) -> None:
+        """Give a new instruction a row of the task table."""
+        assert new.text is not None
+        vectors = embed(self._load_encoder(), [new.name], [[new.text]], self.table.num_phrasings)
+        discount = statistics.median(self.table.discount.tolist())
+        self._learn_of(self._known.with_row(vectors, new.action_dim, discount, None, self.model.config))
 
-    def _statistics(self, text: str, given: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | None]:
-        """Return the table's observation statistics with one more row, for a task whose text is `text`.
-
-        They are those of a known task with the same body, whose sentence begins the text; else the given ones; else
-        observations of this task are taken as they come.
-        """
-        mean, std = self.table.obs_mean, self.table.obs_std
-        if mean is None or std is None:
-            return None, None
-        bodies = (name for name, spec in self.tasks.items() if text.startswith(spec.embodiment))
-        if (known := next(bodies, None)) is not None:
-            row = self.table.names.index(known)
-            given = mean[row : row + 1], std[row : row + 1]
-        elif given is None:
-            given = torch.zeros_like(mean[:1]), torch.ones_like(std[:1])
-        return torch.cat([mean, given[0].to(self.device)]), torch.cat([std, given[1].to(self.device)])
-
-
-def _words(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.casefold()))
+    @one_at_a_time
+    def _put_in_adapter(self, folder: Path, about: store.AdapterTask, trainable: bool) -> None:
+        """Put in the adapter that a folder holds, and its task unless that is known."""
+        name, more = about.spec.name, None
+        if name not in self.tasks:
+            statistics = None
+            if about.obs_mean is not None and about.obs_std is not None:
+                statistics = about.obs_mean, about.obs_std
+            more = self._with_task(about.spec, about.embeddings, about.discount, statistics)
+        self._adapters.load(folder, name, trainable)
+        if more:
+            self._learn_of(more)
+        self.table.constraint[self._known.row(name)] = about.constraint
+        self.actor.refresh()

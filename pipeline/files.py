@@ -36,7 +36,10 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield an empty temporary folder beside `path`; on success it replaces `path` whole, else it is removed."""
+    """Yield an empty temporary folder beside `path`; on success it replaces `path` whole, else it is removed.
+
+    For folders that belong to a stage or a run. Into one that a user chose, `add_files` writes.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     token = uuid.uuid4().hex[:8]
@@ -45,10 +48,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        for file in partial.rglob("*"):
-            if file.is_file():
-                with file.open("rb+") as handle:
-                    os.fsync(handle.fileno())
+        _flush(partial)
         if path.exists():
             path.rename(old)
         try:
@@ -62,6 +62,37 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def add_files(folder: str | Path, last: str) -> Iterator[Path]:
+    """Yield an empty temporary folder; on success its files are added to `folder`, or replace those of the same names.
+
+    Nothing else in `folder` changes; it may be the current folder or a link. The files only belong together if the one
+    named `last` is there: its old version goes before any other is replaced, and the new one comes after all others, so
+    what a crash left half replaced cannot be read.
+
+    Raises:
+        OSError: the disk is full or not writable, or a file is in the way of a folder or the other way round.
+    """
+    folder = Path(folder).resolve()  # what a link points to, so that the link stays
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "a file is where a folder is to be written", str(folder))
+    place = folder if folder.is_dir() else folder.parent
+    place.mkdir(parents=True, exist_ok=True)
+    partial = place / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
+    partial.mkdir()
+    try:
+        yield partial
+        _flush(partial)
+        if folder.exists():
+            _replace_by_name(partial, folder, last)
+        else:
+            partial.rename(folder)
+    except OSError as error:
+        raise _explain(error, folder) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_json(path: str | Path, content: Any) -> None:
@@ -85,6 +116,26 @@ def read_json(path: str | Path, made_by: str) -> Any:
         raise FileNotFoundError(f"{path} does not exist. It is written by `{made_by}`: run that first.") from None
     except (ValueError, RecursionError) as error:  # the latter: lists within lists without end
         raise ValueError(f"{path} is not valid JSON ({error}). Delete it and run `{made_by}` again.") from None
+
+
+def _flush(folder: Path) -> None:
+    """Have the disk write every file of a folder."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb+") as handle:
+                os.fsync(handle.fileno())
+
+
+def _replace_by_name(source: Path, folder: Path, last: str) -> None:
+    """Move every file of `source` to the same path in `folder`, the one named `last` at the end."""
+    names = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
+    for name in names:  # whatever may be refused is refused before anything changes
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if (folder / name).is_dir():
+            raise IsADirectoryError(errno.EISDIR, "a folder is where a file is to be written", str(folder / name))
+    (folder / last).unlink(missing_ok=True)
+    for name in sorted(names, key=lambda name: name == Path(last)):
+        (source / name).replace(folder / name)
 
 
 def _explain(error: OSError, path: Path) -> OSError:

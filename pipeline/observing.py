@@ -1,11 +1,86 @@
-"""What an agent is given to observe: is it what the agent takes, and how do pictures get into it."""
+"""What a run or an agent observes: states, or images as well."""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
 
+import numpy as np
+import torch
+
+from pipeline import config
+from pipeline.data.episode import Episode
+from pipeline.learn.evaluator import record
+from pipeline.learn.task_setup import DEMOS
+from pipeline.model.actor import Actor
+from pipeline.pixels.demonstrations import check_bodies, observed_demonstrations
+from pipeline.pixels.envs import env_maker, episode_observer, observed_width
+from pipeline.pixels.pixel_encoder import IMAGE_VECTORS, PixelEncoder, load_pixel_encoder
+from pipeline.tasks.registry import make
 from pipeline.tasks.spec import TaskSpec
-from pipeline.vision.sight import Sight
+from pipeline.tasks.vector import VectorEnv
+
+
+class Observing(NamedTuple):
+    """How observations come about; learning is handed the parts it needs and knows no images.
+
+    Attributes:
+        pixel_encoder: turns images into vectors; None where the state is all that is observed.
+    """
+
+    pixel_encoder: PixelEncoder | None = None
+
+    @classmethod
+    def load(
+        cls,
+        vision: config.Vision,
+        device: torch.device,
+        tasks: Sequence[str],
+        nearest: Callable[[str, Collection[str]], str],
+    ) -> Observing:
+        """Load what the parameters ask for.
+
+        `nearest` says which of some tasks reads most like another: one without demonstrations has no autoencoder of
+        its own cluster.
+        """
+        pixel_encoder = load_pixel_encoder(vision, device)
+        if pixel_encoder is not None:
+            for name in tasks:
+                pixel_encoder.assign_nearest(name, nearest)
+        return cls(pixel_encoder)
+
+    @property
+    def make_envs(self) -> Callable[..., VectorEnv]:
+        """What makes environments; called like `VectorEnv`."""
+        return env_maker(self.pixel_encoder)
+
+    def width(self, spec: TaskSpec) -> int:
+        """Return how wide a model must be for a task."""
+        return observed_width(spec, self.pixel_encoder)
+
+    def demonstrations(self, spec: TaskSpec, episodes: Sequence[Episode]) -> list[Episode]:
+        """Return demonstrations as they are observed."""
+        return observed_demonstrations(IMAGE_VECTORS, DEMOS, spec, episodes, self.pixel_encoder)
+
+    def check_bodies(self, specs: Sequence[TaskSpec], demos: Mapping[str, Sequence[Episode]]) -> None:
+        """Refuse a body without demonstrations where images are observed."""
+        if self.pixel_encoder is not None:
+            check_bodies(specs, demos)
+
+    def record(
+        self, actor: Actor, spec: TaskSpec, seed: int, settings: config.Evaluate
+    ) -> tuple[list[np.ndarray], float]:
+        """Film one planned episode: its frames (size, size, 3) uint8 and its score.
+
+        Where images are observed, the film is of their size.
+
+        Raises:
+            RenderingUnavailable: this machine cannot draw.
+        """
+        size = settings.video_size if self.pixel_encoder is None else self.pixel_encoder.image_size
+        env = make(spec, actor.model.config.obs_dim, actor.model.config.action_dim, size)
+        observe = episode_observer(spec, self.pixel_encoder)
+        return record(actor, spec, env, seed, settings.video_every, observe)
 
 
 def check_obs(obs: np.ndarray, batch: np.ndarray, spec: TaskSpec | None, widest: int, num_envs: int) -> None:
@@ -32,33 +107,3 @@ def check_obs(obs: np.ndarray, batch: np.ndarray, spec: TaskSpec | None, widest:
         )
     if not np.isfinite(batch).all():
         raise ValueError("`obs` holds values that are not finite (NaN or infinity).")
-
-
-def look(
-    sight: Sight | None, padded: np.ndarray, width: int, spec: TaskSpec | None, name: str, picture: np.ndarray | None
-) -> None:
-    """Put what is seen into the padded states (N, O), whose first `width` values are the state.
-
-    `spec` is None where the task is only an instruction, which has a `name` all the same.
-
-    Raises:
-        ValueError: a picture is missing, or not asked for, or of another number of environments.
-    """
-    if (sight is None) != (picture is None):
-        raise ValueError(
-            "this agent observes pictures beside or in place of the state: give `picture`."
-            if sight
-            else "this agent observes states alone: leave out `picture`, or load an agent that sees."
-        )
-    if sight is None or picture is None:
-        return
-    obs_dim = spec.obs_dim if spec else width
-    if sight.width(obs_dim) > padded.shape[1]:
-        raise ValueError(
-            f"a state of {obs_dim} and a picture's vector of {sight.encoder.dim} values do not fit into the "
-            f"{padded.shape[1]} that this agent observes: give the state without padding."
-        )
-    pictures = picture if picture.ndim == 4 else picture[None]
-    if len(pictures) != len(padded):
-        raise ValueError(f"`picture` is of {len(pictures)} environments, `obs` of {len(padded)}.")
-    sight.look(padded, [obs_dim] * len(padded), sight.encode(pictures, [name] * len(pictures)))

@@ -13,21 +13,13 @@ Time comes first: a batch of observations is (T + 1, B, O).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import torch
     from torch import Tensor
-
-
-class Past(NamedTuple):
-    """The W steps before the present of each of B episodes, the newest last, for dynamics that see them."""
-
-    obs: Tensor  # (W, B, O) float32, zero-padded
-    action: Tensor  # (W, B, A) float32, what was executed at each
-    length: Tensor  # (B,) int64 in [0, W], how many of the newest are of this episode; the others count for nothing
 
 
 class Batch(NamedTuple):
@@ -40,7 +32,7 @@ class Batch(NamedTuple):
     terminated: Tensor  # (T, B) float32, 1 where the episode ended for good after this step
     task: Tensor  # (B,) int64, row of the task table
     imitation: Tensor  # (B,) float32 in [0, 1], weight of the online imitation term: 1 for demonstrations
-    past: Past | None = None  # the steps before each slice, of a model with history
+    past: Any = None  # or a NamedTuple of tensors: what came before each slice, for a model that reads it
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
@@ -48,8 +40,8 @@ class Batch(NamedTuple):
 
     def each(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """Apply a function to every tensor, those of the past included."""
-        past = None if self.past is None else Past(*map(function, self.past))
-        return Batch(*(function(part) for part in self if part is not None and not isinstance(part, Past)), past=past)
+        *parts, past = self
+        return Batch(*map(function, parts), past=None if past is None else type(past)(*map(function, past)))
 
     def take(self, which: slice) -> Batch:
         """Return some of the slices."""

@@ -5,7 +5,7 @@ A checkpoint is a folder in Hub form:
     model.safetensors    its weights
     tasks.json           planner settings; for each task its catalogue entry, discount, constraint of plans, cluster
     task_embeddings/     the vectors of the tasks' texts, the texts, the encoder's id
-    autoencoder/         what pictures are observed through, where that was learned from demonstrations
+    autoencoder/         the encoder of images, where it was trained on demonstrations
 An adapter is a folder in PEFT's form (adapter_config.json, adapter_model.safetensors) with, for its task, a task.json
 and task_embeddings/ alike. Nothing is pickled, and no code is read from either.
 """
@@ -28,13 +28,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline import config
-from pipeline.files import atomic_folder, read_json, write_json
+from pipeline.files import add_files, read_json, write_json
 from pipeline.language.embeddings import TaskEmbeddings
 from pipeline.model.adapters import Adapters
 from pipeline.model.task_table import CONSTRAINTS, TIED
 from pipeline.model.world_model import WorldModel
+from pipeline.pixels.pixel_encoder import AUTOENCODER_FOLDER
+from pipeline.systems import build
 from pipeline.tasks.spec import TaskSpec, parse_spec
-from pipeline.vision.sight import LEARNED
 
 FORMAT = 1  # of tasks.json and task.json
 CHECKPOINT_FILES = ["config.json", "model.safetensors", "tasks.json", "task_embeddings/*", "autoencoder/*"]
@@ -68,7 +69,7 @@ class Checkpoint(NamedTuple):
     constraint: Tensor  # (n,) of task_table.CONSTRAINTS
     vision: config.Vision | None = None  # what is seen beside or in place of the state; None for the state alone
     picture_encoder: str | None = None  # id of the picture encoder
-    cluster: Tensor | None = None  # (n,) int64, whose networks compute each task; None where all share them
+    columns: dict[str, Tensor] = {}  # (n,) int64 each, what networks ask of a task beside; e.g. its cluster
 
 
 class AdapterTask(NamedTuple):
@@ -154,27 +155,33 @@ def _refuse_links(folder: Path, files: list[str], inside: Path) -> None:
 
 
 def write_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> str:
-    """Write a checkpoint as one folder, whole or not at all; returns the SHA-256 of its weights."""
+    """Write a checkpoint's files into a folder and leave its other files alone; returns the SHA-256 of its weights.
+
+    Raises:
+        ValueError: an adapter lies there, of whose files some have the same names.
+    """
+    _refuse_another(folder, "task.json", "an adapter")
     tasks = [
         {
             "discount": discount,
             "constraint": CONSTRAINTS[int(checkpoint.constraint[row])],
-            **({} if checkpoint.cluster is None else {"cluster": int(checkpoint.cluster[row])}),
+            **{name: int(column[row]) for name, column in checkpoint.columns.items()},
             "obs_mean": _row(checkpoint.obs_mean, row),
             "obs_std": _row(checkpoint.obs_std, row),
             "task": dataclasses.asdict(spec),
         }
         for row, (spec, discount) in enumerate(zip(checkpoint.specs, checkpoint.discounts, strict=True))
     ]
-    with atomic_folder(folder) as partial:
+    with add_files(folder, last="tasks.json") as partial:
         checkpoint.model.save_pretrained(partial)
         (partial / "README.md").unlink()  # the Hub mixin's card; ours is written by the publish stage
         checkpoint.embeddings.save(partial / "task_embeddings")
         if checkpoint.vision is not None and checkpoint.vision.autoencoder is not None:
-            learned = LEARNED if checkpoint.vision.encoder == config.AUTOENCODER else Path(checkpoint.vision.encoder)
+            encoder = checkpoint.vision.encoder
+            source = AUTOENCODER_FOLDER if encoder == config.AUTOENCODER else Path(encoder)
             (partial / config.AUTOENCODER).mkdir()
             for name in ("config.json", "model.safetensors"):
-                shutil.copyfile(learned / name, partial / config.AUTOENCODER / name)
+                shutil.copyfile(source / name, partial / config.AUTOENCODER / name)
         write_json(
             partial / "tasks.json",
             {
@@ -206,8 +213,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     statistics = _statistics(entries, model.config.obs_dim, path)
     constraint = torch.tensor([_constraint(entry, path) for entry in entries])
     base = sha256(folder / "model.safetensors")
-    cluster = _clusters(entries, model.config.clusters, path)
-    found = Checkpoint(model, specs, discounts, embeddings, planner, base, *statistics, constraint, cluster=cluster)
+    columns = _columns(entries, model.config, path)
+    found = Checkpoint(model, specs, discounts, embeddings, planner, base, *statistics, constraint, columns=columns)
     if (vision := content.get("vision")) is None:
         return found
     vision = config.parse(config.Vision, vision, f"{path}: vision")
@@ -220,8 +227,13 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def write_adapter(folder: str | Path, adapters: Adapters, name: str, task: AdapterTask) -> None:
-    """Write one adapter and its task as one folder, whole or not at all."""
-    with atomic_folder(folder) as partial:
+    """Write the files of one adapter and its task into a folder and leave its other files alone.
+
+    Raises:
+        ValueError: a checkpoint lies there, of whose files some have the same names.
+    """
+    _refuse_another(folder, "tasks.json", "a checkpoint")
+    with add_files(folder, last="adapter_config.json") as partial:
         adapters.save(partial, name)
         task.embeddings.save(partial / "task_embeddings")
         entry = {
@@ -259,6 +271,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _refuse_another(folder: str | Path, mark: str, kind: str) -> None:
+    """Refuse to replace the task embeddings of what else lies in a folder."""
+    if (Path(folder) / mark).is_file() and (Path(folder) / "task_embeddings").is_dir():
+        raise ValueError(f"{folder} holds {kind}, which would be damaged. Choose another folder, or one within it.")
+
+
 def _read_model(folder: Path, task_dim: int) -> WorldModel:
     """Read config.json and weights; sizes are compared with the weights' own before any memory is taken for them."""
     path, weights = folder / "config.json", folder / "model.safetensors"
@@ -268,11 +286,10 @@ def _read_model(folder: Path, task_dim: int) -> WorldModel:
     try:
         with safe_open(weights, framework="pt") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        copies = 0 if sizes.clusters is None or sizes.clusters.num == "auto" else sizes.clusters.num
-        if max(copies, sizes.num_q, sizes.num_enc_layers) > len(found):
+        if max(sizes.num_q, sizes.num_enc_layers, *build.column_limits(sizes).values()) > len(found):
             raise ValueError("more layers are said to be there than there are tensors")
         with torch.device("meta"):
-            expected = {name: tuple(tensor.shape) for name, tensor in WorldModel(sizes).state_dict().items()}
+            expected = {name: tuple(tensor.shape) for name, tensor in build.build_model(sizes).state_dict().items()}
         if found != expected:
             odd = sorted(set(found.items()) ^ set(expected.items()))[0][0]
             raise ValueError(f"{odd} is {found.get(odd, 'missing')}, expected {expected.get(odd, 'nothing')}")
@@ -282,7 +299,7 @@ def _read_model(folder: Path, task_dim: int) -> WorldModel:
         raise ValueError(f"{weights} does not hold the weights that {path.name} describes: {reason}.") from None
     if sizes.task_dim != task_dim:
         raise ValueError(f"{folder}: the task embeddings are {task_dim} wide, the model expects {sizes.task_dim}.")
-    model = WorldModel(sizes)
+    model = build.build_model(sizes)
     model.load_state_dict(state)
     return model.eval()
 
@@ -347,14 +364,15 @@ def _constraint(entry: dict[str, Any], path: Path) -> int:
     return CONSTRAINTS.index(name)
 
 
-def _clusters(entries: list[Any], clusters: config.Clusters | None, path: Path) -> Tensor | None:
-    """Read whose networks compute each task; None where all tasks share them."""
-    if clusters is None or clusters.num == "auto":
-        return None
-    found = [entry.get("cluster") for entry in entries]
-    if not all(type(number) is int and 0 <= number < clusters.num for number in found):
-        raise ValueError(f"{path}: `cluster` of each task must be a number from 0 to {clusters.num - 1}, not {found}.")
-    return torch.tensor(found)
+def _columns(entries: list[Any], sizes: config.Model, path: Path) -> dict[str, Tensor]:
+    """Read what networks ask of a task beside its text, each a number below a limit."""
+    columns = {}
+    for name, limit in build.column_limits(sizes).items():
+        found = [entry.get(name) for entry in entries]
+        if not all(type(number) is int and 0 <= number < limit for number in found):
+            raise ValueError(f"{path}: `{name}` of each task must be a number from 0 to {limit - 1}, not {found}.")
+        columns[name] = torch.tensor(found)
+    return columns
 
 
 def _discount(entry: Any, where: str) -> float:

@@ -9,10 +9,13 @@ from pipeline import config
 from pipeline.adapt import Settings, adapt, film, introduce
 from pipeline.agent import Agent
 from pipeline.files import atomic_folder
+from pipeline.learn.setup import product_modes
+from pipeline.learn.task_setup import CHECKPOINTS, DEMOS, EMBEDDINGS, load_demonstrations, load_embeddings
+from pipeline.observing import Observing
+from pipeline.run.launch import run_stage, start
+from pipeline.run.provenance import Summary
+from pipeline.run.run_dir import open_run_dir
 from pipeline.tasks import registry
-from pipeline.train.runtime import Summary, compute, run_stage, start
-from pipeline.train.scratch import scratch_folder
-from pipeline.train.workspace import CHECKPOINTS, DEMOS, EMBEDDINGS, load_demonstrations, load_embeddings
 
 BASE = CHECKPOINTS / "finetune" / "model"
 
@@ -31,20 +34,22 @@ def main() -> None:
     tasks, demos = config.load(config.Tasks), config.load(config.Demos)
     ranks = start(settings.runtime, settings.seed)
     (spec,) = registry.get([name], tasks.folder)
-    _, acting = compute(settings.runtime, ranks.device)
-    agent = Agent.from_pretrained(BASE, device=ranks.device, compute=acting)
-    demonstrations = load_demonstrations([spec], sight=agent.sight)[name] if demos.held_out_episodes else []
+    _, mode = product_modes(settings.runtime, ranks.device)
+    agent = Agent.from_pretrained(BASE, device=ranks.device, mode=mode)
+    demonstrations = []
+    if demos.held_out_episodes:
+        demonstrations = load_demonstrations([spec], observe=Observing(agent.pixel_encoder).demonstrations)[name]
     introduce(agent, spec, load_embeddings([spec]), demonstrations, settings.learning, settings.seed)
     out = CHECKPOINTS / "adapt" / name
 
     inputs = [DEMOS / name] if demonstrations else []
-    with scratch_folder(f"adapt-{name}", settings.shaping, [*inputs, EMBEDDINGS, BASE], settings.seed) as scratch:
-        done = adapt(agent, spec, demonstrations, settings, scratch, ranks)
+    with open_run_dir(f"adapt-{name}", settings.shaping, [*inputs, EMBEDDINGS, BASE], settings.seed) as folder:
+        done = adapt(agent, spec, demonstrations, settings, folder, ranks)
         agent.save_adapter(out / "adapter", name)
-        with atomic_folder(out / "videos") as folder:
-            film(agent, spec, settings, folder / "adapted.mp4")
-        for loop in done.loops:
-            loop.publish(out / "metrics" / loop.scratch.name)
+        with atomic_folder(out / "videos") as videos:
+            film(agent, spec, settings, videos / "adapted.mp4")
+        for run in done.runs:
+            run.publish(out / "metrics" / run.folder.name)
         Summary("adapt", done.seconds).write(out / "metrics", **done.summary(name))
     before, after = (scores["plan"]["score"] for scores in (done.zero_shot, done.adapted))
     print(f"adapt: {name}: {before:.3f} zero-shot, {after:.3f} adapted", file=sys.stderr)

@@ -10,9 +10,9 @@ import pipeline
 from pipeline import config
 from pipeline.demonstrate.collect import collect
 from pipeline.files import read_json, write_json
+from pipeline.run.launch import run_stage
+from pipeline.run.run_dir import open_run_dir as scratch_folder
 from pipeline.tasks import domains, registry
-from pipeline.train.runtime import run_stage
-from pipeline.train.scratch import scratch_folder
 
 OUT = Path("datasets/demos")
 REPORT = Path("datasets/demos.json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,18 +15,20 @@ import torch
 from pipeline import config
 from pipeline.agent import Agent
 from pipeline.files import atomic_folder, write_json
+from pipeline.learn.evaluator import Evaluator, Result, summarise
+from pipeline.learn.setup import product_modes
+from pipeline.learn.task_setup import CHECKPOINTS
 from pipeline.model.actor import Actor
 from pipeline.model.open_loop import OpenLoopActor
+from pipeline.observing import Observing
 from pipeline.progress import Progress
+from pipeline.run.launch import run_stage, start
+from pipeline.run.provenance import Summary
+from pipeline.run.ranks import Ranks
 from pipeline.tasks import registry
 from pipeline.tasks.rendering import RenderingUnavailable
 from pipeline.tasks.spec import TaskSpec
-from pipeline.train.evaluate import Evaluator, Result, record, summarise
-from pipeline.train.ranks import Ranks
-from pipeline.train.runtime import Summary, compute, run_stage, start
-from pipeline.train.workspace import CHECKPOINTS
 from pipeline.video import write_video
-from pipeline.vision.sight import Sight
 
 OUT = CHECKPOINTS / "evaluate"
 MODES = {"policy": False, "plan": True}
@@ -35,17 +38,20 @@ def main() -> None:
     tasks, runtime, settings = config.load(config.Tasks), config.load(config.Runtime), config.load(config.Evaluate)
     seed = config.load_seed()
     ranks, summary = start(runtime, seed), Summary("evaluate")
-    _, how = compute(runtime, ranks.device)
+    _, mode = product_modes(runtime, ranks.device)
     specs = registry.get(tasks.train, tasks.folder)
     agents = {
-        name: Agent.from_pretrained(CHECKPOINTS / name / "model", device=ranks.device, compute=how)
+        name: Agent.from_pretrained(CHECKPOINTS / name / "model", device=ranks.device, mode=mode)
         for name in ("pretrain", "finetune")
     }
-    actors, sight = {name: agent.told(settings.phrasing) for name, agent in agents.items()}, agents["finetune"].sight
-    results = play(actors, specs, settings, runtime, seed, ranks, sight)
-    told_other = play_pairs(actors["finetune"], tasks, specs, settings, runtime, seed, ranks, sight)
-    open_loop = play_open_loop(actors["finetune"], specs, settings, runtime, seed, ranks, sight)
-    films = film(actors["finetune"], specs, settings, seed, ranks, sight)
+    actors = {name: agent.conditioned(settings.phrasing) for name, agent in agents.items()}
+    model = agents["finetune"].model.config
+    widths, observing = (model.obs_dim, model.action_dim), Observing(agents["finetune"].pixel_encoder)
+    arena = Arena(specs, widths, settings, runtime, seed, ranks, observing)
+    results = arena.play(actors)
+    instructed_other = arena.play_pairs(actors["finetune"], tasks.pairs)
+    open_loop = arena.play_open_loop(actors["finetune"])
+    films = arena.film(actors["finetune"])
     if not ranks.is_main:
         return
 
@@ -54,7 +60,7 @@ def main() -> None:
     for (name, mode), found in results.items():
         models.setdefault(name, {})[mode], means.setdefault(name, {})[mode] = summarise(found, settings, seed)
     pairs = [
-        pair_table(pair, mode, results["finetune", mode], told_other[mode], settings, seed)
+        pair_table(pair, mode, results["finetune", mode], instructed_other[mode], settings, seed)
         for pair in tasks.pairs
         for mode in MODES
     ]
@@ -64,110 +70,12 @@ def main() -> None:
         weights = {name: agent.base for name, agent in agents.items()}  # only what was evaluated is released
         scores = {"models": models, "mean": means, "pairs": pairs, "open_loop": open_loop, "weights": weights}
         write_json(folder / "scores.json", scores)
-        summary.write(folder, episodes=settings.episodes, matmul=how.matmul)
+        summary.write(folder, episodes=settings.episodes, matmul=product_modes(runtime, ranks.device)[0])
     for name, modes in means.items():
         print(
             f"evaluate: {name}: " + ", ".join(f"{mode} {mean['score']:.3f}" for mode, mean in modes.items()),
             file=sys.stderr,
         )
-
-
-def play(
-    actors: dict[str, Actor],
-    specs: Sequence[TaskSpec],
-    settings: config.Evaluate,
-    runtime: config.Runtime,
-    seed: int,
-    ranks: Ranks,
-    sight: Sight | None,
-) -> dict[tuple[str, str], dict[str, Result]]:
-    """Play every task with every checkpoint in every mode, from the same starts."""
-    model = actors["finetune"].model.config
-    names = [spec.name for spec in specs]
-    with Evaluator(
-        specs, settings.episodes, model.obs_dim, model.action_dim, seed + 100, runtime.env_workers, ranks, sight
-    ) as evaluator:
-        return {
-            (name, mode): dict(
-                zip(names, evaluator.run(actor, names, plan, f"evaluate: {name}, {mode}", seed), strict=True)
-            )
-            for name, actor in actors.items()
-            for mode, plan in MODES.items()
-        }
-
-
-def play_pairs(
-    actor: Actor,
-    tasks: config.Tasks,
-    specs: Sequence[TaskSpec],
-    settings: config.Evaluate,
-    runtime: config.Runtime,
-    seed: int,
-    ranks: Ranks,
-    sight: Sight | None,
-) -> dict[str, dict[str, Result]]:
-    """Play each task of a pair with the other's instruction; the results are keyed by the task that scores."""
-    if not tasks.pairs:
-        return {mode: {} for mode in MODES}
-    other = {name: pair[1 - place] for pair in tasks.pairs for place, name in enumerate(pair)}
-    paired = [spec for spec in specs if spec.name in other]
-    told = [other[spec.name] for spec in paired]
-    model = actor.model.config
-    with Evaluator(
-        paired, settings.episodes, model.obs_dim, model.action_dim, seed + 200, runtime.env_workers, ranks, sight
-    ) as evaluator:
-        return {
-            mode: dict(
-                zip(
-                    (spec.name for spec in paired),
-                    evaluator.run(actor, told, plan, f"evaluate: told the other task, {mode}", seed),
-                    strict=True,
-                )
-            )
-            for mode, plan in MODES.items()
-        }
-
-
-def play_open_loop(
-    actor: Actor,
-    specs: Sequence[TaskSpec],
-    settings: config.Evaluate,
-    runtime: config.Runtime,
-    seed: int,
-    ranks: Ranks,
-    sight: Sight | None,
-) -> list[dict[str, Any]]:
-    """Play every task with plans that are executed for so many steps without looking; one entry per number of steps."""
-    if not settings.open_loop_steps:
-        return []
-    model, names = actor.model.config, [spec.name for spec in specs]
-    widths, workers = (model.obs_dim, model.action_dim), runtime.env_workers
-    entries = []
-    with Evaluator(specs, settings.open_loop_episodes, *widths, seed + 400, workers, ranks, sight) as evaluator:
-        for steps in settings.open_loop_steps:
-            blind = OpenLoopActor(actor, steps, settings.open_loop_horizon)
-            results = evaluator.run(blind, names, True, f"evaluate: {steps} steps without feedback", seed)
-            tasks, mean = summarise(dict(zip(names, results, strict=True)), settings, seed)
-            entries.append({"steps": steps, "tasks": tasks, "mean": mean})
-    return entries
-
-
-def pair_table(
-    pair: tuple[str, str],
-    mode: str,
-    own: dict[str, Result],
-    told_other: dict[str, Result],
-    settings: config.Evaluate,
-    seed: int,
-) -> dict[str, Any]:
-    """Return the two-by-two table of a pair: rows by the instruction given, columns by the task that scores."""
-    a, b = pair
-    cells = [[own[a], told_other[b]], [told_other[a], own[b]]]
-    estimates = [[summarise({"": cell}, settings, seed)[1] for cell in row] for row in cells]
-    table: dict[str, Any] = {"tasks": [a, b], "mode": mode}
-    for output, key in (("scores", "score"), ("low", "low"), ("high", "high")):
-        table[output] = [[estimate[key] for estimate in row] for row in estimates]
-    return table
 
 
 class Film(NamedTuple):
@@ -179,23 +87,99 @@ class Film(NamedTuple):
     frames: list[np.ndarray]  # each (H, W, 3) uint8
 
 
-def film(
-    actor: Actor, specs: Sequence[TaskSpec], settings: config.Evaluate, seed: int, ranks: Ranks, sight: Sight | None
-) -> list[Film]:
-    """Record one planned episode of every task, each on one of the ranks; none where there are no pictures."""
-    films = []
-    own = ranks.deal(specs) if settings.video_size else []
-    try:
-        with Progress("evaluate: filming", len(own), "episodes", quiet=not ranks.is_main) as progress:
-            for spec in own:
-                frames, score = record(actor, spec, seed + 300, settings, sight)
-                films.append(Film(spec.name, spec.instructions[0], score, frames))
-                progress.update(1)
-    except RenderingUnavailable as error:
-        if ranks.is_main:
-            print(f"evaluate: no videos: {error}", file=sys.stderr)
-    order = [spec.name for spec in specs]
-    return sorted(itertools.chain(*ranks.collect(films)), key=lambda one: order.index(one.task))
+@dataclass(frozen=True)
+class Arena:
+    """Where checkpoints are played: the tasks and how they are played, the same for all of them."""
+
+    specs: Sequence[TaskSpec]
+    widths: tuple[int, int]  # O and A
+    settings: config.Evaluate
+    runtime: config.Runtime
+    seed: int
+    ranks: Ranks
+    observing: Observing
+
+    def play(self, actors: dict[str, Actor]) -> dict[tuple[str, str], dict[str, Result]]:
+        """Play every task with every checkpoint in every mode, from the same starts."""
+        with self._evaluator(self.specs, self.settings.episodes, 100) as evaluator:
+            return {
+                (name, mode): self._run(evaluator, actor, None, plan, f"{name}, {mode}")
+                for name, actor in actors.items()
+                for mode, plan in MODES.items()
+            }
+
+    def play_pairs(self, actor: Actor, pairs: Sequence[tuple[str, str]]) -> dict[str, dict[str, Result]]:
+        """Play each task of a pair with the instruction of the other; results by mode and the task that scores."""
+        other = {name: pair[1 - place] for pair in pairs for place, name in enumerate(pair)}
+        paired = [spec for spec in self.specs if spec.name in other]
+        if not paired:
+            return {mode: {} for mode in MODES}
+        instructed = [other[spec.name] for spec in paired]
+        with self._evaluator(paired, self.settings.episodes, 200) as evaluator:
+            return {
+                mode: self._run(evaluator, actor, instructed, plan, f"the other task's instruction, {mode}")
+                for mode, plan in MODES.items()
+            }
+
+    def play_open_loop(self, actor: Actor) -> list[dict[str, Any]]:
+        """Play every task with plans that are executed for so many steps without looking; one entry per number."""
+        settings, entries = self.settings, []
+        if not settings.open_loop_steps:
+            return []
+        with self._evaluator(self.specs, settings.open_loop_episodes, 400) as evaluator:
+            for steps in settings.open_loop_steps:
+                blind = OpenLoopActor(actor, steps, settings.open_loop_horizon)
+                results = self._run(evaluator, blind, None, True, f"{steps} steps without feedback")
+                tasks, mean = summarise(results, settings, self.seed)
+                entries.append({"steps": steps, "tasks": tasks, "mean": mean})
+        return entries
+
+    def film(self, actor: Actor) -> list[Film]:
+        """Record one planned episode of every task, each on one of the ranks; none where this machine cannot draw."""
+        films = []
+        own = self.ranks.shard(self.specs) if self.settings.video_size else []
+        try:
+            with Progress("evaluate: filming", len(own), "episodes", quiet=not self.ranks.is_main) as progress:
+                for spec in own:
+                    frames, score = self.observing.record(actor, spec, self.seed + 300, self.settings)
+                    films.append(Film(spec.name, spec.instructions[0], score, frames))
+                    progress.update(1)
+        except RenderingUnavailable as error:
+            if self.ranks.is_main:
+                print(f"evaluate: no videos: {error}", file=sys.stderr)
+        order = [spec.name for spec in self.specs]
+        return sorted(itertools.chain(*self.ranks.collect(films)), key=lambda one: order.index(one.task))
+
+    def _evaluator(self, specs: Sequence[TaskSpec], episodes: int, seed: int) -> Evaluator:
+        return Evaluator(
+            specs, episodes, *self.widths, self.seed + seed, self.runtime.env_workers, self.ranks,
+            self.observing.make_envs,
+        )  # fmt: skip
+
+    def _run(
+        self, evaluator: Evaluator, actor: Actor, instructed: Sequence[str] | None, plan: bool, label: str
+    ) -> dict[str, Result]:
+        names = [spec.name for spec in evaluator.specs]
+        results = evaluator.run(actor, instructed or names, plan, f"evaluate: {label}", self.seed)
+        return dict(zip(names, results, strict=True))
+
+
+def pair_table(
+    pair: tuple[str, str],
+    mode: str,
+    own: dict[str, Result],
+    instructed_other: dict[str, Result],
+    settings: config.Evaluate,
+    seed: int,
+) -> dict[str, Any]:
+    """Return the two-by-two table of a pair: rows by the instruction given, columns by the task that scores."""
+    a, b = pair
+    cells = [[own[a], instructed_other[b]], [instructed_other[a], own[b]]]
+    estimates = [[summarise({"": cell}, settings, seed)[1] for cell in row] for row in cells]
+    table: dict[str, Any] = {"tasks": [a, b], "mode": mode}
+    for output, key in (("scores", "score"), ("low", "low"), ("high", "high")):
+        table[output] = [[estimate[key] for estimate in row] for row in estimates]
+    return table
 
 
 def write_films(films: Sequence[Film], folder: Path, fps: int) -> None:

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 from pipeline import config
 from pipeline.agent import Agent
-from pipeline.model.actor import Actor
-from pipeline.model.scaling import Stages
+from pipeline.learn.setup import Setup, product_modes
+from pipeline.learn.task_setup import CHECKPOINTS, DEMOS, load_demonstrations
+from pipeline.observing import Observing
+from pipeline.run.launch import run_stage, start
+from pipeline.run.provenance import Summary
+from pipeline.run.run_dir import open_run_dir
+from pipeline.systems import build
 from pipeline.tasks import registry
-from pipeline.train.curriculum import Curriculum, check_targets
-from pipeline.train.evaluate import Evaluator
-from pipeline.train.loop import Loop
-from pipeline.train.loops import learn_online, own_environments
-from pipeline.train.runtime import Summary, compute, run_stage, start
-from pipeline.train.scratch import scratch_folder
-from pipeline.train.seeing import make_envs
-from pipeline.train.step import Learner
-from pipeline.train.workspace import (
-    CHECKPOINTS,
-    DEMOS,
-    load_demonstrations,
-    online_buffer,
-    replay_place,
-    shared_demo_buffer,
-)
 
 PRETRAINED = CHECKPOINTS / "pretrain" / "model"
 OUT = CHECKPOINTS / "finetune"
@@ -34,58 +21,38 @@ def main() -> None:
     tasks, planner, learning = config.load(config.Tasks), config.load(config.Planner), config.load(config.Learning)
     runtime, settings, seed = config.load(config.Runtime), config.load(config.Finetune), config.load_seed()
     ranks = start(runtime, seed)
-    how_learning, how_acting = compute(runtime, ranks.device)
     specs = registry.get(tasks.train, tasks.folder)
-    evaluated = Agent.from_pretrained(PRETRAINED, device=ranks.device).with_planner(planner)
-    world_model, model = evaluated.model, evaluated.model.config
-    table = evaluated.table
-    if settings.scaling:
-        check_targets(settings.scaling, tasks.train)
-    sight = evaluated.sight
-    demonstrations = load_demonstrations(specs, ranks, sight)
-    env_specs = [spec for spec in specs for _ in range(settings.envs_per_task)]
+    agent = Agent.from_pretrained(PRETRAINED, device=ranks.device).with_planner(planner)
+    model = agent.model.config
+    observing = Observing(agent.pixel_encoder)
+    demonstrations = load_demonstrations(specs, ranks, observing.demonstrations)
 
     shaping = [tasks.train, tasks.weights, planner, learning, settings]
-    with scratch_folder("finetune", shaping, [DEMOS, PRETRAINED], seed, ranks) as scratch:
-        stages = Stages(world_model, settings.scaling, seed) if settings.scaling else None
-        learner = Learner(
-            world_model,
-            table,
-            learning,
-            settings.warmup_updates,
-            ranks,
-            how_learning,
-            runtime.accumulate,
-            stages=stages,
-        )
-        curriculum = Curriculum(settings.scaling, learner, table.names) if settings.scaling else None
-        place = replay_place(runtime, ranks.device, scratch, table.names, tasks.weights)
-        demos = shared_demo_buffer(ranks, demonstrations, table.names, model, planner.horizon, place, scratch)
+    with open_run_dir("finetune", shaping, [DEMOS, PRETRAINED], seed, ranks) as folder:
+        setup = Setup(
+            agent.model, agent.table, planner, learning, runtime, seed, ranks, folder, tasks.weights,
+            observing.make_envs, **build.acting_and_replay(model, learning),
+        )  # fmt: skip
+        demos = setup.demo_replay(demonstrations)
         demonstrations.clear()
-        numbers = own_environments(ranks, env_specs)
-        capacity = math.ceil(settings.replay_capacity * len(numbers) / len(env_specs))
-        replay = online_buffer(capacity, model, planner.horizon, place, ranks.rank, learning.clipped)
-        own_specs = [env_specs[number] for number in numbers]
-        widths, workers = (model.obs_dim, model.action_dim), runtime.env_workers
-        with (
-            Evaluator(specs, settings.eval_episodes, *widths, seed + 1, workers, ranks, sight) as evaluator,
-            make_envs(sight, own_specs, *widths, seed + 3, workers, numbers) as envs,
-        ):
-            player, collector = (Actor(world_model, table, planner, how_acting) for _ in range(2))
-            loop = Loop("finetune", scratch, learner, player, evaluator, seed, runtime, ranks)
-            learn_online(loop, settings, demos, replay, envs, env_specs, collector, specs, curriculum)
+        num_envs = len(specs) * settings.envs_per_task
+        build.check_finetuning(model, learning, settings, tasks.train, ranks, num_envs, demos is not None)
+        extensions = build.online_extensions(agent.model, agent.table, learning, settings.scaling, seed)
+        learner = setup.learner(settings.warmup_updates, extensions)
+        run = setup.run("finetune", folder, learner, settings, specs)
+        replay = setup.learn_online(run, settings, demos, specs)
         transitions = sum(ranks.collect(replay.num_transitions))
         if ranks.is_main:
-            evaluated.save_pretrained(OUT / "model")
-            loop.publish(OUT / "metrics")
-            Summary("finetune", loop.seconds).write(
+            agent.save_pretrained(OUT / "model")
+            run.publish(OUT / "metrics")
+            Summary("finetune", run.seconds).write(
                 OUT / "metrics",
-                env_steps=loop.position,
+                env_steps=run.position,
                 updates=learner.updates,
                 transitions=transitions,
                 processes=ranks.count,
-                matmul=how_learning.matmul,
-                **({"stage": stages.stage, "solved": sorted(curriculum.solved)} if stages and curriculum else {}),
+                matmul=product_modes(runtime, ranks.device)[0],
+                **build.summary(extensions),
             )
 
 

@@ -6,92 +6,77 @@ import dataclasses
 
 from pipeline import config
 from pipeline.agent import Agent
-from pipeline.model.actor import Actor
-from pipeline.model.world_model import WorldModel
-from pipeline.tasks import registry
-from pipeline.train import clustering
-from pipeline.train.evaluate import Evaluator
-from pipeline.train.loop import RANK_SEEDS, Loop
-from pipeline.train.loops import learn_offline
-from pipeline.train.runtime import Summary, compute, run_stage, start
-from pipeline.train.scratch import scratch_folder
-from pipeline.train.step import Learner
-from pipeline.train.workspace import (
+from pipeline.learn.offline import learn_offline
+from pipeline.learn.setup import Setup, product_modes
+from pipeline.learn.task_setup import (
     CHECKPOINTS,
     DEMOS,
     EMBEDDINGS,
     load_demonstrations,
     load_embeddings,
-    replay_place,
-    shared_demo_buffer,
     task_table,
 )
-from pipeline.vision.sight import load_sight
+from pipeline.observing import Observing
+from pipeline.run.launch import run_stage, start
+from pipeline.run.provenance import Summary
+from pipeline.run.run_dir import open_run_dir
+from pipeline.systems import build
+from pipeline.tasks import registry
+
+OUT = CHECKPOINTS / "pretrain"
 
 
 def main() -> None:
     tasks, model, planner = config.load(config.Tasks), config.load(config.Model), config.load(config.Planner)
-    learning, runtime, settings = (
-        config.load(config.Learning),
-        config.load(config.Runtime),
-        config.load(config.Pretrain),
-    )
-    seed = config.load_seed()
+    learning, runtime = config.load(config.Learning), config.load(config.Runtime)
+    settings, vision, seed = config.load(config.Pretrain), config.load(config.Vision), config.load_seed()
     ranks = start(runtime, seed)
-    how_learning, how_acting = compute(runtime, ranks.device)
     specs = registry.get(tasks.train, tasks.folder)
-    if model.clusters is not None:
-        clustering.check(model.clusters, len(specs), settings.updates)
+    build.check_pretraining(model, settings, tasks.train)
     embeddings = load_embeddings(specs)
-    vision = config.load(config.Vision)
-    sight = load_sight(vision, ranks.device)
-    if sight is not None:
-        for name in tasks.train:  # one without demonstrations has no autoencoder of its own cluster
-            sight.adopt(name, embeddings.nearest)
-    demonstrations = load_demonstrations(specs, ranks, sight)
-    table = task_table(specs, embeddings, demonstrations, model, learning, sight, seed) if ranks.is_main else None
-    table = ranks.from_main(table).to(ranks.device)
+    observing = Observing.load(vision, ranks.device, tasks.train, embeddings.nearest)
+    demonstrations = load_demonstrations(specs, ranks, observing.demonstrations)
+    table, without = None, None
+    if ranks.is_main:
+        observing.check_bodies(specs, demonstrations)
+        columns = build.task_columns(model, len(specs))
+        table = task_table(specs, embeddings, demonstrations, model, learning, seed, observing.width, columns)
+        without = [spec.name for spec in specs if not demonstrations[spec.name]]
+    table, without = ranks.from_main(table).to(ranks.device), ranks.from_main(without)
+    build.check_pretraining(model, settings, tasks.train, without)
 
-    shaping = [tasks.train, tasks.weights, model, planner, learning, settings, *([vision] if sight else [])]
-    with scratch_folder("pretrain", shaping, [DEMOS, EMBEDDINGS], seed, ranks) as scratch:
-        place = replay_place(runtime, ranks.device, scratch, table.names, tasks.weights)
-        demos = shared_demo_buffer(ranks, demonstrations, table.names, model, planner.horizon, place, scratch)
+    shaping = [tasks.train, tasks.weights, model, planner, learning, settings]
+    shaping += [vision] if observing.pixel_encoder else []
+    with open_run_dir("pretrain", shaping, [DEMOS, EMBEDDINGS], seed, ranks) as folder:
+        # All tasks share every network until clusters of them are found.
+        world_model = build.build_model(dataclasses.replace(model, clusters=None)).to(ranks.device)
+        setup = Setup(
+            world_model, table, planner, learning, runtime, seed, ranks, folder, tasks.weights, observing.make_envs,
+            **build.acting_and_replay(model, learning),
+        )  # fmt: skip
+        demos = setup.demo_replay(demonstrations)
         if demos is None and settings.updates:
             raise ValueError("none of the tasks has demonstrations: set pretrain.updates to 0 to learn online alone")
-        without = [spec.name for spec in specs if not demonstrations.get(spec.name)]
-        if model.clusters and without:
-            raise ValueError(
-                f"model.clusters compares gradients on demonstrations, and {', '.join(without)} have none: set it to "
-                "null, or leave these tasks out of tasks.train"
-            )
         demonstrations.clear()
-        # All tasks share every network during the warm-up of the clusters.
-        world_model = WorldModel(dataclasses.replace(model, clusters=None)).to(ranks.device)
-        warmup, clusters = settings.warmup_updates, model.clusters
-        learner = Learner(world_model, table, learning, warmup, ranks, how_learning, runtime.accumulate, clusters)
-        actor = Actor(world_model, table, planner, how_acting)
-        with Evaluator(
-            specs, settings.eval_episodes, model.obs_dim, model.action_dim, seed + 1, runtime.env_workers, ranks, sight
-        ) as evaluator:
-            loop = Loop("pretrain", scratch, learner, actor, evaluator, seed, runtime, ranks)
+        extensions = build.offline_extensions(
+            world_model, table, learning, model.clusters, demos, seed, folder / "metrics"
+        )
+        learner = setup.learner(settings.warmup_updates, extensions)
+        run = setup.run("pretrain", folder, learner, settings, specs)
+        with run:
             if demos is not None:
-                own_seed = seed + clustering.SEED + RANK_SEEDS * ranks.rank
-                clusterer = (
-                    clustering.Clusterer(learner, demos, own_seed, ranks, scratch / "metrics") if clusters else None
-                )
-                learn_offline(loop, settings, demos.sample, specs, clusterer)
+                learn_offline(run, demos)
         if ranks.is_main:
-            agent = Agent(world_model, specs, embeddings, table, planner, vision=vision)
-            agent.save_pretrained(CHECKPOINTS / "pretrain" / "model")
-            loop.publish(CHECKPOINTS / "pretrain" / "metrics")
-            Summary("pretrain", loop.seconds).write(
-                CHECKPOINTS / "pretrain" / "metrics",
+            Agent(world_model, specs, embeddings, table, planner, vision=vision).save_pretrained(OUT / "model")
+            run.publish(OUT / "metrics")
+            Summary("pretrain", run.seconds).write(
+                OUT / "metrics",
                 updates=learner.updates,
                 parameters=sum(parameter.numel() for parameter in world_model.parameters() if parameter.requires_grad),
                 demonstrations=demos.num_episodes if demos else 0,
                 transitions=demos.num_transitions if demos else 0,
                 processes=ranks.count,
-                matmul=how_learning.matmul,
+                matmul=product_modes(runtime, ranks.device)[0],
             )
 
 

@@ -12,9 +12,10 @@ from pipeline.files import atomic_folder
 from pipeline.hub.demos import write_demos_release
 from pipeline.hub.push import Pushed, check_repo_id, hashes, push, write_receipt
 from pipeline.hub.release import write_release
-from pipeline.report.results import read_results
+from pipeline.results import read_results
+from pipeline.run.launch import run_stage
+from pipeline.run.provenance import Summary
 from pipeline.tasks import registry
-from pipeline.train.runtime import Summary, run_stage
 
 OUT = Path("checkpoints/publish")
 DEMOS = Path("datasets/demos")

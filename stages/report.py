@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipeline.report import write_report
-from pipeline.train.runtime import run_stage
+from pipeline.run.launch import run_stage
 
 TARGET = Path("checkpoints/report/report.html")
 

@@ -14,7 +14,8 @@ from matplotlib.image import imsave
 from pipeline import report
 from pipeline.files import write_json
 from pipeline.report import write_report
-from pipeline.report.results import Curve
+from pipeline.results import Curve
+from pipeline.run.metrics import FILE
 from pipeline.video import write_video
 
 pytestmark = pytest.mark.slow  # whole pages are drawn
@@ -60,7 +61,7 @@ def write_inputs(root: Path, size: int = 32) -> None:
     checkpoints = root / "checkpoints"
     for stage, seconds, steps in (("pretrain", 410.0, 8000), ("finetune", 720.0, 24000)):
         write_json(checkpoints / stage / "metrics/summary.json", summary(stage, seconds))
-        write_curves(checkpoints / stage / "metrics/plots/metrics", steps, seconds, rng)
+        write_curves(checkpoints / stage / "metrics", steps, seconds, rng)
     write_json(checkpoints / "evaluate/metrics/summary.json", summary("evaluate", 130.0))
     write_json(checkpoints / "evaluate/metrics/scores.json", evaluation(rng))
     index = []
@@ -98,10 +99,13 @@ def write_curves(folder: Path, steps: int, seconds: float, rng: np.random.Genera
 
 
 def write_curve(folder: Path, name: str, steps: Iterable[float], values: Iterable[float]) -> None:
-    path = folder / f"{name}.tsv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = "".join(f"{step}\t{value}\n" for step, value in zip(steps, values, strict=True))
-    path.write_text(f"step\t{path.stem}\n{rows}")
+    write_rows(folder, [{"step": int(step), name: float(value)} for step, value in zip(steps, values, strict=True)])
+
+
+def write_rows(folder: Path, rows: Iterable[dict]) -> None:
+    """Add rows to the metrics of a folder."""
+    with (folder / FILE).open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def estimate(score: float, spread: float = 0.06) -> dict:
@@ -229,28 +233,25 @@ def page(root) -> tuple[str, Page]:
 
 
 def write_experts(folder: Path, layers: dict[str, list[list[list[float]]]], every: int = 1000) -> None:
-    """Write experts.tsv: for each layer, log line and task the shares of its experts; none where a task had no rows."""
-    num = len(next(share for lines in layers.values() for shares in lines for share in shares if share))
-    text = "\t".join(["step", "layer", "task", "rows", *(f"expert_{expert}" for expert in range(num))]) + "\n"
-    for line in range(len(next(iter(layers.values())))):
-        for layer, lines in layers.items():
-            for task, share in zip(TASKS, lines[line], strict=True):
-                values = [every * (line + 1), layer, task, 1 / sum(map(bool, lines[line])), *share]
-                text += "\t".join(map(str, values)) + "\n" if share else ""
-    (folder / "experts.tsv").write_text(text)
+    """Log, for each layer, row and task, the shares of its experts; none where a task had no rows of data."""
+    for layer, rows in layers.items():
+        for number, shares in enumerate(rows, 1):
+            part = 1 / sum(map(bool, shares))
+            table = {task: [part * one for one in share] for task, share in zip(TASKS, shares, strict=True) if share}
+            write_rows(folder, [{"step": every * number, f"expert_use/{layer}": table}])
 
 
 @pytest.fixture(scope="module")
 def full_page(root, tmp_path_factory) -> tuple[str, Page]:
     """With what only some runs have: stages of growth, experts, clusters of tasks, tasks that nobody demonstrated."""
     full = Path(shutil.copytree(root, tmp_path_factory.mktemp("full") / "results"))
-    folder = full / "checkpoints/finetune/metrics/plots/metrics"
+    folder = full / "checkpoints/finetune/metrics"
     write_curve(folder, "scaling/stage", [0, 800, 1600], [0, 1, 2])
     for task, values in zip(TASKS, ([0, 1, 1], [1, 0, 1], [0, 0, 0], [1, 1, 1]), strict=False):
         write_curve(folder, f"solved/{task}", [0, 800, 1600], values)
     even, one, other = [0.5, 0.5], [1.0, 0.0], [0.25, 0.75]
     lines = [[even] * 4, [one, even, [], other], [one, one, one, other]]
-    write_experts(full / "checkpoints/finetune/metrics", {"dynamics": lines, "q.0": lines[::-1]})
+    write_experts(folder, {"dynamics": lines, "q.0": lines[::-1]})
     cosines = [[1, 0.1, 0.7, -0.4], [0.1, 1, 0.2, 0.6], [0.7, 0.2, 1, 0.0], [-0.4, 0.6, 0.0, 1]]
     found = {
         "tasks": TASKS,
@@ -395,9 +396,7 @@ def test_texts_are_escaped(changed):
     write_json(index, videos)
     demos = changed / "datasets/demos.json"
     demos.write_text(demos.read_text().replace('"expert"', '"<img src=x onerror=alert(1)>"'))
-    curves = changed / "checkpoints/finetune/metrics/plots/metrics/train"
-    (curves / "total.tsv").rename(curves / 'a"<b>$x_$.tsv')
-    (curves / 'a"<b>$x_$.tsv').write_text('step\ta"<b>$x_$\n0\t1\n5\t2\n'.replace('\ta"<b>$x_$', '\t"a""<b>$x_$"'))
+    write_curve(changed / "checkpoints/finetune/metrics", 'train/a"<b>$x_$', [0, 5], [1, 2])
     html, page = make_page(changed)
     assert "<script" not in html
     assert "<img" not in html
@@ -444,7 +443,8 @@ def test_a_missing_stage_is_named_where_it_belongs_and_the_rest_is_shown(changed
     [
         ("evaluate/metrics/scores.json", '{"models": {}, "pairs": []}', r"scores.json: `mean`: Field required"),
         ("adapt/mw-drawer-close/metrics/summary.json", "{", "not valid JSON .* run `dvc repro adapt@mw-drawer-close`"),
-        ("pretrain/metrics/plots/metrics/eval/score.tsv", "step\tscore\n0\tx\n", "score.tsv: expected columns"),
+        ("pretrain/metrics/metrics.jsonl", '{"step": 0, "eval/score": "x"}\n', "line 1: `eval/score` is not a number"),
+        ("pretrain/metrics/metrics.jsonl", '{"step": 0}\n{\n', "metrics.jsonl, line 2: expected a JSON object"),
     ],
 )
 def test_a_file_of_another_form_is_named_and_no_page_is_left(changed, path, content, message):
@@ -468,10 +468,10 @@ def test_the_page_shows_which_tasks_use_which_experts(full_page, page):
     assert "#experts" in page.attributes("href")
 
 
-def test_a_broken_table_of_experts_is_named(changed):
-    path = changed / "checkpoints/pretrain/metrics/experts.tsv"
-    path.write_text("step\tlayer\ttask\trows\texpert_0\n100\tdynamics\twalker-walk\t1\tx\n")
-    with pytest.raises(ValueError, match=r"experts.tsv: expected columns step, layer, task, rows, expert_0"):
+@pytest.mark.parametrize("table", [1, [], {}, {"walker-walk": ["x"]}, {"walker-walk": [1], "walker-run": [0.5, 0.5]}])
+def test_a_broken_table_of_experts_is_named(changed, table):
+    write_rows(changed / "checkpoints/pretrain/metrics", [{"step": 9000, "expert_use/dynamics": table}])
+    with pytest.raises(ValueError, match=r"metrics.jsonl.*`expert_use/"):
         make_page(changed)
 
 

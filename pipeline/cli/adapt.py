@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,9 +71,12 @@ def adapt_to_task(options: argparse.Namespace) -> None:
     """Train an adapter for a task and write it, with curve, videos and metrics."""
     from pipeline.adapt import adapt, introduce
     from pipeline.agent import Agent
+    from pipeline.files import add_files
+    from pipeline.learn.setup import product_modes
+    from pipeline.run.launch import start
+    from pipeline.run.provenance import Summary
+    from pipeline.run.run_dir import open_run_dir
     from pipeline.tasks import registry
-    from pipeline.train.runtime import Summary, compute, start
-    from pipeline.train.scratch import scratch_folder
 
     settings = read_settings(options)
     is_file = options.task.endswith((".yaml", ".yml"))
@@ -84,8 +86,8 @@ def adapt_to_task(options: argparse.Namespace) -> None:
         raise ValueError(f"{out} already holds an adapter. Choose another folder with --output, or remove that one.")
     demonstrations, files = read_demos(options, spec)
     ranks = start(settings.runtime, settings.seed)
-    _, acting = compute(settings.runtime, ranks.device)
-    agent = Agent.from_pretrained(options.checkpoint, device=ranks.device, compute=acting)
+    _, mode = product_modes(settings.runtime, ranks.device)
+    agent = Agent.from_pretrained(options.checkpoint, device=ranks.device, mode=mode)
     if options.adapter:
         begun = agent.add_adapter(options.adapter, trainable=True)
         if begun != spec.name:
@@ -100,12 +102,13 @@ def adapt_to_task(options: argparse.Namespace) -> None:
     shaping = [*settings.shaping, agent.base or "", dataclasses.asdict(spec), [str(options.num_demos)]]
     watch = Watching(agent, spec, settings, out)
     try:
-        with scratch_folder(f"adapt-{spec.name}", shaping, files, settings.seed) as scratch:
-            done = adapt(agent, spec, demonstrations, settings, scratch, ranks, watch)
-            save(agent, spec.name, out)
-            for loop in done.loops:
-                loop.publish(out / "metrics" / loop.scratch.name)
-            Summary("adapt", done.seconds).write(out, **done.summary(spec.name), nearest=dict(nearest))
+        with open_run_dir(f"adapt-{spec.name}", shaping, files, settings.seed) as run_dir:
+            done = adapt(agent, spec, demonstrations, settings, run_dir, ranks, watch)
+            with add_files(out, last="adapter_config.json") as folder:
+                agent.save_adapter(folder, spec.name)
+                for run in done.runs:
+                    run.publish(folder / "metrics" / run.folder.name)
+                Summary("adapt", done.seconds).write(folder, **done.summary(spec.name), nearest=dict(nearest))
     except KeyboardInterrupt:
         print("adapt: stopped. What was saved is kept: the same command goes on from there.", file=sys.stderr)
         raise
@@ -174,14 +177,3 @@ class Watching:
             partial.write_text(as_file(chart))
         if event != "evaluated":
             film(self._agent, self._spec, self._settings, self._out / "videos" / f"{event}.mp4")
-
-
-def save(agent: Agent, name: str, out: Path) -> None:
-    """Put the adapter's files into `out`, beside what lies there; its configuration, by which it is found, last."""
-    whole = out / ".adapter"
-    agent.save_adapter(whole, name)
-    for path in sorted(whole.iterdir(), key=lambda path: path.name == "adapter_config.json"):
-        if (out / path.name).is_dir():
-            shutil.rmtree(out / path.name)
-        path.replace(out / path.name)
-    whole.rmdir()

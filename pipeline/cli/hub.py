@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pipeline.store import Found
 
 RELEASE = Path("checkpoints/publish/release")
+PULLED = "pulled.json"
 
 
 def add_to(commands: Any) -> None:
@@ -49,27 +50,37 @@ def add_to(commands: Any) -> None:
 
 def pull_repo(options: argparse.Namespace) -> None:
     """Download one commit of a repo, checked; print where it lies. With --to, pulled.json says what was pulled."""
-    from pipeline.files import atomic_folder, write_json
-    from pipeline.hub.push import hashes
-    from pipeline.store import listed
-
     found = _fetch(options)
     if found.commit is None:
         raise ValueError(f"{options.repo} is a folder on this machine: there is nothing to pull.")
     _check(found.folder, options.dataset)
-    place = found.folder
     if options.to:
-        if options.to.exists() and not (options.to / "pulled.json").is_file():
-            raise ValueError(f"{options.to} exists, and no pull made it: it is left alone. Choose another folder.")
-        with atomic_folder(options.to) as partial:
-            for name in listed(found.folder, _files(options)):
-                (partial / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(found.folder / name, partial / name)
-            files = hashes(partial)
-            record = {"repo": options.repo, "revision": options.revision, "commit": found.commit, "files": files}
-            write_json(partial / "pulled.json", record)
-        place = options.to
-    print(f"{options.repo} at commit {found.commit} -> {place}")
+        _copy(found, options)
+    print(f"{options.repo} at commit {found.commit} -> {options.to or found.folder}")
+
+
+def _copy(found: Found, options: argparse.Namespace) -> None:
+    """Copy what was pulled into a folder, in the place of what an earlier pull put there, and of nothing else."""
+    from pipeline.files import add_files, read_json, write_json
+    from pipeline.hub.push import hashes
+    from pipeline.store import listed, sha256
+
+    folder, path = options.to, options.to / PULLED
+    if folder.exists() and not path.is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(f"{folder} exists, and no pull made it: it is left alone. Choose another folder.")
+    before = read_json(path, "eft pull").get("files", {}) if path.is_file() else {}
+    with add_files(folder, last=PULLED if options.dataset else "tasks.json") as partial:
+        for name in listed(found.folder, _files(options)):
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(found.folder / name, partial / name)
+        files = hashes(partial)
+        record = {"repo": options.repo, "revision": options.revision, "commit": found.commit, "files": files}
+        write_json(partial / PULLED, record)
+    for name in set(before) - set(files):  # of the earlier commit alone; kept if it was changed since
+        old = folder / name
+        inside = old.resolve().is_relative_to(folder.resolve())
+        if inside and old.is_file() and sha256(old) == before[name]:
+            old.unlink()
 
 
 def push_folder(options: argparse.Namespace) -> None:
@@ -175,6 +186,8 @@ def _print_model(folder: Path) -> None:
     print(f"  adapters      {_plain(', '.join(adapters)) or 'none'}")
     path = folder / "metrics.json"
     metrics = read_json(path, "dvc repro publish") if path.is_file() else {}
+    if _evaluated(metrics) != checkpoint.base:
+        metrics = {}  # they are of weights that lay here before
     print(f"\n  {'task':<32} {'actions':>7} {'length':>6}  {'policy':>6}  {'planned':>7}")
     for spec in checkpoint.specs:
         shown = [_score(metrics, mode, spec.name) for mode in ("policy", "plan")]
@@ -186,6 +199,14 @@ def _score(metrics: Any, mode: str, task: str) -> str:
         return f"{float(metrics['scores']['models']['finetune'][mode][task]['score']):.3f}"
     except (KeyError, TypeError, ValueError):
         return "-"
+
+
+def _evaluated(metrics: Any) -> str | None:
+    """The SHA-256 of the weights whose scores these are."""
+    try:
+        return metrics["scores"]["weights"]["finetune"]
+    except (KeyError, TypeError):
+        return None
 
 
 def _print_demos(folder: Path) -> None:

@@ -219,7 +219,7 @@ class Runtime:
     accumulate: Count  # pieces a batch is computed in for one update: the same update in less memory
     keep_saves: Count  # resumable saves kept; an older one goes once a newer one was read back whole
     stop_seconds: CountOrZero  # a SIGTERM ends the run this many seconds later, saved or not; 0 = it takes its time
-    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...]  # told of the metrics beside DVCLive
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...]  # who else gets the metrics
     replay: Literal["memory", "device", "disk"]  # where transitions are kept: the device's own memory saves copies, ...
     # ... files (in .resume/, mapped into memory) may be larger than memory
 

@@ -20,9 +20,10 @@ from pipeline import config
 from pipeline.data.demos import FILE, read_episodes, write_card, write_episodes, write_missing
 from pipeline.data.episode import Episode
 from pipeline.demonstrate.play import expert_method, least_score
-from pipeline.demonstrate.workers import Workers, available_cores
+from pipeline.demonstrate.workers import Workers
 from pipeline.files import atomic_folder, read_json
 from pipeline.progress import Progress
+from pipeline.run.cores import available_cores
 from pipeline.tasks.spec import TaskSpec
 
 
@@ -70,7 +71,7 @@ def collect(
     demos: config.Demos,
     seed: int,
     folder: str | Path,
-    scratch: str | Path,
+    run_dir: str | Path,
     own: str | Path,
 ) -> dict[str, Any]:
     """Write demonstrations of every task to `folder/<task>/`, and what the `datasets` library needs beside them.
@@ -80,7 +81,7 @@ def collect(
         demos: how to collect.
         seed: the run's seed.
         folder: where the demonstrations go; replaced whole, when all are there.
-        scratch: where finished attempts wait; the caller removes it on success.
+        run_dir: where finished attempts wait; the caller removes it on success.
         own: folder of the user's own demonstrations; a task found there is taken from there, not played.
 
     Returns:
@@ -97,7 +98,7 @@ def collect(
     played = [(spec, count) for spec, count in wanted if spec.name not in brought and spec.name not in missing]
     # Planners first: with the long episodes at the end one worker would play while the others wait.
     played.sort(key=lambda one: expert_method(one[0]) != "planner")
-    states = [TaskState(spec, count, count * demos.max_attempts, Path(scratch) / spec.name) for spec, count in played]
+    states = [TaskState(spec, count, count * demos.max_attempts, Path(run_dir) / spec.name) for spec, count in played]
     for state in states:
         read_notes(state)
     play_all(states, demos, seed)

@@ -85,8 +85,3 @@ class Workers:
             process.kill()
         for process in self._all:
             process.__exit__(None, None, None)  # waits, and closes the pipes
-
-
-def available_cores() -> int:
-    """Return the CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from pipeline import store
 from pipeline.files import atomic_folder, write_json
 from pipeline.hub.private import refuse_private
-from pipeline.report.results import Estimate, Results
+from pipeline.results import Estimate, Results
 from pipeline.tasks.spec import TaskSpec
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")

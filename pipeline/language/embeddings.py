@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from pipeline.config import near
-from pipeline.files import atomic_folder, read_json, write_json
+from pipeline.files import add_files, read_json, write_json
 from pipeline.language.encoder import TextEncoder
 
 MADE_BY = "dvc repro embed"
@@ -151,12 +151,12 @@ class TaskEmbeddings:
                 )
 
     def save(self, folder: str | Path) -> None:
-        """Write vectors.safetensors and texts.json as one folder, whole or not at all."""
+        """Write vectors.safetensors and texts.json into a folder, both or none."""
         tasks = [
             {"name": name, "texts": list(texts), "unseen": kept, "sha256": [_sha256(text) for text in (*texts, kept)]}
             for name, texts, kept in zip(self.names, self.texts, self.unseen_texts, strict=True)
         ]
-        with atomic_folder(folder) as partial:
+        with add_files(folder, last="texts.json") as partial:
             vectors = {"vectors": self.vectors, "unseen": self.unseen_vectors}
             save_file(
                 {name: np.ascontiguousarray(part) for name, part in vectors.items()}, partial / "vectors.safetensors"

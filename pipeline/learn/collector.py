@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline import config
-from pipeline.data.replay import ReplayBuffer
+from pipeline.learn.replay import ReplayBuffer
 from pipeline.model.actor import Actor
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv
 
-# What is saved with a row per environment, and the dim of these rows.
-_BY_ENVIRONMENT = {
-    "length": 0,
-    "episodes": 0,
-    "actor.is_first": 0,
-    "actor.prev_mean": 1,
-    "actor.past_obs": 1,
-    "actor.past_action": 1,
-    "actor.past_length": 0,
-}
+# What is saved with a row per environment, and the dim of these rows; the actor's own come from `Actor.ENV_DIMS`.
+_ENV_DIMS = {"length": 0, "episodes": 0}
 
 
 class Finished(NamedTuple):
@@ -44,12 +36,14 @@ class Collector:
         rows: (N,) row of the task table of each environment.
         envs: the environments, in the order of `specs`.
         actor: acts, exploring.
-        replay: takes the episodes.
-        imitate: how much the policy imitates these episodes.
+        replay: takes the episodes, with those columns of the actor's that it keeps.
+        settings: how much the policy imitates these episodes, how many the policy plays alone before anything is
+            trained.
         seed: of the actor's random numbers.
 
     Attributes:
         episodes: (N,) finished episodes of each environment.
+        seeded: enough episodes were played for training to begin.
 
     Raises:
         ValueError: the episodes of a task are shorter than a slice.
@@ -62,7 +56,7 @@ class Collector:
         envs: VectorEnv,
         actor: Actor,
         replay: ReplayBuffer,
-        imitate: config.Imitate,
+        settings: config.Finetune,
         seed: int,
     ):
         for spec in specs:
@@ -71,7 +65,7 @@ class Collector:
                     f"episodes of {spec.name} have {spec.episode_length} agent steps, planner.horizon is "
                     f"{replay.horizon}: no slice of one fits. Lower the horizon or leave the task out."
                 )
-        self._imitate = imitate
+        self._settings, self.seeded = settings, False
         self._specs, self._rows, self._envs, self._actor, self._replay = list(specs), rows, envs, actor, replay
         num_envs, longest = len(specs), max(spec.episode_length for spec in specs)
         model = actor.model.config
@@ -79,7 +73,7 @@ class Collector:
         self._obs = torch.zeros(num_envs, longest + 1, model.obs_dim)
         self._action = torch.zeros(num_envs, longest, model.action_dim)
         self._reward = torch.zeros(num_envs, longest)
-        self._log_prob = None if replay.log_prob is None else torch.zeros(num_envs, longest)
+        self._columns = {name: torch.zeros(num_envs, longest) for name in replay.columns}
         self._length = np.zeros(num_envs, dtype=np.int64)
         self._stepping = np.arange(num_envs)  # the environments that the step under way is for
         self.episodes = np.zeros(num_envs, dtype=np.int64)  # episodes ended per environment, lost ones too
@@ -87,34 +81,41 @@ class Collector:
         self._start(self._envs.reset())
         self.episodes[:] = self._envs.episodes
 
-    def begin_step(
-        self, plan: bool | Tensor, constraint_weight: float | Tensor, playing: np.ndarray | None = None
-    ) -> None:
+    @property
+    def tasks(self) -> set[int]:
+        """The rows of the task table that are played here."""
+        return set(self._rows.tolist())
+
+    @property
+    def env_dims(self) -> dict[str, int]:
+        """What `state_tensors` holds with a row per environment, and the dim of these rows."""
+        return _ENV_DIMS | {f"actor.{name}": dim for name, dim in self._actor.ENV_DIMS.items()}
+
+    def seeding(self, playing: np.ndarray) -> bool:
+        """Whether an environment that is played, (N,) bool, has yet to be played by the policy alone."""
+        return not (self.seeded or ((self.episodes >= self._settings.seeding_episodes) | ~playing).all())
+
+    def begin_step(self, plan: Tensor, constraint_weight: Tensor, playing: np.ndarray | None = None) -> None:
         """Choose actions and let the environments step; the caller may do something else meanwhile.
 
         Args:
-            plan: with the planner, else with the policy alone; for all, or (N,) bool.
-            constraint_weight: how much the plan starts from the policy's own, in [0, 1], for all or (N,).
+            plan: (N,) bool, with the planner, else with the policy alone.
+            constraint_weight: (N,) in [0, 1], how far the plan starts from the policy's own.
             playing: (N,) bool, the environments that step; the others rest in the middle of an episode. None for all.
         """
+        everyone = playing is None or bool(playing.all())
         which = self._stepping = np.arange(len(self._specs)) if playing is None else np.flatnonzero(playing)
-        if len(which) == len(self._specs):
-            playing = None
-        envs = None if playing is None else torch.from_numpy(which)
-        if envs is not None:
-            plan = plan[envs] if isinstance(plan, Tensor) else plan
-            constraint_weight = constraint_weight[envs] if isinstance(constraint_weight, Tensor) else constraint_weight
+        envs = None if everyone else torch.from_numpy(which)
         action = torch.zeros(len(self._specs), self._action.shape[2])
         if len(which):
             length = self._length[which]
-            obs, rows = self._obs[which, length], self._rows if envs is None else self._rows[envs]
-            if self._log_prob is None:
-                action[which] = self._actor.act(obs, rows, plan, True, constraint_weight, envs)
-            else:
-                action[which], log_prob = self._actor.explore(obs, rows, plan, constraint_weight, envs)
-                self._log_prob[which, length] = log_prob
+            own = (self._rows, plan, constraint_weight)
+            rows, plan, constraint_weight = own if envs is None else (part[envs] for part in own)
+            action[which] = self._actor.act(self._obs[which, length], rows, plan, True, constraint_weight, envs)
+            for name, column in self._columns.items():
+                column[which, length] = self._actor.columns[name]
             self._action[which, length] = action[which]
-        self._envs.begin_step(action.numpy(), playing)
+        self._envs.begin_step(action.numpy(), None if everyone else playing)
 
     def end_step(self) -> list[Finished]:
         """Wait for the environments and return the episodes that ended with this step.
@@ -147,9 +148,7 @@ class Collector:
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Return the episodes under way and the actor's state, for a bit-for-bit resume."""
-        steps = {"action": self._action, "reward": self._reward}
-        if self._log_prob is not None:
-            steps["log_prob"] = self._log_prob
+        steps = {"action": self._action, "reward": self._reward, **self._columns}
         return {
             "obs": torch.cat([self._obs[i, : length + 1] for i, length in enumerate(self._length)]),
             **{
@@ -158,6 +157,7 @@ class Collector:
             },
             "length": torch.from_numpy(self._length),
             "episodes": torch.from_numpy(self.episodes),
+            "seeded": torch.tensor([self.seeded]),
             **{f"actor.{name}": tensor for name, tensor in self._actor.state_tensors().items()},
         }
 
@@ -167,10 +167,8 @@ class Collector:
         Raises:
             ValueError: a simulator does not come to the saved observation again, so it is not deterministic.
         """
-        self._length = state["length"].numpy().copy()
-        columns = {"obs": self._obs, "action": self._action, "reward": self._reward}
-        if self._log_prob is not None:
-            columns["log_prob"] = self._log_prob
+        self._length, self.seeded = state["length"].numpy().copy(), bool(state["seeded"])
+        columns = {"obs": self._obs, "action": self._action, "reward": self._reward, **self._columns}
         for name, column in columns.items():
             rows = self._length + (name == "obs")
             for i, part in enumerate(state[name].split(rows.tolist())):
@@ -185,12 +183,10 @@ class Collector:
                     "actions were replayed: it is not deterministic under a seed, so this run cannot be resumed. "
                     "`eft check-task` examines the task; delete .resume/ to start anew."
                 )
-        actor_state: dict[str, Any] = {
-            name.removeprefix("actor."): tensor for name, tensor in state.items() if name.startswith("actor.")
-        }
-        if "generator" not in actor_state:  # environments dealt anew: they have come from several ranks
-            actor_state["generator"] = self._actor.state_tensors()["generator"]
-        self._actor.load_state_tensors(actor_state)
+        prefix = "actor."
+        actor = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+        # Environments shared out anew come from several ranks, whose random numbers have no one to go on with them.
+        self._actor.load_state_tensors({"generator": self._actor.state_tensors()["generator"], **actor})
 
     def _start(self, obs: np.ndarray) -> None:
         self._obs[:, 0] = torch.from_numpy(obs)
@@ -205,38 +201,38 @@ class Collector:
             self._reward[i, :length],
             terminated,
             int(self._rows[i]),
-            imitation={"all": 1.0, "score": score, "none": 0.0}[self._imitate],
-            log_prob=None if self._log_prob is None else self._log_prob[i, :length],
+            imitation={"all": 1.0, "score": score, "none": 0.0}[self._settings.imitate],
+            columns={name: column[i, :length] for name, column in self._columns.items()},
         )
         return Finished(i, spec.name, episode_return, score)
 
 
-def deal_state(states: Sequence[dict[str, Tensor]], rank: int, num_ranks: int) -> dict[str, Tensor]:
-    """Deal the environments of a run to another number of ranks.
+def share_out_state(
+    states: Sequence[dict[str, Tensor]], rank: int, num_ranks: int, env_dims: dict[str, int]
+) -> dict[str, Tensor]:
+    """Share the environments of a run out to another number of ranks.
 
     Args:
         states: of the collectors of all ranks of before, rank after rank; environment i was on rank i % len(states).
         rank: the new rank.
         num_ranks: how many ranks there are now.
+        env_dims: `Collector.env_dims`.
 
     Returns:
         what the collector of that rank loads: all but the random numbers of acting.
     """
     numbers = range(rank, sum(len(state["length"]) for state in states), num_ranks)
     places = [(states[number % len(states)], number // len(states)) for number in numbers]
-    dealt: dict[str, Tensor] = {}
-    for name in ("obs", "action", "reward", "log_prob"):
-        if name not in states[0]:
-            continue
+    found = {"seeded": states[0]["seeded"]}
+    for name in states[0].keys() - env_dims.keys() - {"seeded", "actor.generator"}:  # a row per step
         extra = int(name == "obs")
-        dealt[name] = torch.cat([state[name].split((state["length"] + extra).tolist())[i] for state, i in places])
-    for name, dim in _BY_ENVIRONMENT.items():
-        if name in states[0]:  # the past is that of a model with history
-            dealt[name] = torch.stack([state[name].select(dim, i) for state, i in places], dim)
-    return dealt
+        found[name] = torch.cat([state[name].split((state["length"] + extra).tolist())[i] for state, i in places])
+    for name, dim in env_dims.items():
+        found[name] = torch.stack([state[name].select(dim, i) for state, i in places], dim)
+    return found
 
 
-def deal_episodes(part: dict[str, Tensor], replay: ReplayBuffer, takes: Callable[[int, int], bool]) -> None:
+def share_out_episodes(part: dict[str, Tensor], replay: ReplayBuffer, takes: Callable[[int, int], bool]) -> None:
     """Add episodes of a saved replay to another one.
 
     Args:
@@ -247,11 +243,11 @@ def deal_episodes(part: dict[str, Tensor], replay: ReplayBuffer, takes: Callable
     columns = part["episodes"]
     first = int(part["counters"][1]) - columns.shape[1]
     lengths = (columns[1] + 1).tolist()
-    names = [name for name in ("obs", "action", "reward", "log_prob") if name in part]
+    names = ["obs", "action", "reward", *replay.columns]
     rows = zip(*(part[name].split(lengths) for name in names), strict=True)
-    for i, (obs, action, reward, *log_prob) in enumerate(rows):
+    for i, (obs, action, reward, *extra) in enumerate(rows):
         _, length, task, terminated = columns[:, i].tolist()
         if takes(task, first + i):
+            kept = {name: column[:length] for name, column in zip(replay.columns, extra, strict=True)}
             imitation = float(part["imitation"][i])
-            kept = log_prob[0][:length] if log_prob else None
-            replay.add(obs, action[:length], reward[:length], bool(terminated), task, None, imitation, kept)
+            replay.add(obs, action[:length], reward[:length], bool(terminated), task, imitation=imitation, columns=kept)

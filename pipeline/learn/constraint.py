@@ -1,6 +1,6 @@
 """How far the planner may leave the policy while episodes are collected: by a schedule, or by measured evidence.
 
-Both answer `choose`, hear of every finished episode by `record`, and are saved and resumed with the loop.
+Both answer `choose`, get every finished episode by `record`, and are saved and resumed with the run.
 """
 
 from __future__ import annotations
@@ -10,14 +10,30 @@ import torch
 from torch import Tensor
 
 from pipeline import config
+from pipeline.learn.collector import Finished
 from pipeline.model.task_table import POLICY, TIED, TaskTable
-from pipeline.train.rollout import Finished
-from pipeline.train.schedules import constraint_weight
 
 _DOUBT = (0.0, 0.15, 0.3)  # how much worse than the policy each constraint is believed to score before it was tried
 _FIRST_EPISODES = 2  # of a task that the policy plays alone before anything else is tried
 _PRIOR_STD, _PRIOR_EPISODES = 0.2, 2.0  # what is believed of the spread of scores before it was seen
 _SMALLEST_VARIANCE = 1e-4
+
+
+def constraint_weight(env_steps: int, constraint_steps: int, constraint_decay: int) -> float:
+    """Return the weight in [0, 1] by which a plan starts from the policy: 1, then falling linearly to 0.
+
+    Args:
+        env_steps: environment steps made so far.
+        constraint_steps: up to here the weight is 1.
+        constraint_decay: it then falls to 0 over this many steps; 0 drops it at once.
+
+    Source: Newt (arXiv 2511.19584), constrained planning.
+    """
+    if env_steps < constraint_steps:
+        return 1.0
+    if constraint_decay == 0:
+        return 0.0
+    return max(0.0, 1 - (env_steps - constraint_steps) / constraint_decay)
 
 
 class Schedule:
@@ -62,20 +78,20 @@ class Evidence:
     believed to be worse than the policy. A constraint is drawn as often as it is probably the best of the three
     (Thompson sampling). So the policy goes on where planning harms, as it does where a centimetre counts, a planner
     that is better takes over within a few episodes, and what nothing can improve is hardly put at risk. For the same
-    reason the policy climbs the value, by which plans are made, only on tasks where plans have done better (`publish`).
+    reason the policy maximises the value, by which plans are made, only on tasks where plans did better (`publish`).
 
     Args:
-        rows: (N,) row of the task table of each environment of the run, on whichever rank it is: all ranks hear of all
+        rows: (N,) row of the task table of each environment of the run, on whichever rank it is: all ranks get all
             episodes and decide alike.
         names: the tasks of the table.
-        memory: episodes of a task after which old ones have faded; the model and the policy change meanwhile.
+        window: episodes of a task after which old ones have faded; the model and the policy change meanwhile.
         seed: of the draws.
 
     Source: Thompson sampling with a Gaussian posterior of pooled variance, Russo et al. (arXiv 1707.02038).
     """
 
-    def __init__(self, rows: Tensor, names: tuple[str, ...], memory: int, seed: int):
-        self._rows, self._names, self._fading = rows.tolist(), names, 1 - 1 / memory
+    def __init__(self, rows: Tensor, names: tuple[str, ...], window: int, seed: int):
+        self._rows, self._names, self._fading = rows.tolist(), names, 1 - 1 / window
         self._sums = torch.zeros(len(names), 3, 3, dtype=torch.float64)  # episodes, scores, squared scores
         self._playing = torch.full((len(rows),), POLICY)
         self._generator = torch.Generator().manual_seed(seed)

@@ -13,13 +13,11 @@ import torch
 from pipeline import config
 from pipeline.model.actor import Actor
 from pipeline.progress import Progress
+from pipeline.run.ranks import Ranks
 from pipeline.statistics import summarise_tasks
-from pipeline.tasks.registry import make
 from pipeline.tasks.spec import TaskSpec
+from pipeline.tasks.task_env import TaskEnv
 from pipeline.tasks.vector import VectorEnv
-from pipeline.train.ranks import Ranks
-from pipeline.train.seeing import make_envs
-from pipeline.vision.sight import Sight
 
 _ENVS_PER_TASK = 5  # enough to fill a batch, few enough to keep the simulators' memory small
 
@@ -51,8 +49,8 @@ class Evaluator:
         action_dim: A.
         seed: of the first episodes; independent of training's.
         num_workers: processes stepping the environments, on each rank.
-        ranks: the processes of the run, which the environments are dealt to.
-        sight: what is observed beside or in place of the state, None for the state alone.
+        ranks: the processes of the run, which share the environments.
+        make_envs: makes the environments; called like `VectorEnv`.
     """
 
     def __init__(
@@ -64,7 +62,7 @@ class Evaluator:
         seed: int,
         num_workers: int,
         ranks: Ranks | None = None,
-        sight: Sight | None = None,
+        make_envs: Callable[..., VectorEnv] = VectorEnv,
     ):
         self.specs, self.episodes, self._ranks = list(specs), episodes, ranks or Ranks()
         each = min(episodes, _ENVS_PER_TASK)
@@ -73,13 +71,13 @@ class Evaluator:
         for length in sorted({spec.episode_length for spec in specs}):
             members = [i for i, spec in enumerate(specs) if spec.episode_length == length]
             everyone = [(i, copy) for i in members for copy in range(each)]
-            numbers = self._ranks.deal(range(len(everyone)))
+            numbers = self._ranks.shard(range(len(everyone)))
             if numbers:
                 own = [everyone[number] for number in numbers]
                 tasks, copies = np.array(own).T
                 wanted = (episodes - copies + each - 1) // each
                 own_specs = [specs[i] for i in tasks]
-                envs = make_envs(sight, own_specs, obs_dim, action_dim, seed, min(num_workers, len(own)), numbers)
+                envs = make_envs(own_specs, obs_dim, action_dim, seed, min(num_workers, len(own)), numbers)
                 self._groups.append(_Group(tasks, copies, wanted, envs))
 
     def __enter__(self) -> Evaluator:
@@ -92,7 +90,7 @@ class Evaluator:
     def run(
         self,
         actor: Actor,
-        told: Sequence[str],
+        instructed: Sequence[str],
         plan: bool,
         label: str,
         seed: int,
@@ -102,7 +100,7 @@ class Evaluator:
 
         Args:
             actor: acts without exploring.
-            told: per task, the name of the task whose instruction the actor is given (normally its own).
+            instructed: per task, the name of the task whose instruction the actor is given (normally its own).
             plan: with the planner, else with the policy alone.
             label: for the progress bar.
             seed: of the actor's own random numbers; with planning, results depend on the number of ranks by them.
@@ -115,7 +113,7 @@ class Evaluator:
         total = sum(int(group.wanted.sum()) for group in self._groups)
         with Progress(label, total, "episodes", quiet=not self._ranks.is_main) as progress:
             for group in self._groups:
-                found = self._play(actor, group, told, plan, seed + self._ranks.rank, progress, stopped)
+                found = self._play(actor, group, instructed, plan, seed + self._ranks.rank, progress, stopped)
                 played = None if played is None or found is None else played + found
         everyone = self._ranks.collect(played)
         results = [Result() for _ in self.specs]
@@ -130,13 +128,13 @@ class Evaluator:
         self,
         actor: Actor,
         group: _Group,
-        told: Sequence[str],
+        instructed: Sequence[str],
         plan: bool,
         seed: int,
         progress: Progress,
         stopped: Callable[[], bool],
     ) -> list[_Played] | None:
-        rows = actor.rows([told[int(task)] for task in group.tasks])
+        rows = actor.rows([instructed[int(task)] for task in group.tasks])
         count = np.zeros(len(rows), dtype=int)
         returns = np.zeros(len(rows))
         played = []
@@ -199,24 +197,26 @@ def summarise(
 
 
 def record(
-    actor: Actor, spec: TaskSpec, seed: int, settings: config.Evaluate, sight: Sight | None = None
+    actor: Actor,
+    spec: TaskSpec,
+    env: TaskEnv,
+    seed: int,
+    every: int,
+    observe: Callable[[TaskEnv, np.ndarray], np.ndarray] = lambda env, obs: obs[None].copy(),
 ) -> tuple[list[np.ndarray], float]:
-    """Play one planned episode and return its frames (size, size, 3) uint8 and its score.
+    """Play one planned episode and return its frames (size, size, 3) uint8 and its score; the environment is closed.
 
-    An actor that sees is filmed as it sees: in the size of its pictures.
+    Args:
+        actor: acts.
+        spec: the task.
+        env: its environment, which draws.
+        seed: of the episode and of the actor.
+        every: agent steps per frame.
+        observe: turns what the environment gave (O,) into what the actor observes (1, O).
 
     Raises:
         RenderingUnavailable: the machine has no EGL; the message names the packages.
     """
-    model = actor.model.config
-    env = make(spec, model.obs_dim, model.action_dim, sight.encoder.size if sight else settings.video_size)
-
-    def look(obs: np.ndarray) -> np.ndarray:
-        batch = obs[None].copy()
-        if sight:
-            sight.look(batch, [spec.obs_dim], sight.encode(env.render()[None], [spec.name]))
-        return batch
-
     try:
         rows = actor.rows([spec.name])
         obs, _ = env.reset(seed=seed)
@@ -224,11 +224,11 @@ def record(
         frames, total, success = [env.render()], 0.0, False
         done, number = False, 0
         while not done:
-            action = actor.act(torch.from_numpy(look(obs)), rows, plan=True)[0].numpy()
-            obs, reward, terminated, truncated, info = env.step(action)
+            observed = torch.from_numpy(observe(env, obs))
+            obs, reward, terminated, truncated, info = env.step(actor.act(observed, rows, plan=True)[0].numpy())
             total, number = total + float(reward), number + 1
             success, done = bool(info["success"]), terminated or truncated
-            if done or number % settings.video_every == 0:
+            if done or number % every == 0:
                 frames.append(env.render())
     finally:
         env.close()

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -19,16 +20,26 @@ if TYPE_CHECKING:
 Metrics = dict[str, Tensor]
 
 
+class Described(NamedTuple):
+    """What is to be logged and shown of averages that are no single numbers."""
+
+    metrics: dict[str, float] = {}
+    tables: dict[str, Any] = {}  # by name, numbers by row name
+    lines: list[str] = []
+
+
 class Extension:
     """One system's part in learning. `name` stands before what it saves.
 
     Attributes:
         acts_on_policy: the policy is trained by `phase` and not in the update, and updates wait for the phase.
+        plans: whether episodes are collected by planning; else the policy plays them alone.
         weighs: it weighs slices, so that the model's losses are computed for each slice.
     """
 
     name = ""
     acts_on_policy = False
+    plans = True
     weighs = False
 
     # --- one update ---------------------------------------------------------------------------------------------------
@@ -63,8 +74,8 @@ class Extension:
         """
         return None, {}
 
-    def policy_loss(self, batch: Batch) -> tuple[Tensor | None, Metrics]:
-        """Return a loss that is added to the policy's, and metrics."""
+    def policy_loss(self, batch: Any) -> tuple[Tensor | None, Metrics]:
+        """Return a loss that is added to the policy's, and metrics; `batch.task` (B,) says whose its rows are."""
         return None, {}
 
     def after_update(self) -> list[str]:
@@ -76,6 +87,13 @@ class Extension:
         return []
 
     # --- a run --------------------------------------------------------------------------------------------------------
+
+    def start(self, generator: torch.Generator) -> None:
+        """Called once, when a run is made: whatever is drawn comes from its generator."""
+
+    def summary(self) -> dict[str, Any]:
+        """Return what is told of it in summary.json at the end of a run."""
+        return {}
 
     def phase(self, replay: ReplayBuffer, before: int, now: int, total: int) -> bool:
         """Called after each environment step where `acts_on_policy`; True if the policy was trained just now."""
@@ -93,9 +111,17 @@ class Extension:
         """Return what is logged with the averages."""
         return {}
 
-    def log_tables(self, tables: Mapping[str, Any], names: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-        """Turn averages of its metrics that are no single numbers into what is logged, and lines to be shown."""
-        return {}, []
+    def describe(self, averages: Mapping[str, Any], names: Sequence[str]) -> Described:
+        """Say what is to be logged of averages of its metrics that are no single numbers; called on rank 0.
+
+        Args:
+            averages: arrays by name, of all extensions.
+            names: of the task table.
+        """
+        return Described()
+
+    def read_log(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Called once on rank 0 with what was logged before, none for a new run."""
 
     # --- saving -------------------------------------------------------------------------------------------------------
 
@@ -121,6 +147,15 @@ class Extensions(list[Extension]):
     def acts_on_policy(self) -> bool:
         """Whether one of them trains the policy."""
         return any(one.acts_on_policy for one in self)
+
+    @property
+    def plans(self) -> bool:
+        """Whether episodes are collected by planning."""
+        return all(one.plans for one in self)
+
+    def phase(self, replay: ReplayBuffer, before: int, now: int, total: int) -> bool:
+        """Let each train the policy if it is time for that; return whether one did."""
+        return any([one.phase(replay, before, now, total) for one in self])
 
     @property
     def weighs(self) -> bool:
@@ -163,6 +198,17 @@ class Extensions(list[Extension]):
     def metrics(self) -> dict[str, float]:
         """Return what is logged with the averages."""
         return {name: value for one in self for name, value in one.metrics().items()}
+
+    def describe(self, averages: Mapping[str, Any], names: Sequence[str]) -> Described:
+        """Collect what is to be logged of averages that are no single numbers."""
+        parts = [one.describe(averages, names) for one in self]
+        metrics, tables = ({k: v for part in parts for k, v in part[i].items()} for i in (0, 1))
+        return Described(metrics, tables, [line for part in parts for line in part.lines])
+
+    def read_log(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Show what was logged before."""
+        for one in self:
+            one.read_log(rows)
 
     def state_tensors(self, of_rank: bool = False) -> dict[str, Tensor]:
         """Return the state of all of them, their names in front."""

@@ -1,266 +1,160 @@
-"""What the training stages share: tasks, their embeddings, the task table, demonstrations, where things lie."""
+"""What every run is made of, put together once for pretraining, finetuning and adapting."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline import config
-from pipeline.data.demos import load_demos
-from pipeline.data.episode import Episode
-from pipeline.data.replay import ReplayBuffer, from_demos
-from pipeline.language.embeddings import TaskEmbeddings
+from pipeline.learn.early_stop import EarlyStop
+from pipeline.learn.evaluator import Evaluator
+from pipeline.learn.extension import Extension
+from pipeline.learn.learner import Learner
+from pipeline.learn.online import learn_online, own_environments
+from pipeline.learn.replay import ReplayBuffer, from_demos
+from pipeline.learn.task_setup import Demonstrations
+from pipeline.learn.training_run import TrainingRun
+from pipeline.model import products
+from pipeline.model.actor import Actor
 from pipeline.model.task_table import TaskTable
-from pipeline.progress import Progress
-from pipeline.tasks.registry import make
+from pipeline.model.world_model import WorldModel
+from pipeline.run.ranks import Ranks
 from pipeline.tasks.spec import TaskSpec
-from pipeline.train.ranks import Ranks
-from pipeline.train.schedules import discount
-from pipeline.train.seeing import check_width, seen
-from pipeline.vision.sight import Sight
-
-DEMOS = Path("datasets/demos")
-EMBEDDINGS = Path("datasets/task_embeddings")
-PICTURE_VECTORS = Path("datasets/picture_vectors")
-CHECKPOINTS = Path("checkpoints")
-_SMALLEST_STD = 1e-3  # of an observation dim that is scaled
+from pipeline.tasks.vector import VectorEnv
 
 
-def load_embeddings(specs: Sequence[TaskSpec]) -> TaskEmbeddings:
-    """Load the embeddings of these tasks.
+def product_modes(runtime: config.Runtime, device: torch.device) -> tuple[products.Mode, products.Mode]:
+    """Return how products are computed in learning and in acting.
 
     Raises:
-        FileNotFoundError, ValueError: they were not made, or from other texts than today's.
+        ValueError: this machine lacks what `runtime` asks for.
     """
-    embeddings = TaskEmbeddings.load(EMBEDDINGS)
-    names = [spec.name for spec in specs]
-    training, unseen = [spec.training_texts() for spec in specs], [spec.unseen_text() for spec in specs]
-    embeddings.check(names, training, embeddings.encoder, unseen)
-    return embeddings.select(names)
+    learning = products.choose(runtime.matmul, device)
+    return learning, "bfloat16" if runtime.plan_products == "bfloat16" else learning
 
 
-def task_table(
-    specs: Sequence[TaskSpec],
-    embeddings: TaskEmbeddings,
-    demos: dict[str, list[Episode]],
-    model: config.Model,
-    learning: config.Learning,
-    sight: Sight | None = None,
-    seed: int = 0,
-) -> TaskTable:
-    """Build the table of all that training reads of the tasks, one row each.
+@dataclass(frozen=True)
+class Setup:
+    """What the runs of one process share, and how their parts are made.
 
-    Raises:
-        ValueError: a task is wider than the model, the embeddings have another width than model.task_dim, or a body
-            that is seen in pictures has no demonstrations.
+    Attributes:
+        model, table: learned in place.
+        planner, learning, runtime, seed: settings.
+        ranks: the processes of the run.
+        folder: takes memory-mapped transitions.
+        task_weights: by task name, how often a task is drawn; others 1, none of them leaves all episodes alike.
+        make_envs: makes environments; called like `VectorEnv`.
+        make_actor: makes what acts; called like `Actor`.
+        make_replay: makes replays; called like `ReplayBuffer`.
+        columns: what a replay keeps of each own action, by name of `Actor.columns`.
     """
-    if embeddings.dim != model.task_dim:
-        raise ValueError(
-            f"the text encoder {embeddings.encoder} gives vectors of {embeddings.dim} values, model.task_dim is "
-            f"{model.task_dim}: set it to {embeddings.dim}"
+
+    model: WorldModel
+    table: TaskTable
+    planner: config.Planner
+    learning: config.Learning
+    runtime: config.Runtime
+    seed: int
+    ranks: Ranks
+    folder: Path
+    task_weights: Mapping[str, float] | None = None
+    make_envs: Callable[..., VectorEnv] = VectorEnv
+    make_actor: Callable[..., Actor] = Actor
+    make_replay: Callable[..., ReplayBuffer] = ReplayBuffer
+    columns: tuple[str, ...] = ()
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """O and A."""
+        return self.model.config.obs_dim, self.model.config.action_dim
+
+    def learner(self, warmup_updates: int, extensions: Sequence[Extension] = ()) -> Learner:
+        """Make the learner."""
+        mode, _ = product_modes(self.runtime, self.ranks.device)
+        return Learner(
+            self.model, self.table, self.learning, warmup_updates, self.ranks, mode, self.runtime.accumulate, extensions
         )
-    mask = torch.zeros(len(specs), model.action_dim)
-    for row, spec in enumerate(specs):
-        check_width(spec, sight, model.obs_dim)
-        if spec.action_dim > model.action_dim:
-            raise ValueError(
-                f"{spec.name} has {spec.action_dim} action dims, model.action_dim is {model.action_dim}: raise it or "
-                "leave the task out"
-            )
-        mask[row, : spec.action_dim] = 1
-    discounts = [task_discount(spec, learning) for spec in specs]
-    return TaskTable(
-        tuple(spec.name for spec in specs),
-        torch.from_numpy(embeddings.select([spec.name for spec in specs]).vectors),
-        mask,
-        torch.tensor(discounts, dtype=torch.float32),
-        *(observation_statistics(specs, demos, model.obs_dim, sight, seed) if learning.normalize_obs else (None, None)),
-    )
 
+    def actor(self) -> Actor:
+        """Make an actor."""
+        _, mode = product_modes(self.runtime, self.ranks.device)
+        return self.make_actor(self.model, self.table, self.planner, mode)
 
-def task_discount(spec: TaskSpec, learning: config.Learning) -> float:
-    """Return a task's discount: its own, or the one its episode length gives."""
-    if spec.discount is not None:
-        return spec.discount
-    return discount(spec.episode_length, learning.discount_min, learning.discount_max)
+    def run(
+        self,
+        label: str,
+        folder: Path,
+        learner: Learner,
+        settings: config.Pretrain | config.Finetune,
+        specs: Sequence[TaskSpec],
+        actor: Actor | None = None,
+        plan: bool = False,
+        early_stop: EarlyStop | None = None,
+    ) -> TrainingRun:
+        """Make a run with its evaluations; `TrainingRun` says what the arguments are."""
+        evaluator = Evaluator(
+            specs, settings.eval_episodes, *self.widths, self.seed + 1, self.runtime.env_workers, self.ranks,
+            self.make_envs,
+        )  # fmt: skip
+        return TrainingRun(
+            label, folder, learner, actor or self.actor(), settings, specs, evaluator, self.runtime, self.seed, plan,
+            early_stop,
+        )  # fmt: skip
 
+    def learn_online(
+        self, run: TrainingRun, settings: config.Finetune, demos: ReplayBuffer | None, specs: Sequence[TaskSpec]
+    ) -> ReplayBuffer:
+        """Learn online in environments of these tasks; returns the episodes of this rank."""
+        env_specs = [spec for spec in specs for _ in range(settings.envs_per_task)]
+        numbers = own_environments(self.ranks, env_specs)
+        capacity = math.ceil(settings.replay_capacity * len(numbers) / len(env_specs))
+        place = self._place(f"online-{self.ranks.rank:04d}")
+        replay = self.make_replay(
+            capacity, *self.widths, self.planner.horizon, task_weights=self._weights(), columns=self.columns, **place
+        )
+        own, workers = [env_specs[number] for number in numbers], self.runtime.env_workers
+        with run, self.make_envs(own, *self.widths, self.seed + 3, workers, numbers) as envs:
+            learn_online(run, settings, demos, replay, envs, env_specs, self.actor())
+        return replay
 
-def load_demonstrations(
-    specs: Sequence[TaskSpec], ranks: Ranks | None = None, sight: Sight | None = None
-) -> dict[str, list[Episode]]:
-    """Load demonstrations by their task, as they are observed; of several processes, rank 0 alone does.
+    def demo_replay(self, demos: Demonstrations) -> ReplayBuffer | None:
+        """Put demonstrations into one buffer, held in memory once per machine however many processes read it.
 
-    A task that the collection went on without has an empty list.
-    """
-    demos: dict[str, list[Episode]] = {}
-    if ranks is not None and not ranks.is_main:
-        return demos
-    with Progress("loading demonstrations", len(specs), "tasks") as progress:
-        for spec in specs:
-            episodes = load_demos(DEMOS, spec.name)
-            demos[spec.name] = seen(PICTURE_VECTORS, DEMOS, spec, episodes, sight) if sight and episodes else episodes
-            progress.update(1)
-    return demos
+        Rank 0 alone needs `demos`; it writes files that the others map into their memory. None if no task has any.
+        """
+        ranks, names = self.ranks, self.table.names
+        if not ranks.from_main(any(demos.values()) if ranks.is_main else None):
+            return None
+        horizon, weights = self.planner.horizon, self._weights()
+        options = {"make": self.make_replay, "task_weights": weights}
+        rows = [(names.index(task), episode) for task, episodes in demos.items() for episode in episodes]
+        if ranks.count == 1:
+            return from_demos(rows, *self.widths, horizon, **options, **self._place("demos"))
+        folder, index = self.folder / "transitions" / "demos", None
+        if ranks.is_main:
+            index = from_demos(rows, *self.widths, horizon, **options, folder=folder).index_tensors()
+        index = ranks.from_main(index)
+        size = int((index["episodes"][1] + 1).sum())
+        buffer = self.make_replay(
+            size, *self.widths, horizon, keep_expert_actions=True, folder=folder, task_weights=weights, attach=True
+        )
+        buffer.load_index(index)
+        device = self._place("demos")["device"]
+        return buffer if device.type == "cpu" else buffer.copy_to(device)
 
+    def _place(self, name: str) -> dict:
+        """Say where transitions are kept: on the device, in files, or in memory."""
+        device = self.ranks.device if self.runtime.replay == "device" else torch.device("cpu")
+        return {
+            "device": device,
+            "folder": self.folder / "transitions" / name if self.runtime.replay == "disk" else None,
+        }
 
-class ReplayPlace(NamedTuple):
-    """Where the transitions of a run are kept, and how often each task's are drawn."""
-
-    device: torch.device
-    folder: Path | None  # of memory-mapped files
-    task_weights: Tensor | None  # (n,) by row of the task table
-
-
-def replay_place(
-    runtime: config.Runtime,
-    device: torch.device,
-    scratch: Path,
-    names: Sequence[str] = (),
-    weights: Mapping[str, float] | None = None,
-) -> ReplayPlace:
-    """Say where transitions are kept.
-
-    Args:
-        runtime: what was chosen.
-        device: the model's.
-        scratch: the run's scratch folder, which takes the files.
-        names: those of the task table, in its order.
-        weights: by task name, others 1; none of them leaves each episode as likely as any other.
-    """
-    return ReplayPlace(
-        device if runtime.replay == "device" else torch.device("cpu"),
-        scratch / "transitions" if runtime.replay == "disk" else None,
-        torch.tensor([weights.get(name, 1.0) for name in names]) if weights else None,
-    )
-
-
-def shared_demo_buffer(
-    ranks: Ranks,
-    demos: dict[str, list[Episode]],
-    names: Sequence[str],
-    model: config.Model,
-    horizon: int,
-    place: ReplayPlace,
-    scratch: Path,
-) -> ReplayBuffer | None:
-    """Put demonstrations into one buffer, held in memory once per machine however many processes read it.
-
-    Rank 0 alone needs `demos`; it writes files that the others map into their memory. None if no task has any.
-    """
-    if not ranks.from_main(any(demos.values()) if ranks.is_main else None):
-        return None
-    if ranks.count == 1:
-        return demo_buffer(demos, names, model, horizon, place)
-    folder = scratch / "transitions" / "demos"
-    index = None
-    if ranks.is_main:
-        on_cpu = place._replace(device=torch.device("cpu"), folder=folder.parent)
-        index = demo_buffer(demos, names, model, horizon, on_cpu).index_tensors()
-    index = ranks.from_main(index)
-    rows = int((index["episodes"][1] + 1).sum())
-    widths = model.obs_dim, model.action_dim
-    context = context_of(model)
-    buffer = ReplayBuffer(rows, *widths, horizon, True, "cpu", folder, place.task_weights, True, context)
-    buffer.load_index(index)
-    return buffer if place.device.type == "cpu" else buffer.copy_to(place.device)
-
-
-def demo_buffer(
-    demos: dict[str, list[Episode]], names: Sequence[str], model: config.Model, horizon: int, place: ReplayPlace
-) -> ReplayBuffer:
-    """Put demonstrations into one buffer; `names` are those of the task table, in its order."""
-    rows = [(names.index(task), episode) for task, episodes in demos.items() for episode in episodes]
-    folder = place.folder / "demos" if place.folder else None
-    widths, weights = (model.obs_dim, model.action_dim), place.task_weights
-    return from_demos(rows, *widths, horizon, place.device, folder, weights, context_of(model))
-
-
-def online_buffer(
-    capacity: int,
-    model: config.Model,
-    horizon: int,
-    place: ReplayPlace,
-    rank: int = 0,
-    clipped: config.Clipped | None = None,
-) -> ReplayBuffer:
-    """Make the buffer that takes what is collected by one rank, with log-probabilities where a policy needs them."""
-    folder = place.folder / f"online-{rank:04d}" if place.folder else None
-    widths, weights, context = (model.obs_dim, model.action_dim), place.task_weights, context_of(model)
-    return ReplayBuffer(
-        capacity,
-        *widths,
-        horizon,
-        False,
-        place.device,
-        folder,
-        weights,
-        context=context,
-        keep_log_probs=clipped is not None,
-    )
-
-
-def context_of(model: config.Model) -> int:
-    """Return how many steps before a slice a model sees."""
-    return model.history.context if model.history else 0
-
-
-def observation_statistics(
-    specs: Sequence[TaskSpec],
-    demos: dict[str, list[Episode]],
-    obs_dim: int,
-    sight: Sight | None = None,
-    seed: int = 0,
-) -> tuple[Tensor, Tensor]:
-    """Return mean and std (n, O) of what each task's body observes in the demonstrations.
-
-    Tasks with the same embodiment and width share them: nothing in an observation tells which of the two it came from.
-    A body without demonstrations has those of one episode of random actions. Dims that hardly move keep their scale,
-    so that noise is not blown up; padding stays 0.
-
-    Raises:
-        ValueError: a body without demonstrations is seen in pictures.
-    """
-    mean, std = torch.zeros(len(specs), obs_dim), torch.ones(len(specs), obs_dim)
-    for body in {(spec.embodiment, spec.obs_dim) for spec in specs}:
-        rows = [row for row, spec in enumerate(specs) if (spec.embodiment, spec.obs_dim) == body]
-        obs = [torch.from_numpy(e.obs) for row in rows for e in demos[specs[row].name]]
-        if obs:
-            mean[rows], std[rows] = statistics_of(torch.cat(obs), obs_dim)
-            continue
-        first = specs[rows[0]]
-        if sight:
-            raise ValueError(
-                f"an agent that sees needs demonstrations of {first.name}: how its pictures vary is unknown"
-            )
-        mean[rows], std[rows] = observed_at_random(first, obs_dim, seed)
-    return mean, std
-
-
-def statistics_of(obs: Tensor, obs_dim: int) -> tuple[Tensor, Tensor]:
-    """Return mean and std (1, O) of observations (L, o): dims that hardly move keep their scale, padding stays 0."""
-    mean, std = torch.zeros(1, obs_dim), torch.ones(1, obs_dim)
-    body_std, body_mean = torch.std_mean(obs, dim=0)
-    mean[:, : obs.shape[1]] = body_mean
-    std[:, : obs.shape[1]] = torch.where(body_std < _SMALLEST_STD, 1.0, body_std)
-    return mean, std
-
-
-def observed_at_random(spec: TaskSpec, obs_dim: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return mean and std (1, O) of the observations in one episode of random actions."""
-    env = make(spec, spec.obs_dim, spec.action_dim)
-    draw = np.random.default_rng(seed)
-    try:
-        obs, _ = env.reset(seed=seed)
-        seen, done = [obs], False
-        while not done:
-            obs, _, terminated, truncated, _ = env.step(draw.uniform(-1, 1, spec.action_dim).astype(np.float32))
-            seen.append(obs)
-            done = terminated or truncated
-    finally:
-        env.close()
-    return statistics_of(torch.from_numpy(np.stack(seen)), obs_dim)
+    def _weights(self) -> Tensor | None:
+        weights = self.task_weights
+        return torch.tensor([weights.get(name, 1.0) for name in self.table.names]) if weights else None

@@ -1,101 +1,136 @@
-"""What both training loops keep beside the learner, and what they do alike: log, evaluate, save, resume, leave."""
+"""What every run of learning keeps beside the learner, and does alike: log, evaluate, save, resume, leave."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline import config
-from pipeline.data.replay import ReplayBuffer
+from pipeline.learn.early_stop import EarlyStop
+from pipeline.learn.evaluator import Evaluator, GivenUp
+from pipeline.learn.learner import Learner, Mode, RateSchedule, UpdateDraws
+from pipeline.learn.learner_state import digest, load_state_tensors, state_tensors
+from pipeline.learn.replay import ReplayBuffer
 from pipeline.model.actor import Actor
 from pipeline.model.task_table import POLICY, TIED
 from pipeline.progress import Progress
+from pipeline.run.interrupt import Interrupt
+from pipeline.run.metrics import Clock, MetricsLog, memory_mb, start_trackers
+from pipeline.run.ranks import RANK_SEEDS
+from pipeline.run.saves import Saves
 from pipeline.shapes import Batch
 from pipeline.tasks.spec import TaskSpec
-from pipeline.train.checkpoint import Saves
-from pipeline.train.early_stop import EarlyStop
-from pipeline.train.evaluate import Evaluator, GivenUp
-from pipeline.train.expert_use import PREFIX, TABLE, RouterWatch, overall, table_rows
-from pipeline.train.interrupt import Interrupt
-from pipeline.train.metrics import Clock, MetricsLog, memory_mb, start_trackers
-from pipeline.train.objective import UpdateDraws
-from pipeline.train.ranks import Ranks
-from pipeline.train.step import Learner, Mode
 
-RANK_SEEDS = 1_000_003  # apart, so that no rank draws what another one, or another use of the seed, draws
 _MEMBER_SEED = 17
 
 
-class Loop:
-    """The state of a training loop: random numbers, averages since the last log line, time, the log, the saves.
+class Savable(Protocol):
+    """What a save holds of this rank beside the learner."""
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Return everything needed to continue bit for bit."""
+        ...
+
+
+class TrainingRun:
+    """One run of learning, from its start or from its last save to its end; `with TrainingRun(...) as run`.
 
     Args:
         label: of the progress bar.
-        scratch: where the run is saved; a save found there is taken up.
+        folder: where the run is saved; a save found there is gone on with.
         learner: updated in place.
         actor: plays the evaluations.
-        evaluator: plays them.
+        settings: sizes and intervals of this run.
+        specs: the tasks evaluated.
+        evaluator: plays them; closed at the end.
+        runtime: how many saves are kept, how long a SIGTERM may take, which trackers get the metrics.
         seed: of everything drawn.
-        runtime: how many saves are kept, how long a SIGTERM may take, which trackers are told.
-        ranks: the processes of the run.
         plan: evaluate with planning, else the policy alone.
-        early_stop: may end the loop after an evaluation. Where evaluations plan too, each then decides per task, from
+        early_stop: may end the run after an evaluation. Where evaluations plan too, each then decides per task, from
             its own scores, whether the policy does better alone, and writes that into the table.
 
     Attributes:
-        stopped: whether it did.
-        heed: told the scores by task of every evaluation, on every rank alike; returns what is logged beside them.
+        position: updates (learning from demonstrations) or env_steps (online) done.
+        resumed: the save that was found, if any.
+        stopped: the run is to end before its planned length.
+        updates_owed: updates that the environment steps so far ask for, and that were not made yet.
+        parts: what else a save holds of this rank, by name.
+        replay: of this rank, saved with the run; None where nothing is collected.
+        recent: score and return of the episodes since the last log line, by task.
     """
 
     def __init__(
         self,
         label: str,
-        scratch: Path,
+        folder: Path,
         learner: Learner,
         actor: Actor,
+        settings: config.Pretrain | config.Finetune,
+        specs: Sequence[TaskSpec],
         evaluator: Evaluator,
-        seed: int,
         runtime: config.Runtime,
-        ranks: Ranks | None = None,
+        seed: int,
         plan: bool = False,
         early_stop: EarlyStop | None = None,
     ):
-        self.label, self.scratch, self.learner, self.actor, self.evaluator = label, scratch, learner, actor, evaluator
-        self.seed, self.plan, self.runtime, self.ranks = seed, plan, runtime, ranks or Ranks()
+        self.label, self.folder, self.learner, self.actor, self.evaluator = label, folder, learner, actor, evaluator
+        self.settings, self.runtime, self.seed, self.ranks = settings, runtime, seed, learner.ranks
+        self.online = isinstance(settings, config.Finetune)
+        self.total = settings.env_steps if isinstance(settings, config.Finetune) else settings.updates
+        self.position, self.stopped, self.updates_owed = 0, False, 0.0
+        self.parts: dict[str, Savable] = {}
+        self.replay: ReplayBuffer | None = None
+        self.measures: list[Callable[[], dict[str, float]]] = []  # what else is logged with the averages
+        self.recent: dict[str, list[tuple[float, float]]] = {}
+        self.clock = Clock()
         self.generator = torch.Generator().manual_seed(seed + RANK_SEEDS * self.ranks.rank)
         # All ranks take the same Q members for their shares of a batch.
-        self.members = self.generator if self.ranks.count == 1 else torch.Generator().manual_seed(seed + _MEMBER_SEED)
-        self.sums: dict[str, Tensor] = {}
-        self.num_summed = self.batch_size = 0
-        self.position = 0
-        self.owes_evaluation = False
-        self.recent: dict[str, list[tuple[float, float]]] = {}  # score and return of the episodes since the last line
-        self.clock = Clock()
-        self.saves = Saves(scratch, runtime.keep_saves, self.ranks)
+        self._members = self.generator if self.ranks.count == 1 else torch.Generator().manual_seed(seed + _MEMBER_SEED)
+        for extension in learner.extensions:
+            extension.start(self.generator)
+        self._names, self._plan, self._early_stop = [spec.name for spec in specs], plan, early_stop
+        self._sums: dict[str, Tensor] = {}
+        self._num_summed = self._batch_size = 0
+        self._owes_evaluation, self._seconds_before, self._started = False, 0.0, time.monotonic()
+        scale = settings.lr_scale if isinstance(settings, config.Finetune) else 1.0
+        learner.rate = RateSchedule(
+            learner.learning.lr, scale, settings.warmup_updates, settings.cooldown, max(self.total, 1)
+        )
+        self.saves = Saves(folder, runtime.keep_saves, self.ranks)
         self.resumed = self.saves.load()
-        self._seconds_before = 0.0
-        self._started = time.monotonic()
         if self.resumed:
-            self._take_up()
-        self.ranks.check_same("the weights to start from", _digest(learner))
-        self.log: MetricsLog | None = None
-        if self.ranks.is_main:
-            run = f"{scratch.parent.name}-{scratch.name}" if scratch.parent.name.startswith("adapt-") else scratch.name
-            trackers = start_trackers(runtime.trackers, run, self.position, {"seed": seed, "ranks": self.ranks.count})
-            self.log = MetricsLog(scratch / "metrics", self.position, trackers)
-        self._routers = RouterWatch(self.log.table(TABLE) if self.log is not None else ())
+            self._resume()
+        self.ranks.check_same("the weights to start from", digest(learner))
+        self.log = self._open_log() if self.ranks.is_main else None
         self._logged = self.position, learner.updates
-        self._early_stop = early_stop
         reached = early_stop is not None and self.resumed is not None and early_stop.reached(self.scores)
         self.stopped = self.ranks.from_main(reached)
-        self.heed: Callable[[dict[str, float]], dict[str, float]] | None = None
+
+    def __enter__(self) -> TrainingRun:
+        with ExitStack() as stack:
+            stack.enter_context(self.evaluator)
+            self.interrupt = stack.enter_context(Interrupt(self.runtime.stop_seconds))
+            unit, quiet = "env_steps" if self.online else "updates", not self.ranks.is_main
+            self.progress = stack.enter_context(Progress(self.label, self.total, unit, self.position, quiet=quiet))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.__exit__(kind, error, trace)  # type: ignore[arg-type]
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there is more to learn."""
+        return self.position < self.total and not self.stopped
 
     @property
     def scores(self) -> list[float]:
@@ -104,237 +139,217 @@ class Loop:
 
     @property
     def same_ranks(self) -> bool:
-        """Whether the save taken up was written by as many processes as there are now."""
+        """Whether the save found was written by as many processes as there are now."""
         return self.resumed is not None and self.resumed.num_ranks == self.ranks.count
 
     @property
     def seconds(self) -> float:
-        """Seconds worked on this loop, over all its resumed runs."""
+        """Seconds worked on this run, over all its resumed parts."""
         return self._seconds_before + time.monotonic() - self._started
+
+    # --- updates ------------------------------------------------------------------------------------------------------
 
     def update(self, batch: Batch, mode: Mode) -> None:
         """Update the learner on this rank's share of a batch and add its metrics to the averages."""
+        learner = self.learner
         with self.clock.phase("update"):
-            batch = batch.to(self.learner.scale.value.device)
-            table, num_q = self.learner.table, self.learner.model.config.num_q
-            draws = UpdateDraws.sample(batch, table.num_phrasings, num_q, self.generator, self.members)
-            metrics = self.learner.update(batch, mode, draws)
-            for name, value in metrics.items():
-                self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
-            self.num_summed += 1
-            self.batch_size = len(batch.task)
+            batch = batch.to(learner.value_scale.device)
+            num_phrasings, num_q = learner.table.num_phrasings, learner.model.config.num_q
+            draws = UpdateDraws.sample(batch, num_phrasings, num_q, self.generator, self._members)
+            for name, value in learner.update(batch, mode, draws).items():
+                self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+            self._num_summed += 1
+            self._batch_size = len(batch.task)
+        self.show(learner.extensions.lines("after_update"))
 
-    def settle(
-        self,
-        before: int,
-        total: int,
-        settings: config.Pretrain | config.Finetune,
-        specs: Sequence[TaskSpec],
-        progress: Progress,
-        interrupt: Interrupt,
-        save: Callable[[], None],
-        measure: Callable[[], dict[str, float]] = dict,
-        stop: bool = False,
-    ) -> None:
-        """End a step of the loop: log, evaluate, save and leave where it is time for that.
+    def updates_due(self) -> range:
+        """Return the updates that are owed by now."""
+        due = int(self.updates_owed)
+        self.updates_owed -= due
+        return range(due)
 
-        Args:
-            before: position before the step.
-            total: position at which the loop ends.
-            settings: the intervals.
-            specs: the tasks evaluated.
-            progress: of the loop.
-            interrupt: may ask to leave.
-            save: saves everything; also asked for before leaving.
-            measure: gives what else is logged; called on every rank, its values are those of rank 0.
-            stop: some rank is to leave, as all have agreed.
+    def show(self, lines: Sequence[str]) -> None:
+        """Show lines beside the progress bar."""
+        for line in lines:
+            self.progress.write(f"{self.label}: {line}; {self.position} {self.progress.unit}")
+
+    # --- the end of each step -----------------------------------------------------------------------------------------
+
+    def log_evaluate_save(self, before: int, stop: bool = False) -> None:
+        """End a step that began at position `before`: log, evaluate, save and leave where it is time for that.
+
+        `stop` says that some rank is asked to leave, as all have agreed.
         """
-        last = self.position >= total
+        settings, last = self.settings, self.position >= self.total
         if due(before, self.position, settings.log_every) or last:
-            self.log_averages(progress, settings, measure())
-        self.owes_evaluation = due(before, self.position, settings.eval_every) or last
-        if self.owes_evaluation and not stop:
-            stop = not self.evaluate(specs, progress, interrupt)
+            self._log_averages()
+        self._owes_evaluation = due(before, self.position, settings.eval_every) or last
+        if self._owes_evaluation and not stop:
+            stop = not self.evaluate()
         if due(before, self.position, settings.save_every) or last or stop or self.stopped:
             with self.clock.phase("save"):
-                save()
+                self.save()
         if stop:
-            interrupt.leave()
+            self.interrupt.leave()
 
-    def log_averages(
-        self, progress: Progress, settings: config.Pretrain | config.Finetune, more: dict[str, float]
-    ) -> None:
-        """Log the averages since the last call, and `more`, at the present position."""
+    def evaluate_first(self, always: bool = False) -> None:
+        """Evaluate before the first step, if that is owed from before an interrupt, or `always`."""
+        self._owes_evaluation |= always
+        if self._owes_evaluation and not self.evaluate():
+            self.interrupt.leave()
+
+    def evaluate(self) -> bool:
+        """Evaluate on all tasks and log scores per task and their mean; False if it was given up for an interrupt."""
+        self.actor.refresh()
+        try:
+            with self.clock.phase("evaluate"):
+                found = self._play()
+        except GivenUp:
+            return False
+        self._owes_evaluation = False
+        mean = float(np.mean(list(found.values())))
+        more, lines = self.learner.extensions.on_evaluation(self.ranks.from_main(found))
+        if self.log is not None:
+            seconds = {"time/seconds": self.seconds, "clock/seconds": self.seconds}
+            scores = {f"eval/{name}": score for name, score in found.items()}
+            clock = {**seconds, "clock/updates": self.learner.updates}
+            self.log.write(self.position, {**scores, "eval/score": mean, **more, **clock})
+        self.progress.write(f"{self.label}: score {mean:.3f} after {self.position} {self.progress.unit}")
+        self.show(lines)
+        self.stopped |= not any(map(self.learner.extensions.plays, self._names))  # every task rests: all are solved
+        if self._early_stop is not None:
+            enough = self._early_stop.evaluated(self.scores) if self.ranks.is_main else None
+            self.stopped |= self.ranks.from_main(enough)
+        return True
+
+    def _play(self) -> dict[str, float]:
+        """Return each task's score, and leave in the table how it is to be acted."""
+        if not (self._plan and self._early_stop):
+            return self._scores(self._plan)
+        alone, constraint = self._scores(plan=False), self.actor.table.constraint
+        rows = {name: self.actor.table.names.index(name) for name in self._names}
+        for row in rows.values():
+            if constraint[row] == POLICY:  # else plans would never be tried again
+                constraint[row] = TIED
+        planned = self._scores(plan=True)
+        for name, row in rows.items():
+            if alone[name] > planned[name]:
+                constraint[row] = POLICY
+        return {name: max(alone[name], planned[name]) for name in self._names}
+
+    def _scores(self, plan: bool) -> dict[str, float]:
+        results = self.evaluator.run(
+            self.actor, self._names, plan, f"{self.label}: evaluating", self.seed + 1, self.interrupt.is_requested
+        )
+        return {name: result.score for name, result in zip(self._names, results, strict=True)}
+
+    # --- the log ------------------------------------------------------------------------------------------------------
+
+    def _log_averages(self) -> None:
+        """Log the averages since the last call, over all ranks, at the present position."""
         total, phases = self.clock.read()
-        use = {
-            name: value.double().cpu().numpy() / max(self.num_summed, 1)
-            for name, value in self.sums.items()
-            if name.startswith(PREFIX)
-        }
+        more = {name: value for measure in self.measures for name, value in measure().items()}
         own = {
-            "train": {
-                name: float(value) / max(self.num_summed, 1) for name, value in self.sums.items() if name not in use
-            },
-            "experts": use,
-            "batch_size": self.batch_size,
+            "means": {name: value.double().cpu() / max(self._num_summed, 1) for name, value in self._sums.items()},
+            "batch_size": self._batch_size,
             "recent": self.recent,
             "phases": {name: seconds / total for name, seconds in phases.items()},
             "memory": memory_mb(),
         }
         everyone = self.ranks.collect(own)
-        self.sums, self.num_summed, self.recent = {}, 0, {}
+        self._sums, self._num_summed, self.recent = {}, 0, {}
         position, updates = self._logged
         self._logged = self.position, self.learner.updates
         if self.log is None:
             return
-        slices = sum(one["batch_size"] for one in everyone)
-        averages = {
-            f"train/{name}": sum(one["train"][name] * one["batch_size"] for one in everyone) / slices
-            for name in own["train"]
+        slices = max(sum(one["batch_size"] for one in everyone), 1)
+        means = {
+            name: sum(one["means"][name] * one["batch_size"] for one in everyone) / slices for name in own["means"]
         }
+        scalars = {f"train/{name}": float(value) for name, value in means.items() if value.numel() == 1}
+        tables = {name: value.numpy() for name, value in means.items() if value.numel() > 1}
         speed = {
-            f"speed/{progress.unit}_per_second": (self.position - position) / total,
+            f"speed/{self.progress.unit}_per_second": (self.position - position) / total,
             "speed/updates_per_second": (self.learner.updates - updates) / total,
         }
-        phases = {
+        shares = {
             f"time/{name}_share": float(np.mean([one["phases"].get(name, 0.0) for one in everyone])) for name in phases
         }
-        memory = {"memory/sum_mb": sum(one["memory"] for one in everyone)}
+        memory = {"memory/sum_mb": sum(one["memory"] for one in everyone), "time/seconds": self.seconds}
         episodes = _episodes([one["recent"] for one in everyone])
-        scales = {f"harmony/{task}": scale for task, scale in self.learner.task_scales().items()}
-        joint = {
-            name: np.sum([one["experts"][name] * one["batch_size"] for one in everyone], 0) / slices for name in use
-        }
-        experts = self._log_experts(joint, progress) if joint else {}
-        self.log.log(
-            self.position,
-            {
-                **averages,
-                **episodes,
-                **scales,
-                **more,
-                **experts,
-                **speed,
-                **phases,
-                **memory,
-                "time/seconds": self.seconds,
-            },
+        described = self.learner.extensions.describe(tables, self.learner.table.names)
+        for line in described.lines:
+            self.progress.write(f"{self.label}: {line}")
+        extra = {**self.learner.extensions.metrics(), **described.metrics}
+        row = {**scalars, **episodes, **extra, **more, **speed, **shares, **memory}
+        self.log.write(self.position, row, described.tables)
+        self.progress.update(
+            0, **({"total_loss": scalars["train/total_loss"]} if "train/total_loss" in scalars else {})
         )
-        progress.update(0, **{key: averages[f"train/{key}"] for key in ("total_loss",) if f"train/{key}" in averages})
 
-    def _log_experts(self, joint: dict[str, np.ndarray], progress: Progress) -> dict[str, float]:
-        """Write down which tasks use which experts, say if a router has collapsed; return what else is to be logged."""
-        assert self.log is not None
-        rows = table_rows(joint, self.learner.table.names)
-        self.log.append(TABLE, self.position, rows)
-        shares = overall(rows)
-        for line in self._routers.see(shares):
-            progress.write(f"{self.label}: {line}")
-        largest = {f"{PREFIX}{layer}_largest_share": float(share.max()) for layer, share in shares.items()}
-        return largest | {f"{PREFIX}{layer}_smallest_share": float(share.min()) for layer, share in shares.items()}
-
-    def evaluate(self, specs: Sequence[TaskSpec], progress: Progress, interrupt: Interrupt) -> bool:
-        """Evaluate on all tasks and log scores per task and their mean; False if it was given up for an interrupt."""
-        self.actor.refresh()
-        told = [spec.name for spec in specs]
-        try:
-            with self.clock.phase("evaluate"):
-                found = self._play(told, interrupt)
-        except GivenUp:
-            return False
-        self.owes_evaluation = False
-        scores, mean = {f"eval/{name}": score for name, score in found.items()}, float(np.mean(list(found.values())))
-        more = {} if self.heed is None else self.heed(self.ranks.from_main(found))
-        if self.log is not None:
-            self.log.log(
-                self.position,
-                {
-                    **scores,
-                    "eval/score": mean,
-                    **more,
-                    "time/seconds": self.seconds,
-                    "clock/seconds": self.seconds,
-                    "clock/updates": self.learner.updates,
-                },
-            )
-        progress.write(f"{self.label}: score {mean:.3f} after {self.position} {progress.unit}")
-        if self._early_stop is not None:
-            self.stopped = self.ranks.from_main(self._early_stop.evaluated(self.scores) if self.ranks.is_main else None)
-        return True
-
-    def _play(self, told: Sequence[str], interrupt: Interrupt) -> dict[str, float]:
-        """Return each task's score, and leave in the table how it is to be acted."""
-
-        def scores(plan: bool) -> dict[str, float]:
-            stopped = lambda: interrupt.requested is not None  # noqa: E731
-            label = f"{self.label}: evaluating"
-            results = self.evaluator.run(self.actor, told, plan, label, self.seed + 1, stopped)
-            return {name: result.score for name, result in zip(told, results, strict=True)}
-
-        if not (self.plan and self._early_stop):
-            return scores(self.plan)
-        alone = scores(plan=False)
-        constraint = self.actor.table.constraint
-        rows = {name: self.actor.table.names.index(name) for name in told}
-        for row in rows.values():
-            if constraint[row] == POLICY:  # else plans would never be tried again
-                constraint[row] = TIED
-        planned = scores(plan=True)
-        for name, row in rows.items():
-            if alone[name] > planned[name]:
-                constraint[row] = POLICY
-        return {name: max(alone[name], planned[name]) for name in told}
-
-    def save(
-        self,
-        of_rank: dict[str, Tensor] | None = None,
-        values: dict[str, Any] | None = None,
-        replay: ReplayBuffer | None = None,
-    ) -> None:
-        """Save everything needed to go on from here; every rank calls this."""
-        own = {
-            **{f"sum.{name}": value for name, value in self.sums.items()},
-            "generator": self.generator.get_state().clone(),
-            "members": self.members.get_state().clone(),
-            **(of_rank or {}),
-        }
-        common = {"seconds": self.seconds, "owes_evaluation": self.owes_evaluation, **(values or {})}
-        counts = {"num_summed": self.num_summed, "batch_size": self.batch_size, "recent": self.recent}
-        self.saves.save(self.position, self.learner.state_tensors(), (own, counts), common, replay)
+    def history(self, name: str) -> list[tuple[int, float]]:
+        """Return what was logged of one metric so far, as (position, value)."""
+        return self.log.history(name) if self.log is not None else []
 
     def publish(self, target: str | Path) -> None:
         """End the log and put its files where DVC expects them."""
         if self.log is not None:
             self.log.publish(target)
 
-    def history(self, name: str) -> list[tuple[int, float]]:
-        """Return what was logged of one metric so far, as (position, value)."""
-        return self.log.history(name) if self.log is not None else []
+    def _open_log(self) -> MetricsLog:
+        parent = self.folder.parent.name
+        run = f"{parent}-{self.folder.name}" if parent.startswith("adapt-") else self.folder.name
+        about = {"seed": self.seed, "ranks": self.ranks.count}
+        trackers = start_trackers(self.runtime.trackers, run, self.position, about)
+        log = MetricsLog(self.folder / "metrics", self.position, trackers)
+        self.learner.extensions.read_log(list(log.rows()))
+        return log
 
-    def _take_up(self) -> None:
+    # --- saves --------------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Save everything needed to go on from here; every rank calls this."""
+        own = {f"sum.{name}": value for name, value in self._sums.items()}
+        own |= {"generator": self.generator.get_state().clone(), "members": self._members.get_state().clone()}
+        for name, part in self.parts.items():
+            own |= {f"{name}.{key}": value for key, value in part.state_tensors().items()}
+        own |= self.learner.extensions.state_tensors(of_rank=True)
+        common = {
+            "seconds": self.seconds, "owes_evaluation": self._owes_evaluation, "updates_owed": self.updates_owed,
+        }  # fmt: skip
+        counts = {"num_summed": self._num_summed, "batch_size": self._batch_size, "recent": self.recent}
+        self.saves.save(self.position, state_tensors(self.learner), (own, counts), common, self.replay)
+
+    def saved_part(self, name: str, rank: int) -> dict[str, Tensor]:
+        """Return what the save found holds of a part of one rank."""
+        assert self.resumed is not None
+        tensors, _ = self.resumed.of_rank(rank)
+        prefix = f"{name}."
+        return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+    def _resume(self) -> None:
         saved = self.resumed
         assert saved is not None
-        self.position = saved.position
-        self.learner.load_state_tensors(saved.learner())
-        self._seconds_before = saved.values["seconds"]
-        self.owes_evaluation = saved.values["owes_evaluation"]
+        self.position, self.updates_owed = saved.position, saved.values["updates_owed"]
+        load_state_tensors(self.learner, saved.learner())
+        self._seconds_before, self._owes_evaluation = saved.values["seconds"], saved.values["owes_evaluation"]
         if self.same_ranks:
             tensors, counts = saved.of_rank(self.ranks.rank)
             self.generator.set_state(tensors["generator"])
-            self.members.set_state(tensors["members"])
-            self.sums = {name.removeprefix("sum."): value for name, value in tensors.items() if name.startswith("sum.")}
-            self.num_summed, self.batch_size = counts["num_summed"], counts["batch_size"]
+            self._members.set_state(tensors["members"])
+            self._sums = {key.removeprefix("sum."): value for key, value in tensors.items() if key.startswith("sum.")}
+            self._num_summed, self._batch_size = counts["num_summed"], counts["batch_size"]
             self.recent = {task: [tuple(one) for one in episodes] for task, episodes in counts["recent"].items()}
             return
         # Not the draws of the beginning again: what they gave has been learned from.
         self.generator.manual_seed(self.seed + RANK_SEEDS * self.ranks.rank + self.position)
-        self.members.manual_seed(self.seed + _MEMBER_SEED + self.position)
+        self._members.manual_seed(self.seed + _MEMBER_SEED + self.position)
         if self.ranks.is_main:
             print(
                 f"{self.label}: goes on with {self.ranks.count} processes from a save of {saved.num_ranks}. Weights, "
                 "optimisers, schedules and value scale are those of the save. What differs: environments and replayed "
-                "episodes are dealt to the processes anew, and random numbers (of batches, noise and plans) start from "
-                "new seeds, so that the result is not the one of an undisturbed run.",
+                "episodes are shared out anew, and random numbers (of batches, noise and plans) start from new seeds, "
+                "so that the result is not the one of an undisturbed run.",
                 file=sys.stderr,
             )
 
@@ -358,7 +373,3 @@ def _episodes(recent: Sequence[dict[str, list[tuple[float, float]]]]) -> dict[st
         shown["online/score"] = float(np.mean([shown[f"online/{task}"] for task in joined]))
         shown["online/episodes_sum"] = float(sum(len(episodes) for episodes in joined.values()))
     return shown
-
-
-def _digest(learner: Learner) -> float:
-    return float(sum(parameter.detach().double().abs().sum() for parameter in learner.model.parameters()))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from pipeline.model.planner import plan as make_plan
 from pipeline.model.task_table import POLICY, TIED, TaskTable
 from pipeline.model.world_model import TaskContext, WorldModel
 
+if TYPE_CHECKING:
+    from pipeline.model.adapters import Adapters
+
 
 class Actor:
     """Holds what acting needs between steps: the last plans, whose episode begins, random numbers.
@@ -29,6 +33,7 @@ class Actor:
         table: the tasks rows point into, on the model's device.
         planner: settings.
         mode: how products are computed.
+        adapters: of the model; each acts on the task it is named after, all other tasks by the bare base.
 
     Attributes:
         columns: what a subclass says of each action of the last step, (N,) each; the replay can keep it.
@@ -38,15 +43,21 @@ class Actor:
     ENV_DIMS = {"is_first": 0, "prev_mean": 1}
 
     def __init__(
-        self, model: WorldModel, table: TaskTable, planner: config.Planner, mode: products.Mode = "torch"
+        self,
+        model: WorldModel,
+        table: TaskTable,
+        planner: config.Planner,
+        mode: products.Mode = "torch",
+        adapters: Adapters | None = None,
     ) -> None:
-        self.model, self.table, self.planner, self.mode = model, table, planner, mode
+        self.model, self.table, self.planner, self.mode, self.adapters = model, table, planner, mode, adapters
         self.columns: dict[str, Tensor] = {}
         self._generator = torch.Generator()
         self._prev_mean = torch.zeros(planner.horizon, 0, model.config.action_dim)
         self._is_first = torch.ones(0, dtype=torch.bool)
         self._context: TaskContext | None = None
         self._context_rows: Tensor | None = None
+        self._context_adapter: str | None = None
 
     @property
     def device(self) -> torch.device:
@@ -107,7 +118,7 @@ class Actor:
             (N, A) in [-1, 1], on the CPU.
 
         Raises:
-            ValueError: not one observation per environment that was reset.
+            ValueError: not one observation per environment that was reset, or the tasks need different adapters.
         """
         expected = len(self._is_first) if envs is None else len(envs)
         if len(obs) != expected or len(rows) != len(obs):
@@ -116,7 +127,7 @@ class Actor:
                 "call `reset` with their number first"
             )
         obs, envs = obs.to(self.device), None if envs is None else envs.to(self.device)
-        with products.use(self.mode):
+        with products.use(self.mode), self._adapted(rows):
             ctx = self._task_context(rows)
             planned = torch.as_tensor(plan, device=self.device).expand(len(rows))
             if constraint_weight is None:
@@ -129,8 +140,27 @@ class Actor:
             if not planned.all():
                 policy = self._policy(ctx, obs, explore, envs)
                 action = torch.where(planned.unsqueeze(1), action, policy.action)
-            self.acted(obs, action, envs, ctx, planned, made, policy)
+            self.acted(obs, action, envs, ctx, planned, made, policy, explore)
         return action.cpu()
+
+    @contextmanager
+    def _adapted(self, rows: Tensor) -> Iterator[None]:
+        """Let the adapter of these tasks act within, or none where they have none."""
+        if self.adapters is None or not self.adapters.names:
+            yield
+            return
+        tasks = {self.table.names[row] for row in rows.tolist()}
+        adapters = {task if task in self.adapters.names else None for task in tasks}
+        if len(adapters) > 1:
+            raise ValueError(
+                f"one adapter acts at a time, but of the tasks {', '.join(sorted(tasks))} not all have the same or "
+                "none: act on them in calls of their own."
+            )
+        (adapter,) = adapters or {None}
+        if adapter != self._context_adapter:
+            self._context, self._context_adapter = None, adapter
+        with self.adapters.acting(adapter):
+            yield
 
     def _plan(
         self, ctx: TaskContext, obs: Tensor, constraint_weight: float | Tensor, explore: bool, envs: Tensor | None
@@ -163,6 +193,7 @@ class Actor:
         planned: Tensor,
         plan: Plan | None,
         policy: Policy | None,
+        explore: bool,
     ) -> None:
         """Called after each step with what was observed, chosen and by what; a subclass may keep something of it."""
 

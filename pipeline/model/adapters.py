@@ -1,5 +1,7 @@
 """Low-rank adapters (LoRA, by PEFT) on a world model: put in, switch, save, load, merge.
 
+An adapter that is named after its task acts on that task alone (`Actor`).
+
 The model stays the object it was: PEFT exchanges its linear layers in place. With every adapter off, it computes
 exactly what it did before.
 
@@ -9,7 +11,9 @@ Source: Hu et al., LoRA (arXiv 2106.09685).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -36,6 +40,10 @@ class Adapters:
     Args:
         model: a world model without adapters.
 
+    Attributes:
+        active: the adapter that acts; None for the bare base.
+        trained: the adapter whose weights get gradients; None for none.
+
     Raises:
         ValueError: the model already carries adapters; use the `Adapters` that put them there.
     """
@@ -48,6 +56,7 @@ class Adapters:
             )
         self.model = model
         self.active: str | None = None
+        self.trained: str | None = None
         self._peft: PeftModel | None = None
 
     @property
@@ -55,7 +64,7 @@ class Adapters:
         """The adapters that were created or loaded."""
         return tuple(self._peft.peft_config) if self._peft else ()
 
-    def create(self, name: str, parts: Sequence[str], rank: int, alpha: float, cluster: int = 0) -> None:
+    def create(self, name: str, parts: Sequence[str], rank: int, alpha: float, copy: int = 0) -> None:
         """Put in a new adapter that changes nothing yet, make it act, and make it all that is trained.
 
         Args:
@@ -63,26 +72,28 @@ class Adapters:
             parts: which networks it may change, keys of `world_model.PARTS`.
             rank: of the change of each weight matrix.
             alpha: the change is scaled by alpha / rank.
-            cluster: of the task; of parts that are copied per cluster, its copy alone is changed.
+            copy: of parts that exist in several copies, the one that is changed.
 
         Raises:
-            ValueError: the name is taken or unusable, or a part is unknown.
+            ValueError: the name is taken or unusable, a part is unknown, or the rank or alpha is no number to use.
         """
         unknown = [part for part in parts if part not in PARTS]
         if unknown or not parts:
             raise ValueError(f"adapt.parts is {list(parts)}: expected some of {', '.join(PARTS)}.")
-        modules = _target_modules([_path(self.model, part, cluster) for part in PARTS if part in parts])
+        if not (1 <= rank <= _MAX_RANK and 0 < alpha < math.inf):
+            raise ValueError(f"an adapter has a rank of 1 to {_MAX_RANK} and an alpha above 0, not {rank} and {alpha}.")
+        modules = _target_modules([_path(self.model, part, copy) for part in PARTS if part in parts])
         config = _lora_config(rank, alpha, modules)
         self._put_in(name, config)
         self.activate(name, trainable=True)
 
     def load(self, folder: str | Path, name: str, trainable: bool = False) -> None:
-        """Load an adapter that `save` wrote, and make it act.
+        """Load an adapter that `save` wrote, and make it act unless another is being trained.
 
         Args:
             folder: holds adapter_config.json and adapter_model.safetensors.
             name: what to call it.
-            trainable: go on training it.
+            trainable: go on training it, in the place of any other.
 
         Raises:
             ValueError: it is no LoRA adapter of this kind, or it does not fit the model.
@@ -90,12 +101,15 @@ class Adapters:
         folder = Path(folder)
         config = _read_config(folder, self.model)
         tensors = _read_tensors(folder)
+        learned = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self._put_in(name, config)
         mine = self._tensors(name)
         expected = {key: tuple(tensor.shape) for key, tensor in mine.items()}
         found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
         if expected != found:
             self._remove(name)
+            for parameter in learned:
+                parameter.requires_grad_(True)
             wrong = sorted(set(expected.items()) ^ set(found.items()))[0]
             raise ValueError(
                 f"the adapter in {folder} does not fit this model: {len(found)} tensors came, {len(expected)} were "
@@ -103,7 +117,10 @@ class Adapters:
             )
         for key, tensor in mine.items():
             tensor.data.copy_(tensors[key])
-        self.activate(name, trainable)
+        if trainable or self.trained is None:
+            self.activate(name, trainable)
+        else:
+            self._switch(self.trained)
 
     def save(self, folder: str | Path, name: str) -> None:
         """Write adapter_config.json and adapter_model.safetensors into an existing folder, in PEFT's own form."""
@@ -118,24 +135,42 @@ class Adapters:
             name: the adapter; None turns all of them off.
             trainable: its weights get gradients; nothing else ever does.
         """
-        if name is None:
-            if self._peft is not None:
-                self._tuner.disable_adapter_layers()
-                self.model.requires_grad_(False)
-        else:
-            peft = self._require(name)
-            self._tuner.enable_adapter_layers()
-            peft.set_adapter(name, inference_mode=not trainable)
-            if trainable:
-                self.model.sync_target()  # the target Q heads follow the adapted ones
-            self.model.target_q_heads.requires_grad_(False)
-        self.active = name
+        if name is not None:
+            self._require(name)
+        self.trained = name if trainable else None
+        self._switch(name)
+        if trainable:
+            self.model.sync_target()  # the target Q heads follow the adapted ones
+
+    @contextmanager
+    def acting(self, name: str | None) -> Iterator[None]:
+        """Let one adapter act, or none, at least within; then the one in training acts again, if there is one."""
+        if name != self.active:
+            self._switch(name)
+        try:
+            yield
+        finally:
+            if self.trained is not None and self.active != self.trained:
+                self._switch(self.trained)
 
     def merge(self, name: str) -> None:
         """Work an adapter into the weights for good, and drop all adapters."""
         self.activate(name)
         self._tuner.merge_and_unload(adapter_names=[name])
         self._peft, self.active = None, None
+
+    def _switch(self, name: str | None) -> None:
+        """Let one adapter act, or none; what is trained stays what it was and gets gradients while it acts."""
+        if self._peft is None:
+            return
+        if name is None:
+            self._tuner.disable_adapter_layers()
+            self.model.requires_grad_(False)
+        else:
+            self._tuner.enable_adapter_layers()
+            self._peft.set_adapter(name, inference_mode=name != self.trained)
+            self.model.target_q_heads.requires_grad_(False)
+        self.active = name
 
     def _put_in(self, name: str, config: LoraConfig) -> None:
         if name in self.names:
@@ -151,13 +186,14 @@ class Adapters:
             self._peft.add_adapter(name, config)
 
     def _remove(self, name: str) -> None:
+        """Take out an adapter that was put in and never acted."""
         peft = self._require(name)
         if len(self.names) == 1:
             self._tuner.unload()
-            self._peft, self.active = None, None
+            self._peft = None
         else:
             peft.delete_adapter(name)
-            self.activate(self.active)
+            self._switch(self.active)
 
     @property
     def _tuner(self) -> LoraModel:
@@ -178,12 +214,17 @@ class Adapters:
         }
 
 
-def _path(model: WorldModel, part: str, cluster: int) -> str:
-    """The module of a part, as a regular expression; of a part that is copied per cluster, one cluster's copy."""
-    clusters = model.config.clusters
-    if clusters is None or part not in clusters.parts:
+def _path(model: WorldModel, part: str, copy: int) -> str:
+    """The module of a part, as a regular expression; of a part that exists in several copies, one of them."""
+    if _copies(model, part) == 1:
         return PARTS[part]
-    return rf"{PARTS[part]}\.\d+\.{cluster}" if part == "q" else rf"{PARTS[part]}\.{cluster}"
+    return rf"{PARTS[part]}\.\d+\.{copy}" if part == "q" else rf"{PARTS[part]}\.{copy}"
+
+
+def _copies(model: WorldModel, part: str) -> int:
+    """How many copies of a part there are; a network that has several says so by its attribute `copies`."""
+    module = model.q_heads[0] if part == "q" else model.get_submodule(PARTS[part])
+    return getattr(module, "copies", 1)
 
 
 def _read_config(folder: Path, model: WorldModel) -> LoraConfig:
@@ -197,8 +238,8 @@ def _read_config(folder: Path, model: WorldModel) -> LoraConfig:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not the configuration of an adapter ({error!r}).") from None
     parts = modules.removeprefix("(").removesuffix(_LINEAR_LAYERS).split("|")
-    num = 1 if model.config.clusters is None else int(model.config.clusters.num)
-    known = ({_path(model, part, cluster) for part in PARTS} for cluster in range(num))  # an adapter is for one task
+    num = max(_copies(model, part) for part in PARTS)
+    known = ({_path(model, part, copy) for part in PARTS} for copy in range(num))  # an adapter is for one task
     if not 1 <= rank <= _MAX_RANK or modules != _target_modules(parts) or not any(set(parts) <= own for own in known):
         raise ValueError(
             f"{path}: rank {rank} on the modules {modules!r} is nothing that Eft writes for a model of this form."

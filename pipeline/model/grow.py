@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.model.blocks import MLP
+from pipeline import config
+from pipeline.model.layers import MLP
 from pipeline.model.world_model import WorldModel
 
 
-def grow(model: WorldModel, obs_dim: int, action_dim: int) -> WorldModel:
+def grow(
+    model: WorldModel, obs_dim: int, action_dim: int, build: Callable[[config.Model], WorldModel] = WorldModel
+) -> WorldModel:
     """Return a wider copy of a model without adapters.
 
     What reads the new observation and action dims has weight zero, and gets its first gradient when they are not zero;
@@ -23,6 +27,7 @@ def grow(model: WorldModel, obs_dim: int, action_dim: int) -> WorldModel:
         model: the world model.
         obs_dim: O of the new one, at least that of `model`.
         action_dim: A of the new one, at least that of `model`.
+        build: makes a world model of given sizes.
 
     Raises:
         ValueError: it would become narrower.
@@ -33,7 +38,7 @@ def grow(model: WorldModel, obs_dim: int, action_dim: int) -> WorldModel:
             f"the model has obs_dim {sizes.obs_dim} and action_dim {sizes.action_dim}: it can only grow, not shrink to "
             f"{obs_dim} and {action_dim}."
         )
-    grown = WorldModel(dataclasses.replace(sizes, obs_dim=obs_dim, action_dim=action_dim))
+    grown = build(dataclasses.replace(sizes, obs_dim=obs_dim, action_dim=action_dim))
     state = dict(model.state_dict())
     before = {name: module.widths for name, module in model.named_modules() if isinstance(module, MLP)}
     after = {name: module.widths for name, module in grown.named_modules() if isinstance(module, MLP)}

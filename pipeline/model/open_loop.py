@@ -14,7 +14,7 @@ from pipeline.model.task_table import FREE
 class OpenLoopActor(Actor):
     """Plans every `steps` steps from what it then observes, and in between executes what it had planned.
 
-    A model that sees past steps is shown none: those in between were not looked at, and it knows no past with gaps.
+    A model that reads past steps is shown none: those in between were not looked at.
 
     Args:
         actor: whose model, tasks and planner settings are taken.
@@ -28,7 +28,7 @@ class OpenLoopActor(Actor):
         if not 1 <= steps <= horizon:
             raise ValueError(f"of plans over {horizon} steps, 1 to {horizon} can be executed, not {steps}.")
         planner = dataclasses.replace(actor.planner, horizon=horizon)
-        super().__init__(actor.model, actor.table, planner, actor.compute)
+        super().__init__(actor.model, actor.table, planner, actor.mode, actor.adapters)
         self.steps = steps
 
     def reset(self, num_envs: int, seed: int) -> None:
@@ -49,6 +49,7 @@ class OpenLoopActor(Actor):
         plan: bool | Tensor = True,
         explore: bool = False,
         constraint_weight: float | Tensor | None = None,
+        envs: Tensor | None = None,
     ) -> Tensor:
         """Return the actions (N, A) whose turn it is in each environment's plan; `Actor.act` says what it is given."""
         due = self._executed >= self.steps
@@ -62,6 +63,3 @@ class OpenLoopActor(Actor):
         action = self._planned[self._executed, torch.arange(len(rows))]
         self._executed += 1
         return action.cpu()
-
-    def _keep(self, obs: Tensor, action: Tensor, envs: Tensor | None) -> None:
-        """Keep no past: what is observed while a plan is executed is not looked at."""

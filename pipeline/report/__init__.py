@@ -12,13 +12,12 @@ import jinja2
 import numpy as np
 
 from pipeline.files import atomic_file
-from pipeline.report.charts import FINETUNED, MUTED, PRETRAINED, Level, Line, line_chart, timeline_chart
+from pipeline.report.charts import FINETUNED, MUTED, PRETRAINED, Level, Line, line_chart, share_chart, timeline_chart
 from pipeline.report.comparison import Comparison, read_comparison
-from pipeline.report.experts import expert_charts
 from pipeline.report.matrix import similarity_chart
-from pipeline.report.results import Adaptation, Curve, Results, read_results
+from pipeline.results import Adaptation, Curve, ExpertUse, Results, read_results
 
-__all__ = ["read_results", "render", "write_report"]
+__all__ = ["render", "write_report"]
 
 MODELS = {"pretrain": "pretrained", "finetune": "finetuned"}
 MODES = {"policy": "policy alone", "plan": "with planning"}
@@ -67,7 +66,7 @@ def render(results: Results, comparison: Comparison | None = None) -> str:
         growth_chart=_growth_chart(results.curves["finetune"]),
         adaptation_charts={task: _adaptation_charts(adapted) for task, adapted in results.adapted.items()},
         expert_charts={
-            stage: expert_charts(results.experts[stage], unit)
+            stage: _expert_charts(results.experts[stage], unit)
             for stage, unit in (("finetune", "environment steps"), ("pretrain", "updates"))
             if results.experts[stage]
         },
@@ -152,6 +151,13 @@ def _spans(curve: Curve, end: float) -> list[tuple[float, float]]:
             spans.append((since, step))
             since = None
     return spans if since is None else [*spans, (since, end)]
+
+
+def _expert_charts(use: Mapping[str, ExpertUse], unit: str) -> dict[str, Any]:
+    return {
+        layer: share_chart(f"Experts of {layer} by task against {unit}", unit, found.steps, found.tasks, found.shares)
+        for layer, found in use.items()
+    }
 
 
 def _open_loop_chart(results: Results) -> Any:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.files import read_json
 from pipeline.report.charts import SYSTEMS, Line, line_chart
-from pipeline.report.results import Estimate
+from pipeline.results import Estimate
 
 FILE = Path("benchmarks/results/systems.json")
 MADE_BY = "python -m benchmarks.systems"

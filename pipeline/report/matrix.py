@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from pipeline.report.charts import INK, MUTED, STYLE, inline
-from pipeline.report.results import Clusters
+from pipeline.results import Clusters
 
 # Of an image, which cannot take the page's colours; its transparency lets the paper shine through by day and night.
 _LIKE, _OPPOSITE = "#d9541e", "#6d8a98"

@@ -52,7 +52,7 @@ class Ranks:
         """Whether this is the first process of its machine."""
         return self.accelerator is None or self.accelerator.is_local_main_process
 
-    def deal(self, items: Sequence[Item]) -> list[Item]:
+    def shard(self, items: Sequence[Item]) -> list[Item]:
         """Return this rank's part of a list: every `count`-th item, so that neighbours go to different ranks."""
         return list(items[self.rank :: self.count])
 

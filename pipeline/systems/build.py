@@ -6,12 +6,13 @@ The only place that knows all systems. Combinations that no test covers are refu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from pipeline import config
 from pipeline.model.actor import Actor
@@ -26,6 +27,7 @@ from pipeline.systems.scalezero.experts import ExpertMLP
 if TYPE_CHECKING:
     from pipeline.learn.extension import Extension
     from pipeline.learn.replay import ReplayBuffer
+    from pipeline.model.adapters import Adapters
     from pipeline.run.ranks import Ranks
 
 
@@ -47,11 +49,50 @@ def build_model(sizes: config.Model) -> WorldModel:
     return model
 
 
+def plain(model: WorldModel) -> WorldModel:
+    """Return the model as it is saved: low-rank stages become part of its matrices."""
+    from pipeline.systems.scalezero.staged_lora import merged
+
+    return merged(model)
+
+
+def column_limits(sizes: config.Model) -> dict[str, int]:
+    """Return what networks ask of a task beside its text, by name, and the number that each value is below."""
+    if sizes.clusters is None or sizes.clusters.num == "auto":
+        return {}
+    return {"cluster": sizes.clusters.num}
+
+
+def task_columns(sizes: config.Model, num_tasks: int) -> dict[str, Tensor]:
+    """Return the columns of a new task table: all tasks are in cluster 0 until clusters are found."""
+    return {} if sizes.clusters is None else {"cluster": torch.zeros(num_tasks, dtype=torch.int64)}
+
+
+def copy_of(columns: Mapping[str, int]) -> int:
+    """Return which copy of networks that exist several times computes a task."""
+    return columns.get("cluster", 0)
+
+
+def acting_and_replay(sizes: config.Model, learning: config.Learning) -> dict[str, Any]:
+    """Return what makes actors and replays, and what a replay keeps of each own action, as `Setup` takes them."""
+    return {
+        "make_actor": partial(make_actor, clipped=learning.clipped),
+        "make_replay": make_replay(sizes),
+        "columns": () if learning.clipped is None else ("log_prob",),
+    }
+
+
+def summary(extensions: Sequence[Extension]) -> dict[str, Any]:
+    """Return what extensions add to a run's summary.json."""
+    return {key: value for extension in extensions for key, value in extension.summary().items()}
+
+
 def make_actor(
     model: WorldModel,
     table: TaskTable,
     planner: config.Planner,
     mode: Mode = "torch",
+    adapters: Adapters | None = None,
     clipped: config.Clipped | None = None,
 ) -> Actor:
     """Make what acts with a model.
@@ -61,17 +102,18 @@ def make_actor(
         table: the tasks, on the model's device.
         planner: settings.
         mode: how products are computed.
+        adapters: of the model.
         clipped: collect episodes for this policy step, which needs their log-probabilities.
     """
     if clipped is not None:
         from pipeline.systems.m3po.actor import M3poActor
 
-        return M3poActor(model, table, planner, mode)
+        return M3poActor(model, table, planner, mode, adapters)
     if model.config.history is not None:
         from pipeline.systems.history.actor import HistoryActor
 
-        return HistoryActor(model, table, planner, mode)
-    return Actor(model, table, planner, mode)
+        return HistoryActor(model, table, planner, mode, adapters)
+    return Actor(model, table, planner, mode, adapters)
 
 
 def make_replay(sizes: config.Model) -> Callable[..., ReplayBuffer]:
@@ -120,7 +162,6 @@ def online_extensions(
     learning: config.Learning,
     scaling: config.Scaling | None = None,
     seed: int = 0,
-    generator: torch.Generator | None = None,
 ) -> list[Extension]:
     """Return the extensions of learning online.
 
@@ -130,7 +171,6 @@ def online_extensions(
         learning: says whether tasks are weighed or predicted, and whether the policy learns by a clipped ratio.
         scaling: the stages in which the model grows; None for none.
         seed: of the run.
-        generator: of what the clipped policy step draws.
     """
     found = _losses(model, table, learning)
     if scaling is not None:
@@ -141,8 +181,7 @@ def online_extensions(
     if learning.clipped is not None:
         from pipeline.systems.m3po.extension import ClippedPolicy
 
-        assert generator is not None, "the clipped policy step draws random numbers"
-        found.append(ClippedPolicy(learning.clipped, generator))
+        found.append(ClippedPolicy(learning.clipped))
     return found
 
 

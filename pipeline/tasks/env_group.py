@@ -28,8 +28,8 @@ class Arrays(NamedTuple):
     lost: np.ndarray  # (N,) bool, the episode under way failed and counts for nothing; another one began
     episode: np.ndarray  # (N,) int64, number of the episode that each environment is in
     beats: np.ndarray  # (N,) int64, counted up before and after each call of an environment: odd while it is busy
-    picture: np.ndarray  # (N, P, P, 3) uint8 RGB of `obs`; P is 0 where nothing is drawn
-    final_picture: np.ndarray  # (N, P, P, 3) uint8 RGB of `final_obs`, written only where the step ended an episode
+    image: np.ndarray  # (N, P, P, 3) uint8 RGB of `obs`; P is 0 where nothing is drawn
+    final_image: np.ndarray  # (N, P, P, 3) uint8 RGB of `final_obs`, written only where the step ended an episode
     playing: np.ndarray  # (N,) bool, which environments the step is for; the others rest in the middle of an episode
 
 
@@ -44,16 +44,16 @@ class Widths(NamedTuple):
     num_envs: int  # N
     obs_dim: int  # O
     action_dim: int  # A
-    picture_size: int  # P, pixels of a picture's side
+    image_size: int  # P, pixels of an image's side
 
 
 def layout(widths: Widths) -> list[tuple[tuple[int, ...], type]]:
     """Return shape and type of each of the `Arrays`."""
     n, obs_dim, action_dim, side = widths
     wide, flag, count = ((n, obs_dim), np.float32), ((n,), np.bool_), ((n,), np.int64)
-    picture = ((n, side, side, 3), np.uint8)
+    image = ((n, side, side, 3), np.uint8)
     start = [((n, action_dim), np.float32), wide, ((n,), np.float32), flag, flag]
-    return [*start, wide, flag, flag, count, count, picture, picture, flag]
+    return [*start, wide, flag, flag, count, count, image, image, flag]
 
 
 def num_bytes(widths: Widths) -> int:
@@ -87,7 +87,7 @@ class EnvGroup:
         self, specs: Sequence[tuple[int, TaskSpec]], arrays: Arrays, seed: int, numbers: Sequence[int]
     ) -> None:
         self._arrays, self._seed, self._numbers, self._specs = arrays, seed, numbers, dict(specs)
-        self._size = arrays.picture.shape[1]
+        self._size = arrays.image.shape[1]
         self._envs = {index: self._build(spec) for index, spec in specs}
         self.failures: list[tuple[int, str]] = []  # of the last call: index, and error with its traceback
 
@@ -101,7 +101,7 @@ class EnvGroup:
         """Take one agent step in each environment that plays; where an episode ends, start the next."""
         self.failures = []
         action, obs, reward, terminated, truncated, final_obs, success, lost, _, beats, *more = self._arrays
-        picture, final_picture, playing = more
+        image, final_image, playing = more
         for index, env in self._envs.items():
             if not playing[index]:
                 self._nothing_happened(index)
@@ -118,7 +118,7 @@ class EnvGroup:
             success[index], lost[index] = info["success"], False
             over = terminated[index] or truncated[index]
             if self._size:
-                (final_picture if over else picture)[index] = env.render()
+                (final_image if over else image)[index] = env.render()
             if over:
                 self._begin(index, int(self._arrays.episode[index]) + 1)
 
@@ -142,7 +142,7 @@ class EnvGroup:
                         "simulator version: start the run anew."
                     )
             if self._size:
-                self._arrays.picture[index] = self._envs[index].render()
+                self._arrays.image[index] = self._envs[index].render()
 
     def close(self) -> None:
         """Release every environment."""
@@ -165,7 +165,7 @@ class EnvGroup:
             try:
                 self._arrays.obs[index], _ = self._envs[index].reset(seed=seed)
                 if self._size:
-                    self._arrays.picture[index] = self._envs[index].render()
+                    self._arrays.image[index] = self._envs[index].render()
                 return
             except SimulationError as error:
                 self.failures.append((index, _report(error)))

@@ -103,6 +103,24 @@ class TaskSpec:
         """Return the text kept for evaluation; the canonical one where a task has no other."""
         return self.text(len(self.instructions) - 1)
 
+    def check_width(self, obs_dim: int, observed: int | None = None, parts: str = "") -> None:
+        """Refuse a model that is too narrow for what is observed of the task.
+
+        Args:
+            obs_dim: O, what the model takes.
+            observed: values that are observed; None for the state alone.
+            parts: what they consist of, for the error.
+
+        Raises:
+            ValueError: says how wide model.obs_dim must be.
+        """
+        width = self.obs_dim if observed is None else observed
+        if width > obs_dim:
+            raise ValueError(
+                f"{self.name} has {width} observation dims{parts}, model.obs_dim is {obs_dim}: raise it to at least "
+                f"{width} or leave the task out"
+            )
+
     def evaluate(self, episode_return: float, success: bool) -> float:
         """Score one whole episode, in [0, 1].
 

@@ -38,8 +38,8 @@ class Step(NamedTuple):
     final_obs: np.ndarray  # (N, O) float32; true last observation where the episode ended, else `obs`
     success: np.ndarray  # (N,) bool, of the step just taken
     lost: np.ndarray  # (N,) bool; the episode failed and must not be used, `obs` is the first of another one
-    picture: np.ndarray  # (N, P, P, 3) uint8 RGB of `obs`; P is 0 where nothing is drawn
-    final_picture: np.ndarray  # (N, P, P, 3) uint8 RGB of `final_obs` where the episode ended; undefined elsewhere
+    image: np.ndarray  # (N, P, P, 3) uint8 RGB of `obs`; P is 0 where nothing is drawn
+    final_image: np.ndarray  # (N, P, P, 3) uint8 RGB of `final_obs` where the episode ended; undefined elsewhere
 
 
 class WorkerError(RuntimeError):
@@ -72,7 +72,7 @@ class VectorEnv:
         seed: seed of all episodes.
         num_workers: processes that step them; 0 = in this process.
         numbers: number of each environment in the whole run, where this vector is a part of it; None = 0 to N - 1.
-        picture_size: P, pixels of a side of the pictures that are drawn of every observation; 0 draws none.
+        image_size: P, pixels of a side of the images that are drawn of every observation; 0 draws none.
 
     Raises:
         ValueError: a task cannot be built (with `num_workers=0`).
@@ -87,7 +87,7 @@ class VectorEnv:
         seed: int,
         num_workers: int,
         numbers: Sequence[int] | None = None,
-        picture_size: int = 0,
+        image_size: int = 0,
     ) -> None:
         n = len(specs)
         if n == 0:
@@ -99,7 +99,7 @@ class VectorEnv:
         self._group: EnvGroup | None = None
         numbers = list(range(n) if numbers is None else numbers)
         numbered = list(enumerate(specs))
-        widths = Widths(n, obs_dim, action_dim, picture_size)
+        widths = Widths(n, obs_dim, action_dim, image_size)
         self._under_way = False
         self._dead: dict[int, _Death] = {}  # workers that could not be told of the command under way
         if num_workers == 0:
@@ -127,9 +127,9 @@ class VectorEnv:
         return self._arrays.episode.copy()
 
     @property
-    def picture(self) -> np.ndarray:
-        """The pictures of the current observations, (N, P, P, 3) uint8 RGB."""
-        return self._arrays.picture.copy()
+    def image(self) -> np.ndarray:
+        """The images of the current observations, (N, P, P, 3) uint8 RGB."""
+        return self._arrays.image.copy()
 
     def reset(self) -> np.ndarray:
         """Start episode 0 of each environment; return the first observations, (N, O) float32."""

@@ -37,7 +37,7 @@ def settings(**changes) -> config.Demos:
 
 def gather(folder: Path, names=("mw-drawer-open", "mw-faucet-open"), count=3, seed=1, **changes):
     wanted = [(spec, count) for spec in get(names)]
-    return collect(wanted, settings(**changes), seed, folder / "demos", folder / "scratch", folder / "own")
+    return collect(wanted, settings(**changes), seed, folder / "demos", folder / "run", folder / "own")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -60,7 +60,7 @@ def test_the_number_of_workers_changes_nothing(tmp_path):
 def test_what_is_finished_is_not_played_again_and_what_is_half_written_is(tmp_path):
     gather(tmp_path)
     whole = contents(tmp_path / "demos")
-    notes = sorted((tmp_path / "scratch/mw-drawer-open").glob("*.json"))
+    notes = sorted((tmp_path / "run/mw-drawer-open").glob("*.json"))
     before = {path: path.stat().st_mtime_ns for path in notes}
     notes[1].unlink()  # as if killed before the note
     notes[2].with_suffix(".parquet").unlink()  # as if the file was lost
@@ -68,7 +68,7 @@ def test_what_is_finished_is_not_played_again_and_what_is_half_written_is(tmp_pa
     gather(tmp_path)
     assert contents(tmp_path / "demos") == whole
     assert [path.stat().st_mtime_ns == before[path] for path in notes] == [True, False, False]
-    assert not list((tmp_path / "scratch").rglob("*.partial"))
+    assert not list((tmp_path / "run").rglob("*.partial"))
 
 
 @pytest.mark.slow
@@ -101,9 +101,9 @@ def test_only_as_many_attempts_start_as_may_be_needed():
 def fail(folder: Path, task: str, kept: int, attempts: int) -> None:
     """Leave attempts as an earlier run does, of which the first few are good."""
     (spec,) = get([task])
-    (folder / "scratch" / task).mkdir(parents=True)
+    (folder / "run" / task).mkdir(parents=True)
     for attempt in range(attempts):
-        path = folder / "scratch" / task / f"{attempt:06d}"
+        path = folder / "run" / task / f"{attempt:06d}"
         note = {"task": task, "attempt": attempt, "seed": 1, "score": 0.2, "kept": attempt < kept, "seconds": 1.0}
         path.with_suffix(".json").write_text(json.dumps(note))
         if attempt < kept:
@@ -117,7 +117,7 @@ def test_tasks_without_an_expert_stop_the_collection_and_all_are_named(tmp_path)
     with pytest.raises(ValueError, match=r"^rd-open-drawer, hopper-hop have no expert.*demos\.missing: go_on") as error:
         gather(tmp_path, names=["mw-reach", "rd-open-drawer", "hopper-hop"])
     assert "held_out_episodes: 0" in str(error.value)
-    assert not (tmp_path / "scratch").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_expert_that_fails_too_often_stops_the_collection(tmp_path):
@@ -170,7 +170,7 @@ def test_a_dead_worker_is_an_error_that_names_what_it_did(tmp_path):
 
 @pytest.mark.slow
 def test_an_error_in_a_worker_arrives(tmp_path):
-    file = tmp_path / "scratch"
+    file = tmp_path / "run"
     file.write_text("not a folder")
     (spec,) = get(["mw-drawer-open"])
     with Workers(1) as workers:
@@ -197,7 +197,7 @@ def test_own_demonstrations_are_taken_instead_of_an_expert(tmp_path):
     report = gather(tmp_path, names=["mw-drawer-open"])
     assert report["tasks"]["mw-drawer-open"]["kept"] == 1
     assert load_demos(tmp_path / "demos", "mw-drawer-open")[0].seed == own[0].seed
-    assert not (tmp_path / "scratch").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_own_demonstrations_of_another_task_are_refused(tmp_path):

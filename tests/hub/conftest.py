@@ -26,7 +26,7 @@ from pipeline.language.embeddings import embed
 from pipeline.language.encoder import HashedNgrams
 from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
-from pipeline.report.results import read_results
+from pipeline.results import read_results
 from pipeline.tasks.spec import TaskSpec
 
 SERVER = runpy.run_path(str(Path(__file__).with_name("server.py")))

@@ -79,7 +79,7 @@ def test_it_ends_with_a_report_and_a_release_that_acts(project: Path):
 
 def test_metrics_go_to_git_and_weights_do_not(project: Path):
     tracked = run(project, "git", "ls-files", "--others", "--exclude-standard", "checkpoints", "datasets").stdout
-    assert "checkpoints/pretrain/metrics/metrics.json" in tracked
+    assert "checkpoints/pretrain/metrics/metrics.jsonl" in tracked
     assert "datasets/demos.json" in tracked
     for private in (".safetensors", ".parquet", ".mp4"):
         assert private not in tracked
@@ -178,7 +178,7 @@ def test_a_killed_repro_leaves_no_trainer_and_a_second_one_is_refused(project: P
         assert trainers
         second = run(project, *command, check=False)
         assert second.returncode
-        assert "Running stage 'finetune'" not in second.stdout or "another run" in second.stderr
+        assert f"is busy, it is being blocked by:\n  (PID {process.pid})" in second.stderr
         direct = run(project, "python", "-m", "stages.finetune", check=False)
         assert direct.returncode == 2
         assert "another run of `finetune` with the same parameters is working" in direct.stderr

@@ -11,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.agent import Agent
-from pipeline.report.results import read_curves
+from pipeline.results import read_curves
 from stages import demos, embed, evaluate, finetune, pretrain, report
 
 ROOT = Path(__file__).parents[2]

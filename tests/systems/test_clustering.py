@@ -18,12 +18,12 @@ from pipeline import config
 from pipeline.data.episode import Episode
 from pipeline.data.replay import ReplayBuffer, from_demos
 from pipeline.model.actor import Actor
+from pipeline.run.ranks import Ranks
 from pipeline.train import clustering
 from pipeline.train.evaluate import Evaluator
 from pipeline.train.loop import Loop
 from pipeline.train.loops import learn_offline
 from pipeline.train.objective import UpdateDraws
-from pipeline.train.ranks import Ranks
 from pipeline.train.step import Learner
 
 CLUSTERS = config.Clusters(
@@ -206,7 +206,7 @@ def test_two_processes_find_the_same_clusters_and_stay_equal(tmp_path: Path) -> 
     assert all(torch.equal(second[name], value) for name, value in first.items())
 
 
-def run_loop(scratch: Path, points: int, *lengths: int) -> dict[str, torch.Tensor]:
+def run_loop(run_dir: Path, points: int, *lengths: int) -> dict[str, torch.Tensor]:
     """Pretrain in a loop that is made anew, from what it saved, for each of the lengths."""
     runtime = config.Runtime(
         device="cpu", threads=1, env_workers=0, precision="fp32", accumulate=1, keep_saves=2, stop_seconds=0,
@@ -221,7 +221,7 @@ def run_loop(scratch: Path, points: int, *lengths: int) -> dict[str, torch.Tenso
         learner = make_learner(replace(CLUSTERS, points=points))
         actor = Actor(learner.model, learner.table, TINY_PLANNER)
         with Evaluator([], 1, TINY.obs_dim, TINY.action_dim, 0, 0) as evaluator:
-            loop = Loop("clusters", scratch, learner, actor, evaluator, 1, runtime)
+            loop = Loop("clusters", run_dir, learner, actor, evaluator, 1, runtime)
             loop.evaluate = lambda *_: True  # there is nothing to play
             learn_offline(loop, settings, demos.sample, [], clustering.Clusterer(learner, demos, 1))
     return {name: value.clone() for name, value in learner.state_tensors().items()}

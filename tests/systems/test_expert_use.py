@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.train.expert_use import RouterWatch, count_use, overall, table_rows
-from pipeline.train.metrics import MetricsLog
+from pipeline.run.metrics import MetricsLog
+from pipeline.train.expert_use import RouterWatch, count_use, overall, tables
 
 
 def test_counts_are_parts_of_all_choices():
@@ -17,14 +17,13 @@ def test_counts_are_parts_of_all_choices():
     assert (found * 12).tolist() == [[2, 2, 0], [3, 2, 3], [0, 0, 0]]
 
 
-def test_rows_are_shares_within_tasks_and_give_the_overall_share_back():
+def test_tables_have_the_tasks_that_had_rows_and_give_the_overall_share_back():
     counts = np.array([[0.1, 0.3], [0.0, 0.0], [0.6, 0.0]])
-    rows = table_rows({"experts/q.0": counts}, ["a", "b", "c"])
-    assert rows == [
-        {"layer": "q.0", "task": "a", "rows": "0.400000", "expert_0": "0.2500", "expert_1": "0.7500"},
-        {"layer": "q.0", "task": "c", "rows": "0.600000", "expert_0": "1.0000", "expert_1": "0.0000"},
-    ]
-    assert overall(rows)["q.0"].tolist() == pytest.approx([0.7, 0.3])
+    found = tables({"experts/q.0": counts}, ["a", "b", "c"])
+    assert found == {"expert_use/q.0": {"a": [0.1, 0.3], "c": [0.6, 0.0]}}
+    shares = overall({"step": 10, "train/loss": 1.0, **found})
+    assert list(shares) == ["q.0"]
+    assert shares["q.0"].tolist() == pytest.approx([0.7, 0.3])
 
 
 def see(watch: RouterWatch, *share: float) -> list[str]:
@@ -55,17 +54,11 @@ def test_an_expert_that_is_dead_for_long_is_said_once():
 
 def test_a_resumed_run_says_what_an_undisturbed_one_would(tmp_path):
     log = MetricsLog(tmp_path / "run")
-    dead = {"experts/dynamics": np.array([[0.5, 0.5, 0.0]])}
+    dead = tables({"experts/dynamics": np.array([[0.5, 0.5, 0.0]])}, ["a"])
     for position in range(10, 60, 10):
-        log.append("experts", position, table_rows(dead, ["a"]))
-        log.log(position, {"train/loss": 1.0})
+        log.write(position, {"train/loss": 1.0}, dead)
+        log.write(position, {"eval/score": 1.0})  # a row without a table says nothing of the router
     resumed = MetricsLog(tmp_path / "run", position=40)  # the row at 50 was logged after the last save
-    assert [row["step"] for row in resumed.table("experts")] == ["10", "20", "30", "40"]
-    watch = RouterWatch(resumed.table("experts"))
+    watch = RouterWatch(resumed.rows())
     assert len(see(watch, 0.5, 0.5, 0.0)) == 1
     assert see(watch, 0.5, 0.5, 0.0) == []
-    resumed.append("experts", 50, table_rows(dead, ["a"]))
-    resumed.publish(tmp_path / "out")
-    assert (tmp_path / "out/experts.tsv").read_text().splitlines()[
-        -1
-    ] == "50\tdynamics\ta\t1.000000\t0.5000\t0.5000\t0.0000"

@@ -13,9 +13,9 @@ from pipeline import config
 from pipeline.model.actor import Actor
 from pipeline.model.task_table import FREE, POLICY, TIED, TaskTable
 from pipeline.progress import Progress
+from pipeline.run.interrupt import Interrupt
 from pipeline.train.early_stop import EarlyStop
 from pipeline.train.evaluate import Result
-from pipeline.train.interrupt import Interrupt
 from pipeline.train.loop import Loop
 from pipeline.train.step import Learner
 

@@ -16,9 +16,9 @@ from pipeline.model.actor import Actor
 from pipeline.model.task_table import TaskTable
 from pipeline.model.two_hot import decode
 from pipeline.model.world_model import WorldModel
+from pipeline.run.ranks import Ranks
 from pipeline.train.constraint import Schedule, make_constraint
 from pipeline.train.policy_phase import PolicyPhase
-from pipeline.train.ranks import Ranks
 from pipeline.train.step import Learner
 
 CLIPPED = config.Clipped(

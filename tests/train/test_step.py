@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from benchmarks.problem import LEARNING, TINY, make_batch, make_model, make_table
 from pipeline.model.adapters import Adapters
 from pipeline.model.world_model import PARTS, WorldModel
+from pipeline.run.ranks import Ranks
 from pipeline.train.objective import UpdateDraws, batch_context
-from pipeline.train.ranks import Ranks
 from pipeline.train.step import Learner, Mode
 
 

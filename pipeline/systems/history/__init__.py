@@ -1,1 +1,1 @@
-"""Dynamics that read the past of an episode, by a causal Transformer."""
+"""A model that reads past steps beside the present one (`model.history`)."""

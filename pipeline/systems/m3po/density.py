@@ -1,17 +1,16 @@
 """How likely an executed action was: under the policy, and under the plan that made it.
 
-A plan adds Gaussian noise to one of its elites and clamps, so that a part of its actions lies at -1 or 1 exactly, where
-the policy, squashed by tanh, has no mass at all: of densities alone the ratio of the two would be 0 there, and the
-bounds, where many tasks are solved, would teach nothing. Both are therefore measured after the same rounding, per
-action dim: what lies beyond `EDGE` counts as one outcome, with the probability of all of it; what lies between the
-edges has its density. The ratio of two such numbers is an exact importance weight for all that does not tell apart
-actions beyond an edge.
+A plan adds Gaussian noise to one of its elites and clamps, so that part of its actions lies at -1 or 1 exactly. There a
+policy squashed by tanh has no mass: with densities alone, the ratio of policy to plan would be 0, and nothing would be
+learned at the bounds, where many tasks are solved. Both are therefore measured after the same rounding, per action dim:
+everything beyond `EDGE` counts as one outcome, with the probability of all of it; between the edges it is the density.
+The ratio of two such numbers is an exact importance weight for whatever does not tell apart actions beyond an edge.
 
 Per action, a log-probability is the sum over the real action dims. What a plan searched before (which samples became
-elites) is taken as given: weights by that conditional density are unbiased too, since the mean over searches is taken
-by acting itself.
+elites) is taken as given. Weights by that conditional density are unbiased too, since acting itself averages over
+searches.
 
-Source: M3PO (arXiv 2506.21782) for the clipped ratio; the density of a plan and the edges are ours.
+Source: M3PO (arXiv 2506.21782) for the clipped ratio; the density of a plan and the edges are our own.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import math
 import torch
 from torch import Tensor
 
-from pipeline.model.policy import Policy
+from pipeline.model.math import Policy
 
 EDGE = 0.99  # beyond it, an action counts as one at the bound
 _EDGE_BEFORE_TANH = math.atanh(EDGE)
@@ -29,7 +28,7 @@ _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
 def policy_log_prob(policy: Policy, action: Tensor, action_mask: Tensor) -> Tensor:
-    """Return the log-probability (...) of actions under the policy; it can be differentiated by mean and log_std.
+    """Return the log-probability (...) of actions under the policy, differentiable by its mean and log_std.
 
     Args:
         policy: at (...) latents; its own action and noise do not matter.
@@ -44,7 +43,7 @@ def policy_log_prob(policy: Policy, action: Tensor, action_mask: Tensor) -> Tens
 
 
 def plan_log_prob(elites: Tensor, weights: Tensor, std: Tensor, action: Tensor, action_mask: Tensor) -> Tensor:
-    """Return the log-probability (N,) of actions that are an elite's, drawn by weight, with noise and then clamped.
+    """Return the log-probability (N,) of a plan's actions: an elite, drawn by weight, plus noise, clamped.
 
     Args:
         elites: (E, N, A) first actions of the elites, in [-1, 1].
@@ -65,6 +64,6 @@ def _gaussian(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
 
 
 def _beyond(mean: Tensor, log_std: Tensor, edge: float) -> Tensor:
-    """Log-probability that a Gaussian exceeds an edge; more than 100 std below it, that of 100: 0 in any case."""
-    # torch's derivative of log_ndtr is wrong from about -1e3 on, and not a number further out.
+    """Return the log-probability that a Gaussian exceeds an edge."""
+    # The derivative of torch's log_ndtr is wrong from about -1e3 on and then NaN; at -100 the probability is 0 anyway.
     return torch.special.log_ndtr(((mean - edge) * (-log_std).exp()).clamp(min=-100))

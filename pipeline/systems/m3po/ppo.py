@@ -1,4 +1,4 @@
-"""The clipped policy step: generalised advantages, the bonus of disagreement, the clipped ratio.
+"""The formulas of M3PO's policy step: generalised advantages, the bonus of disagreement, the clipped ratio.
 
 Source: M3PO (arXiv 2506.21782), building on PPO (arXiv 1707.06347), GAE (arXiv 1506.02438) and POME (arXiv 1811.07350).
 """
@@ -10,18 +10,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# A plan may take what the policy holds for next to impossible, and the other way round: no weight above e^10.
+# A plan may take actions that the policy almost never takes, and the other way round: no ratio above e^10.
 _MAX_LOG_RATIO = 10.0
 
 
 def generalised_advantages(
     reward: Tensor, value: Tensor, length: Tensor, terminated: Tensor, discount: Tensor, gae_lambda: float
 ) -> Tensor:
-    """Return the advantages (L, n) of n whole episodes, padded behind their ends to L steps; 0 on the padding.
+    """Return the advantages (L, n) of n whole episodes that are padded at their ends to L steps; 0 on the padding.
 
     With delta_t = r_t + gamma V_{t+1} - V_t, they are the sums of (gamma lambda)^k delta_{t+k} up to the episode's end.
-    After the last step of an episode that terminated nothing is worth anything; of one that was truncated, the value of
-    its last observation goes on standing for what would have come.
+    After the last step of an episode that terminated, the value is 0. An episode that was truncated bootstraps from the
+    value of its last observation.
 
     Args:
         reward: (L, n)
@@ -46,7 +46,7 @@ def disagreement(
 ) -> Tensor:
     """Return b = |(r + gamma V(h(s'))) - (r_hat + gamma V(d(z, a)))|, in units of reward; all are (S,).
 
-    Where an episode ended for good, both values are to be given as 0: only the rewards can disagree there.
+    Where an episode ended for good, give both values as 0: only the rewards can disagree there.
     """
     return (reward - predicted_reward + discount * (next_value - predicted_value)).abs()
 
@@ -56,8 +56,8 @@ def with_bonus(
 ) -> Tensor:
     """Add the centred disagreement (S,) to advantages (S,).
 
-    It goes to the advantage and not to the reward: the values are those of the tasks alone, so that a bonus in the
-    reward would miss them in every baseline, and what is learned of the tasks stays untouched when its weight is 0.
+    It is added to the advantage and not to the reward, because the values are learned from the tasks' rewards alone: no
+    baseline would account for a bonus in the reward.
 
     Args:
         advantage: (S,)
@@ -74,24 +74,24 @@ def with_bonus(
 
 
 class ClippedLoss(NamedTuple):
-    """The clipped loss and what is logged of it."""
+    """PPO's clipped surrogate loss and its diagnostics."""
 
     total: Tensor  # (), a mean over steps
     ratio: Tensor  # () mean
     clip_fraction: Tensor  # () share of the steps whose ratio lies outside the clip
-    approx_kl: Tensor  # () estimate of the divergence of the policy from what acted, nats, at least 0
+    approx_kl: Tensor  # () estimate of KL(what acted || policy), nats, at least 0
 
 
 def clipped_loss(log_prob: Tensor, acted_log_prob: Tensor, advantage: Tensor, ratio: float) -> ClippedLoss:
-    """Return -mean(min(w A, clip(w, 1 - ratio, 1 + ratio) A)) with the ratio w of policy and what acted.
+    """Return -mean(min(w A, clip(w, 1 - ratio, 1 + ratio) A)), w the probability ratio of the policy to what acted.
 
     Args:
-        log_prob: (S,) of the actions under the policy of now; differentiable.
-        acted_log_prob: (S,) under the distribution that acted.
-        advantage: (S,)
-        ratio: how far w may lie from 1.
+        log_prob: (S,) of the actions under the present policy; differentiable.
+        acted_log_prob: (S,) under the plan or policy that acted.
+        advantage: (S,) A
+        ratio: how far w may lie from 1 before it is clipped.
 
-    Source: PPO (arXiv 1707.06347); the divergence is estimated by w - 1 - ln w.
+    Source: PPO (arXiv 1707.06347); the KL divergence is estimated by w - 1 - ln w.
     """
     log_ratio = (log_prob - acted_log_prob).clamp(max=_MAX_LOG_RATIO)
     w = log_ratio.exp()

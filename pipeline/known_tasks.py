@@ -1,0 +1,154 @@
+"""What an agent knows of tasks: which row of the task table a text means, and how one more row is added."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline import config
+from pipeline.config import near
+from pipeline.language.embeddings import TaskEmbeddings
+from pipeline.model.task_table import TaskTable
+from pipeline.tasks.spec import TaskSpec
+
+
+class Meaning(NamedTuple):
+    """A row of the task table, which may not be there yet."""
+
+    name: str  # of the row
+    text: str | None = None  # that is new; None for a known task
+    action_dim: int = 0  # for a new text
+
+
+class KnownTasks(NamedTuple):
+    """Tasks and instructions by row. It never changes: what may be refused gives another one, or an error."""
+
+    tasks: dict[str, TaskSpec]
+    embeddings: TaskEmbeddings  # of all rows
+    table: TaskTable  # rows beyond `tasks` are instructions
+    num_trained: int  # rows, from the first on, that the model was trained on
+
+    def row(self, name: str) -> int:
+        """Return the row of a known task.
+
+        Raises:
+            ValueError: it is unknown; names those that are known.
+        """
+        if name not in self.tasks:
+            raise ValueError(
+                f"this agent does not know the task {name!r}.{near(name, list(self.tasks))} It knows "
+                f"{', '.join(self.tasks)}. For another one, give `instruction` and `action_dim`."
+            )
+        return self.table.names.index(name)
+
+    def understand(self, instruction: str, action_dim: int | None, obs_dim: int) -> Meaning:
+        """Find the known task of an instruction, or make it a text that begins with its body, as training texts do.
+
+        Args:
+            instruction: in anyone's words.
+            action_dim: how wide the actions are to be; None where the instruction or the body says so.
+            obs_dim: how wide the observations are that come with it.
+
+        Raises:
+            ValueError: it is of no known task, and no body or several may be meant.
+        """
+        if (known := self._task_of(instruction, action_dim)) is not None:
+            return Meaning(known)
+        bodies = {(spec.embodiment, spec.action_dim) for spec in self.tasks.values() if spec.obs_dim == obs_dim}
+        if action_dim is None and len(bodies) == 1:
+            body, action_dim = bodies.pop()
+            instruction = instruction if instruction.startswith(body) else f"{body} {instruction}"
+        if action_dim is None:
+            raise ValueError(
+                f"the instruction {instruction!r} is the text of no known task, so `action_dim` is needed beside it. "
+                f"The texts of known tasks read like {self.embeddings.texts[0][0]!r}."
+            )
+        return Meaning(f"{instruction} ({action_dim} action dims)", instruction, action_dim)
+
+    def with_task(
+        self,
+        spec: TaskSpec,
+        width: int,
+        embeddings: TaskEmbeddings,
+        discount: float,
+        statistics: tuple[Tensor, Tensor] | None,
+        sizes: config.Model,
+    ) -> KnownTasks:
+        """Return what is known with one more task.
+
+        Args:
+            spec: the task.
+            width: how many values are observed of it.
+            embeddings: holds this task, by the same encoder.
+            discount: in (0, 1].
+            statistics: mean and std (1, O) of its observations, for a body that is unknown.
+            sizes: of the model that is to act on it.
+
+        Raises:
+            ValueError: the name is taken, or the task does not fit the model.
+        """
+        if spec.name in self.table.names:
+            raise ValueError(f"the task {spec.name!r} is known already.")
+        if width > sizes.obs_dim:
+            raise ValueError(
+                f"{spec.name} has {width} observation dims, the model takes up to {sizes.obs_dim}. "
+                f"`eft grow CHECKPOINT FOLDER --obs-dim {width}` makes it wider, acting as before on old tasks."
+            )
+        more = self.with_row(embeddings.select([spec.name]), spec.action_dim, discount, statistics, sizes)
+        return more._replace(tasks={**self.tasks, spec.name: spec})
+
+    def with_row(
+        self,
+        embeddings: TaskEmbeddings,
+        action_dim: int,
+        discount: float,
+        statistics: tuple[Tensor, Tensor] | None,
+        sizes: config.Model,
+    ) -> KnownTasks:
+        """Return what is known with one more row, for a task or an instruction; `with_task` says what it is made of."""
+        if not 1 <= action_dim <= sizes.action_dim:
+            raise ValueError(
+                f"{embeddings.names[0]!r} has {action_dim} action dims, the model takes 1 to {sizes.action_dim}. "
+                f"`eft grow CHECKPOINT FOLDER --action-dim {action_dim}` makes it wider, acting as before on old tasks."
+            )
+        joined = self.embeddings.join(embeddings)
+        mean, std = self._statistics(embeddings.texts[0][0], statistics)
+        vectors = torch.from_numpy(joined.vectors).to(self.table.embeddings.device)
+        table = self.table.extended(joined.names, vectors, action_dim, discount, mean, std, self.num_trained)
+        return self._replace(embeddings=joined, table=table)
+
+    def _task_of(self, instruction: str, action_dim: int | None) -> str | None:
+        """Return the known task that an instruction is of; None if there is none, or several bodies share it."""
+        said = _words(instruction)
+        fitting = [spec for spec in self.tasks.values() if action_dim in (None, spec.action_dim)]
+        for texts in (lambda spec: self.embeddings.select([spec.name]).texts[0], lambda spec: spec.instructions):
+            names = [spec.name for spec in fitting if said in map(_words, texts(spec))]
+            if len(names) == 1:
+                return names[0]
+        return None
+
+    def _statistics(self, text: str, given: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | None]:
+        """Return the table's observation statistics with one more row, for a task whose text is `text`.
+
+        They are those of a known task with the same body, whose sentence begins the text; else the given ones; else
+        observations of this task are taken as they come.
+        """
+        mean, std = self.table.obs_mean, self.table.obs_std
+        if mean is None or std is None:
+            return None, None
+        bodies = (name for name, spec in self.tasks.items() if text.startswith(spec.embodiment))
+        if (known := next(bodies, None)) is not None:
+            row = self.table.names.index(known)
+            given = mean[row : row + 1], std[row : row + 1]
+        elif given is None:
+            given = torch.zeros_like(mean[:1]), torch.ones_like(std[:1])
+        if any(part.shape != mean[:1].shape or not part.isfinite().all() for part in given):
+            raise ValueError(f"`statistics` must be a mean and a std of {mean.shape[1]} finite numbers, (1, O) each.")
+        return torch.cat([mean, given[0].to(mean.device)]), torch.cat([std, given[1].to(std.device)])
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.casefold()))

@@ -1,0 +1,266 @@
+"""A real online run of a second or two: what the tests of several processes, kills and faults start as processes.
+
+    python short_run.py OPTIONS              one run, in the folder it is started in; also under torchrun
+    python short_run.py serve                reads OPTIONS line by line and forks a run for each: imports are paid once;
+                                             `folder` and `ranks` are options too
+
+OPTIONS is JSON; see `DEFAULTS`. At the end every rank writes `result-<rank>.json` with a hash of all it has learned.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import math
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.problem import LEARNING, TINY, TINY_PLANNER, make_model, make_table
+from pipeline import config
+from pipeline.data.episode import Episode
+from pipeline.model.actor import Actor
+from pipeline.model.scaling import Stages
+from pipeline.run import saves
+from pipeline.run.launch import run_stage, start
+from pipeline.run.ranks import Ranks
+from pipeline.run.run_dir import open_run_dir
+from pipeline.tasks.spec import parse_spec
+from pipeline.tasks.vector import VectorEnv
+from pipeline.train.curriculum import Curriculum
+from pipeline.train.early_stop import EarlyStop
+from pipeline.train.evaluate import Evaluator
+from pipeline.train.loop import Loop
+from pipeline.train.loops import learn_online, own_environments
+from pipeline.train.step import Learner
+from pipeline.train.workspace import online_buffer, replay_place, shared_demo_buffer
+
+DEFAULTS = {
+    "env_steps": 240,
+    "lr": 3e-4,
+    "constraint": "evidence",
+    "experts": False,  # in every network
+    "eval_every": 120,
+    "scaling": None,  # score from which each task counts as solved: it rests, and the model grows in stages
+    "patience": None,  # evaluations without a new best after which to stop early
+    "env_workers": 0,
+    "replay": "memory",
+    "stop_seconds": 0,
+    "kill_at_write": None,  # SIGKILL itself right after writing this many tensor files
+    "nan_at": None,  # [rank, update]: a batch of that rank holds a reward that is not finite
+    "slow_save": 0.0,  # seconds each save takes longer
+    "fail_at": None,  # [rank, update]: that rank raises an error of its own
+    "history": False,  # dynamics that see past steps
+    "clipped": None,  # the policy learns by a clipped ratio; true where plans collect for it
+}
+HISTORY = config.History(context=4, layers=2, heads=2, dim=16, mlp_dim=24, backbone="shared")
+TASKS = [
+    parse_spec(
+        {
+            "name": f"pendulum-{i}", "suite": "gymnasium", "env_id": "Pendulum-v1", "embodiment": "A pole.",
+            "instructions": ["Swing it up."], "obs_dim": 3, "action_dim": 1, "action_repeat": 1,
+            "episode_length": 12 + 4 * i, "score": "clip((return+200)/200,0,1)", "env_kwargs": {"g": 9.0 + i},
+        },
+        "the tests",
+    )
+    for i in range(3)
+]  # fmt: skip
+
+
+def main(options: dict) -> None:
+    options = DEFAULTS | options
+    runtime = config.Runtime(
+        device="auto", threads=1, env_workers=options["env_workers"], precision="fp32", accumulate=1, keep_saves=2,
+        stop_seconds=options["stop_seconds"], trackers=(), replay=options["replay"], matmul="torch",
+        plan_products="float32", compile=False,
+    )  # fmt: skip
+    settings = config.Finetune(
+        env_steps=options["env_steps"], utd=0.1, batch_size=6, demo_fraction=0.5, imitate="none", lr_scale=1.0,
+        envs_per_task=1, warmup_updates=3, seeding_episodes=1, constraint=options["constraint"], evidence_memory=10,
+        constraint_steps=100, constraint_decay=100, replay_capacity=240, log_every=45, save_every=30,
+        eval_every=options["eval_every"], eval_episodes=1, cooldown=0.2,
+        scaling=_scaling(options["scaling"]),
+    )  # fmt: skip
+    clipped = None
+    if options["clipped"] is not None:
+        clipped = config.Clipped(
+            plan=options["clipped"], every=45, passes=2, batch_size=20, ratio=0.2, gae_lambda=0.9, bonus=1.0,
+            bonus_limit=1.0,
+        )  # fmt: skip
+    learning, seed = dataclasses.replace(LEARNING, lr=options["lr"], clipped=clipped), 1
+    ranks = start(runtime, seed)
+    table = dataclasses.replace(make_table(), names=tuple(spec.name for spec in TASKS))
+    sizes = dataclasses.replace(TINY, history=HISTORY if options["history"] else None)
+    if options["experts"]:
+        experts = config.Experts(("dynamics", "reward", "policy", "q"), 3, 1, 8, True, "latent", 1.0, 0.01)
+        sizes = dataclasses.replace(sizes, mlp_dim=24, experts=experts)
+    model = make_model(sizes)
+    _plant(options, ranks)
+    with open_run_dir("short", [settings, learning], [], seed, ranks) as run_dir:
+        stages = Stages(model, settings.scaling, seed) if settings.scaling else None
+        learner = Learner(model, table, learning, settings.warmup_updates, ranks, stages=stages)
+        curriculum = Curriculum(settings.scaling, learner, table.names) if settings.scaling else None
+        place = replay_place(runtime, ranks.device, run_dir)
+        demos = shared_demo_buffer(ranks, _demos(), table.names, sizes, TINY_PLANNER.horizon, place, run_dir)
+        numbers = own_environments(ranks, TASKS)
+        capacity = math.ceil(settings.replay_capacity * len(numbers) / len(TASKS))
+        replay = online_buffer(capacity, sizes, TINY_PLANNER.horizon, place, ranks.rank, clipped)
+        own = [TASKS[number] for number in numbers]
+        widths = TINY.obs_dim, TINY.action_dim
+        with (
+            Evaluator(TASKS, 1, *widths, seed + 1, 0, ranks) as evaluator,
+            VectorEnv(own, *widths, seed + 3, runtime.env_workers, numbers) as envs,
+        ):
+            patience, best = options["patience"], run_dir / "best.safetensors"
+            early_stop = EarlyStop(model, table, best, math.inf, patience) if patience else None
+            actor = Actor(model, table, TINY_PLANNER)
+            loop = Loop("short", run_dir, learner, actor, evaluator, seed, runtime, ranks, early_stop=early_stop)
+            collecting = Actor(model, table, TINY_PLANNER)
+            learn_online(loop, settings, demos, replay, envs, TASKS, collecting, TASKS, curriculum)
+        if early_stop:
+            early_stop.restore()
+        Path(f"result-{ranks.rank}.json").write_text(
+            json.dumps(
+                {
+                    "learner": _hash(learner.state_tensors()),
+                    "replay": _hash(replay.state_tensors()),
+                    "tasks": sorted(set(replay.state_tensors()["episodes"][2].tolist())),
+                    "updates": learner.updates,
+                    "stopped_at": loop.position,
+                    "constraint": table.constraint.tolist(),
+                    "value_scale": float(learner.scale.value),
+                    "stage": stages.stage if stages else None,
+                    "curriculum": curriculum.state() if curriculum else None,
+                    "demos_mapped": "demos/rows.f32" in Path("/proc/self/maps").read_text(),
+                }
+            )
+        )
+        if ranks.is_main:
+            loop.publish("metrics")
+
+
+def _scaling(targets: dict[str, float] | None) -> config.Scaling | None:
+    if targets is None:
+        return None
+    return config.Scaling(
+        parts=("dynamics",), adapters=2, rank=2, alpha=4.0, target=1.0, targets=targets, slack=0.0,
+        first_stage_updates=8, stage_updates=6,
+    )  # fmt: skip
+
+
+def _plant(options: dict, ranks: Ranks) -> None:
+    """Put the faults asked for where they happen."""
+    if options["kill_at_write"]:
+        write, written = saves._write, [0]
+
+        def write_and_die(tensors: dict, path: Path) -> None:
+            write(tensors, path)
+            written[0] += 1
+            if written[0] == options["kill_at_write"]:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        saves._write = write_and_die
+    if options["slow_save"]:
+        save = saves.Saves.save
+
+        def slow_save(self: saves.Saves, *args: object) -> None:
+            time.sleep(options["slow_save"])
+            save(self, *args)  # type: ignore[arg-type]
+
+        saves.Saves.save = slow_save  # type: ignore[method-assign]
+    for name, what in (("nan_at", _spoil), ("fail_at", _fail)):
+        if options[name] and options[name][0] == ranks.rank:
+            what(options[name][1])
+
+
+def _spoil(number: int) -> None:
+    update = Learner.update
+
+    def spoiled(self: Learner, batch, mode, draws):
+        if self.updates == number:
+            batch.reward[0, 0] = math.nan
+        return update(self, batch, mode, draws)
+
+    Learner.update = spoiled
+
+
+def _fail(number: int) -> None:
+    update = Learner.update
+
+    def failing(self: Learner, batch, mode, draws):
+        if self.updates == number:
+            raise OSError("the disk of this machine is gone")
+        return update(self, batch, mode, draws)
+
+    Learner.update = failing
+
+
+def _demos() -> dict[str, list[Episode]]:
+    draw = np.random.default_rng(0)
+
+    def episode(task: str) -> Episode:
+        obs, action = draw.normal(size=(11, 3)).astype(np.float32), draw.uniform(-1, 1, (10, 1)).astype(np.float32)
+        reward = draw.normal(size=10).astype(np.float32)
+        return Episode(task, obs, action, action, reward, False, True, 1.0, float(reward.sum()), 0, "test")
+
+    return {spec.name: [episode(spec.name) for _ in range(2)] for spec in TASKS}
+
+
+def _hash(tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def serve() -> None:
+    """Fork a run, of `ranks` processes in `folder`, for each line; answer with their pids, then with their exit codes.
+
+    What rank 0 says goes to `<folder>/rank-0.err`, and so on.
+    """
+    importlib.import_module("torch._dynamo")  # once here and not, on its way, in every run
+    for line in sys.stdin:
+        options = json.loads(line)
+        folder, count = options.pop("folder"), options.pop("ranks", 1)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        children = [_fork(options, folder, rank, count, port) for rank in range(count)]
+        print(*children, flush=True)
+        print(*(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children), flush=True)
+
+
+def _fork(options: dict, folder: str, rank: int, count: int, port: int) -> int:
+    child = os.fork()
+    if child:
+        return child
+    os.chdir(folder)
+    for number, name in ((0, os.devnull), (1, os.devnull), (2, f"rank-{rank}.err")):
+        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644), number)
+    if count > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+        os.environ |= {"LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    code = 1
+    try:
+        run_stage(lambda: main(options), several=True)
+        code = 0
+    except SystemExit as leaving:
+        code = int(leaving.code or 0)
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "serve":
+        serve()
+    else:
+        run_stage(lambda: main(json.loads(sys.argv[1])), several=True)
