@@ -128,7 +128,8 @@ class Learner:
     ):
         sizes = (table.embeddings.shape[2], table.action_mask.shape[1])
         assert sizes == (model.config.task_dim, model.config.action_dim), f"the table is for {sizes}"
-        self.model, self.table, self.learning, self.mode = model, table, learning, mode
+        self.model, self.table, self.learning = model, table, learning
+        self.mode: products.Mode = mode
         self.ranks, self.accumulate, self.extensions = ranks or Ranks(), accumulate, Extensions(extensions)
         self.rate, self.position = RateSchedule(learning.lr, warmup_updates=warmup_updates), 0
         self.updates = 0
