@@ -216,7 +216,7 @@ def test_a_solved_task_comes_back_below_its_target() -> None:
     assert [curriculum.plays(task) for task in ("task-0", "task-0", "task-2")] == [False, False, True]
     evaluated(curriculum, _0=0.8, _1=0.31)  # within the slack
     assert curriculum.solved == {"task-0", "task-1"}
-    metrics, lines = curriculum.on_evaluation({task: 0.5 for task in TASKS} | {"task-0": 0.79, "task-1": 0.31})
+    metrics, lines = curriculum.on_evaluation(dict.fromkeys(TASKS, 0.5) | {"task-0": 0.79, "task-1": 0.31})
     assert curriculum.solved == {"task-1"}
     assert lines == ["task-0 comes back (0.79, target 0.9)"]
     assert metrics["solved/task-0"] == 0
