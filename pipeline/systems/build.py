@@ -20,7 +20,7 @@ from pipeline.model.layers import MLP
 from pipeline.model.products import Mode
 from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
-from pipeline.systems.mow.clusters import split
+from pipeline.systems.mow.clusters import COLUMN, split
 from pipeline.systems.scalezero.experts import ExpertMLP
 
 # What a model needs for acting is imported above, what belongs to one system or to learning where it is used.
@@ -60,17 +60,17 @@ def column_limits(sizes: config.Model) -> dict[str, int]:
     """Return what networks ask of a task beside its text, by name, and the number that each value is below."""
     if sizes.clusters is None or sizes.clusters.num == "auto":
         return {}
-    return {"cluster": sizes.clusters.num}
+    return {COLUMN: sizes.clusters.num}
 
 
 def task_columns(sizes: config.Model, num_tasks: int) -> dict[str, Tensor]:
     """Return the columns of a new task table: all tasks are in cluster 0 until clusters are found."""
-    return {} if sizes.clusters is None else {"cluster": torch.zeros(num_tasks, dtype=torch.int64)}
+    return {} if sizes.clusters is None else {COLUMN: torch.zeros(num_tasks, dtype=torch.int64)}
 
 
 def copy_of(columns: Mapping[str, int]) -> int:
     """Return which copy of networks that exist several times computes a task."""
-    return columns.get("cluster", 0)
+    return columns.get(COLUMN, 0)
 
 
 def acting_and_replay(sizes: config.Model, learning: config.Learning) -> dict[str, Any]:

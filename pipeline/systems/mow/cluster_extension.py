@@ -61,9 +61,7 @@ class ClusterExtension(Extension):
         self._seed = self._run_seed + SEED + RANK_SEEDS * learner.ranks.rank
         num_tasks = len(learner.table.names)
         self._points, self._similarity = 0, np.zeros((num_tasks, num_tasks))  # seen, and the sum over them
-        learner.table.columns.setdefault(
-            COLUMN, torch.zeros(num_tasks, dtype=torch.int64, device=learner.model.bins.device)
-        )
+        assert COLUMN in learner.table.columns, "the table needs a column that takes the clusters"
 
     def before_update(self, batch_size: int) -> list[str]:
         """Compare the tasks' gradients if that is due; at the last point, split the model."""

@@ -85,8 +85,9 @@ class Clustered(nn.ModuleList):
 
     def condition(self, task_emb: Tensor, columns: dict[str, Tensor] | None = None) -> ClusterInput:
         """Compute what each copy is given by the tasks (n, E) of its cluster, which `columns` says."""
-        assert columns is not None, "networks per cluster need the cluster of each task"
-        groups = _groups_of(columns[COLUMN])
+        known = columns or {}
+        assert COLUMN in known, "networks per cluster need the cluster of each task"
+        groups = _groups_of(known[COLUMN])
         parts = [
             cast("MLP", self[number]).condition(task_emb.index_select(0, members), columns)
             for number, members in zip(groups.present, groups.members, strict=True)

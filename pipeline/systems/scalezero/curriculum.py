@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,6 +99,10 @@ class Curriculum(Extension):
             "scaling/stage": float(self.lora.stage),
             "scaling/trainable_parameters": float(self.lora.trainable_parameters),
         }
+
+    def summary(self) -> dict[str, Any]:
+        """Return the stage and the solved tasks at the end of a run."""
+        return {"stage": self.lora.stage, "solved": sorted(self.solved)}
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Return the stage, when it began, and which tasks are solved and were unsolved then."""

@@ -1,9 +1,7 @@
-"""Which tasks use which experts: counted in every update, logged as a table, watched for routers that collapse.
+"""Which tasks use which experts: counted in every update, logged as tables, watched for routers that collapse.
 
-The table `experts` has a row per log line, layer and task:
-    layer  task  rows  expert_0  expert_1 ...
-`rows` is the task's share of all rows the layer computed since the last line, `expert_j` the share of these rows'
-choices that fell on expert j.
+The table `expert_use/<layer>` of a row of the metrics has, for each task, the part of all the layer's choices since
+the row before that were of this task and each expert: [expert 0, expert 1, ...]. All of them sum to 1.
 """
 
 from __future__ import annotations
@@ -17,13 +15,13 @@ import torch
 from torch import Tensor
 
 from pipeline import config
-from pipeline.learn.extension import Extension, Metrics
+from pipeline.learn.extension import Described, Extension, Metrics
 from pipeline.learn.learner import Learner
 from pipeline.shapes import Batch
 from pipeline.systems.scalezero.experts import Routing, balance_loss, record_routing
 
 PREFIX = "experts/"  # of the counts among an update's metrics, and of what is logged of them
-TABLE = "experts"
+TABLE = "expert_use/"  # before the names of the tables
 _TOO_MUCH = 0.9  # of all rows on one expert: the router has collapsed
 _LONG = 5  # log lines without a row, after which an expert counts as dead
 
@@ -61,27 +59,17 @@ class Experts(Extension):
         called = any(self._calls.values())
         return self._loss("policy_balance_loss", batch.task) if called else (None, {})
 
-    def log_tables(self, tables: Mapping[str, Any], names: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-        """Return the rows of the table, the largest and smallest share of each layer, and what to say of its router.
-
-        Every rank calls this with the same averages, so that all of them save the same state.
-        """
-        counts = {name: table for name, table in tables.items() if name.startswith(PREFIX)}
-        if not counts:
-            return {}, []
-        rows = table_rows(counts, names)
-        shares = overall(rows)
+    def describe(self, averages: Mapping[str, Any], names: Sequence[str]) -> Described:
+        """Return the tables of use, the largest and smallest share of each layer, and what to say of its router."""
+        use = tables({name: counts for name, counts in averages.items() if name.startswith(PREFIX)}, names)
+        shares = overall(use)
         largest = {f"{PREFIX}{layer}_largest_share": float(share.max()) for layer, share in shares.items()}
         smallest = {f"{PREFIX}{layer}_smallest_share": float(share.min()) for layer, share in shares.items()}
-        return {TABLE: rows, **largest, **smallest}, self._watch.see(shares)
+        return Described({**largest, **smallest}, use, self._watch.see(shares))
 
-    def state_tensors(self) -> dict[str, Tensor]:
-        """Return what was said of the routers, so that a resumed run says the same as an undisturbed one."""
-        return self._watch.state_tensors()
-
-    def load_state_tensors(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state_tensors` returned."""
-        self._watch.load_state_tensors(state)
+    def read_log(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Take up what was said of the routers before, so that a resumed run says what an undisturbed one would."""
+        self._watch = RouterWatch(rows)
 
     def _loss(self, name: str, task: Tensor) -> tuple[Tensor, Metrics]:
         settings, num_tasks = self._settings, len(self._learner.table.names)
@@ -114,54 +102,45 @@ def count_use(chosen: Mapping[str, Tensor], task: Tensor, num_tasks: int, num_ex
     return found
 
 
-def table_rows(use: Mapping[str, np.ndarray], names: Sequence[str]) -> list[dict[str, str]]:
-    """Return the rows of the table of averaged counts: tasks without any row are left out."""
-    rows = []
-    for layer, counts in use.items():
-        for name, row in zip(names, counts, strict=True):
-            if (total := row.sum()) > 0:
-                shares = {f"expert_{expert}": f"{share:.4f}" for expert, share in enumerate(row / total)}
-                rows.append({"layer": layer.removeprefix(PREFIX), "task": name, "rows": f"{total:.6f}", **shares})
-    return rows
+def tables(use: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, dict[str, list[float]]]:
+    """Return the tables to log of averaged counts; tasks without any row are left out."""
+    return {
+        TABLE + layer.removeprefix(PREFIX): {
+            name: [float(f"{part:.4g}") for part in parts]
+            for name, parts in zip(names, counts, strict=True)
+            if parts.sum() > 0
+        }
+        for layer, counts in use.items()
+    }
 
 
-def overall(rows: Iterable[Mapping[str, str]]) -> dict[str, np.ndarray]:
-    """Return each layer's shares (E,) over all tasks, from the rows of one log line."""
-    shares: dict[str, np.ndarray] = {}
-    for row in rows:
-        of_task = np.array([float(value) for key, value in row.items() if key.startswith("expert_")])
-        shares[row["layer"]] = shares.get(row["layer"], 0) + float(row["rows"]) * of_task
-    return shares
+def overall(row: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return each layer's shares (E,) over all tasks, from the tables of a row of the metrics."""
+    return {
+        name.removeprefix(TABLE): np.sum(list(table.values()), axis=0)
+        for name, table in row.items()
+        if name.startswith(TABLE)
+    }
 
 
 class RouterWatch:
-    """Says once when a router has collapsed or experts have died, and again when that changes."""
+    """Says once when a router has collapsed or experts have died, and again when that changes.
 
-    def __init__(self) -> None:
+    All it knows follows from the logged tables, so that a resumed run says what an undisturbed one would.
+
+    Args:
+        before: the rows of the metrics so far, oldest first.
+    """
+
+    def __init__(self, before: Iterable[Mapping[str, Any]] = ()):
         self._idle: dict[str, np.ndarray] = {}  # by layer, log lines in a row without a row of data (E,)
-        self._said: dict[str, tuple[int | None, tuple[int, ...]]] = {}  # by layer, the expert that takes all; the dead
+        self._said: dict[str, tuple[int | None, tuple[int, ...]]] = {}
+        for row in before:
+            self.see(overall(row))
 
     def see(self, shares: Mapping[str, np.ndarray]) -> list[str]:
         """Look at a log line's shares (E,) by layer; return what there is to say."""
         return [line for layer, share in shares.items() if (line := self._look(layer, share))]
-
-    def state_tensors(self) -> dict[str, Tensor]:
-        """Return all it has seen and said."""
-        state = {}
-        for layer, (taken, dead) in self._said.items():
-            state[f"{layer}.idle"] = torch.from_numpy(self._idle[layer].astype(np.int64))
-            state[f"{layer}.taken"] = torch.tensor([-1 if taken is None else taken])
-            state[f"{layer}.dead"] = torch.tensor(dead, dtype=torch.int64)
-        return state
-
-    def load_state_tensors(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state_tensors` returned."""
-        layers = [name.removesuffix(".idle") for name in state if name.endswith(".idle")]
-        self._idle = {layer: state[f"{layer}.idle"].cpu().numpy().copy() for layer in layers}
-        self._said = {}
-        for layer in layers:
-            taken, dead = int(state[f"{layer}.taken"]), tuple(state[f"{layer}.dead"].tolist())
-            self._said[layer] = (None if taken < 0 else taken), dead
 
     def _look(self, layer: str, share: np.ndarray) -> str:
         if len(share) == 1:
@@ -180,7 +159,5 @@ class RouterWatch:
             found.append(f"no row has gone to expert {', '.join(map(str, dead))} for {_LONG} log lines")
         if not found:
             return f"the router of {layer} spreads its rows again: {share.min():.0%} to {share.max():.0%} per expert."
-        return (
-            f"the router of {layer} has collapsed: {'; '.join(found)}. A larger model.experts.balance_coef spreads "
-            "them."
-        )
+        advice = "A larger model.experts.balance_coef spreads them."
+        return f"the router of {layer} has collapsed: {'; '.join(found)}. {advice}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -169,12 +169,12 @@ class ExpertMLP(MLP):
         experts: config.Experts,
     ):
         super().__init__(x_dim, task_dim, a_dim, hidden_dims, out_dim, activation)
-        self.expert_block = len(hidden_dims) - 1
-        self[self.expert_block] = ExpertBlock(hidden_dims[-1], experts, task_dim)
+        self[-2] = ExpertBlock(hidden_dims[-1], experts, task_dim)
 
     def condition(self, task_emb: Tensor, columns: dict[str, Tensor] | None = None) -> ExpertInput:
         """Compute what n tasks contribute; a task router chooses their experts here."""
-        return ExpertInput(super().condition(task_emb, columns), self[self.expert_block].experts.condition(task_emb))
+        block = cast("ExpertBlock", self[-2])
+        return ExpertInput(super().condition(task_emb, columns), block.experts.condition(task_emb))
 
     def _whole(self, task: ExpertInput, x: Tensor, a: Tensor | None) -> Tensor:
         head, *rest = self.blocks
