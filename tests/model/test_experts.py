@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.problem import LEARNING, TINY, TINY_PLANNER, make_batch, make_model, make_table
+from benchmarks.problem import LEARNING, TINY, make_batch, make_model, make_table
 from pipeline import config
 from pipeline.model.adapters import Adapters
 from pipeline.model.compute import PLAIN
@@ -20,6 +20,7 @@ from pipeline.model.planner import plan
 from pipeline.model.world_model import WorldModel
 from pipeline.train.objective import UpdateDraws, batch_context
 from pipeline.train.step import Learner
+from tests.tiny import TINY_PLANNER
 
 ALL = ("dynamics", "reward", "policy", "q")
 

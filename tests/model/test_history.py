@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from benchmarks.problem import TINY, TINY_PLANNER, make_model, make_table
+from benchmarks.problem import TINY, make_model, make_table
 from pipeline import config
 from pipeline.model.actor import Actor
 from pipeline.model.adapters import Adapters
@@ -20,6 +20,7 @@ from pipeline.model.history import ConditionedHistory
 from pipeline.model.open_loop import OpenLoopActor
 from pipeline.model.world_model import TaskContext, WorldModel
 from pipeline.shapes import Past
+from tests.tiny import TINY_PLANNER
 
 CONTEXT, N = 4, 3
 HISTORY = config.History(context=CONTEXT, layers=2, heads=2, dim=16, mlp_dim=24, backbone="dynamics")

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from benchmarks.problem import TINY, TINY_PLANNER, make_model, make_table
+from benchmarks.problem import TINY, make_model, make_table
 from pipeline import config
 from pipeline.model.actor import Actor
 from pipeline.model.adapters import Adapters
 from pipeline.model.scaling import ScaledMatrix, Stages, merged
 from pipeline.model.world_model import PARTS, WorldModel
+from tests.tiny import TINY_PLANNER
 
 SCALING = config.Scaling(
     parts=("dynamics",), adapters=3, rank=2, alpha=4.0, target=0.9, targets={}, slack=0.0, first_stage_updates=3,

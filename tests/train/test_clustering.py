@@ -12,8 +12,7 @@ import torch
 from accelerate import Accelerator, debug_launcher
 from safetensors.torch import load_file, save_file
 
-from benchmarks.clusters import adjusted_rand
-from benchmarks.problem import LEARNING, TINY, TINY_PLANNER, make_batch, make_model, make_table
+from benchmarks.problem import LEARNING, TINY, make_batch, make_model, make_table
 from pipeline import config
 from pipeline.data.episode import Episode
 from pipeline.data.replay import ReplayBuffer, from_demos
@@ -25,6 +24,7 @@ from pipeline.train.loops import learn_offline
 from pipeline.train.objective import UpdateDraws
 from pipeline.train.ranks import Ranks
 from pipeline.train.step import Learner
+from tests.tiny import TINY_PLANNER
 
 CLUSTERS = config.Clusters(
     parts=("encoder", "reward", "policy", "q"), num=2, max_num=4, warmup_updates=3, batches=2, points=1
@@ -175,12 +175,6 @@ def test_clusters_are_written_for_the_report(tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused(change: dict, num_tasks: int, updates: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         clustering.check(replace(CLUSTERS, **change), num_tasks, updates)
-
-
-def test_agreement_of_clusterings_is_the_known_one() -> None:
-    assert adjusted_rand([0, 0, 1, 1], [1, 1, 0, 0]) == 1
-    assert adjusted_rand([0, 0, 1, 1], [0, 0, 1, 2]) == pytest.approx(4 / 7)  # the example of scikit-learn's manual
-    assert adjusted_rand([0, 0, 0, 0], [0, 1, 2, 3]) == 0
 
 
 def learn_as_one_of_two(folder: str) -> None:
