@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 
-from benchmarks.problem import TINY, TINY_PLANNER, make_model, make_table
+from benchmarks.problem import TINY, make_model, make_table
 from pipeline.model.actor import Actor
 from pipeline.model.density import EDGE, plan_log_prob, policy_log_prob
 from pipeline.model.planner import PlanDraws, plan
 from pipeline.model.policy import Policy, squashed_gaussian
 from pipeline.shapes import Plan
+from tests.tiny import TINY_PLANNER
 
 TABLE = make_table()
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.problem import LEARNING, TINY, TINY_PLANNER, make_batch, make_model, make_table
+from benchmarks.problem import LEARNING, TINY, make_batch, make_model, make_table
 from pipeline import config
 from pipeline.learn.replay import ReplayBuffer
 from pipeline.model.actor import Actor
@@ -20,6 +20,7 @@ from pipeline.run.ranks import Ranks
 from pipeline.train.constraint import Schedule, make_constraint
 from pipeline.train.policy_phase import PolicyPhase
 from pipeline.train.step import Learner
+from tests.tiny import TINY_PLANNER
 
 CLIPPED = config.Clipped(
     plan=False, every=50, passes=1, batch_size=1000, ratio=0.2, gae_lambda=0.9, bonus=1.0, bonus_limit=None
