@@ -23,8 +23,8 @@ import torch
 from benchmarks.results import add, claim
 from pipeline import config
 from pipeline.data.demos import load_demos
-from pipeline.data.replay import ReplayBuffer
 from pipeline.language.embeddings import TaskEmbeddings
+from pipeline.learn.replay import ReplayBuffer
 from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.progress import Progress

@@ -29,8 +29,8 @@ from safetensors.torch import load_file, save_file
 from benchmarks.problem import LEARNING, TINY, make_batch, make_model, make_table
 from benchmarks.results import RESULTS, claim, write
 from pipeline import config
-from pipeline.data.replay import ReplayBuffer
 from pipeline.files import read_json
+from pipeline.learn.replay import ReplayBuffer
 from pipeline.model.actor import Actor
 from pipeline.run.provenance import commit
 from pipeline.run.ranks import Ranks

@@ -23,7 +23,7 @@ from benchmarks.plain_replay import PlainReplay
 from benchmarks.problem import LEARNING, make_model, make_table
 from benchmarks.speed import model_size, published_planner
 from pipeline import config
-from pipeline.data.replay import ReplayBuffer
+from pipeline.learn.replay import ReplayBuffer
 from pipeline.model.actor import Actor
 from pipeline.model.planner import PlanDraws
 from pipeline.progress import Progress

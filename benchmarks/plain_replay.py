@@ -1,4 +1,4 @@
-"""The replay written in the original's way: what the speed of `pipeline.data.replay` is measured against.
+"""The replay written in the original's way: what the speed of `pipeline.learn.replay` is measured against.
 
 Transitions lie one after the other with the number of their episode beside them, as in TorchRL's storages; each time a
 batch is drawn, the boundaries of the episodes are found by scanning all that is stored, as its `SliceSampler` does.

@@ -8,6 +8,7 @@ from pipeline import config
 from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.shapes import Batch
+from pipeline.systems.build import build_model
 
 TINY = config.Model(
     obs_dim=9, action_dim=4, task_dim=7, latent_dim=16, enc_dim=12, num_enc_layers=2, mlp_dim=20, num_q=3,
@@ -29,7 +30,7 @@ def make_model(sizes: config.Model = TINY, seed: int = 0, fill: bool = True) -> 
     """Build a model; with `fill` every weight is random, so that no part is idle because it starts at zero."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = WorldModel(sizes)
+        model = build_model(sizes)
         if fill:
             for parameter in model.parameters():
                 torch.nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 else 0.0, std=0.2)

@@ -29,8 +29,8 @@ from benchmarks import plain, results
 from benchmarks.plain_replay import PlainReplay
 from benchmarks.problem import LEARNING, make_batch, make_model, make_table
 from pipeline import config
-from pipeline.data.replay import ReplayBuffer
 from pipeline.files import write_json
+from pipeline.learn.replay import ReplayBuffer
 from pipeline.model.compute import PLAIN, Compute, choose, product, ready
 from pipeline.model.planner import PlanDraws, plan
 from pipeline.run.provenance import commit, machine

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pipeline import config, systems
+from pipeline import config
 from pipeline.agent import Agent
 from pipeline.data.episode import Episode
 from pipeline.language.embeddings import TaskEmbeddings
@@ -20,7 +20,7 @@ from pipeline.learn.task_setup import observation_statistics, observed_at_random
 from pipeline.learn.training_run import TrainingRun
 from pipeline.observing import Observing
 from pipeline.run.ranks import Ranks
-from pipeline.run.ranks import Ranks
+from pipeline.systems import build
 from pipeline.tasks.rendering import RenderingUnavailable
 from pipeline.tasks.spec import TaskSpec
 from pipeline.video import write_video
@@ -189,9 +189,7 @@ def adapt(
     watch("adapted", points)
     base = [p.numel() for key, p in agent.model.named_parameters() if ".lora_" not in key and "target_q" not in key]
     trained = sum(p.numel() for p in agent.model.parameters() if p.requires_grad)
-    return Adapted(
-        zero_shot, adapted, points, runs, points[-1]["seconds"], trained, sum(base), len(demonstrations)
-    )
+    return Adapted(zero_shot, adapted, points, runs, points[-1]["seconds"], trained, sum(base), len(demonstrations))
 
 
 def learn(
@@ -216,11 +214,11 @@ def learn(
     learning = dataclasses.replace(settings.learning, weighting="even", task_id_coef=0.0)
     setup = Setup(
         agent.model, agent.table, agent.planner, learning, settings.runtime, settings.seed, ranks or Ranks(), folder,
-        make_envs=Observing(agent.pixel_encoder).make_envs, **systems.parts(agent.model.config, learning),
+        make_envs=Observing(agent.pixel_encoder).make_envs, **build.acting_and_replay(agent.model.config, learning),
     )  # fmt: skip
     demos = setup.demo_replay({spec.name: list(demonstrations)})
     on_demos = demos is not None and offline.updates > 0
-    extensions = systems.online_extensions(agent.model, learning, online, agent.table.names, settings.seed)
+    extensions = build.online_extensions(agent.model, agent.table, learning, seed=settings.seed)
     learner = setup.learner((offline if on_demos else online).warmup_updates, extensions)
 
     def begin(name: str, label: str, phase: config.Pretrain | config.Finetune, start_episodes: int | None = None):

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline import config, store, systems
+from pipeline import config, store
 from pipeline.known_tasks import KnownTasks, Meaning
 from pipeline.language.embeddings import TaskEmbeddings, embed
 from pipeline.language.encoder import TextEncoder, load_encoder
@@ -35,6 +35,7 @@ from pipeline.model.world_model import WorldModel
 from pipeline.observing import check_obs
 from pipeline.pixels.envs import observed_width
 from pipeline.pixels.pixel_encoder import PixelEncoder, check_picture, load_pixel_encoder
+from pipeline.systems import build
 from pipeline.tasks.spec import TaskSpec
 
 P = ParamSpec("P")
@@ -96,7 +97,7 @@ class Agent:
         self.device = next(model.parameters()).device
         self._lock, self._adapters = threading.RLock(), Adapters(model)
         mode = mode or products.choose("auto", self.device)
-        self.actor = systems.make_actor(model, table.to(self.device), planner, mode, self._adapters)
+        self.actor = build.make_actor(model, table.to(self.device), planner, mode, self._adapters)
         self.base: str | None = None
         self.commit: str | None = None
         self.encoder: TextEncoder | None = None
@@ -174,7 +175,7 @@ class Agent:
         vectors, discount = torch.from_numpy(found.embeddings.vectors), torch.tensor(found.discounts)
         statistics = found.obs_mean, found.obs_std
         names = found.embeddings.names
-        table = TaskTable(names, vectors, mask, discount, *statistics, found.constraint, found.columns)
+        table = TaskTable(names, vectors, mask, discount, *statistics, found.constraint, dict(found.columns))
         model = found.model.to(device)
         agent = cls(model, found.specs, found.embeddings, table, found.planner, mode, found.vision)
         agent.base, agent.commit, agent._picture_encoder = found.base, commit, found.picture_encoder
@@ -203,7 +204,7 @@ class Agent:
         mean, std = (part if part is None else part[rows] for part in (table.obs_mean, table.obs_std))
         images = (self.vision, self.pixel_encoder.encoder.id) if self.pixel_encoder else (None, None)
         constraint, columns = table.constraint[rows], {name: column[rows] for name, column in table.columns.items()}
-        model = systems.plain(self.model)
+        model = build.plain(self.model)
         content = store.Checkpoint(
             model, specs, discounts, embeddings, self.planner, "", mean, std, constraint, *images, columns=columns
         )
@@ -214,7 +215,7 @@ class Agent:
         """Return this agent with other planner settings; the model is shared."""
         agent = copy.copy(self)
         agent.planner, agent._said, agent._lock = planner, {}, self._lock
-        agent.actor = systems.make_actor(self.model, self.table, planner, self.actor.mode, self._adapters)
+        agent.actor = build.make_actor(self.model, self.table, planner, self.actor.mode, self._adapters)
         agent.reset()
         return agent
 
@@ -232,7 +233,7 @@ class Agent:
         """
         if self._adapters.names:
             raise ValueError("adapters are in this agent: load it anew, grow it, and adapt the wider one.")
-        model, table = grow(self.model, obs_dim, action_dim, systems.build_model), self.table
+        model, table = grow(self.model, obs_dim, action_dim, build.build_model), self.table
         more_obs, more_actions = obs_dim - self.model.config.obs_dim, action_dim - self.model.config.action_dim
         wider = dataclasses.replace(
             table,
@@ -253,7 +254,7 @@ class Agent:
             return self.actor
         unseen = torch.from_numpy(self.embeddings.unseen_vectors[:, None]).to(self.device)
         table = dataclasses.replace(self.table, embeddings=unseen)
-        return systems.make_actor(self.model, table, self.planner, self.actor.mode, self._adapters)
+        return build.make_actor(self.model, table, self.planner, self.actor.mode, self._adapters)
 
     # --- acting ---------------------------------------------------------------------------------------------------
 
@@ -366,8 +367,8 @@ class Agent:
             ValueError: the task is unknown or has an adapter, or a part, rank or alpha is not one to use.
         """
         row = self._known.row(task)
-        copy = systems.copy_of({name: int(column[row]) for name, column in self.table.columns.items()})
-        self._adapters.create(task, parts, rank, alpha, copy)
+        number = build.copy_of({name: int(column[row]) for name, column in self.table.columns.items()})
+        self._adapters.create(task, parts, rank, alpha, number)
         self.actor.refresh()
 
     @one_at_a_time

@@ -16,7 +16,9 @@ import dataclasses
 import hashlib
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -27,13 +29,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline import config, systems
+from pipeline import config
 from pipeline.files import add_files, read_json, write_json
 from pipeline.language.embeddings import TaskEmbeddings
 from pipeline.model.adapters import Adapters
 from pipeline.model.task_table import CONSTRAINTS, TIED
 from pipeline.model.world_model import WorldModel
 from pipeline.pixels.pixel_encoder import AUTOENCODER_FOLDER
+from pipeline.systems import build
 from pipeline.tasks.spec import TaskSpec, parse_spec
 
 FORMAT = 1  # of tasks.json and task.json
@@ -68,7 +71,7 @@ class Checkpoint(NamedTuple):
     constraint: Tensor  # (n,) of task_table.CONSTRAINTS
     vision: config.Vision | None = None  # what is seen beside or in place of the state; None for the state alone
     picture_encoder: str | None = None  # id of the picture encoder
-    columns: dict[str, Tensor] = {}  # (n,) int64 each, what networks ask of a task beside; e.g. its cluster
+    columns: Mapping[str, Tensor] = MappingProxyType({})  # (n,) int64 each, what networks ask of a task beside
 
 
 class AdapterTask(NamedTuple):
@@ -285,10 +288,10 @@ def _read_model(folder: Path, task_dim: int) -> WorldModel:
     try:
         with safe_open(weights, framework="pt") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        if max(systems.most_layers(sizes)) > len(found):
+        if max(sizes.num_q, sizes.num_enc_layers, *build.column_limits(sizes).values()) > len(found):
             raise ValueError("more layers are said to be there than there are tensors")
         with torch.device("meta"):
-            expected = {name: tuple(tensor.shape) for name, tensor in systems.build_model(sizes).state_dict().items()}
+            expected = {name: tuple(tensor.shape) for name, tensor in build.build_model(sizes).state_dict().items()}
         if found != expected:
             odd = sorted(set(found.items()) ^ set(expected.items()))[0][0]
             raise ValueError(f"{odd} is {found.get(odd, 'missing')}, expected {expected.get(odd, 'nothing')}")
@@ -298,7 +301,7 @@ def _read_model(folder: Path, task_dim: int) -> WorldModel:
         raise ValueError(f"{weights} does not hold the weights that {path.name} describes: {reason}.") from None
     if sizes.task_dim != task_dim:
         raise ValueError(f"{folder}: the task embeddings are {task_dim} wide, the model expects {sizes.task_dim}.")
-    model = systems.build_model(sizes)
+    model = build.build_model(sizes)
     model.load_state_dict(state)
     return model.eval()
 
@@ -366,7 +369,7 @@ def _constraint(entry: dict[str, Any], path: Path) -> int:
 def _columns(entries: list[Any], sizes: config.Model, path: Path) -> dict[str, Tensor]:
     """Read what networks ask of a task beside its text, each a number below a limit."""
     columns = {}
-    for name, limit in systems.column_limits(sizes).items():
+    for name, limit in build.column_limits(sizes).items():
         found = [entry.get(name) for entry in entries]
         if not all(type(number) is int and 0 <= number < limit for number in found):
             raise ValueError(f"{path}: `{name}` of each task must be a number from 0 to {limit - 1}, not {found}.")

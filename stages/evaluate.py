@@ -78,6 +78,15 @@ def main() -> None:
         )
 
 
+class Film(NamedTuple):
+    """One episode to be looked at."""
+
+    task: str
+    instruction: str
+    score: float
+    frames: list[np.ndarray]  # each (H, W, 3) uint8
+
+
 @dataclass(frozen=True)
 class Arena:
     """Where checkpoints are played: the tasks and how they are played, the same for all of them."""

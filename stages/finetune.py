@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline import config, systems
+from pipeline import config
 from pipeline.agent import Agent
 from pipeline.learn.setup import Setup, product_modes
 from pipeline.learn.task_setup import CHECKPOINTS, DEMOS, load_demonstrations
@@ -10,6 +10,7 @@ from pipeline.observing import Observing
 from pipeline.run.launch import run_stage, start
 from pipeline.run.provenance import Summary
 from pipeline.run.run_dir import open_run_dir
+from pipeline.systems import build
 from pipeline.tasks import registry
 
 PRETRAINED = CHECKPOINTS / "pretrain" / "model"
@@ -22,7 +23,7 @@ def main() -> None:
     ranks = start(runtime, seed)
     specs = registry.get(tasks.train, tasks.folder)
     agent = Agent.from_pretrained(PRETRAINED, device=ranks.device).with_planner(planner)
-    systems.check(agent.model.config, learning, settings, len(specs), tasks.train)
+    model = agent.model.config
     observing = Observing(agent.pixel_encoder)
     demonstrations = load_demonstrations(specs, ranks, observing.demonstrations)
 
@@ -30,13 +31,14 @@ def main() -> None:
     with open_run_dir("finetune", shaping, [DEMOS, PRETRAINED], seed, ranks) as folder:
         setup = Setup(
             agent.model, agent.table, planner, learning, runtime, seed, ranks, folder, tasks.weights,
-            observing.make_envs, **systems.parts(agent.model.config, learning),
+            observing.make_envs, **build.acting_and_replay(model, learning),
         )  # fmt: skip
-        extensions = systems.online_extensions(agent.model, learning, settings, agent.table.names, seed)
-        learner = setup.learner(settings.warmup_updates, extensions)
         demos = setup.demo_replay(demonstrations)
-        systems.check_ranks(settings, demos, ranks)
         demonstrations.clear()
+        num_envs = len(specs) * settings.envs_per_task
+        build.check_finetuning(model, learning, settings, tasks.train, ranks, num_envs, demos is not None)
+        extensions = build.online_extensions(agent.model, agent.table, learning, settings.scaling, seed)
+        learner = setup.learner(settings.warmup_updates, extensions)
         run = setup.run("finetune", folder, learner, settings, specs)
         replay = setup.learn_online(run, settings, demos, specs)
         transitions = sum(ranks.collect(replay.num_transitions))
@@ -50,7 +52,7 @@ def main() -> None:
                 transitions=transitions,
                 processes=ranks.count,
                 matmul=product_modes(runtime, ranks.device)[0],
-                **systems.summary(extensions),
+                **build.summary(extensions),
             )
 
 

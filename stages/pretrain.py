@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pipeline import config, systems
+import dataclasses
+
+from pipeline import config
 from pipeline.agent import Agent
 from pipeline.learn.offline import learn_offline
 from pipeline.learn.setup import Setup, product_modes
@@ -18,6 +20,7 @@ from pipeline.observing import Observing
 from pipeline.run.launch import run_stage, start
 from pipeline.run.provenance import Summary
 from pipeline.run.run_dir import open_run_dir
+from pipeline.systems import build
 from pipeline.tasks import registry
 
 OUT = CHECKPOINTS / "pretrain"
@@ -29,30 +32,35 @@ def main() -> None:
     settings, vision, seed = config.load(config.Pretrain), config.load(config.Vision), config.load_seed()
     ranks = start(runtime, seed)
     specs = registry.get(tasks.train, tasks.folder)
-    systems.check(model, learning, settings, len(specs))
+    build.check_pretraining(model, settings, tasks.train)
     embeddings = load_embeddings(specs)
     observing = Observing.load(vision, ranks.device, tasks.train, embeddings.nearest)
     demonstrations = load_demonstrations(specs, ranks, observing.demonstrations)
-    table = None
+    table, without = None, None
     if ranks.is_main:
         observing.check_bodies(specs, demonstrations)
-        columns = systems.task_columns(model, len(specs))
+        columns = build.task_columns(model, len(specs))
         table = task_table(specs, embeddings, demonstrations, model, learning, seed, observing.width, columns)
-    table = ranks.from_main(table).to(ranks.device)
+        without = [spec.name for spec in specs if not demonstrations[spec.name]]
+    table, without = ranks.from_main(table).to(ranks.device), ranks.from_main(without)
+    build.check_pretraining(model, settings, tasks.train, without)
 
-    shaping = [tasks.train, tasks.weights, model, planner, learning, settings, *([vision] if observing.pixel_encoder else [])]
+    shaping = [tasks.train, tasks.weights, model, planner, learning, settings]
+    shaping += [vision] if observing.pixel_encoder else []
     with open_run_dir("pretrain", shaping, [DEMOS, EMBEDDINGS], seed, ranks) as folder:
-        world_model = systems.build_model(systems.unsplit(model)).to(ranks.device)
+        # All tasks share every network until clusters of them are found.
+        world_model = build.build_model(dataclasses.replace(model, clusters=None)).to(ranks.device)
         setup = Setup(
             world_model, table, planner, learning, runtime, seed, ranks, folder, tasks.weights, observing.make_envs,
-            **systems.parts(model, learning),
+            **build.acting_and_replay(model, learning),
         )  # fmt: skip
         demos = setup.demo_replay(demonstrations)
         if demos is None and settings.updates:
             raise ValueError("none of the tasks has demonstrations: set pretrain.updates to 0 to learn online alone")
-        without = [spec.name for spec in specs if not demonstrations.get(spec.name)]
-        extensions = systems.offline_extensions(model, learning, demos, without, seed, folder / "metrics")
         demonstrations.clear()
+        extensions = build.offline_extensions(
+            world_model, table, learning, model.clusters, demos, seed, folder / "metrics"
+        )
         learner = setup.learner(settings.warmup_updates, extensions)
         run = setup.run("pretrain", folder, learner, settings, specs)
         with run:

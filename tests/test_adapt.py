@@ -97,6 +97,10 @@ def record_demos(folder: Path, count: int) -> None:
 @pytest.mark.slow
 def test_both_kinds_of_experience_make_an_adapter_that_loads(base: Path, capsys: pytest.CaptureFixture[str]):
     record_demos(Path("demos"), 3)
+    work = [Path("out", name) for name in ("notes.md", "task_embeddings/notes.md", "metrics/finetune/notes.md")]
+    for path in work:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("of the user's")
     weights = (base / "model.safetensors").read_bytes()
     arguments = ["adapt", "base", "--task", "swing.yaml", "--demos", "demos", "--num-demos", "2", "--nearest", "1"]
     arguments += ["--no-video", "--output", "out"]
@@ -108,6 +112,8 @@ def test_both_kinds_of_experience_make_an_adapter_that_loads(base: Path, capsys:
     assert ET.parse("out/curve.svg").getroot().tag.endswith("svg")
     summary = json.loads(Path("out/summary.json").read_text())
     assert summary["demos"] == 2
+    assert [path.read_text() for path in work] == ["of the user's"] * 3
+    assert {path.name for path in Path("out/metrics").iterdir()} == {"pretrain", "finetune"}
     points = [(point["env_steps"], point["updates"]) for point in summary["curve"]]
     assert points[:2] == [(0, 0), (0, 0)]  # zero-shot, and once more on the episodes that all others are judged by
     assert points[2][1] > 0
@@ -119,8 +125,11 @@ def test_both_kinds_of_experience_make_an_adapter_that_loads(base: Path, capsys:
     assert agent.table.constraint[agent.actor.rows(["swing"])].item() in range(3)
     agent.reset(seed=0)
     with_adapter = agent.act(np.ones(3), task="swing", plan=False)
-    agent.set_adapter(None)
-    assert not np.array_equal(with_adapter, agent.act(np.ones(3), task="swing", plan=False))
+    plain = Agent.from_pretrained("base")
+    plain.add_task(agent.tasks["swing"], plain.embed(agent.tasks["swing"]), 0.95)
+    assert not np.array_equal(with_adapter, plain.act(np.ones(3), task="swing", plan=False))
+    hang = [one.act(np.ones(3), task="hang", plan=False) for one in (agent, plain)]
+    assert np.array_equal(*hang)
     assert torch.equal(agent.model.state_dict()["encoder.0.linear.base_layer.weight"], before)
     assert not list(Path(".resume").glob("adapt-*"))
     assert main(arguments) == 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,51 +15,19 @@ import torch
 from pipeline import config
 from pipeline.agent import Agent
 from pipeline.cli import main
-from pipeline.language.embeddings import embed
 from pipeline.language.encoder import HashedNgrams
-from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.tasks.spec import TaskSpec
-
-SIZES = config.Model(
-    obs_dim=6, action_dim=3, task_dim=16, latent_dim=16, enc_dim=12, num_enc_layers=2, mlp_dim=16, num_q=2,
-    num_bins=11, bin_min=-5.0, bin_max=5.0, simnorm_dim=8, log_std_min=-10.0, log_std_max=2.0, termination=False,
-)  # fmt: skip
-PLANNER = config.Planner(
-    horizon=3, iterations=2, num_samples=16, num_policy_samples=4, num_elites=4, min_std=0.05, max_std=2.0,
-    temperature=0.5,
-)  # fmt: skip
-ENCODER = HashedNgrams(16)
-
-
-def make_spec(name: str, instruction: str, obs_dim: int, action_dim: int) -> TaskSpec:
-    return TaskSpec(
-        name=name, suite="gymnasium", env_id="tests:tests/None-v0", embodiment="A small body.",
-        instructions=(f"{instruction}.", f"{instruction} quickly."), obs_dim=obs_dim, action_dim=action_dim,
-        action_repeat=1, episode_length=50, score="return/1000", env_kwargs={"friction": 0.5},
-    )  # fmt: skip
-
-
-SPECS = [make_spec("walk", "walk", 4, 2), make_spec("reach", "reach the goal", 6, 3), make_spec("push", "push", 5, 1)]
-NEW = make_spec("pull", "pull", 5, 2)
-
-
-def embeddings_of(specs: list[TaskSpec]):
-    return embed(ENCODER, [spec.name for spec in specs], [[spec.text(0), spec.text(1)] for spec in specs], 2)
-
-
-def make_agent(seed: int = 0, sizes: config.Model = SIZES) -> Agent:
-    torch.manual_seed(seed)
-    model = WorldModel(sizes)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    mask = torch.zeros(3, 3)
-    for row, spec in zip(mask, SPECS, strict=True):
-        row[: spec.action_dim] = 1
-    embeddings = embeddings_of(SPECS)
-    discount = torch.tensor([0.9, 0.95, 0.99])
-    table = TaskTable(embeddings.names, torch.from_numpy(embeddings.vectors), mask, discount)
-    return Agent(model, SPECS, embeddings, table, PLANNER)
+from tests.tiny_agent import (
+    ENCODER,
+    PLANNER,
+    SIZES,
+    SPECS,
+    embeddings_of,
+    make_agent,
+    make_spec,
+    obs_for,
+)
 
 
 @pytest.fixture
@@ -72,11 +39,6 @@ def agent() -> Agent:
 def checkpoint(agent: Agent, tmp_path: Path) -> Path:
     agent.save_pretrained(tmp_path / "checkpoint")
     return tmp_path / "checkpoint"
-
-
-def obs_for(spec: TaskSpec, num_envs: int | None = None, seed: int = 0) -> np.ndarray:
-    shape = (spec.obs_dim,) if num_envs is None else (num_envs, spec.obs_dim)
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 # --- saving and loading -----------------------------------------------------------------------------------------------
@@ -132,17 +94,17 @@ def test_a_checkpoint_holds_no_path_of_this_machine(checkpoint: Path) -> None:
         assert str(checkpoint.parent) not in path.read_text()
 
 
-def _cut_weights(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-
-
 def _change(name: str, **values) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         path = folder / name
         path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
     return damage
+
+
+def _cut_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
 
 
 @pytest.mark.parametrize(
@@ -300,97 +262,6 @@ def test_what_cannot_be_done_is_said(agent: Agent, obs: np.ndarray, told: dict, 
 def test_parts_of_different_tasks_are_refused(agent: Agent) -> None:
     with pytest.raises(ValueError, match="same tasks in the same order"):
         Agent(WorldModel(SIZES), SPECS[::-1], agent.embeddings, agent.table, PLANNER)
-
-
-# --- adapters ---------------------------------------------------------------------------------------------------------
-
-
-def adapted(checkpoint: Path, folder: Path) -> Agent:
-    """An agent whose adapter for the task `pull` was trained (here: moved at random) and saved."""
-    agent = Agent.from_pretrained(checkpoint)
-    agent.add_task(NEW, embeddings_of([NEW]), 0.97)
-    agent.create_adapter("pull", ["encoder", "policy", "q"], rank=2, alpha=4.0)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in agent.model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter))
-    agent.actor.refresh()
-    agent.save_adapter(folder, "pull")
-    return agent
-
-
-def test_an_adapter_brings_its_task_and_switches_off(checkpoint: Path, tmp_path: Path) -> None:
-    trained = adapted(checkpoint, tmp_path / "adapter")
-    agent = Agent.from_pretrained(checkpoint)
-    obs = obs_for(SPECS[0])
-    agent.reset(seed=0)
-    base = agent.act(obs, task="walk")
-    assert agent.add_adapter(tmp_path / "adapter") == "pull"
-    assert agent.tasks["pull"] == NEW
-    assert agent.table.discount[-1] == pytest.approx(0.97)
-    agent.reset(seed=0)
-    trained.reset(seed=0)
-    assert np.array_equal(agent.act(obs_for(NEW), task="pull"), trained.act(obs_for(NEW), task="pull"))
-    agent.reset(seed=0)
-    assert not np.array_equal(agent.act(obs, task="walk"), base)
-    agent.set_adapter(None)
-    agent.reset(seed=0)
-    assert np.array_equal(agent.act(obs, task="walk"), base)
-
-
-def test_adapters_lie_in_subfolders_too(checkpoint: Path, tmp_path: Path) -> None:
-    adapted(checkpoint, checkpoint / "adapters" / "pull")
-    agent = Agent.from_pretrained(checkpoint)
-    assert agent.add_adapter(checkpoint, subfolder="adapters/pull") == "pull"
-
-
-def test_an_adapter_goes_on_training(checkpoint: Path, tmp_path: Path) -> None:
-    adapted(checkpoint, tmp_path / "adapter")
-    agent = Agent.from_pretrained(checkpoint)
-    agent.add_adapter(tmp_path / "adapter", trainable=True)
-    assert any(parameter.requires_grad for parameter in agent.model.parameters())
-    agent.set_adapter(None)
-    assert not any(parameter.requires_grad for parameter in agent.model.parameters())
-
-
-def test_an_adapter_of_another_base_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    adapted(checkpoint, tmp_path / "adapter")
-    make_agent(seed=1).save_pretrained(tmp_path / "other")
-    agent = Agent.from_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match="was trained on the base weights"):
-        agent.add_adapter(tmp_path / "adapter")
-    assert "pull" not in agent.tasks
-
-
-def test_an_adapter_of_another_encoder_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    adapted(checkpoint, tmp_path / "adapter")
-    path = tmp_path / "adapter" / "task_embeddings" / "texts.json"
-    path.write_text(path.read_text().replace("hashed-ngrams-16", "hashed-ngrams-32"))
-    with pytest.raises(ValueError, match=r"hashed-ngrams-32.*hashed-ngrams-16"):
-        Agent.from_pretrained(checkpoint).add_adapter(tmp_path / "adapter")
-
-
-def test_a_folder_without_adapter_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    agent = Agent.from_pretrained(checkpoint)
-    with pytest.raises(FileNotFoundError, match=r"task\.json"):
-        agent.add_adapter(tmp_path)
-    adapted(checkpoint, tmp_path / "adapter")
-    shutil.rmtree(tmp_path / "adapter" / "task_embeddings")
-    with pytest.raises(FileNotFoundError, match=r"texts\.json"):
-        agent.add_adapter(tmp_path / "adapter")
-
-
-def test_an_adapted_agent_is_not_saved_as_a_base(checkpoint: Path, tmp_path: Path) -> None:
-    agent = adapted(checkpoint, tmp_path / "adapter")
-    with pytest.raises(ValueError, match="Save each with `save_adapter`"):
-        agent.save_pretrained(tmp_path / "out")
-
-
-def test_an_adapter_needs_a_saved_base(agent: Agent, tmp_path: Path) -> None:
-    agent.create_adapter("walk", ["policy"], rank=2, alpha=4.0)
-    with pytest.raises(ValueError, match="load the agent from a checkpoint"):
-        agent.save_adapter(tmp_path / "adapter", "walk")
 
 
 def test_tasks_that_do_not_fit_are_refused(agent: Agent) -> None:

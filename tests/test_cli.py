@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 import torch
 
@@ -228,6 +229,33 @@ def test_act_in_a_task_the_checkpoint_does_not_know_says_so(checkpoint, capsys):
     note, episode, _ = lines(capsys)
     assert "was not trained on rest: it is told what the task says, 'A pole on a hinge. Rest, but" in note
     assert episode.startswith("episode with seed 0: ")
+
+
+def test_act_puts_an_adapter_on_in_its_own_task_alone(checkpoint, folder, capsys, monkeypatch):
+    agent = Agent.from_pretrained(checkpoint)
+    (rest,) = registry.get(["rest"], "mine")
+    agent.add_task(rest, agent.embed(rest), 0.95)
+    agent.create_adapter("rest", ["policy"], rank=2, alpha=4.0)
+    with torch.no_grad():
+        for parameter in agent.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+    agent.save_adapter("adapter", "rest")
+
+    acting, seen = Agent.act, []
+    monkeypatch.setattr(Agent, "act", lambda *args, **told: seen.append(acting(*args, **told)) or seen[-1])
+
+    def play(task: str, *more: str) -> tuple[list[str], np.ndarray]:
+        seen.clear()
+        assert main(["act", str(checkpoint), "--task", task, "--folder", "mine", "--policy-only", *more]) == 0
+        return lines(capsys), np.stack(seen)
+
+    (*episodes, _), plain = play("swing")
+    (note, *same, _), others = play("swing", "--adapter", "adapter")
+    assert note == "adapter is for rest: swing is played by the checkpoint as it was before"
+    assert same == episodes
+    assert np.array_equal(others, plain)
+    assert not np.array_equal(play("rest", "--adapter", "adapter")[1], play("rest")[1])
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files import atomic_file, atomic_folder, read_json, write_json
+from pipeline.files import add_files, atomic_file, atomic_folder, read_json, write_json
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -64,6 +64,93 @@ def test_an_exception_leaves_the_old_folder(tmp_path):
         raise RuntimeError("in between")
     assert contents(tmp_path) == {"a/1": "old"}
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.fixture
+def owned(tmp_path) -> Path:
+    """A user's folder with work of theirs and two files that were added before."""
+    folder = tmp_path / "proj"
+    (folder / "sub/deep").mkdir(parents=True)
+    for name in ("thesis.md", "sub/notes.md", "sub/deep/data.csv"):
+        (folder / name).write_text("work")
+    for name in ("list.json", "sub/weights"):
+        (folder / name).write_text("old")
+    return folder
+
+
+WORK = {"thesis.md": "work", "sub/notes.md": "work", "sub/deep/data.csv": "work"}
+OLD, NEW = ({"list.json": text, "sub/weights": text} for text in ("old", "new"))
+
+
+def add_new(folder: str | Path) -> None:
+    with add_files(folder, last="list.json") as partial:
+        (partial / "sub").mkdir()
+        (partial / "list.json").write_text("new")
+        (partial / "sub/weights").write_text("new")
+
+
+def test_files_are_added_or_replaced_by_name_and_nothing_else_changes(owned, tmp_path):
+    add_new(owned)
+    assert contents(owned) == WORK | NEW
+    add_new(tmp_path / "a/new/one")
+    assert contents(tmp_path / "a/new/one") == NEW
+    assert [path.name for path in (tmp_path / "a/new").iterdir()] == ["one"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "proj"]
+
+
+def test_files_go_to_where_a_link_leads_and_into_the_current_folder(owned, tmp_path, monkeypatch):
+    for link, target in (("link", owned), ("dangling", tmp_path / "disk/new")):
+        (tmp_path / link).symlink_to(target)
+        add_new(tmp_path / link)
+        assert (tmp_path / link).is_symlink()
+    assert contents(owned) == WORK | NEW
+    assert contents(tmp_path / "disk/new") == NEW
+    monkeypatch.chdir(owned)
+    (owned / "list.json").write_text("old")
+    add_new(".")
+    assert contents(Path.cwd()) == WORK | NEW
+
+
+def test_an_exception_leaves_what_files_were_to_be_added_to(owned, tmp_path):
+    for folder in (owned, tmp_path / "new"):
+        with pytest.raises(RuntimeError, match="in between"), add_files(folder, last="list.json") as partial:
+            (partial / "list.json").write_text("half")
+            raise RuntimeError("in between")
+    assert contents(owned) == WORK | OLD
+    assert [path.name for path in tmp_path.iterdir()] == ["proj"]
+
+
+@pytest.mark.parametrize("in_the_way", ["list.json", "sub"])
+def test_what_is_in_the_way_of_files_is_named_before_anything_changes(owned, in_the_way):
+    if in_the_way == "sub":
+        shutil.rmtree(owned / "sub")
+        (owned / "sub").write_text("a file")
+    else:
+        (owned / "list.json").unlink()
+        (owned / "list.json").mkdir()
+    before = contents(owned)
+    with pytest.raises(OSError, match=rf"proj/{in_the_way}"):
+        add_new(owned)
+    assert contents(owned) == before
+    with pytest.raises(NotADirectoryError, match=r"a file is where a folder is to be written.*thesis\.md"):
+        add_new(owned / "thesis.md")
+
+
+def test_files_of_which_only_some_were_replaced_are_without_the_last_one(owned, monkeypatch):
+    seen = []
+    replace = Path.replace
+
+    def killed(self: Path, target: Path) -> Path:
+        seen.append((Path(target).name, (owned / "list.json").exists()))
+        if Path(target).name == "list.json":
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        add_new(owned)
+    assert seen == [("weights", False), ("list.json", False)]
+    assert contents(owned) == WORK | {"sub/weights": "new"}
 
 
 def test_ctrl_c_leaves_nothing_half_written(tmp_path):
@@ -120,7 +207,7 @@ def own_mounts() -> tuple[str, ...] | None:
     return prefix if subprocess.run(probe, capture_output=True).returncode == 0 else None
 
 
-@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("kind", ["file", "folder", "files"])
 def test_a_disk_that_fills_up_keeps_what_was_there(tmp_path, kind):
     prefix = own_mounts()
     if prefix is None:
@@ -128,7 +215,7 @@ def test_a_disk_that_fills_up_keeps_what_was_there(tmp_path, kind):
     code = """
         import subprocess, sys
         from pathlib import Path
-        from pipeline.files import atomic_file, atomic_folder
+        from pipeline.files import add_files, atomic_file, atomic_folder
         disk, kind = Path(sys.argv[1]), sys.argv[2]
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], check=True)
         target = disk / "a"
@@ -137,7 +224,7 @@ def test_a_disk_that_fills_up_keeps_what_was_there(tmp_path, kind):
                 with atomic_file(target) as partial:
                     partial.write_bytes(b"x" * size)
             else:
-                with atomic_folder(target) as partial:
+                with atomic_folder(target) if kind == "folder" else add_files(target, last="1") as partial:
                     (partial / "1").write_bytes(b"x" * size)
         fill(kind, 1000)
         try:

@@ -38,7 +38,7 @@ def test_an_odd_size_is_padded(tmp_path):
     assert frames[0][-1].mean() == pytest.approx(90, abs=4)
 
 
-def test_the_index_comes_before_the_pictures(tmp_path):
+def test_the_index_comes_before_the_images(tmp_path):
     write_video(tmp_path / "a.mp4", [np.zeros((32, 32, 3), np.uint8)] * 5, fps=10)
     content = (tmp_path / "a.mp4").read_bytes()
     assert 0 < content.index(b"moov") < content.index(b"mdat")

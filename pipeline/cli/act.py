@@ -31,7 +31,11 @@ def add_to(commands: Any) -> None:
         metavar="TEXT",
         help="what it is told to do, in your words (default: the task's own instruction)",
     )
-    act.add_argument("--adapter", metavar="FOLDER", help="an adapter to put on, e.g. checkpoints/adapt/NAME/adapter")
+    act.add_argument(
+        "--adapter",
+        metavar="FOLDER",
+        help="an adapter, e.g. checkpoints/adapt/NAME/adapter; it acts if the task, or what is told, is its own",
+    )
     act.add_argument("--episodes", type=count, default=1, metavar="N", help="episodes to play (default: 1)")
     act.add_argument("--video", type=Path, metavar="MP4", help="film the episodes")
     act.add_argument("--policy-only", action="store_true", help="act by the policy alone, without planning")
@@ -49,7 +53,9 @@ def act_in_task(options: argparse.Namespace) -> None:
     spec = registry.get([options.task], own_folder(options))[0]
     agent = Agent.from_pretrained(options.checkpoint, options.revision)
     if options.adapter:
-        agent.add_adapter(options.adapter)
+        adapted = agent.add_adapter(options.adapter)
+        if options.instruction is None and spec.name != adapted:
+            print(f"{options.adapter} is for {adapted}: {spec.name} is played by the checkpoint as it was before")
     if options.instruction is None and spec.name not in agent.tasks:
         print(f"{options.checkpoint} was not trained on {spec.name}: it is told what the task says, {spec.text()!r}")
     scores: list[float] = []

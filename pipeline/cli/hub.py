@@ -170,15 +170,11 @@ def _print_model(folder: Path) -> None:
     parameters = sum(p.numel() for name, p in checkpoint.model.named_parameters() if not name.startswith("target_"))
     sizes = checkpoint.model.config
     print(f"  parameters    {parameters:,} (+ target Q), {_bytes((folder / 'model.safetensors').stat().st_size)}")
-    if checkpoint.cluster is not None:
+    if (cluster := checkpoint.columns.get("cluster")) is not None:
         copied = ", ".join(sizes.clusters.parts) if sizes.clusters else ""
-        print(f"  clusters      {int(checkpoint.cluster.max()) + 1}, each with its own {copied}")
-        for number in sorted(set(checkpoint.cluster.tolist())):
-            own = [
-                spec.name
-                for spec, one in zip(checkpoint.specs, checkpoint.cluster.tolist(), strict=True)
-                if one == number
-            ]
+        print(f"  clusters      {int(cluster.max()) + 1}, each with its own {copied}")
+        for number in sorted(set(cluster.tolist())):
+            own = [spec.name for spec, one in zip(checkpoint.specs, cluster.tolist(), strict=True) if one == number]
             print(f"    {number:<12}{_plain(', '.join(own))}")
     print(f"  widths        obs {sizes.obs_dim}, action {sizes.action_dim}, latent {sizes.latent_dim}")
     print(f"  text encoder  {_plain(checkpoint.embeddings.encoder)}")

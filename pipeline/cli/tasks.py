@@ -36,7 +36,7 @@ def add_to(commands: Any) -> None:
         "--frame",
         type=Path,
         metavar="PNG",
-        help="where its first picture goes (default: the folder of temporary files)",
+        help="where its first image goes (default: the folder of temporary files)",
     )
     add_folder(check)
 
@@ -90,8 +90,8 @@ def check_task(options: argparse.Namespace) -> int:
     widths = (model.obs_dim, model.action_dim) if model else (None, None)
     frame = options.frame or Path(tempfile.gettempdir()) / f"eft-{spec.name}.png"
     findings = check.check_task(spec, frame, folder, *widths)
-    if options.frame is None:  # nobody asked for a picture, and training needs none
-        findings = [one._replace(passed=True) if one.check == "picture" else one for one in findings]
+    if options.frame is None:  # nobody asked for an image, and training needs none
+        findings = [one._replace(passed=True) if one.check == "image" else one for one in findings]
     for finding in findings:
         print(f"{'ok  ' if finding.passed else 'FAIL'}  {finding.check}: {finding.detail}")
     return 0 if all(finding.passed for finding in findings) else 2

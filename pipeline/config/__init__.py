@@ -91,12 +91,12 @@ class Language:
 
 @dataclass(frozen=True, config=STRICT)
 class Vision:
-    """Pictures as observations. With `observe: state` nothing is drawn and no encoder is loaded."""
+    """Images as observations. With `observe: state` nothing is drawn and no encoder is loaded."""
 
-    observe: Observe  # the state alone, vectors of pictures beside it, or in its place
+    observe: Observe  # the state alone, vectors of images beside it, or in its place
     encoder: str  # the frozen image model: a Hub id, with @<commit> for a certain one, a folder, or `autoencoder`
-    size: Annotated[int, Field(ge=16, le=1024)]  # pixels of a picture's side
-    batch_size: Count  # pictures encoded at once
+    size: Annotated[int, Field(ge=16, le=1024)]  # pixels of an image's side
+    batch_size: Count  # images encoded at once
     autoencoder: Autoencoder | None = None  # how `encoder: autoencoder` is learned; null with any other
 
     def __post_init__(self) -> None:

@@ -38,16 +38,16 @@ class Clustering:
 
 @dataclass(frozen=True, config=STRICT)
 class Autoencoder:
-    """A categorical autoencoder that learns pictures of the training tasks' demonstrations; then it stays as it is."""
+    """A categorical autoencoder, trained on images of the training tasks' demonstrations; then it stays as it is."""
 
-    groups: Count  # categorical variables of a picture (published: 32)
+    groups: Count  # categorical variables of an image (published: 32)
     classes: Annotated[int, Field(ge=2)]  # of each; groups x classes values are observed (published: 32)
-    width: Count  # channels of the first convolution; every further one halves the picture and doubles them
+    width: Count  # channels of the first convolution; every further one halves the image and doubles them
     uniform_mix: Fraction  # of the uniform distribution in the probabilities
     kl_coef: NotNegative  # weight of the divergence from the uniform distribution, beside the reconstruction's 1
-    frames: Count  # most frames of each task that are learned from
+    frames: Count  # most frames of each task to train on
     updates: Count
-    batch_size: Count  # pictures per update
+    batch_size: Count  # images per update
     lr: Positive  # Adam step size
     grad_clip_norm: Positive  # largest gradient norm
     clusters: Clustering | None = None  # an autoencoder per cluster of tasks (MoW); null = one for all

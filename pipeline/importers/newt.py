@@ -22,11 +22,11 @@ from pipeline.files import read_json
 from pipeline.importers.episodes import Recorded, Source
 from pipeline.language.embeddings import TaskEmbeddings
 from pipeline.language.encoder import CLIP
+from pipeline.learn.task_setup import discount
 from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.newt_checkpoint import load_newt_checkpoint
 from pipeline.tasks.spec import SUCCESS, TaskSpec
-from pipeline.train.schedules import discount
 
 # The rows of a multitask checkpoint, in the official order of its 200 tasks.
 TASK_ORDER = Path(__file__).with_name("newt_tasks.txt")

@@ -13,11 +13,11 @@ import torch
 from pipeline import config
 from pipeline.model.actor import Actor
 from pipeline.progress import Progress
+from pipeline.run.ranks import Ranks
 from pipeline.statistics import summarise_tasks
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.task_env import TaskEnv
 from pipeline.tasks.vector import VectorEnv
-from pipeline.run.ranks import Ranks
 
 _ENVS_PER_TASK = 5  # enough to fill a batch, few enough to keep the simulators' memory small
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -22,9 +23,9 @@ Metrics = dict[str, Tensor]
 class Described(NamedTuple):
     """What is to be logged and shown of averages that are no single numbers."""
 
-    metrics: dict[str, float] = {}
-    tables: dict[str, Any] = {}  # by name, numbers by row name
-    lines: list[str] = []
+    metrics: Mapping[str, float]
+    tables: Mapping[str, Any]  # by name, numbers by row name
+    lines: Sequence[str]
 
 
 class Extension:
@@ -87,6 +88,13 @@ class Extension:
 
     # --- a run --------------------------------------------------------------------------------------------------------
 
+    def start(self, generator: torch.Generator) -> None:
+        """Called once, when a run is made: whatever is drawn comes from its generator."""
+
+    def summary(self) -> dict[str, Any]:
+        """Return what is told of it in summary.json at the end of a run."""
+        return {}
+
     def phase(self, replay: ReplayBuffer, before: int, now: int, total: int) -> bool:
         """Called after each environment step where `acts_on_policy`; True if the policy was trained just now."""
         return False
@@ -110,7 +118,7 @@ class Extension:
             averages: arrays by name, of all extensions.
             names: of the task table.
         """
-        return Described()
+        return Described({}, {}, [])
 
     def read_log(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Called once on rank 0 with what was logged before, none for a new run."""
@@ -147,7 +155,8 @@ class Extensions(list[Extension]):
 
     def phase(self, replay: ReplayBuffer, before: int, now: int, total: int) -> bool:
         """Let each train the policy if it is time for that; return whether one did."""
-        return any([one.phase(replay, before, now, total) for one in self])
+        trained = [one.phase(replay, before, now, total) for one in self]
+        return any(trained)
 
     @property
     def weighs(self) -> bool:
@@ -194,7 +203,8 @@ class Extensions(list[Extension]):
     def describe(self, averages: Mapping[str, Any], names: Sequence[str]) -> Described:
         """Collect what is to be logged of averages that are no single numbers."""
         parts = [one.describe(averages, names) for one in self]
-        metrics, tables = ({k: v for part in parts for k, v in part[i].items()} for i in (0, 1))
+        metrics = {name: value for part in parts for name, value in part.metrics.items()}
+        tables = {name: table for part in parts for name, table in part.tables.items()}
         return Described(metrics, tables, [line for part in parts for line in part.lines])
 
     def read_log(self, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -128,7 +128,8 @@ class Learner:
     ):
         sizes = (table.embeddings.shape[2], table.action_mask.shape[1])
         assert sizes == (model.config.task_dim, model.config.action_dim), f"the table is for {sizes}"
-        self.model, self.table, self.learning, self.mode = model, table, learning, mode
+        self.model, self.table, self.learning = model, table, learning
+        self.mode: products.Mode = mode
         self.ranks, self.accumulate, self.extensions = ranks or Ranks(), accumulate, Extensions(extensions)
         self.rate, self.position = RateSchedule(learning.lr, warmup_updates=warmup_updates), 0
         self.updates = 0
@@ -222,7 +223,7 @@ class Learner:
                 parts["bc_loss"] = bc_loss(policy, error, weights, learning.entropy_coef, each)
                 metrics["imitation_error"] = error.detach().mean()
                 coefs.append(bc_coef)
-            per_slice = sum(coef * part for coef, part in zip(coefs, parts.values(), strict=True))
+            per_slice = sum((c * part for c, part in zip(coefs, parts.values(), strict=True)), torch.zeros(()))
             total = self.extensions.weigh(per_slice, batch) if each else per_slice
         total, more = self.extensions.losses(total, (one.model_loss(z_next, batch, weights) for one in self.extensions))
         metrics |= {name: part.detach().mean() for name, part in parts.items()}

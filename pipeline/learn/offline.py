@@ -25,5 +25,5 @@ def learn_offline(run: TrainingRun, demos: ReplayBuffer, evaluate_first: bool = 
         run.update(batch, "pretrain")
         run.position += 1
         run.progress.update(1)
-        (stop,) = ranks.any(run.interrupt.requested is not None)
+        (stop,) = ranks.any(run.interrupt.is_requested())
         run.log_evaluate_save(run.position - 1, stop)

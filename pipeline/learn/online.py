@@ -11,9 +11,9 @@ from pipeline.learn.collector import Collector, Finished, share_out_episodes, sh
 from pipeline.learn.constraint import Evidence, Schedule, make_constraint
 from pipeline.learn.mixer import BatchMixer
 from pipeline.learn.replay import ReplayBuffer
-from pipeline.learn.training_run import RANK_SEEDS, TrainingRun
+from pipeline.learn.training_run import TrainingRun
 from pipeline.model.actor import Actor
-from pipeline.run.ranks import Ranks
+from pipeline.run.ranks import RANK_SEEDS, Ranks
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv
 
@@ -64,7 +64,7 @@ def learn_online(
         now_playing = np.array([extensions.plays(name) for name in names])
         if (now_playing != playing).any():
             mixer.play(playing := now_playing)
-        seeding, stop = ranks.any(collector.seeding(playing[numbers]), run.interrupt.requested is not None)
+        seeding, stop = ranks.any(collector.seeding(playing[numbers]), run.interrupt.is_requested())
         collector.seeded |= not seeding
         if stop:
             run.save()

@@ -42,11 +42,11 @@ def make_optimizers(model: WorldModel, learning: Learning, extensions: Extension
     # The policy is among the model's parameters because pretraining trains it as part of the model's loss; in online
     # learning it gets no gradient there, and its own optimiser moves it.
     groups = [{"params": encoder, "lr_scale": learning.encoder_lr_scale}, {"params": world + policy, "lr_scale": 1.0}]
-    online = encoder + world + [parameter for group in own for parameter in group["params"]]
+    added = [parameter for group in own for parameter in group["params"]]
     return Optimizers(
         torch.optim.Adam([*groups, *own], lr=learning.lr, fused=True),
         torch.optim.Adam([{"params": policy, "lr_scale": 1.0}], lr=learning.lr, eps=1e-5, fused=True),
-        {"pretrain": online + policy, "online": online, "policy": policy},
+        {"pretrain": encoder + world + policy + added, "online": encoder + world + added, "policy": policy},
     )
 
 

@@ -150,7 +150,10 @@ class Setup:
     def _place(self, name: str) -> dict:
         """Say where transitions are kept: on the device, in files, or in memory."""
         device = self.ranks.device if self.runtime.replay == "device" else torch.device("cpu")
-        return {"device": device, "folder": self.folder / "transitions" / name if self.runtime.replay == "disk" else None}
+        return {
+            "device": device,
+            "folder": self.folder / "transitions" / name if self.runtime.replay == "disk" else None,
+        }
 
     def _weights(self) -> Tensor | None:
         weights = self.task_weights

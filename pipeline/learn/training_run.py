@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -25,12 +25,11 @@ from pipeline.model.task_table import POLICY, TIED
 from pipeline.progress import Progress
 from pipeline.run.interrupt import Interrupt
 from pipeline.run.metrics import Clock, MetricsLog, memory_mb, start_trackers
-from pipeline.run.ranks import Ranks
+from pipeline.run.ranks import RANK_SEEDS
 from pipeline.run.saves import Saves
 from pipeline.shapes import Batch
 from pipeline.tasks.spec import TaskSpec
 
-RANK_SEEDS = 1_000_003  # apart, so that no rank draws what another one, or another use of the seed, draws
 _MEMBER_SEED = 17
 
 
@@ -96,6 +95,8 @@ class TrainingRun:
         self.generator = torch.Generator().manual_seed(seed + RANK_SEEDS * self.ranks.rank)
         # All ranks take the same Q members for their shares of a batch.
         self._members = self.generator if self.ranks.count == 1 else torch.Generator().manual_seed(seed + _MEMBER_SEED)
+        for extension in learner.extensions:
+            extension.start(self.generator)
         self._names, self._plan, self._early_stop = [spec.name for spec in specs], plan, early_stop
         self._sums: dict[str, Tensor] = {}
         self._num_summed = self._batch_size = 0
@@ -262,7 +263,7 @@ class TrainingRun:
         if self.log is None:
             return
         slices = max(sum(one["batch_size"] for one in everyone), 1)
-        means = {
+        means: dict[str, Tensor] = {
             name: sum(one["means"][name] * one["batch_size"] for one in everyone) / slices for name in own["means"]
         }
         scalars = {f"train/{name}": float(value) for name, value in means.items() if value.numel() == 1}
@@ -282,7 +283,9 @@ class TrainingRun:
         extra = {**self.learner.extensions.metrics(), **described.metrics}
         row = {**scalars, **episodes, **extra, **more, **speed, **shares, **memory}
         self.log.write(self.position, row, described.tables)
-        self.progress.update(0, **({"total_loss": scalars["train/total_loss"]} if "train/total_loss" in scalars else {}))
+        self.progress.update(
+            0, **({"total_loss": scalars["train/total_loss"]} if "train/total_loss" in scalars else {})
+        )
 
     def history(self, name: str) -> list[tuple[int, float]]:
         """Return what was logged of one metric so far, as (position, value)."""

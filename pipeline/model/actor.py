@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class Actor:
     """
 
     # What `state_tensors` holds with a row per environment, and the dim of these rows.
-    ENV_DIMS = {"is_first": 0, "prev_mean": 1}
+    ENV_DIMS: ClassVar[dict[str, int]] = {"is_first": 0, "prev_mean": 1}
 
     def __init__(
         self,
@@ -50,7 +50,8 @@ class Actor:
         mode: products.Mode = "torch",
         adapters: Adapters | None = None,
     ) -> None:
-        self.model, self.table, self.planner, self.mode, self.adapters = model, table, planner, mode, adapters
+        self.model, self.table, self.planner, self.adapters = model, table, planner, adapters
+        self.mode: products.Mode = mode
         self.columns: dict[str, Tensor] = {}
         self._generator = torch.Generator()
         self._prev_mean = torch.zeros(planner.horizon, 0, model.config.action_dim)

@@ -52,7 +52,8 @@ class PlanDraws(NamedTuple):
 
     def to(self, device: torch.device | str) -> PlanDraws:
         """Return the draws on a device."""
-        return PlanDraws(*(part.to(device) if isinstance(part, Tensor) else part for part in self))
+        moved = {name: part.to(device) for name, part in self._asdict().items() if isinstance(part, Tensor)}
+        return self._replace(**moved)
 
 
 class Plan(NamedTuple):

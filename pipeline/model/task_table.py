@@ -81,7 +81,7 @@ class TaskTable:
     ) -> TaskTable:
         """Return the table with one more task, whose plans are tied.
 
-        In `columns` it gets what the nearest of the first `num_trained` tasks has, by the cosine of their canonical texts.
+        Its `columns` are those of the nearest of the first `num_trained` tasks, by the cosine of their canonical texts.
 
         Args:
             names: of all n + 1 tasks.

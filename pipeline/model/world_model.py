@@ -105,8 +105,8 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
         self.reward_head = network("reward", state, task, a, hidden, config.num_bins)
         self.policy_head = network("policy", state, task, 0, hidden, 2 * a)
         self.q_heads = QEnsemble(network("q", state, task, a, hidden, config.num_bins) for _ in range(config.num_q))
-        for head in (self.reward_head, *self.q_heads):
-            nn.init.zeros_(head[-1].linear.weight)
+        for head in (self.reward_head, *cast("list[MLP]", list(self.q_heads))):
+            nn.init.zeros_(head.blocks[-1].linear.weight)
         self.target_q_heads = _frozen_copy(self.q_heads)
         self.termination_head = None
         if config.termination:
@@ -120,7 +120,7 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
         """Return the width of what reward, policy and Q read: the latent."""
         return config.latent_dim
 
-    def make_dynamics(self, network: Callable[..., Any]) -> nn.Module:
+    def make_dynamics(self, network: Callable[..., Any]) -> Any:
         """Make the dynamics."""
         sizes = self.config
         hidden, simnorm = [sizes.mlp_dim] * 2, SimNorm(sizes.simnorm_dim)
@@ -250,7 +250,7 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
     @torch.no_grad()
     def update_target(self, tau: float) -> None:
         """Move the target Q heads the fraction tau towards the online ones."""
-        target, online = (list(heads.parameters()) for heads in (self.target_q_heads, self.q_heads))
+        target, online = (tuple(heads.parameters()) for heads in (self.target_q_heads, self.q_heads))
         get_ema_multi_avg_fn(1 - tau)(target, online, 0)
 
 

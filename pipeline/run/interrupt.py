@@ -43,6 +43,10 @@ class Interrupt:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def is_requested(self) -> bool:
+        """Return whether a signal asks to leave."""
+        return self.requested is not None
+
     def leave(self) -> None:
         """Raise what the signal would have raised.
 

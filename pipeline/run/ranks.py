@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 Item = TypeVar("Item")
+RANK_SEEDS = 1_000_003  # apart, so that no rank draws what another one, or another use of the seed, draws
 
 
 class PeerLost(RuntimeError):

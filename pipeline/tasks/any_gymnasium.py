@@ -19,7 +19,7 @@ class GymnasiumSimulator:
     Args:
         name: what errors call it.
         env: the environment, without a time limit; with `render_mode="rgb_array"` if it will be drawn.
-        render_size: pixels of a picture's side, 0 if none will be drawn.
+        render_size: pixels of an image's side, 0 if none will be drawn.
 
     Raises:
         ValueError: its actions or observations are of a kind that the agent cannot use.
@@ -77,7 +77,7 @@ class GymnasiumTask(GymnasiumSimulator):
     Args:
         env_id: a registered id, `Pendulum-v1`, or `module:namespace/Name-v0`, which imports the module first.
         env_kwargs: keyword arguments of `gymnasium.make`.
-        render_size: pixels of a picture's side, 0 if none will be drawn.
+        render_size: pixels of an image's side, 0 if none will be drawn.
 
     Raises:
         ValueError: no such environment, or its actions or observations are of a kind that the agent cannot use.
@@ -129,7 +129,7 @@ def _usable_actions(env_id: str, space: gymnasium.Space) -> Box:
 
 
 def _resize(frame: np.ndarray, size: int) -> np.ndarray:
-    """Pick the nearest pixels of an (H, W, 3) picture."""
+    """Pick the nearest pixels of an (H, W, 3) image."""
     rows = np.arange(size) * frame.shape[0] // size
     columns = np.arange(size) * frame.shape[1] // size
     return frame[rows[:, None], columns].astype(np.uint8)

@@ -36,7 +36,7 @@ class Atari:
     Args:
         env_id: Gymnasium's name, e.g. `ALE/Pong-v5`.
         env_kwargs: none are taken.
-        render_size: pixels of a picture's side, 0 if none will be drawn.
+        render_size: pixels of an image's side, 0 if none will be drawn.
 
     Raises:
         ValueError: no such game.

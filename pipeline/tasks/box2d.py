@@ -159,7 +159,7 @@ class Box2D(GymnasiumSimulator):
     Args:
         env_id: `walker/<ground>` or `lander/<mission>`, e.g. `walker/hills`.
         env_kwargs: none are taken.
-        render_size: pixels of a picture's side, 0 if none will be drawn.
+        render_size: pixels of an image's side, 0 if none will be drawn.
 
     Raises:
         ValueError: no such task.

@@ -40,7 +40,7 @@ def check_task(
 
     Args:
         spec: the task.
-        frame: PNG file to draw the first picture into.
+        frame: PNG file to draw the first image into.
         folder: folder of the user's own tasks, whose texts must differ from this one's.
         obs_dim: width that observations are padded to in training, which the task must fit into.
         action_dim: the same for actions.
@@ -66,7 +66,7 @@ def check_task(
     if isinstance(env.simulator, GymnasiumSimulator):
         looks.insert(0, ("bounds", lambda: _bounds(build())))
     if frame is not None:
-        looks.append(("picture", lambda: _picture(build(render_size=224), frame)))
+        looks.append(("image", lambda: _image(build(render_size=224), frame)))
     return [*findings, *_look(looks)]
 
 
@@ -166,15 +166,15 @@ def _random_steps(env: TaskEnv) -> str:
     )
 
 
-def _picture(env: TaskEnv, frame: Path) -> str:
+def _image(env: TaskEnv, frame: Path) -> str:
     from matplotlib.image import imsave
 
     env.reset(seed=0)
-    picture = env.render()
+    image = env.render()
     env.close()
     with atomic_file(frame) as partial:
-        imsave(partial, picture, format="png")
-    return f"{picture.shape[1]} x {picture.shape[0]} pixels in {frame}"
+        imsave(partial, image, format="png")
+    return f"{image.shape[1]} x {image.shape[0]} pixels in {frame}"
 
 
 def _rollout(env: TaskEnv, seed: int, num_steps: int) -> tuple[np.ndarray, np.ndarray]:

@@ -28,7 +28,7 @@ class DMControl:
     Args:
         env_id: `domain/task`, e.g. `walker/walk`, or a variant, e.g. `walker/walk_backward`.
         env_kwargs: keyword arguments of the suite's task function.
-        render_size: pixels of a picture's side, 0 if none will be drawn.
+        render_size: pixels of an image's side, 0 if none will be drawn.
 
     Raises:
         ValueError: no such task.

@@ -47,7 +47,7 @@ class GymnasiumMuJoCo(GymnasiumSimulator):
     Args:
         env_id: Gymnasium's name, e.g. `Ant-v5`.
         env_kwargs: keyword arguments of the environment's constructor.
-        render_size: pixels of a picture's side, 0 if none will be drawn.
+        render_size: pixels of an image's side, 0 if none will be drawn.
 
     Raises:
         ValueError: no such task.

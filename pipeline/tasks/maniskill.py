@@ -36,7 +36,7 @@ class ManiSkill:
     Args:
         env_id: ManiSkill's name, e.g. `PickCube-v1`, or one of our variants, e.g. `Reach`.
         env_kwargs: keyword arguments of the environment's constructor, e.g. `control_mode`, `robot_uids`.
-        render_size: pixels of a picture's side, 0 if none will be drawn.
+        render_size: pixels of an image's side, 0 if none will be drawn.
 
     Raises:
         ValueError: no such task.

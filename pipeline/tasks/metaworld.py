@@ -27,7 +27,7 @@ class MetaWorld:
     Args:
         env_id: Meta-World's name, e.g. `reach-v3`.
         env_kwargs: keyword arguments of the environment's constructor.
-        render_size: pixels of a picture's side, 0 if none will be drawn.
+        render_size: pixels of an image's side, 0 if none will be drawn.
 
     Raises:
         ValueError: no such task.

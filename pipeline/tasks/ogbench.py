@@ -97,7 +97,7 @@ class OGBench:
     Args:
         env_id: `point/<maze>`, `ant/<maze>`, `ant/run` or `ant/ball`; the mazes are in `LAYOUTS`.
         env_kwargs: none is known.
-        render_size: pixels of a picture's side, 0 if none will be drawn.
+        render_size: pixels of an image's side, 0 if none will be drawn.
 
     Raises:
         ValueError: no such task.

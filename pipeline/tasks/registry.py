@@ -90,7 +90,7 @@ def make(spec: TaskSpec, obs_dim: int, action_dim: int, render_size: int = 0) ->
         spec: the task.
         obs_dim: width that observations are zero-padded to.
         action_dim: width of actions, of which the first `spec.action_dim` are used.
-        render_size: pixels of a picture's side; 0 if it will not be drawn.
+        render_size: pixels of an image's side; 0 if it will not be drawn.
 
     Raises:
         ValueError: the simulator does not know the task, or widths do not fit.

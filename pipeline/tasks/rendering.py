@@ -1,4 +1,4 @@
-"""Drawing a MuJoCo scene without a display. Nothing here is touched before the first picture is asked for."""
+"""Drawing a MuJoCo scene without a display. Nothing here is touched before the first image is asked for."""
 
 # pyright: reportAttributeAccessIssue=false
 # (MuJoCo's Python module is compiled and has no type stubs.)
@@ -55,16 +55,16 @@ class Camera:
         self._rectangle = mujoco.MjrRect(0, 0, size, size)
 
     def draw(self, data: mujoco.MjData) -> np.ndarray:
-        """Return the picture of `data`, (size, size, 3) uint8 RGB, upright."""
+        """Return the image of `data`, (size, size, 3) uint8 RGB, upright."""
         import mujoco
 
         self._context.make_current()
         everything = mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(self._model, data, self._options, None, self._view, everything, self._scene)
         mujoco.mjr_render(self._rectangle, self._scene, self._draw_context)
-        picture = np.empty((self._rectangle.height, self._rectangle.width, 3), np.uint8)
-        mujoco.mjr_readPixels(picture, None, self._rectangle, self._draw_context)
-        return picture[::-1].copy()  # OpenGL counts rows from the bottom
+        image = np.empty((self._rectangle.height, self._rectangle.width, 3), np.uint8)
+        mujoco.mjr_readPixels(image, None, self._rectangle, self._draw_context)
+        return image[::-1].copy()  # OpenGL counts rows from the bottom
 
     def close(self) -> None:
         """Release the OpenGL context."""
@@ -79,12 +79,12 @@ def backend() -> str:
 
 
 def _open_context(size: int) -> Any:
-    # MuJoCo's own Renderer fixes its backend when mujoco is first imported, before anyone asked for a picture.
+    # MuJoCo's own Renderer fixes its backend when mujoco is first imported, before anyone asked for an image.
     try:
         return importlib.import_module(f"mujoco.{backend()}").GLContext(size, size)
     except Exception as error:
         raise RenderingUnavailable(
             f"cannot draw: the OpenGL backend {backend()!r} did not start ({type(error).__name__}: {error}). "
             "On Debian or Ubuntu install libegl1 libegl-mesa0 libgl1-mesa-dri; elsewhere set MUJOCO_GL to egl, osmesa "
-            "or glfw, whichever your machine has. Training and scores need no pictures."
+            "or glfw, whichever your machine has. Training and scores need no images."
         ) from error

@@ -2,7 +2,7 @@
 
 The package's physics, control, starts and dense rewards (in [0, 1] per simulator step), without three oversights:
 blocks are compared with where they lay at the start, not with where they are; the places of objects are observed, not
-their velocities twice; and no picture is drawn for every observation.
+their velocities twice; and no image is drawn for every observation.
 
 Action (5): motion of the gripper (x, y, z, 1 = 1 cm), turn of the wrist, opening of the fingers.
 Observation (76): 9 joint angles and 9 joint velocities of the arm, place of the gripper (3), 29 coordinates of the
@@ -71,7 +71,7 @@ class RoboDesk:
     Args:
         env_id: the package's name, e.g. `open_slide`.
         env_kwargs: keyword arguments of the environment's constructor.
-        render_size: pixels of a picture's side, 0 if none will be drawn.
+        render_size: pixels of an image's side, 0 if none will be drawn.
 
     Raises:
         ValueError: no such task.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import HfApi
 
 from pipeline import store
@@ -111,8 +113,40 @@ def test_pull_copies_one_commit_and_records_it(published: list[str], capsys) -> 
     assert main(["pull", REPO, "--to", "pulled"]) == 0
     assert Agent.from_pretrained("pulled").planner.horizon == 1
     Path("mine").mkdir()
+    Path("mine/thesis.md").write_text("work")
     assert main(["pull", REPO, "--to", "mine"]) == 2
     assert "no pull made it" in capsys.readouterr().err
+    assert [path.name for path in Path("mine").iterdir()] == ["thesis.md"]
+
+
+def test_another_pull_replaces_what_the_one_before_brought_and_nothing_else(published: list[str]) -> None:
+    Path("disk").mkdir()
+    Path("pulled").symlink_to("disk")
+    assert main(["pull", REPO, "--revision", "v1", "--to", "pulled"]) == 0
+    Path("pulled/notes.md").write_text("mine")
+    Path("pulled/adapters/push/notes.md").write_text("mine")
+    Path("pulled/README.md").write_text("mine too: what was pulled, changed")
+    for gone in ("adapters/push/task.json", "README.md", "replay.mp4"):
+        Path("ready", gone).unlink()
+    push("ready", REPO, private=True, tag="v3", api=HfApi())
+    with contextlib.chdir("pulled"):
+        assert main(["pull", REPO, "--to", "."]) == 0
+    assert Path("pulled").is_symlink()
+    assert Agent.from_pretrained("pulled").planner.horizon == 1
+    for kept in ("notes.md", "adapters/push/notes.md", "README.md"):
+        assert Path("pulled", kept).read_text().startswith("mine")
+    assert not Path("pulled/adapters/push/task.json").exists()
+    assert not Path("pulled/replay.mp4").exists()
+
+
+def test_a_record_of_a_pull_reaches_no_file_outside(published: list[str]) -> None:
+    Path("outside.txt").write_text("not of a pull")
+    assert main(["pull", REPO, "--revision", "v1", "--to", "pulled"]) == 0
+    record = json.loads(Path("pulled/pulled.json").read_text())
+    record["files"]["../outside.txt"] = store.sha256(Path("outside.txt"))
+    Path("pulled/pulled.json").write_text(json.dumps(record))
+    assert main(["pull", REPO, "--to", "pulled"]) == 0
+    assert Path("outside.txt").exists()
 
 
 def test_info_shows_sizes_tasks_and_scores(published: list[str], capsys) -> None:
@@ -122,6 +156,16 @@ def test_info_shows_sizes_tasks_and_scores(published: list[str], capsys) -> None
     assert "adapters      push" in shown
     row = next(line for line in shown.splitlines() if line.strip().startswith("reach"))
     assert row.split() == ["reach", "2", "50", "0.900", "0.900"]
+
+
+def test_info_shows_no_scores_of_weights_that_lay_there_before(published: list[str], capsys) -> None:
+    agent = Agent.from_pretrained("ready")
+    with torch.no_grad():
+        next(agent.model.parameters()).add_(1)
+    agent.save_pretrained("ready")
+    assert main(["info", "ready"]) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("reach"))
+    assert row.split() == ["reach", "2", "50", "-", "-"]
 
 
 def test_push_and_its_dry_run(root: Path, here, capsys) -> None:

@@ -178,6 +178,44 @@ def test_several_adapters_on_one_base(model: WorldModel, tmp_path: Path) -> None
         assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_another_adapter_acts_for_a_while_and_training_goes_on_after_it(model: WorldModel, tmp_path: Path) -> None:
+    base, adapters = outputs(model), Adapters(model)
+    adapters.create("door", ["policy"], rank=2, alpha=8.0)
+    disturb(model, 1)
+    adapters.save(tmp_path, "door")
+    door = outputs(model)
+    adapters.create("drawer", ["policy", "q"], rank=2, alpha=8.0)
+    disturb(model, 2)
+    drawer = outputs(model)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    target = {name: tensor.clone() for name, tensor in model.target_q_heads.state_dict().items()}
+    for name, expected in (("door", door), (None, base), ("drawer", drawer)):
+        with adapters.acting(name):
+            assert same(outputs(model), expected)
+        assert (adapters.active, adapters.trained) == ("drawer", "drawer")
+        assert same(outputs(model), drawer)
+        assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == trained
+        # The target Q heads follow slowly while training: switching does not set them to the present ones.
+        assert all(torch.equal(tensor, target[name]) for name, tensor in model.target_q_heads.state_dict().items())
+    adapters.load(tmp_path, "window")
+    assert (adapters.active, adapters.trained) == ("drawer", "drawer")
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == trained
+    adapters.activate("door")
+    with adapters.acting(None):
+        assert same(outputs(model), base)
+    assert adapters.active is None  # nothing is trained, so nothing is put back
+
+
+@pytest.mark.parametrize(("rank", "alpha"), [(0, 8.0), (-1, 8.0), (10**9, 8.0), (4, 0.0), (4, float("nan"))])
+def test_an_unusable_size_is_refused_and_changes_nothing(model: WorldModel, rank: int, alpha: float) -> None:
+    before, adapters = outputs(model), Adapters(model)
+    with pytest.raises(ValueError, match="a rank of 1 to 4096 and an alpha above 0"):
+        adapters.create("door", ALL, rank=rank, alpha=alpha)
+    assert adapters.names == ()
+    assert all(parameter.requires_grad for name, parameter in model.named_parameters() if "target_q" not in name)
+    assert same(outputs(model), before)
+
+
 def test_training_goes_on_from_a_loaded_adapter(model: WorldModel, tmp_path: Path) -> None:
     adapters = Adapters(model)
     adapters.create("door", ["policy", "q"], rank=4, alpha=8.0)
@@ -277,8 +315,10 @@ def test_weights_that_do_not_fit_are_refused_and_leave_the_model_whole(
     else:
         save_file(tensors, path)
     before, adapters = outputs(model), Adapters(model)
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     with pytest.raises(ValueError, match="adapter"):
         adapters.load(saved, "door")
     assert same(outputs(model), before)
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == trainable
     assert adapters.names == ()
     Adapters(model)

@@ -160,7 +160,7 @@ def test_sigterm_saves_and_leaves(server, undisturbed, tmp_path):
 
 def test_sigterm_has_a_deadline(server, undisturbed, tmp_path):
     (pid,) = server.start(tmp_path, slow_save=30, stop_seconds=1)
-    while not list(tmp_path.glob(".resume/short-*/metrics/metrics.jsonl")):
+    while not any(path.stat().st_size for path in tmp_path.glob(".resume/short-*/metrics/metrics.jsonl")):
         time.sleep(0.05)
     started = time.monotonic()
     os.kill(pid, signal.SIGTERM)

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.run.ranks import Ranks
 from tests.run.runs import GROWING, SCRIPT, Server, environment, positions, result, said
@@ -37,6 +39,14 @@ def test_everything_is_dealt_once_also_where_numbers_do_not_divide():
 )
 def test_shares_add_up_and_follow_the_weights(total, weights, shares):
     assert Ranks().shares(total, weights) == shares
+
+
+@given(st.integers(0, 500), st.lists(st.integers(0, 100), min_size=1, max_size=9).filter(any))
+def test_shares_are_whole_and_less_than_one_off(total, weights):
+    shares = Ranks().shares(total, weights)
+    assert sum(shares) == total
+    exact = [total * weight / sum(weights) for weight in weights]
+    assert all(abs(share - part) < 1 for share, part in zip(shares, exact, strict=True))
 
 
 @pytest.fixture(scope="module")

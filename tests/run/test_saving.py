@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from pipeline import config
-from pipeline.data.replay import ReplayBuffer
+from pipeline.learn.replay import ReplayBuffer
 from pipeline.run import saves
 from pipeline.run.interrupt import Interrupt
 from pipeline.run.run_dir import fingerprint, open_run_dir

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.tiny import TINY_PLANNER
 from torch import Tensor
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 
-from benchmarks.problem import TINY, TINY_PLANNER, make_model, make_table
+from benchmarks.problem import TINY, make_model, make_table
 from pipeline.model.actor import Actor
 from pipeline.model.math import Policy, squashed_gaussian
 from pipeline.model.planner import Plan, PlanDraws, plan

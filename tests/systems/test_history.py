@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.tiny import TINY_PLANNER
 from torch import Tensor
 
-from benchmarks.problem import TINY, TINY_PLANNER, make_model, make_table
+from benchmarks.problem import TINY, make_model, make_table
 from pipeline import config
 from pipeline.model import products
 from pipeline.model.adapters import Adapters

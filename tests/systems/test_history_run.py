@@ -1,4 +1,4 @@
-"""Slices that come with their past, updates that use it, and a world that cannot be predicted without it."""
+"""Updates that use the past of slices, and a world that cannot be predicted without it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.problem import LEARNING, TINY, make_batch, make_model, make_table
 from pipeline import config
 from pipeline.learn.learner import Learner, UpdateDraws
-from pipeline.learn.replay import ReplayBuffer, sample_mixture
+from pipeline.learn.replay import ReplayBuffer
 from pipeline.model.math import decode
 from pipeline.model.task_table import TaskTable
 from pipeline.shapes import Batch
@@ -30,41 +30,6 @@ def with_past(batch: Batch, length: Tensor | None = None) -> Batch:
     obs = torch.randn(CONTEXT, size, TINY.obs_dim, generator=draw)
     action = torch.rand(CONTEXT, size, TINY.action_dim, generator=draw)
     return batch._replace(past=Past(obs, action, torch.arange(size) % (CONTEXT + 1) if length is None else length))
-
-
-def numbered(lengths: list[int], first: int = 0, context: int = CONTEXT) -> ReplayBuffer:
-    """A replay of episodes whose observations say which episode (hundreds) and step (units) they are of."""
-    replay = ReplayWithPast(200, 2, 1, HORIZON, context=context) if context else ReplayBuffer(200, 2, 1, HORIZON)
-    for number, length in enumerate(lengths, first):
-        obs = 100.0 * (number + 1) + torch.arange(length + 1.0)
-        replay.add(obs[:, None], obs[:-1, None] / 1000, torch.zeros(length), False, 0)
-    return replay
-
-
-def check_past(batch: Batch) -> None:
-    assert batch.past is not None
-    now = batch.obs[0, :, 0]
-    assert torch.equal(batch.past.length, (now % 100).long().clamp(max=CONTEXT))
-    back = torch.arange(CONTEXT, 0, -1).unsqueeze(1)
-    counts = back <= batch.past.length
-    assert torch.equal(batch.past.obs[..., 0][counts], (now - back)[counts])
-    assert torch.equal(batch.past.action[..., 0][counts], ((now - back) / 1000)[counts])
-    assert (batch.past.obs[..., 0] // 100 == now // 100).all(), "a past reaches into another episode"
-    assert set(batch.past.length.tolist()) == set(range(CONTEXT + 1))
-
-
-def test_slices_bring_the_steps_before_them_of_their_own_episode() -> None:
-    replay, draw = numbered([7, 3, 12, 20]), torch.Generator().manual_seed(0)
-    check_past(replay.sample(300, draw))
-    check_past(replay.copy_to(torch.device("cpu")).sample(300, draw))
-    check_past(sample_mixture(replay, numbered([9, 10], first=4), 300, 0.5, draw))
-
-
-def test_a_past_leaves_the_slices_as_they_are() -> None:
-    replay, plain = numbered([7, 3, 12]), numbered([7, 3, 12], context=0)
-    ours, theirs = (buffer.sample(50, torch.Generator().manual_seed(1)) for buffer in (replay, plain))
-    assert theirs.past is None
-    assert all(torch.equal(one, two) for one, two in zip(ours[:-1], theirs[:-1], strict=True))
 
 
 def test_slices_without_their_past_are_refused() -> None:

@@ -9,9 +9,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.tiny import TINY_PLANNER
 from torch import Tensor
 
-from benchmarks.problem import LEARNING, TINY, TINY_PLANNER, make_batch, make_model, make_table
+from benchmarks.problem import LEARNING, TINY, make_batch, make_model, make_table
 from pipeline import config
 from pipeline.learn.constraint import Schedule, make_constraint
 from pipeline.learn.extension import Extension
@@ -213,11 +214,6 @@ def test_without_planning_the_policy_plays_alone(constraint) -> None:
     assert planning.choose(0, True)[0].all()
     assert not ClippedPolicy(CLIPPED, torch.Generator()).plans
     assert ClippedPolicy(replace(CLIPPED, plan=True), torch.Generator()).plans
-
-
-def test_a_replay_that_keeps_log_probabilities_wants_them() -> None:
-    with pytest.raises(AssertionError, match="expected .*log_prob"):
-        make_replay().add(torch.zeros(8, 9), torch.zeros(7, 4), torch.zeros(7), False, 0)
 
 
 def returns_of(actor: M3poActor, replay: ReplayBuffer, target: Tensor, length: int = 5) -> float:

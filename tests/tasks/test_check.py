@@ -97,8 +97,8 @@ def test_a_broken_neighbour_is_a_finding_not_an_exception(tmp_path):
 def test_a_frame_is_saved(tmp_path):
     spec = registry.get(["pendulum-swingup"])[0]
     findings = check_task(spec, frame=tmp_path / "frame.png")
-    picture = next(finding for finding in findings if finding.check == "picture")
-    if "did not start" in picture.detail:
-        pytest.skip(picture.detail)
-    assert picture.passed
+    image = next(finding for finding in findings if finding.check == "image")
+    if "did not start" in image.detail:
+        pytest.skip(image.detail)
+    assert image.passed
     assert (tmp_path / "frame.png").read_bytes()[1:4] == b"PNG"

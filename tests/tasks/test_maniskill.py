@@ -112,8 +112,8 @@ def test_it_draws_without_a_display(make):
     make("ms-push-cube")
     env = registry.make(registry.get(["ms-push-cube"])[0], OBS, ACTION, render_size=64)
     env.reset(seed=0)
-    picture = env.render()
+    image = env.render()
     env.close()
-    assert picture.shape == (64, 64, 3)
-    assert picture.dtype == np.uint8
-    assert picture.std() > 10
+    assert image.shape == (64, 64, 3)
+    assert image.dtype == np.uint8
+    assert image.std() > 10

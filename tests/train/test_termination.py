@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.problem import LEARNING, TINY, TINY_PLANNER
 from pipeline import config
-from pipeline.data.replay import ReplayBuffer
+from pipeline.learn.replay import ReplayBuffer
 from pipeline.model.actor import Actor
 from pipeline.model.task_table import TaskTable
 from pipeline.model.two_hot import decode

@@ -51,12 +51,12 @@ class Juggle(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def render(self) -> np.ndarray:  # type: ignore[override]
         """Draw ball and paddle, (120, 120, 3) uint8."""
-        picture = np.full((120, 120, 3), 240, np.uint8)
+        image = np.full((120, 120, 3), 240, np.uint8)
         ball, paddle = (round((place + 1) * 55 + 5) for place in (self.place, self.paddle))
         row = round(np.clip(110 - self.height * 40, 4, 110))
-        picture[row - 4 : row + 4, max(ball - 4, 0) : ball + 4] = (200, 60, 40)
-        picture[112:116, max(paddle - 8, 0) : paddle + 8] = (40, 60, 160)
-        return picture
+        image[row - 4 : row + 4, max(ball - 4, 0) : ball + 4] = (200, 60, 40)
+        image[112:116, max(paddle - 8, 0) : paddle + 8] = (40, 60, 160)
+        return image
 
     def _observe(self) -> np.ndarray:
         return np.array([self.place, max(self.height, -1), self.across, self.paddle], np.float32)

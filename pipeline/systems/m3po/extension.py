@@ -59,16 +59,20 @@ class ClippedPolicy(Extension):
 
     Args:
         clipped: settings.
-        generator: everything random is drawn from it; whoever owns it saves it.
     """
 
     name = "m3po"
     acts_on_policy = True
 
-    def __init__(self, clipped: config.Clipped, generator: torch.Generator):
-        self._clipped, self._generator, self.plans = clipped, generator, clipped.plan
+    def __init__(self, clipped: config.Clipped):
+        self._clipped, self.plans = clipped, clipped.plan
+        self._generator = torch.Generator()
         self._learned = 0  # episodes of this rank's replay that the policy has learned from, by `num_added`
         self._metrics: dict[str, float] = {}  # of the last phase, over all ranks
+
+    def start(self, generator: torch.Generator) -> None:
+        """Draw from the run's generator, which the run saves."""
+        self._generator = generator
 
     def attach(self, learner: Learner) -> None:
         """Take the learner whose policy is trained."""

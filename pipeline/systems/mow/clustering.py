@@ -1,38 +1,27 @@
-"""Which tasks pull the networks they share in like directions, and so belong together: found during a warm-up.
+"""Which tasks belong together: clusters of tasks whose gradients of the networks they share are alike.
 
-A task's gradient is that of pretraining's loss on slices of this task alone, averaged over several batches, by the
-networks that are to be copied per cluster. Two tasks are as similar as the mean over layers of the cosines of their
-gradients: every layer counts alike, however large it is. Gradients of one moment tell where the weights happen to be,
-and those of other seeds tell something else; so similarities are averaged over points of the warm-up. Clusters are
-those of agglomerative clustering with average linkage at the distance 1 - similarity.
+Two tasks are as similar as the mean over layers of the cosines of their gradients: every layer counts alike, however
+large it is. Clusters are those of agglomerative clustering with average linkage at the distance 1 - similarity.
 
 Source: Mixture-of-World Models (arXiv 2602.01270), which leaves the clustering and the number of clusters open.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from scipy.cluster.hierarchy import cut_tree, leaves_list, linkage, optimal_leaf_ordering
 from scipy.spatial.distance import squareform
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline import config
-from pipeline.data.replay import ReplayBuffer
 from pipeline.files import write_json
-from pipeline.model.world_model import PARTS, WorldModel
-from pipeline.progress import Progress
-from pipeline.run.ranks import Ranks
-from pipeline.train.objective import UpdateDraws
-from pipeline.train.step import Learner
 
 FILE = "clusters.json"
-SEED = 29  # apart from other uses of the run's seed
-_POINT_SEED = 7_919  # apart, from point to point
 
 
 class Clustering(NamedTuple):
@@ -97,110 +86,6 @@ def check(
             f"{section}.warmup_updates is {clusters.warmup_updates} and {run}.updates {updates}: the tasks are "
             "clustered after the first and trained so until the second, which must be larger"
         )
-
-
-class Clusterer:
-    """Compares the tasks' gradients during the warm-up, and at its end gives each cluster its copy of the networks.
-
-    What is drawn follows from the seed alone, so that a run killed on the way finds the same clusters.
-
-    Args:
-        learner: not split; it is split at the end of its warm-up.
-        demos: demonstrations of every task.
-        seed: of the slices drawn, different on every rank.
-        ranks: the processes of the run; all of them come to the same clusters.
-        folder: where clusters.json is to be written; None for nowhere.
-    """
-
-    def __init__(
-        self,
-        learner: Learner,
-        demos: ReplayBuffer,
-        seed: int,
-        ranks: Ranks | None = None,
-        folder: Path | None = None,
-    ):
-        assert learner.clusters is not None
-        self._learner, self._clusters, self._demos = learner, learner.clusters, demos
-        self._seed, self._ranks, self._folder = seed, ranks or Ranks(), folder
-        num_tasks = len(learner.table.names)
-        self._points, self._similarity = 0, np.zeros((num_tasks, num_tasks))  # seen, and the sum over them
-
-    @property
-    def due(self) -> bool:
-        """Whether the warm-up has come to a point that was not looked at."""
-        clusters, learner = self._clusters, self._learner
-        if learner.model.config.clusters is not None:
-            return False
-        return learner.updates * clusters.points >= (self._points + 1) * clusters.warmup_updates
-
-    def look(self, batch_size: int) -> Clustering | None:
-        """Compare the tasks' gradients of now; at the last point, split the learner's model and return the clusters.
-
-        Args:
-            batch_size: slices of each batch, this process's share.
-        """
-        clusters, learner, ranks = self._clusters, self._learner, self._ranks
-        generator = torch.Generator().manual_seed(self._seed + _POINT_SEED * self._points)
-        gradients = task_gradients(learner, self._demos, clusters, batch_size, generator, quiet=not ranks.is_main)
-        self._similarity += similarity(gradients)
-        self._points += 1
-        if self._points < clusters.points:
-            return None
-        mean = self._similarity / self._points
-        found = ranks.from_main(group(learner.table.names, mean, clusters.num, clusters.max_num))
-        learner.split(torch.from_numpy(found.cluster), found.num)
-        if ranks.is_main and self._folder is not None:
-            found.write(self._folder)
-        return found
-
-    def state(self) -> dict[str, Any]:
-        """Return what was seen so far, to be saved as JSON."""
-        return {"points": self._points, "similarity": self._similarity.tolist()}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` returned."""
-        self._points, self._similarity = state["points"], np.array(state["similarity"])
-
-
-def layers(model: WorldModel, parts: Sequence[str]) -> dict[str, list[nn.Parameter]]:
-    """Return the parameters of some parts by layer: a linear map and the normalisation behind it are one."""
-    found: dict[str, list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if any(name.startswith(f"{PARTS[part]}.") for part in parts):
-            found.setdefault(name.rsplit(".", 2)[0], []).append(parameter)
-    return found
-
-
-def task_gradients(
-    learner: Learner,
-    demos: ReplayBuffer,
-    clusters: config.Clusters,
-    batch_size: int,
-    generator: torch.Generator,
-    quiet: bool = False,
-) -> list[Tensor]:
-    """Return the mean gradient of every task, layer by layer: (n, parameters of the layer) each, on the CPU.
-
-    They take 4 bytes per task and parameter together.
-    """
-    by_layer = layers(learner.model, clusters.parts)
-    parameters = [parameter for layer in by_layer.values() for parameter in layer]
-    sizes = [sum(parameter.numel() for parameter in layer) for layer in by_layer.values()]
-    num_tasks, device = len(learner.table.names), learner.model.bins.device
-    found = [torch.zeros(num_tasks, size) for size in sizes]
-    num_q = learner.model.config.num_q
-    with Progress("clustering tasks", num_tasks, "tasks", quiet=quiet) as progress:
-        for task in range(num_tasks):
-            own, total = demos.only(task), torch.zeros(sum(sizes), device=device)
-            for _ in range(clusters.batches):
-                batch = own.sample(batch_size, generator).to(device)
-                draws = UpdateDraws.sample(batch, learner.table.num_phrasings, num_q, generator)
-                total += torch.cat([part.flatten() for part in learner.gradient(batch, draws, parameters)])
-            for rows, part in zip(found, total.cpu().div_(clusters.batches).split(sizes), strict=True):
-                rows[task] = part
-            progress.update(1)
-    return found
 
 
 def similarity(gradients: Sequence[Tensor]) -> np.ndarray:

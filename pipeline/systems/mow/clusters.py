@@ -1,4 +1,4 @@
-"""Networks copied per cluster of tasks: every row of a batch is computed by the copy that its task's cluster has.
+"""Networks copied per cluster of tasks: every row of a batch is computed by the copy of its task's cluster.
 
 Rows are sorted by cluster once per context, so that each copy multiplies the rows of its cluster in one piece: as many
 multiplications as one network needs, in as many products as there are clusters.
@@ -9,12 +9,18 @@ Source: Mixture-of-World Models (arXiv 2602.01270).
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+import dataclasses
+from functools import lru_cache
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.compute import Compute
+from pipeline import config
+from pipeline.model.layers import MLP
+from pipeline.model.world_model import PARTS, WorldModel
+
+COLUMN = "cluster"  # of the task table, (n,) int64: the cluster of each task
 
 
 class Groups:
@@ -48,24 +54,17 @@ class Groups:
         return self._taken[1]
 
 
-class ToldClusters(NamedTuple):
-    """The copies of a network, each told the tasks of its own cluster. It is stale once the weights change."""
+# A context has one column, which all its networks are given: tensors are compared by identity here.
+_groups_of = lru_cache(maxsize=1)(Groups)
+
+
+class ClusterInput(NamedTuple):
+    """What n tasks contribute to the copies of a network. It is stale once the weights change."""
 
     parts: tuple[Any, ...]  # what `condition` of the copies gave, for the clusters in `groups.present`
     groups: Groups
-    compute: Compute
 
-    def __call__(self, x: Tensor, a: Tensor | None = None) -> Tensor:
-        """Map x (..., n, X) and a (..., n, A) to (..., n, out_dim)."""
-        if len(self.parts) == 1:
-            return self.parts[0](x, a)
-        found = [
-            part(x.index_select(-2, rows), None if a is None else a.index_select(-2, rows))
-            for part, rows in zip(self.parts, self.groups.members, strict=True)
-        ]
-        return torch.cat(found, -2).index_select(-2, self.groups.inverse)
-
-    def take(self, rows: Tensor) -> ToldClusters:
+    def take(self, rows: Tensor) -> ClusterInput:
         """Repeat the tasks as `rows` (B,) says."""
         groups, known = self.groups.take(rows), dict(zip(self.groups.present, self.parts, strict=True))
         place = self.groups.place.index_select(0, rows)
@@ -73,35 +72,72 @@ class ToldClusters(NamedTuple):
             known[number].take(place.index_select(0, members))
             for number, members in zip(groups.present, groups.members, strict=True)
         ]
-        return ToldClusters(tuple(parts), groups, self.compute)
+        return ClusterInput(tuple(parts), groups)
 
 
 class Clustered(nn.ModuleList):
-    """One network per cluster, of equal form. It is told and asked like one of them."""
+    """One network per cluster, of equal form; called like one of them."""
 
-    def condition(self, task_emb: Tensor, compute: Compute, groups: Groups) -> ToldClusters:
-        """Tell each copy the tasks (n, E) of its cluster."""
-        told = [
-            tell(self[number], task_emb.index_select(0, members), compute)
+    @property
+    def copies(self) -> int:
+        """How many networks there are."""
+        return len(self)
+
+    def condition(self, task_emb: Tensor, columns: dict[str, Tensor] | None = None) -> ClusterInput:
+        """Compute what each copy is given by the tasks (n, E) of its cluster, which `columns` says."""
+        known = columns or {}
+        assert COLUMN in known, "networks per cluster need the cluster of each task"
+        groups = _groups_of(known[COLUMN])
+        parts = [
+            cast("MLP", self[number]).condition(task_emb.index_select(0, members), columns)
             for number, members in zip(groups.present, groups.members, strict=True)
         ]
-        return ToldClusters(tuple(told), groups, compute)
+        return ClusterInput(tuple(parts), groups)
 
-    def forward(self, told: ToldClusters, x: Tensor, a: Tensor | None = None) -> Tensor:
-        """Map x (..., n, X) and a (..., n, A) to (..., n, out_dim); `told` comes from `condition`."""
-        return told(x, a)
+    def forward(self, tasks: ClusterInput, x: Tensor, a: Tensor | None = None) -> Tensor:
+        """Map x (..., n, X) and a (..., n, A) to (..., n, out_dim); `tasks` comes from `condition`."""
+        parts, groups = tasks
+        copies = [self[number] for number in groups.present]
+        if len(copies) == 1:
+            return copies[0](parts[0], x, a)
+        found = [
+            one(part, x.index_select(-2, rows), None if a is None else a.index_select(-2, rows))
+            for one, part, rows in zip(copies, parts, groups.members, strict=True)
+        ]
+        return torch.cat(found, -2).index_select(-2, groups.inverse)
 
 
-def tell(module: Any, task_emb: Tensor, compute: Compute, groups: Groups | None = None) -> Any:
-    """Condition a network on its tasks (n, E), be it one for all of them or a copy per cluster."""
-    if isinstance(module, Clustered):
-        assert groups is not None, "`WorldModel.context` groups the rows of every model with clusters"
-        return module.condition(task_emb, compute, groups)
-    return module.condition(task_emb, compute)
+def split(model: WorldModel, clusters: config.Clusters) -> dict[nn.Parameter, nn.Parameter]:
+    """Replace the parts that `clusters` names by a copy per cluster, in place, target Q included.
 
+    Args:
+        model: the world model.
+        clusters: parts and number of clusters.
 
-def copies(module: nn.Module, num: int) -> tuple[Clustered, dict[nn.Parameter, nn.Parameter]]:
-    """Copy a network `num` times; also returns which parameter each new one is a copy of."""
-    made = Clustered(copy.deepcopy(module) for _ in range(num))
-    origins = {new: old for one in made for new, old in zip(one.parameters(), module.parameters(), strict=True)}
-    return made, origins
+    Returns:
+        for each new parameter the one it is a copy of.
+
+    Raises:
+        ValueError: the number is yet to be found, or the model has clusters already.
+    """
+    if model.config.clusters is not None:
+        raise ValueError("this model has its networks per cluster already")
+    if clusters.num == "auto":
+        raise ValueError("a model is made with a number of clusters; `auto` stands for one found in pretraining")
+    origins: dict[nn.Parameter, nn.Parameter] = {}
+
+    def copies(network: nn.Module) -> Clustered:
+        made = Clustered(copy.deepcopy(network) for _ in range(int(clusters.num)))
+        for one in made:
+            origins.update(zip(one.parameters(), network.parameters(), strict=True))
+        return made
+
+    for part in clusters.parts:
+        if part == "q":
+            for ensemble in (model.q_heads, model.target_q_heads):
+                for member, head in enumerate(list(ensemble)):
+                    ensemble[member] = copies(head)
+        else:
+            setattr(model, PARTS[part], copies(getattr(model, PARTS[part])))
+    model.config = model._hub_mixin_config = dataclasses.replace(model.config, clusters=clusters)
+    return origins

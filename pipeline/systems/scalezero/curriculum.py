@@ -1,19 +1,27 @@
-"""Which tasks are solved, and when the next stage of dynamic parameter scaling begins.
+"""Which tasks are solved, and when the next stage of training begins.
 
-Every rank hears the same scores and makes the same updates, and so decides alike.
+Every rank gets the same scores and makes the same updates, and so decides alike.
 
-Source: ScaleZero (arXiv 2509.07945). Ours: a solved task that falls below its target comes back, what was solved
-before anything was learned does not count as newly solved, and stage 0 may end early like any other.
+Source: ScaleZero (arXiv 2509.07945), dynamic parameter scaling. Ours: a solved task that falls below its target comes
+back, what was solved before anything was learned does not count as newly solved, and stage 0 may end early like any
+other.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.nn.utils import parametrize
+
 from pipeline import config
-from pipeline.train.step import Learner
+from pipeline.learn.extension import Extension
+from pipeline.learn.learner import Learner
+from pipeline.systems.scalezero.staged_lora import StagedLora
 
 
 def check_targets(settings: config.Scaling, tasks: Sequence[str]) -> None:
@@ -28,99 +36,112 @@ def check_targets(settings: config.Scaling, tasks: Sequence[str]) -> None:
             raise ValueError(f"finetune.scaling.targets names {name!r}, which is not in tasks.train.{near}")
 
 
-class Curriculum:
-    """Hears of evaluations and updates, and moves the learner's model on from stage to stage.
+class Curriculum(Extension):
+    """Lets solved tasks rest, and moves the model on from stage to stage.
 
     Args:
-        settings: targets and intervals.
-        learner: with the stages of its model.
+        lora: the stages of the learner's model.
         tasks: all that are trained.
 
     Attributes:
         solved: the tasks that are solved, which are not played.
 
     Raises:
-        ValueError: the learner has no stages, its policy step is clipped, or a target is of a task that is not trained.
+        ValueError: a target is of a task that is not trained.
     """
 
-    def __init__(self, settings: config.Scaling, learner: Learner, tasks: Sequence[str]):
-        if learner.stages is None:
-            raise ValueError("finetune.scaling needs a learner with stages")
-        if learner.learning.clipped is not None:
-            raise ValueError(
-                "finetune.scaling lets solved tasks rest, whose policy is kept by imitating demonstrations, and "
-                "learning.clipped learns from new episodes alone: set one of the two to null"
-            )
-        check_targets(settings, tasks)
-        self._settings, self._learner, self._stages, self._tasks = settings, learner, learner.stages, list(tasks)
+    name = "staged_lora"
+
+    def __init__(self, lora: StagedLora, tasks: Sequence[str]):
+        check_targets(lora.settings, tasks)
+        self.lora, self._settings, self._tasks = lora, lora.settings, list(tasks)
         self.solved: set[str] = set()
         self._open: set[str] | None = None  # unsolved when the stage began; None before the first evaluation
-        self._began = learner.updates  # updates made when the stage began
+        self._began = 0  # updates made when the stage began
 
-    @property
-    def finished(self) -> bool:
-        """Whether every task is solved."""
-        return len(self.solved) == len(self._tasks)
+    def attach(self, learner: Learner) -> None:
+        """Take the learner whose optimisers follow the stages."""
+        assert learner.model is self.lora.model
+        self._learner, self._began = learner, learner.updates
 
-    def playing(self, tasks: Sequence[str]) -> list[bool]:
-        """Return for each of these tasks, repeated as often as it has environments, whether it is played."""
-        return [task not in self.solved for task in tasks]
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Compute each sum of a matrix and its adapters once per loss, however often it is read."""
+        with parametrize.cached():
+            yield
 
-    def evaluated(self, scores: Mapping[str, float]) -> list[str]:
-        """Learn each task's score and return what follows from it, in words."""
-        said = []
+    def plays(self, task: str) -> bool:
+        """Whether a task is played: solved ones rest."""
+        return task not in self.solved
+
+    def on_evaluation(self, scores: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
+        """Find out from the scores which tasks are solved; perhaps the next stage begins."""
+        lines = self._update_solved(scores)
+        if self._open is None:
+            self._open = set(self._tasks) - self.solved
+        else:
+            left, new = self.lora.last - self.lora.stage, sorted(self._open & self.solved)
+            if left and new and len(new) >= math.ceil(len(self._open) / left):
+                lines += self._enter_next(f"{len(new)} of {len(self._open)} tasks newly solved")
+        each = {f"solved/{task}": float(task in self.solved) for task in self._tasks}
+        return {"scaling/solved_sum": float(len(self.solved)), **each}, lines
+
+    def after_update(self) -> list[str]:
+        """Begin the next stage if this one has had its updates."""
+        most = self._settings.stage_updates if self.lora.stage else self._settings.first_stage_updates
+        if self.lora.stage == self.lora.last or self._learner.updates - self._began < most:
+            return []
+        return self._enter_next(f"after {most} updates")
+
+    def metrics(self) -> dict[str, float]:
+        """Return the stage, and how many parameters train in it."""
+        return {
+            "scaling/stage": float(self.lora.stage),
+            "scaling/trainable_parameters": float(self.lora.trainable_parameters),
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """Return the stage and the solved tasks at the end of a run."""
+        return {"stage": self.lora.stage, "solved": sorted(self.solved)}
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Return the stage, when it began, and which tasks are solved and were unsolved then."""
+        state = {"stage": torch.tensor([self.lora.stage]), "began": torch.tensor([self._began])}
+        for name, tasks in (("solved", self.solved), ("open", self._open)):
+            if tasks is not None:
+                state[name] = torch.tensor([task in tasks for task in self._tasks])
+        return state
+
+    def load_state_tensors(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state_tensors` returned; nothing, where the save is of a run without stages."""
+        if not state:
+            return
+        self.solved, self._began = self._named(state["solved"]), int(state["began"])
+        self._open = self._named(state["open"]) if "open" in state else None
+        self._enter(int(state["stage"]))
+
+    def _update_solved(self, scores: Mapping[str, float]) -> list[str]:
+        lines = []
         for task in self._tasks:
             target, score = self._settings.target_of(task), scores[task]
             if task not in self.solved and score >= target:
                 self.solved.add(task)
-                said.append(f"{task} is solved ({score:.2f}, target {target:g}) and no longer played")
+                lines.append(f"{task} is solved ({score:.2f}, target {target:g}) and no longer played")
             elif task in self.solved and score < target - self._settings.slack:
                 self.solved.remove(task)
-                said.append(f"{task} comes back ({score:.2f}, target {target:g})")
-        if self._open is None:
-            self._open = set(self._tasks) - self.solved
-            return said
-        left = self._stages.last - self._stages.stage
-        new = sorted(self._open & self.solved)
-        if left and new and len(new) >= math.ceil(len(self._open) / left):
-            said += self._next(f"{len(new)} of {len(self._open)} tasks newly solved")
-        return said
+                lines.append(f"{task} comes back ({score:.2f}, target {target:g})")
+        return lines
 
-    def updated(self) -> list[str]:
-        """Count the update just made and return what follows from it, in words."""
-        if self._stages.stage == self._stages.last or self._learner.updates - self._began < self._most_updates:
-            return []
-        return self._next(f"after {self._most_updates} updates")
-
-    def metrics(self) -> dict[str, float]:
-        """Return what is logged with the averages."""
-        return {
-            "scaling/stage": float(self._stages.stage),
-            "scaling/trainable_parameters": float(self._stages.trainable_parameters),
-        }
-
-    def solutions(self) -> dict[str, float]:
-        """Return what is logged with an evaluation: how many tasks are solved, and 0 or 1 of each."""
-        each = {f"solved/{task}": float(task in self.solved) for task in self._tasks}
-        return {"scaling/solved_sum": float(len(self.solved)), **each}
-
-    def state(self) -> dict[str, Any]:
-        """Return everything needed to go on bit for bit, as JSON; the stage itself is in the learner's state."""
-        unsolved = None if self._open is None else sorted(self._open)
-        return {"solved": sorted(self.solved), "open": unsolved, "began": self._began}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` returned."""
-        self.solved = set(state["solved"])
-        self._open = None if state["open"] is None else set(state["open"])
-        self._began = state["began"]
-
-    @property
-    def _most_updates(self) -> int:
-        return self._settings.stage_updates if self._stages.stage else self._settings.first_stage_updates
-
-    def _next(self, why: str) -> list[str]:
-        self._learner.enter_stage(self._stages.stage + 1)
+    def _enter_next(self, why: str) -> list[str]:
+        self._enter(self.lora.stage + 1)
         self._began, self._open = self._learner.updates, set(self._tasks) - self.solved
-        trained = f"{self._stages.trainable_parameters:,} parameters train"
-        return [f"stage {self._stages.stage} of {self._stages.last} begins: {why}; {trained}"]
+        trained = f"{self.lora.trainable_parameters:,} parameters train"
+        return [f"stage {self.lora.stage} of {self.lora.last} begins: {why}; {trained}"]
+
+    def _enter(self, stage: int) -> None:
+        """Enter a stage: what goes on being trained keeps its Adam moments, what is frozen loses them."""
+        self.lora.enter(stage)
+        self._learner.rebuild_optimizers()
+
+    def _named(self, which: Tensor) -> set[str]:
+        return {task for task, on in zip(self._tasks, which.tolist(), strict=True) if on}

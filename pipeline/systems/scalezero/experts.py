@@ -9,16 +9,18 @@ of the task; Switch Transformers (arXiv 2101.03961) for the balance of the forme
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline import config
-from pipeline.model.blocks import MLP, Conditioned, Finish, SimNorm
-from pipeline.model.compute import PLAIN, Compute, product, ready
+from pipeline.model.layers import MLP, Mish, SimNorm, TaskInput, effective_weight
+from pipeline.model.products import derived, product, ready
+from pipeline.model.world_model import PARTS, WorldModel
 
 
 class Routing(NamedTuple):
@@ -28,41 +30,15 @@ class Routing(NamedTuple):
     chosen: Tensor  # (rows, k) int64 in [0, E), the most probable first
 
 
-class ReadyExperts(NamedTuple):
-    """A layer of experts whose weights are ready for use. It is stale once they change."""
+class TaskRouting(NamedTuple):
+    """Which experts a task router has chosen for n tasks. It is stale once the weights change."""
 
-    up: Tensor  # (E, D, 2 W), the gates first
-    down: Tensor  # (E, W, D)
-    shared: tuple[Tensor, Tensor] | None  # (2 W, D) and (D, W)
-    router: Tensor | None  # (E, D) of a router that reads the rows
-    probs: Tensor | None  # (texts, E) of a router that reads the task ...
-    chosen: Tensor | None  # ... (n, k) its choice for each row of the context ...
-    weight: Tensor | None  # ... and (n, k) the probabilities of these
-    top_k: int
-    temperature: float
-    compute: Compute
+    probs: Tensor  # (texts, E), a row per text
+    chosen: Tensor  # (n, k)
+    weight: Tensor  # (n, k) probabilities of the chosen ones
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Routing]:
-        """Map rows (N, D) to (N, D); with a task router row i belongs to row i modulo n of the context."""
-        if self.router is None:
-            assert self.probs is not None
-            assert self.chosen is not None
-            assert self.weight is not None
-            times = len(x) // len(self.chosen)
-            probs, chosen, weight = self.probs, self.chosen.repeat(times, 1), self.weight.repeat(times, 1)
-        else:
-            probs = _probabilities(F.linear(x, self.router), self.temperature)
-            weight, chosen = probs.topk(self.top_k)
-        y = _routed(x, chosen, weight, self.up, self.down)
-        if self.shared is not None:
-            up, down = self.shared
-            y = y + product(_swiglu(product(x, up, None, self.compute)), down, None, self.compute)
-        return y, Routing(probs, chosen)
-
-    def take(self, rows: Tensor) -> ReadyExperts:
+    def take(self, rows: Tensor) -> TaskRouting:
         """Repeat the tasks as `rows` (B,) says."""
-        if self.chosen is None or self.weight is None:
-            return self
         return self._replace(chosen=self.chosen.index_select(0, rows), weight=self.weight.index_select(0, rows))
 
 
@@ -85,6 +61,7 @@ class ExpertLayer(nn.Module):
         if dim % 8 or hidden % 8:
             raise ValueError(f"grouped products need widths that are multiples of 8: experts are {dim} and {hidden}")
         self.experts = experts
+        self.calls: list[Routing] | None = None  # set by `record_routing`
         self.up = nn.Parameter(_init(torch.empty(experts.num, dim, 2 * hidden), dim))
         self.down = nn.Parameter(_init(torch.empty(experts.num, hidden, dim), hidden))
         self.shared_up = self.shared_down = None
@@ -101,54 +78,45 @@ class ExpertLayer(nn.Module):
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
 
-    def ready(self, task_emb: Tensor | None = None, compute: Compute = PLAIN) -> ReadyExperts:
-        """Make the weights ready to be computed as `compute` says; a task router chooses for its tasks (n, E) here."""
-        experts, up, down = self.experts, self.up, self.down  # each read once: a scaled one is computed by reading it
-        dtype = _dtype(up, compute)
-        router = probs = chosen = weight = None
-        if experts.router == "latent":
-            router = self.router.get_parameter("weight").to(dtype)
+    def condition(self, task_emb: Tensor) -> TaskRouting | None:
+        """Choose the experts of n tasks by their embeddings (n, task_dim); None for a router that reads the rows."""
+        if self.experts.router == "latent":
+            return None
+        probs = _probabilities(self.router(task_emb), self.experts.temperature)
+        weight, chosen = probs.topk(self.experts.top_k)
+        return TaskRouting(probs, chosen, weight)
+
+    def forward(self, x: Tensor, tasks: TaskRouting | None = None) -> Tensor:
+        """Map rows x (N, D) to (N, D).
+
+        Args:
+            x: (N, D)
+            tasks: from `condition`, of n tasks; row i of x belongs to task i modulo n.
+        """
+        # Each matrix is read once: where adapters are added to it, reading it computes the sum.
+        up = derived((id(self), "up"), lambda: _grouped(self.up))
+        down = derived((id(self), "down"), lambda: _grouped(self.down))
+        if tasks is None:
+            router = self.router.get_parameter("weight").to(up.dtype)
+            probs = _probabilities(F.linear(x.to(up.dtype), router), self.experts.temperature)
+            weight, chosen = probs.topk(self.experts.top_k)
         else:
-            assert task_emb is not None
-            probs = _probabilities(self.router(task_emb), experts.temperature)
-            weight, chosen = probs.topk(experts.top_k)
-        shared = None
+            times = len(x) // len(tasks.chosen)
+            probs, chosen, weight = tasks.probs, tasks.chosen.repeat(times, 1), tasks.weight.repeat(times, 1)
+        if self.calls is not None:
+            self.calls.append(Routing(probs, chosen))
+        y = _routed(x, chosen, weight, up, down)
         if self.shared_up is not None and self.shared_down is not None:
-            shared = ready(self.shared_up.weight, compute), ready(self.shared_down.weight, compute)
-        up, down = up.to(dtype), down.to(dtype)
-        return ReadyExperts(
-            up, down, shared, router, probs, chosen, weight, experts.top_k, experts.temperature, compute
-        )
-
-    def forward(self, x: Tensor, task_emb: Tensor | None = None) -> tuple[Tensor, Routing]:
-        """Map rows x (N, D) to (N, D); a task router wants their task embeddings (N, task_dim)."""
-        return self.ready(task_emb)(x)
-
-
-class ReadyBlock(NamedTuple):
-    """A block of experts whose weights are ready for use."""
-
-    experts: ReadyExperts
-    finish: Finish
-
-    def __call__(self, x: Tensor, compute: Compute, notes: list[Routing] | None) -> Tensor:
-        """Map x (rows, D) to (rows, D), and note where the rows went if there are notes."""
-        y, routing = self.experts(x)
-        if notes is not None:
-            notes.append(routing)
-        return self.finish(x + y, compute)
-
-    def take(self, rows: Tensor) -> ReadyBlock:
-        """Repeat the tasks as `rows` (B,) says."""
-        return self._replace(experts=self.experts.take(rows))
+            hidden = _swiglu(product(x, effective_weight(self.shared_up), None))
+            y = y + product(hidden, effective_weight(self.shared_down), None)
+        return y.to(x.dtype)
 
 
 class ExpertBlock(nn.Module):
-    """What stands in the place of a hidden block: x plus the experts' output, then LayerNorm and Mish.
+    """Replaces a hidden block: x plus the experts' output, then LayerNorm and Mish.
 
-    The layers are siblings of those of `blocks.Block`; the experts stand where its `linear` does. They are added to
-    their input, as the feed-forward of a Transformer's block is: a row whose experts have little to say goes on as it
-    is, and the gradient reaches the first layer past whatever the router does.
+    The experts are added to their input, as the feed-forward of a Transformer is: the gradient reaches the first layer
+    also past the experts, whatever the router does.
 
     Args:
         dim: D, of the rows.
@@ -160,17 +128,29 @@ class ExpertBlock(nn.Module):
         super().__init__()
         self.experts = ExpertLayer(dim, experts.hidden, experts, task_dim)
         self.norm = nn.LayerNorm(dim)
+        self.activation = Mish()
 
-    def ready(self, task_emb: Tensor, compute: Compute) -> ReadyBlock:
-        """Make the weights ready to be computed as `compute` says; a task router chooses for its tasks (n, E) here."""
-        return ReadyBlock(self.experts.ready(task_emb, compute), Finish(self.norm.weight, self.norm.bias, 0))
+    def forward(self, x: Tensor, tasks: TaskRouting | None = None) -> Tensor:
+        """Map rows x (N, D) to (N, D)."""
+        return self.activation(self.norm(x + self.experts(x, tasks)))
+
+
+class ExpertInput(NamedTuple):
+    """What n tasks contribute to an MLP with experts. It is stale once the weights change."""
+
+    first: TaskInput
+    routing: TaskRouting | None  # of a task router
+
+    def take(self, rows: Tensor) -> ExpertInput:
+        """Repeat the tasks as `rows` (B,) says."""
+        return ExpertInput(self.first.take(rows), None if self.routing is None else self.routing.take(rows))
 
 
 class ExpertMLP(MLP):
     """An MLP whose last hidden block is an `ExpertBlock`: of three blocks the one in the middle.
 
-    What a router of the latent reads is the hidden state behind the first block, LayerNorm and Mish included. The
-    task embedding goes into that block alone, where its product is computed once per task as in every MLP.
+    A router of the latent reads the hidden state behind the first block, LayerNorm and Mish included. The task
+    embedding enters the first block alone, where its product is computed once per task as in every MLP.
 
     Args:
         x_dim, task_dim, a_dim, hidden_dims, out_dim, activation: as `MLP`; the last two of `hidden_dims` are equal.
@@ -189,12 +169,44 @@ class ExpertMLP(MLP):
         experts: config.Experts,
     ):
         super().__init__(x_dim, task_dim, a_dim, hidden_dims, out_dim, activation)
-        self[len(hidden_dims) - 1] = ExpertBlock(hidden_dims[-1], experts, task_dim)
+        self[-2] = ExpertBlock(hidden_dims[-1], experts, task_dim)
+
+    def condition(self, task_emb: Tensor, columns: dict[str, Tensor] | None = None) -> ExpertInput:
+        """Compute what n tasks contribute; a task router chooses their experts here."""
+        block = cast("ExpertBlock", self[-2])
+        return ExpertInput(super().condition(task_emb, columns), block.experts.condition(task_emb))
+
+    def _whole(self, task: ExpertInput, x: Tensor, a: Tensor | None) -> Tensor:
+        head, *rest = self.blocks
+        h = self._first_product(task.first, x, a)
+        shape, h = h.shape, h.flatten(0, -2)
+        h = head.finish(h)
+        for block in rest:
+            h = block(h, task.routing) if isinstance(block, ExpertBlock) else block(h)
+        return h.view(*shape[:-1], h.shape[-1])
 
 
-def has_experts(told: Conditioned) -> bool:
-    """Whether an MLP that was told its tasks has experts."""
-    return any(isinstance(layer, ReadyBlock) for layer in told.layers)
+@contextmanager
+def record_routing(model: WorldModel) -> Iterator[dict[str, list[Routing]]]:
+    """Record, within the context, which experts rows go to.
+
+    Yields:
+        by layer, the calls so far: "dynamics", "reward", "policy", "q.0", ... or, of a Transformer's layers,
+        "dynamics.0", ...; target networks are left out.
+    """
+    layers = {
+        name: layer
+        for part, module in PARTS.items()
+        for name, layer in _expert_layers(part, model.get_submodule(module))
+    }
+    calls: dict[str, list[Routing]] = {name: [] for name in layers}
+    for name, layer in layers.items():
+        layer.calls = calls[name]
+    try:
+        yield calls
+    finally:
+        for layer in layers.values():
+            layer.calls = None
 
 
 def balance_loss(routings: Sequence[Routing], experts: config.Experts) -> Tensor:
@@ -270,12 +282,20 @@ def _one_hot(chosen: Tensor, num: int) -> Tensor:
     return (chosen.unsqueeze(-1) == torch.arange(num, device=chosen.device)).float()
 
 
-def _dtype(weight: Tensor, compute: Compute) -> torch.dtype:
-    """What grouped products are computed in: autocast leaves them alone, so it is asked."""
-    if compute.bfloat16:
-        return torch.bfloat16
+def _grouped(weight: Tensor) -> Tensor:
+    """Return a stack of matrices in the precision of grouped products, which autocast does not set by itself."""
     device = weight.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    return weight.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else ready(weight)
+
+
+def _expert_layers(part: str, module: nn.Module) -> Iterator[tuple[str, ExpertLayer]]:
+    """Yield the expert layers of a part, by its name and, where it has several, their numbers."""
+    for path, layer in module.named_modules():
+        if isinstance(layer, ExpertLayer):
+            # `<block>.experts` of an MLP, `<member>.<block>.experts` of the Q ensemble, `layers.<i>.feed` of history.
+            words = path.split(".")
+            numbers = [word for word in (words[:-2] if words[-1] == "experts" else words) if word.isdigit()]
+            yield ".".join([part, *numbers]), layer
 
 
 def _init(weight: Tensor, fan_in: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Dynamic parameter scaling: training in stages, each of which adds a low-rank adapter and freezes what was learned.
+"""Staged LoRA: training in stages, each of which adds a low-rank adapter and freezes what was learned before.
 
 A scaled matrix is W = a_0 W_0 + sum_j a_j (alpha / r) B_j A_j with a = 1 + 0.2 tanh(logit); in stage 0 it is W_0. In
 stage s the adapter A_s, B_s trains, and so do the scales a_0 to a_{s-1} of what came before; all else of a scaled
@@ -21,6 +21,7 @@ from torch.nn.utils import parametrize
 
 from pipeline import config
 from pipeline.model.world_model import PARTS, WorldModel
+from pipeline.systems.build import build_model
 
 _SCALE_RANGE = 0.2  # a scale lies within 1 -+ this
 _INIT_STD = 0.01  # of A
@@ -70,7 +71,7 @@ class ScaledMatrix(nn.Module):
         return 1 + _SCALE_RANGE * torch.tanh(self.logits[j])
 
 
-class Stages:
+class StagedLora:
     """The stages of one world model: puts the adapters in, all of them at once, and moves on from stage to stage.
 
     The matrices are those of the linear layers and, stacked, of the experts; a router keeps the matrix it has, and
@@ -120,7 +121,7 @@ class Stages:
         return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
 
     def enter(self, stage: int) -> None:
-        """Say what trains from now on; what the model computes stays as it is.
+        """Set what trains from now on; what the model computes stays as it is.
 
         Raises:
             ValueError: there is no such stage.
@@ -143,7 +144,7 @@ def merged(model: WorldModel) -> WorldModel:
     """Return a copy whose scaled matrices are plain ones again, or the model itself where there are none."""
     if not _is_scaled(model):
         return model
-    plain = WorldModel(model.config)
+    plain = build_model(model.config)
     state = {}
     for name in plain.state_dict():
         path, _, leaf = name.rpartition(".")

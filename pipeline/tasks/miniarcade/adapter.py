@@ -49,7 +49,7 @@ class MiniArcade:
     Args:
         env_id: a name in `GAMES`.
         env_kwargs: keyword arguments of the game.
-        render_size: pixels of a picture's side, 0 if none will be drawn.
+        render_size: pixels of an image's side, 0 if none will be drawn.
 
     Raises:
         ValueError: no such game.
@@ -82,7 +82,7 @@ class MiniArcade:
         """Draw the scene, (render_size, render_size, 3) uint8."""
         canvas = Canvas(self._render_size, "black")
         self.game.draw(canvas, self.state)
-        return canvas.picture()
+        return canvas.image()
 
     def close(self) -> None:
         """Nothing to release."""

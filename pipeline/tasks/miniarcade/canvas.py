@@ -1,4 +1,4 @@
-"""Drawing shapes into a picture with pygame, without a window. Nothing is imported before the first picture."""
+"""Drawing shapes into an image with pygame, without a window. Nothing is imported before the first image."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Canvas:
             import pygame
         except ModuleNotFoundError as error:
             raise RenderingUnavailable(
-                f"cannot draw: {error}. MiniArcade's pictures need pygame: pip install 'eft[miniarcade]'. "
-                "Training and scores need no pictures."
+                f"cannot draw: {error}. MiniArcade's images need pygame: pip install 'eft[miniarcade]'. "
+                "Training and scores need no images."
             ) from error
         self._pygame, self._size, self._side = pygame, size, size * _FINE
         self._surface = pygame.Surface((self._side, self._side), depth=32)
@@ -61,7 +61,7 @@ class Canvas:
         """Draw a filled polygon."""
         self._pygame.draw.polygon(self._surface, colour, [self._pixel(xy) for xy in corners])
 
-    def picture(self) -> np.ndarray:
+    def image(self) -> np.ndarray:
         """Return what was drawn, (size, size, 3) uint8."""
         small = self._pygame.transform.smoothscale(self._surface, (self._size, self._size))
         return np.frombuffer(self._pygame.image.tobytes(small, "RGB"), np.uint8).reshape(self._size, self._size, 3)

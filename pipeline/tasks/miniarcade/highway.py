@@ -14,7 +14,7 @@ from pipeline.tasks.miniarcade.canvas import Canvas
 from pipeline.tasks.miniarcade.game import Game, nearest
 
 LANES, CARS = 4, 60
-FAST, ACCELERATION = 0.04, 0.001  # road per step, and per step2; a lane is 1 wide, a picture shows 1 of road
+FAST, ACCELERATION = 0.04, 0.001  # road per step, and per step2; a lane is 1 wide, an image shows 1 of road
 STEER = 0.08  # lanes per step at full speed; less when slower
 WIDE, LONG = 0.6, 0.1  # of a car
 CRASH_COST, SAFE = 0.3, 25  # reward lost; steps until a car that crashed can crash again

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.tasks.miniarcade.canvas import Canvas
 from pipeline.tasks.miniarcade.game import Game
 
-UPPER, LOWER = 0.25, 0.2  # lengths of the links; the shoulder is at (0, 0), the picture 1.1 wide
+UPPER, LOWER = 0.25, 0.2  # lengths of the links; the shoulder is at (0, 0), the image 1.1 wide
 TORQUE, FRICTION = 0.02, 0.2  # rad/step2 at full torque; part of the speed lost per step: at most 0.08 rad/step
 
 SHOULDER, ELBOW, SHOULDER_SPEED, ELBOW_SPEED, TARGET_X, TARGET_Y = range(6)

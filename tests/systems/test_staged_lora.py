@@ -13,10 +13,11 @@ from torch.nn.utils import parametrize
 
 from benchmarks.problem import TINY, TINY_PLANNER, make_model, make_table
 from pipeline import config
-from pipeline.model.actor import Actor
+from pipeline.model import products
 from pipeline.model.adapters import Adapters
-from pipeline.model.scaling import ScaledMatrix, Stages, merged
 from pipeline.model.world_model import PARTS, WorldModel
+from pipeline.systems.build import make_actor
+from pipeline.systems.scalezero.staged_lora import ScaledMatrix, StagedLora, merged
 
 SCALING = config.Scaling(
     parts=("dynamics",), adapters=3, rank=2, alpha=4.0, target=0.9, targets={}, slack=0.0, first_stage_updates=3,
@@ -24,30 +25,30 @@ SCALING = config.Scaling(
 )  # fmt: skip
 
 
-def fill(stages: Stages) -> None:
+def fill(lora: StagedLora) -> None:
     """Give every adapter and scale a value, as training does."""
     draw = torch.Generator().manual_seed(5)
-    for module in stages.model.modules():
+    for module in lora.model.modules():
         if isinstance(module, ScaledMatrix):
             for parameter in module.parameters():
                 parameter.data = torch.randn(parameter.shape, generator=draw)
-    stages.model.sync_target()
+    lora.model.sync_target()
 
 
 def outputs(model: WorldModel) -> list[torch.Tensor]:
     """What every network says of the same latents, with gradients on and off, and what a plan comes to."""
     table, draw = make_table(), torch.Generator().manual_seed(3)
     n = len(table.names)
+    table = replace(table, columns={"cluster": torch.arange(n) % 2})
     obs, action = torch.randn(n, TINY.obs_dim, generator=draw), torch.rand(n, TINY.action_dim, generator=draw)
     found = []
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
-            ctx = model.context(table.embeddings[:, 0], cluster=torch.arange(n) % 2)
+            ctx = model.context(table, torch.arange(n))
             z = model.encode(obs, ctx)
-            policy = model.policy(z, ctx, table.action_mask).action
-            found += [z, model.next(z, action, ctx), model.reward(z, action, ctx), policy]
+            found += [z, model.next(z, action, ctx)[0], model.reward(z, action, ctx), model.policy(z, ctx).action]
             found += [model.q(z, action, ctx), model.q(z, action, ctx, target=True)]
-    actor = Actor(model, table, TINY_PLANNER)
+    actor = make_actor(model, table, TINY_PLANNER)
     actor.reset(n, seed=1)
     return [*(tensor.detach() for tensor in found), actor.act(obs, torch.arange(n), plan=True)]
 
@@ -81,14 +82,14 @@ def test_adapters_begin_as_published() -> None:
 def test_putting_adapters_in_and_every_new_stage_leave_the_outputs_to_the_bit() -> None:
     model = make_model()
     before = outputs(model)
-    stages = Stages(model, replace(SCALING, parts=tuple(PARTS)), seed=1)
+    lora = StagedLora(model, replace(SCALING, parts=tuple(PARTS)), seed=1)
     assert equal(outputs(model), before)
     for stage in (1, 2, 3):
         for matrix in (module for module in model.modules() if isinstance(module, ScaledMatrix)):
             for parameter in matrix.trained():  # what the stage before has learned
                 parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(stage))
         before = outputs(model)
-        stages.enter(stage)
+        lora.enter(stage)
         assert equal(outputs(model), before), stage
 
 
@@ -96,9 +97,9 @@ def test_merged_it_is_a_plain_model_that_computes_the_same_and_the_other_trains_
     model = make_model()
     plain_names = list(model.state_dict())
     assert merged(model) is model
-    stages = Stages(model, replace(SCALING, parts=("dynamics", "q")), seed=1)
-    fill(stages)
-    stages.enter(2)
+    lora = StagedLora(model, replace(SCALING, parts=("dynamics", "q")), seed=1)
+    fill(lora)
+    lora.enter(2)
     plain = merged(model)
     assert list(plain.state_dict()) == plain_names
     assert type(plain.dynamics.blocks[0].linear) is nn.Linear
@@ -115,14 +116,14 @@ def test_experts_are_adapted_each_and_their_router_is_left_alone(router: Literal
     )
     model = make_model(replace(TINY, mlp_dim=24, experts=experts))
     before = outputs(model)
-    stages = Stages(model, SCALING, seed=1)
+    lora = StagedLora(model, SCALING, seed=1)
     scaled = {name: module for name, module in model.named_modules() if isinstance(module, ScaledMatrix)}
     assert not any("router" in name for name in scaled)
     stacks = [tuple(matrix.A[0].shape) for matrix in scaled.values() if matrix.A[0].ndim == 3]
     assert stacks == [(4, 2, 16), (4, 2, 24)]
     assert equal(outputs(model), before)
-    fill(stages)
-    stages.enter(1)
+    fill(lora)
+    lora.enter(1)
     assert not any(value.requires_grad for name, value in model.named_parameters() if "router" in name)
     assert not equal(outputs(model), before)
     assert equal(outputs(merged(model)), outputs(model))
@@ -134,12 +135,12 @@ def test_networks_per_cluster_of_tasks_are_adapted_each() -> None:
     )
     model = make_model(replace(TINY, clusters=clusters))
     before = outputs(model)
-    stages = Stages(model, replace(SCALING, parts=tuple(PARTS)), seed=1)
+    lora = StagedLora(model, replace(SCALING, parts=tuple(PARTS)), seed=1)
     scaled = [name for name, part in model.named_modules() if isinstance(part, ScaledMatrix)]
     assert {name.split(".")[1] for name in scaled if name.startswith("encoder.")} == {"0", "1"}
     assert equal(outputs(model), before)
-    fill(stages)
-    stages.enter(2)
+    fill(lora)
+    lora.enter(2)
     assert not equal(outputs(model), before)
     assert equal(outputs(merged(model)), outputs(model))
 
@@ -152,48 +153,81 @@ def test_dynamics_that_see_the_past_are_adapted_but_for_what_distance_adds(
     model = make_model(replace(TINY, history=history))
 
     def played(model: WorldModel) -> torch.Tensor:
-        actor = Actor(model, make_table(), TINY_PLANNER)
+        actor = make_actor(model, make_table(), TINY_PLANNER)
         actor.reset(3, seed=1)
         draw = torch.Generator().manual_seed(3)
         seen = [torch.randn(3, TINY.obs_dim, generator=draw) for _ in range(3)]
         return torch.stack([actor.act(obs, torch.arange(3), plan=True, constraint_weight=0.0) for obs in seen])
 
     before = played(model)
-    stages = Stages(model, SCALING, seed=1)
+    lora = StagedLora(model, SCALING, seed=1)
     scaled = {
         name.split(".parametrizations")[0] for name, part in model.named_modules() if isinstance(part, ScaledMatrix)
     }
     layers = {f"dynamics.layers.{i}.{part}" for i in range(2) for part in ("qkv", "out", "feed.0", "feed.1")}
     assert scaled == {f"{part}.linear" for part in layers | {"dynamics.embed.0", "dynamics.head"}}
     assert torch.equal(played(model), before)
-    fill(stages)
-    stages.enter(1)
+    fill(lora)
+    lora.enter(1)
     trained = {name for name, value in model.named_parameters() if value.requires_grad and name.startswith("dynamics.")}
     assert all("parametrizations" in name for name in trained)
     assert not torch.equal(played(model), before)
     assert torch.equal(played(merged(model)), played(model))
 
 
+def test_plans_in_bfloat16_read_every_matrix_as_it_is_now() -> None:
+    model = make_model()
+    lora = StagedLora(model, replace(SCALING, parts=tuple(PARTS)), seed=1)
+    fill(lora)
+    lora.enter(2)
+    table, obs = make_table(), torch.randn(3, TINY.obs_dim, generator=torch.Generator().manual_seed(3))
+    found = []
+    for one in (model, merged(model)):  # the sums are temporary tensors, the merged matrices are not
+        actor = make_actor(one, table, TINY_PLANNER, "bfloat16")
+        actor.reset(3, seed=1)
+        found.append(actor.act(obs, torch.arange(3), plan=True))
+    assert torch.equal(*found)
+
+
+def test_each_sum_is_computed_once_per_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model()
+    lora = StagedLora(model, SCALING, seed=1)
+    lora.enter(1)
+    calls, forward = [], ScaledMatrix.forward
+
+    def count(self: ScaledMatrix, weight: torch.Tensor) -> torch.Tensor:
+        calls.append(id(self))
+        return forward(self, weight)
+
+    monkeypatch.setattr(ScaledMatrix, "forward", count)
+    with products.fixed_weights(), torch.no_grad():
+        ctx = model.context(make_table(), torch.arange(3))
+        z = torch.rand(3, TINY.latent_dim)
+        for _ in range(4):
+            z, _ = model.next(z, torch.rand(3, TINY.action_dim), ctx)
+    assert len(calls) == len(set(calls)) == 3
+
+
 def test_two_models_of_a_seed_have_the_same_adapters() -> None:
     models = [make_model(), make_model()]
     for model in models:
-        Stages(model, SCALING, seed=4)
+        StagedLora(model, SCALING, seed=4)
     first, second = (model.state_dict() for model in models)
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def test_what_is_refused() -> None:
     model = make_model()
-    stages = Stages(model, SCALING, seed=1)
+    lora = StagedLora(model, SCALING, seed=1)
     with pytest.raises(ValueError, match="in stages already"):
-        Stages(model, SCALING, seed=1)
+        StagedLora(model, SCALING, seed=1)
     with pytest.raises(ValueError, match=r"stages 0 to 3 \(finetune.scaling.adapters\), not 4"):
-        stages.enter(4)
+        lora.enter(4)
 
 
 def test_a_copy_of_a_scaled_model_computes_the_same() -> None:
     model = make_model()
-    stages = Stages(model, SCALING, seed=1)
-    fill(stages)
-    stages.enter(1)
+    lora = StagedLora(model, SCALING, seed=1)
+    fill(lora)
+    lora.enter(1)
     assert equal(outputs(copy.deepcopy(model)), outputs(model))

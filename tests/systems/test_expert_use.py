@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline import config
 from pipeline.run.metrics import MetricsLog
-from pipeline.train.expert_use import RouterWatch, count_use, overall, tables
+from pipeline.systems.scalezero.expert_use import Experts, RouterWatch, count_use, overall, tables
 
 
 def test_counts_are_parts_of_all_choices():
@@ -52,13 +53,29 @@ def test_an_expert_that_is_dead_for_long_is_said_once():
     assert RouterWatch().see({"q.0": np.array([1.0])}) == []  # a single expert takes everything
 
 
+SETTINGS = config.Experts(("dynamics",), 3, 1, 8, True, "latent", 1.0, 0.1)
+DEAD = {"experts/dynamics": np.array([[0.5, 0.5, 0.0]])}
+
+
+def test_averages_become_tables_shares_and_lines():
+    extension = Experts(SETTINGS)
+    found = [extension.describe(DEAD | {"other/table": np.ones(4)}, ["a"]) for _ in range(6)]
+    assert found[0].tables == {"expert_use/dynamics": {"a": [0.5, 0.5, 0.0]}}
+    assert found[0].metrics == {"experts/dynamics_largest_share": 0.5, "experts/dynamics_smallest_share": 0.0}
+    assert [len(one.lines) for one in found] == [0, 0, 0, 0, 1, 0]
+    assert extension.describe({}, ["a"]) == ({}, {}, [])
+
+
 def test_a_resumed_run_says_what_an_undisturbed_one_would(tmp_path):
-    log = MetricsLog(tmp_path / "run")
-    dead = tables({"experts/dynamics": np.array([[0.5, 0.5, 0.0]])}, ["a"])
-    for position in range(10, 60, 10):
-        log.write(position, {"train/loss": 1.0}, dead)
+    log, straight = MetricsLog(tmp_path / "run"), Experts(SETTINGS)
+    said = []
+    for position in range(10, 80, 10):
+        found = straight.describe(DEAD, ["a"])
+        said.append(found.lines)
+        log.write(position, {"train/loss": 1.0, **found.metrics}, found.tables)
         log.write(position, {"eval/score": 1.0})  # a row without a table says nothing of the router
-    resumed = MetricsLog(tmp_path / "run", position=40)  # the row at 50 was logged after the last save
-    watch = RouterWatch(resumed.rows())
-    assert len(see(watch, 0.5, 0.5, 0.0)) == 1
-    assert see(watch, 0.5, 0.5, 0.0) == []
+    for saved in (40, 50):  # before and after the line was said
+        resumed = Experts(SETTINGS)
+        resumed.read_log([row for row in log.rows() if row["step"] <= saved])
+        assert [resumed.describe(DEAD, ["a"]).lines for _ in range(saved, 70, 10)] == said[saved // 10 :]
+    assert [len(lines) for lines in said] == [0, 0, 0, 0, 1, 0, 0]

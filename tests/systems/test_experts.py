@@ -12,14 +12,15 @@ from torch import Tensor
 
 from benchmarks.problem import LEARNING, TINY, TINY_PLANNER, make_batch, make_model, make_table
 from pipeline import config
+from pipeline.learn.learner import Learner, UpdateDraws
+from pipeline.model import products
 from pipeline.model.adapters import Adapters
-from pipeline.model.compute import PLAIN
-from pipeline.model.experts import ExpertLayer, Routing, balance_loss
 from pipeline.model.grow import grow
 from pipeline.model.planner import plan
+from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
-from pipeline.train.objective import UpdateDraws, batch_context
-from pipeline.train.step import Learner
+from pipeline.systems.build import build_model, online_extensions
+from pipeline.systems.scalezero.experts import ExpertLayer, Routing, balance_loss, record_routing
 
 ALL = ("dynamics", "reward", "policy", "q")
 
@@ -31,6 +32,18 @@ def experts(router: str = "latent", num: int = 4, top_k: int = 1, **changes) -> 
 
 def sizes(router: str = "latent", **changes) -> config.Model:
     return dataclasses.replace(TINY, mlp_dim=24, experts=experts(router, **changes))
+
+
+def make_learner(model: WorldModel, table: TaskTable, **options) -> Learner:
+    return Learner(model, table, LEARNING, extensions=online_extensions(model, table, LEARNING), **options)
+
+
+def call(layer: ExpertLayer, x: Tensor, task: Tensor | None = None) -> tuple[Tensor, Routing]:
+    """What a layer makes of rows, and where they went; a task router gets the task of each row."""
+    layer.calls = []
+    y = layer(x, None if task is None else layer.condition(task))
+    (routing,), layer.calls = layer.calls, None
+    return y, routing
 
 
 def row_by_row(layer: ExpertLayer, x: Tensor, task: Tensor | None) -> Tensor:
@@ -68,7 +81,7 @@ def test_outputs_and_gradients_are_those_of_a_loop_over_rows(router, top_k, shar
     x = torch.randn(30, 16, requires_grad=True)
     task = torch.randn(30, 5) if router == "task" else None
     weight = torch.randn(30, 16)
-    ours, _ = layer(x, task)
+    ours, _ = call(layer, x, task)
     plain = row_by_row(layer, x, task)
     torch.testing.assert_close(ours, plain)
     inputs = [x, *layer.parameters()]
@@ -81,7 +94,7 @@ def test_outputs_and_gradients_are_those_of_a_loop_over_rows(router, top_k, shar
 def test_a_router_learns_from_the_losses_alone_with_one_expert_per_row(router):
     model = make_model(sizes(router, balance_coef=0.0))
     table = make_table(model.config)
-    learner = Learner(model, table, LEARNING)
+    learner = make_learner(model, table)
     before = {name: value.clone() for name, value in model.named_parameters() if ".router" in name}
     generator = torch.Generator().manual_seed(0)
     for seed in range(2):
@@ -96,7 +109,7 @@ def test_experts_without_rows_get_a_gradient_of_zero_and_uneven_rows_are_compute
     with torch.no_grad():
         layer.router.weight[2] = 50.0  # pyright: ignore  # every positive row goes to expert 2
     x = torch.rand(9, 16)
-    y, routing = layer(x)
+    y, routing = call(layer, x)
     assert (routing.chosen == 2).all()
     torch.testing.assert_close(y, row_by_row(layer, x, None))
     y.sum().backward()
@@ -136,7 +149,7 @@ def test_balance_loss_spreads_the_rows(router):
     optimizer = torch.optim.Adam(layer.router.parameters(), lr=0.02)
     largest = []  # mean probability of an expert
     for _ in range(60):
-        _, routing = layer(x, x)
+        _, routing = call(layer, x, x if router == "task" else None)
         largest.append(float(routing.probs.detach().mean(0).max()))
         optimizer.zero_grad()
         balance_loss([routing], layer.experts).backward()
@@ -145,32 +158,54 @@ def test_balance_loss_spreads_the_rows(router):
     assert largest[-1] < 0.7 * largest[0]
 
 
-def test_a_context_notes_where_rows_of_every_network_went_only_if_it_is_asked_to():
+def test_routing_is_recorded_of_every_network_but_the_targets_and_only_within_the_context():
     model = make_model(sizes(parts=("dynamics", "q")))
     table = make_table(model.config, num_tasks=3)
-    ctx = batch_context(model, table, torch.tensor([0, 2, 1, 2]), torch.zeros(4, dtype=torch.long))
+    ctx = model.context(table, torch.tensor([0, 2, 1, 2]))
     z, a = torch.rand(5, 4, 16), torch.rand(5, 4, 4)
-    noting, notes = ctx.noting()
-    plain = model.next(z, a, ctx)
-    torch.testing.assert_close(model.next(z, a, noting), plain, rtol=0, atol=0)
-    model.q(z, a, noting)
-    model.reward(z, a, noting)
-    model.q(z, a, noting, target=True)
-    assert {name: [tuple(call.chosen.shape) for call in calls] for name, calls in notes.items()} == {
+    plain, _ = model.next(z, a, ctx)
+    with record_routing(model) as calls:
+        torch.testing.assert_close(model.next(z, a, ctx)[0], plain, rtol=0, atol=0)
+        model.q(z, a, ctx)
+        model.reward(z, a, ctx)
+        model.q(z, a, ctx, target=True)
+    model.next(z, a, ctx)
+    assert {name: [tuple(call.chosen.shape) for call in found] for name, found in calls.items()} == {
         "dynamics": [(20, 1)], "q.0": [(20, 1)], "q.1": [(20, 1)], "q.2": [(20, 1)],
     }  # fmt: skip
-    dense = make_model()
-    told = batch_context(dense, make_table(), torch.tensor([0]), torch.tensor([0]))
-    assert told.noting() == (told, {})
+    with record_routing(make_model()) as calls:
+        assert calls == {}
+
+
+@pytest.mark.parametrize("mode", ["pretrain", "online"])
+def test_an_update_records_what_the_losses_call_and_neither_targets_nor_the_judging_q(mode):
+    model = make_model(sizes())
+    table = make_table(model.config)
+    learner = make_learner(model, table)
+    batch = make_batch(table, model.config)
+    (extension,) = learner.extensions
+    seen = []
+    balance = extension._loss
+
+    def spy(name, task):
+        seen.append({layer: [len(call.chosen) for call in calls] for layer, calls in extension._calls.items()})
+        return balance(name, task)
+
+    extension._loss = spy
+    learner.update(batch, mode, torch.Generator().manual_seed(0))
+    of_model = {"dynamics": [6, 6, 6], "reward": [18], "policy": [18], **{f"q.{m}": [18] for m in range(3)}}
+    of_policy = {name: [24] if name == "policy" else [] for name in of_model}
+    assert seen == ([of_model] if mode == "pretrain" else [of_model, of_policy])
 
 
 def test_a_task_router_gives_all_rows_of_a_task_the_experts_of_its_text():
     model = make_model(sizes("task", top_k=2))
     table = make_table(model.config, num_tasks=5)
     task = torch.tensor([4, 0, 3, 0])
-    ctx, notes = batch_context(model, table, task, torch.ones(4, dtype=torch.long)).noting()
-    model.next(torch.rand(6, 4, 16), torch.rand(6, 4, 4), ctx)
-    (routing,) = notes["dynamics"]
+    ctx = model.context(table, task, torch.ones(4, dtype=torch.long))
+    with record_routing(model) as calls:
+        model.next(torch.rand(6, 4, 16), torch.rand(6, 4, 4), ctx)
+    (routing,) = calls["dynamics"]
     assert routing.probs.shape == (3, 4)  # one row per text
     layer = model.dynamics[1].experts  # pyright: ignore
     expected = layer.router(table.embeddings[task, 1]).topk(2).indices  # pyright: ignore
@@ -184,12 +219,12 @@ def test_plans_are_made_in_float32_and_bfloat16_alike(router):
     rows = torch.tensor([1, 0, 1])
     obs, mean = torch.randn(3, 9), torch.zeros(3, 3, 4)
     found = []
-    for compute in (PLAIN, PLAIN._replace(bfloat16=True)):
-        ctx = model.context(table.embeddings[:, 0], compute, target_q=()).take(rows)
-        first, discount = torch.ones(3, dtype=torch.bool), table.discount[rows]
-        draws = torch.Generator().manual_seed(0)
-        made = plan(model, ctx, obs, TINY_PLANNER, mean, first, discount, table.action_mask[rows], draws)
-        found.append(model.next(model.encode(obs, ctx), made.action, ctx))
+    for mode in ("torch", "bfloat16"):
+        with products.use(mode):
+            ctx = model.context(table, rows, target_q=())
+            first, draws = torch.ones(3, dtype=torch.bool), torch.Generator().manual_seed(0)
+            made = plan(model, ctx, obs, TINY_PLANNER, mean, first, draws)
+            found.append(model.next(model.encode(obs, ctx), made.action, ctx)[0].detach())
         assert made.action.isfinite().all()
     torch.testing.assert_close(found[0], found[1].float(), atol=0.05, rtol=0)
 
@@ -201,7 +236,7 @@ def test_pieces_of_a_batch_give_the_gradients_of_the_whole(router):
     draws = UpdateDraws.sample(batch, table.num_phrasings, 3, torch.Generator().manual_seed(1))
     for accumulate in (1, 2):
         model = make_model(sizes(router, balance_coef=0.0))  # which alone looks at more than one row at once
-        metrics = Learner(model, table, LEARNING, accumulate=accumulate).update(batch, "online", draws)
+        metrics = make_learner(model, table, accumulate=accumulate).update(batch, "online", draws)
         made.append((metrics, [p.grad for p in model.parameters() if p.grad is not None]))
     for whole, pieces in zip(made[0][1], made[1][1], strict=True):
         torch.testing.assert_close(whole, pieces, rtol=1e-3, atol=1e-5)
@@ -215,29 +250,30 @@ def test_counts_of_an_update_say_which_task_went_where():
     model = make_model(sizes(parts=("dynamics", "policy")))
     table = make_table(model.config, num_tasks=3)
     batch = make_batch(table, model.config, 6)._replace(task=torch.tensor([0, 0, 0, 2, 2, 0]))
-    metrics = Learner(model, table, LEARNING).update(batch, "online", torch.Generator().manual_seed(0))
+    metrics = make_learner(model, table).update(batch, "online", torch.Generator().manual_seed(0))
     assert {name for name in metrics if name.startswith("experts/")} == {"experts/dynamics", "experts/policy"}
     for layer in ("dynamics", "policy"):
         assert metrics[f"experts/{layer}"].sum(1).tolist() == pytest.approx([4 / 6, 0, 2 / 6])
     assert {"balance_loss", "policy_balance_loss"} <= set(metrics)
 
 
-def test_compiling_is_refused():
-    with pytest.raises(ValueError, match="set runtime.compile to false"):
-        make_model(sizes()).context(torch.randn(1, 7), PLAIN._replace(compile=True))
+def test_losses_are_computed_under_autocast(monkeypatch):
+    model, multiplied, grouped_mm = make_model(sizes()), set(), F.grouped_mm
+    table = make_table(model.config)
 
+    def spy(x, weight, offs):
+        multiplied.add((x.dtype, weight.dtype))
+        return grouped_mm(x, weight, offs=offs)
 
-def test_losses_are_computed_under_autocast():
-    model = make_model(sizes())
-    x = torch.randn(3, 9)
+    monkeypatch.setattr(F, "grouped_mm", spy)
     with torch.autocast("cpu", torch.bfloat16):
-        ctx = model.context(torch.randn(3, 7))
-        z = model.next(model.encode(x, ctx), torch.rand(3, 4), ctx)
+        ctx = model.context(table, torch.arange(3))
+        z, _ = model.next(model.encode(torch.randn(3, 9), ctx), torch.rand(3, 4), ctx)
         loss = model.reward(z, torch.rand(3, 4), ctx).float().square().mean()
     loss.backward()
     grads = {name: value.grad for name, value in model.named_parameters() if name.startswith("dynamics.1.experts")}
     assert all(grad is not None and grad.dtype == torch.float32 and grad.isfinite().all() for grad in grads.values())
-    assert ctx.dynamics.layers[0].experts.up.dtype == torch.bfloat16  # pyright: ignore
+    assert multiplied == {(torch.bfloat16, torch.bfloat16)}
 
 
 def test_adapters_act_on_the_linear_layers_and_leave_the_experts():
@@ -250,26 +286,28 @@ def test_adapters_act_on_the_linear_layers_and_leave_the_experts():
     }
     before = model.dynamics[1].experts.up.clone()  # pyright: ignore
     table = make_table(model.config)
-    learner = Learner(model, table, LEARNING)
+    learner = make_learner(model, table)
     learner.update(make_batch(table, model.config), "pretrain", torch.Generator().manual_seed(0))
     assert model.dynamics[1].experts.up.equal(before)  # pyright: ignore
 
 
 def test_a_grown_model_computes_the_same():
     model = make_model(sizes())
-    grown = grow(model, 12, 6)
-    emb, obs, action = torch.randn(3, 7), torch.randn(3, 9), torch.rand(3, 4)
+    grown = grow(model, 12, 6, build_model)
+    table, obs, action = make_table(model.config), torch.randn(3, 9), torch.rand(3, 4)
+    wider = dataclasses.replace(table, action_mask=F.pad(table.action_mask, (0, 2)))
     found = []
-    for one, wide in ((model, 0), (grown, 1)):
-        ctx = one.context(emb)
-        z = one.encode(F.pad(obs, (0, 3 * wide)), ctx)
-        found.append(one.q(one.next(z, F.pad(action, (0, 2 * wide)), ctx), F.pad(action, (0, 2 * wide)), ctx))
+    for one, tasks, wide in ((model, table, 0), (grown, wider, 1)):
+        ctx = one.context(tasks, torch.arange(3))
+        padded = F.pad(action, (0, 2 * wide))
+        z, _ = one.next(one.encode(F.pad(obs, (0, 3 * wide)), ctx), padded, ctx)
+        found.append(one.q(z, padded, ctx))
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
 def test_a_model_without_experts_has_the_weights_it_had():
-    names = set(WorldModel(TINY).state_dict())
-    some = set(WorldModel(sizes(parts=("reward",))).state_dict())
+    names = set(build_model(TINY).state_dict())
+    some = set(build_model(sizes(parts=("reward",))).state_dict())
     assert {name for name in names if not name.startswith("reward_head.1.")} <= some
     assert some - names == {
         f"reward_head.1.experts.{part}"

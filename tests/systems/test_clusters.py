@@ -13,17 +13,18 @@ from benchmarks.problem import TINY, TINY_PLANNER, make_batch, make_model, make_
 from pipeline import config
 from pipeline.model.actor import Actor
 from pipeline.model.adapters import Adapters
-from pipeline.model.clusters import Clustered
-from pipeline.model.compute import Compute
 from pipeline.model.grow import grow
 from pipeline.model.world_model import WorldModel
+from pipeline.systems.build import build_model
+from pipeline.systems.mow import clusters
+from pipeline.systems.mow.clusters import Clustered, split
 
 ALL = config.Clusters(
     parts=("encoder", "reward", "policy", "q"), num=3, max_num=4, warmup_updates=2, batches=1, points=1
 )
 CLUSTERED = replace(TINY, clusters=ALL)
 CLUSTER = torch.tensor([2, 0, 2, 1])  # of the table's four tasks
-TABLE = replace(make_table(num_tasks=4), cluster=CLUSTER)
+TABLE = replace(make_table(num_tasks=4), columns={"cluster": CLUSTER})
 
 
 def ask(model: WorldModel, batch_size: int = 9) -> dict[str, Tensor]:
@@ -33,14 +34,13 @@ def ask(model: WorldModel, batch_size: int = 9) -> dict[str, Tensor]:
 
 
 def outputs(model: WorldModel, task: Tensor, obs: Tensor, action: Tensor) -> dict[str, Tensor]:
-    texts, rows = torch.unique(task, return_inverse=True)
-    ctx = model.context(TABLE.embeddings[texts, 0], cluster=TABLE.cluster[texts]).take(rows)
+    ctx = model.context(TABLE, task)
     z = model.encode(obs[:-1], ctx)
     return {
         "encoder": z,
-        "dynamics": model.next(z, action, ctx),
+        "dynamics": model.next(z, action, ctx)[0],
         "reward": model.reward(z, action, ctx),
-        "policy": model.policy(z, ctx, TABLE.action_mask[task]).mean,
+        "policy": model.policy(z, ctx).mean,
         "q": model.q(z, action, ctx).movedim(0, -1),
         "target_q": model.q(z, action, ctx, target=True).movedim(0, -1),
     }
@@ -96,13 +96,13 @@ def test_gradients_are_those_of_a_loop_over_clusters() -> None:
 def test_splitting_changes_no_number() -> None:
     model = make_model()
     before = ask(model)
-    origins = model.split(ALL)
+    origins = split(model, ALL)
     assert all(torch.equal(new, old) for new, old in origins.items())
     assert isinstance(model.encoder, Clustered)
-    assert model.config.clusters == ALL
+    assert model.config == model._hub_mixin_config == CLUSTERED
     for name, value in ask(model).items():
         assert torch.allclose(value, before[name], atol=1e-6), name
-    assert model.state_dict().keys() == WorldModel(CLUSTERED).state_dict().keys()
+    assert list(model.state_dict()) == list(build_model(CLUSTERED).state_dict())
     assert not any(value.requires_grad for value in model.target_q_heads.parameters())
 
 
@@ -131,7 +131,7 @@ def test_an_adapter_changes_one_clusters_copies(tmp_path: Path) -> None:
     model = make_model(CLUSTERED)
     before = ask(model)
     adapters = Adapters(model)
-    adapters.create("task-0", ("encoder", "dynamics", "q"), rank=2, alpha=4.0, cluster=2)
+    adapters.create("task-0", ("encoder", "dynamics", "q"), rank=2, alpha=4.0, copy=2)
     trained = [name for name, value in model.named_parameters() if value.requires_grad]
     assert {".".join(name.split(".")[:2]) for name in trained if name.startswith("encoder")} == {"encoder.2"}
     assert {name.split(".")[2] for name in trained if name.startswith("q_heads")} == {"2"}
@@ -153,22 +153,32 @@ def test_an_adapter_changes_one_clusters_copies(tmp_path: Path) -> None:
 
 def test_a_wider_model_keeps_its_clusters() -> None:
     model = make_model(CLUSTERED)
-    grown, batch = grow(model, TINY.obs_dim + 2, TINY.action_dim + 1), make_batch(TABLE)
-    padded = [torch.nn.functional.pad(value, (0, more)) for value, more in ((batch.obs, 2), (batch.action, 1))]
-    ctx = grown.context(TABLE.embeddings[batch.task, 0], cluster=CLUSTER[batch.task])
-    z = grown.encode(padded[0][:-1], ctx)
+    grown, batch = grow(model, TINY.obs_dim + 2, TINY.action_dim + 1, build_model), make_batch(TABLE)
+    wider = replace(TABLE, action_mask=torch.nn.functional.pad(TABLE.action_mask, (0, 1)))
+    ctx = grown.context(wider, batch.task)
+    z = grown.encode(torch.nn.functional.pad(batch.obs, (0, 2))[:-1], ctx)
     assert torch.allclose(z, outputs(model, batch.task, batch.obs, batch.action)["encoder"], atol=1e-6)
-    assert grown.policy(z, ctx, torch.ones(6, TINY.action_dim + 1)).mean.shape[-1] == TINY.action_dim + 1
+    assert grown.policy(z, ctx).mean.shape[-1] == TINY.action_dim + 1
+
+
+def test_rows_are_grouped_once_per_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, found, make = make_model(CLUSTERED), [], clusters.Groups.__init__
+
+    def count(self: clusters.Groups, cluster: Tensor) -> None:
+        found.append(len(cluster))
+        make(self, cluster)
+
+    monkeypatch.setattr(clusters.Groups, "__init__", count)
+    model.context(TABLE, torch.tensor([3, 0, 0, 1, 3]))
+    assert found == [3, 5]  # the different texts, and their rows
 
 
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="`auto` stands for one found in pretraining"):
-        WorldModel(replace(TINY, clusters=replace(ALL, num="auto")))
+        build_model(replace(TINY, clusters=replace(ALL, num="auto")))
     with pytest.raises(ValueError, match="per cluster already"):
-        make_model(CLUSTERED).split(ALL)
-    with pytest.raises(ValueError, match="say which cluster each task belongs to"):
-        make_model(CLUSTERED).context(TABLE.embeddings[:, 0])
-    with pytest.raises(ValueError, match="set runtime.compile to false"):
-        make_model(CLUSTERED).context(TABLE.embeddings[:, 0], Compute(compile=True), cluster=CLUSTER)
+        split(make_model(CLUSTERED), ALL)
+    with pytest.raises(AssertionError, match="the cluster of each task"):
+        make_model(CLUSTERED).context(make_table(), torch.arange(3))
     with pytest.raises(ValueError, match="name one part or more, each once"):
         replace(ALL, parts=("q", "q"))

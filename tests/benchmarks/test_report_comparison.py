@@ -15,12 +15,12 @@ from pipeline.report.charts import PRETRAINED
 from pipeline.report.comparison import FILE, read_comparison
 from pipeline.results import Curve
 from tests.test_report import Page
-from tests.test_systems import TASKS, a_run
+from tests.benchmarks.test_systems import TASKS, a_run
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    shutil.copy(Path(__file__).parent / "tiny.yaml", tmp_path / "params.yaml")
+    shutil.copy(Path(__file__).parents[1] / "tiny.yaml", tmp_path / "params.yaml")
     runs = [a_run(system, seed, level) for system, level in (("newt", 0.8), ("<mow>", 0.3)) for seed in (1, 2)]
     shown = systems.summarise(runs, TASKS)
     content = {
