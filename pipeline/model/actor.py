@@ -178,8 +178,11 @@ class Actor:
 
     def _policy(self, ctx: TaskContext, obs: Tensor, explore: bool, envs: Tensor | None) -> Policy:
         noise = torch.randn(ctx.action_mask.shape, generator=self._generator).to(self.device) if explore else None
-        z, _ = self.model.begin(obs, ctx, self.past(envs))
-        return self.model.policy(z, ctx, noise)
+        return self.model.policy(self.policy_input(obs, ctx, envs), ctx, noise)
+
+    def policy_input(self, obs: Tensor, ctx: TaskContext, envs: Tensor | None) -> Tensor:
+        """Return what the policy reads at observations (N, O) of these environments."""
+        return self.model.begin(obs, ctx, self.past(envs))[0]
 
     def past(self, envs: Tensor | None) -> Any:
         """Return what came before in these environments, for a model that reads it."""

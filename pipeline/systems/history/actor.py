@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from pipeline.model.actor import Actor, put_envs, take_envs
+from pipeline.model.world_model import TaskContext
 from pipeline.systems.history.past import Past
+from pipeline.systems.history.world_model import HistoryWorldModel
 
 _DIMS = (1, 1, 0)  # the dim of each part of a `Past` that counts the environments
 
@@ -42,6 +44,11 @@ class HistoryActor(Actor):
     def past(self, envs: Tensor | None) -> Past:
         """Return what came before in these environments."""
         return Past(*(take_envs(part, dim, envs) for part, dim in zip(self._past, _DIMS, strict=True)))
+
+    def policy_input(self, obs: Tensor, ctx: TaskContext, envs: Tensor | None) -> Tensor:
+        """Return what the policy reads; only with a shared backbone it is more than the latent of the present."""
+        assert isinstance(self.model, HistoryWorldModel)
+        return super().policy_input(obs, ctx, envs) if self.model.shared else self.model.encode(obs, ctx)
 
     def acted(self, obs: Tensor, action: Tensor, envs: Tensor | None, *args: Any) -> None:
         """Put what was observed (N, O) and done (N, A) at the end of the past of these environments."""

@@ -11,15 +11,14 @@ from torch import Tensor
 
 from benchmarks.problem import LEARNING, TINY, make_batch, make_model, make_table
 from pipeline import config
+from pipeline.learn.learner import Learner, UpdateDraws
 from pipeline.learn.replay import ReplayBuffer
+from pipeline.model.math import decode
 from pipeline.model.task_table import TaskTable
-from pipeline.model.two_hot import decode
-from pipeline.model.world_model import WorldModel
 from pipeline.shapes import Batch
+from pipeline.systems.build import build_model
 from pipeline.systems.history.past import Past
 from pipeline.systems.history.replay import ReplayWithPast
-from pipeline.train.objective import UpdateDraws, model_losses
-from pipeline.train.step import Learner
 
 HORIZON, CONTEXT = 3, 4
 HISTORY = config.History(context=CONTEXT, layers=1, heads=2, dim=32, mlp_dim=32, backbone="dynamics")
@@ -35,7 +34,7 @@ def with_past(batch: Batch, length: Tensor | None = None) -> Batch:
 
 def test_slices_without_their_past_are_refused() -> None:
     learner = Learner(make_model(dataclasses.replace(TINY, history=HISTORY)), make_table(), LEARNING)
-    with pytest.raises(ValueError, match=r"sees past steps \(model.history\), but the batch holds none"):
+    with pytest.raises(AssertionError, match="slices come without their past: sample them from a ReplayWithPast"):
         learner.update(make_batch(learner.table), "pretrain", torch.Generator())
 
 
@@ -62,8 +61,10 @@ def test_every_weight_learns_and_what_does_not_count_does_not(history: config.Hi
     batch = with_past(make_batch(table), length)
     draws = UpdateDraws.sample(batch, 2, TINY.num_q, torch.Generator().manual_seed(0))
 
+    learner = Learner(model, table, LEARNING)
+
     def total(batch: Batch) -> Tensor:
-        return model_losses(model, table, batch, draws, LEARNING, bc_coef=1.0).total
+        return learner.model_loss(batch, draws, bc_coef=1.0, latents=[])[0]
 
     assert batch.past is not None
     total(batch).backward()
@@ -105,7 +106,7 @@ def surprise(history: config.History | None) -> tuple[float, list[float]]:
     slices whose whole past is known), and the total losses at the beginning and end of both phases."""
     torch.manual_seed(0)
     table = TaskTable(("circle",), torch.ones(1, 1, 4), torch.ones(1, 1), torch.tensor([0.9]))
-    model = WorldModel(dataclasses.replace(CIRCLE, history=history))
+    model = build_model(dataclasses.replace(CIRCLE, history=history))
     learner, draw = Learner(model, table, FAST), torch.Generator().manual_seed(1)
     replay, losses = circles(CONTEXT), []
     for mode in ("pretrain", "online"):
@@ -114,11 +115,10 @@ def surprise(history: config.History | None) -> tuple[float, list[float]]:
     batch = replay.sample(400, draw)
     assert batch.past is not None
     with torch.no_grad():
-        ctx = model.context(table.embeddings[:, 0]).take(batch.task)
-        memory = model.remember(batch.past, ctx)
-        z = model.state(batch.obs[0], ctx, memory)
+        ctx = model.context(table, batch.task)
+        z, carry = model.begin(batch.obs[0], ctx, batch.past)
         for action in batch.action[:-1]:
-            z, memory = model.advance(z, action, ctx, memory)
+            z, carry = model.next(z, action, ctx, carry)
         reward = decode(model.reward(z, batch.action[-1], ctx), model.bins)
     known = batch.past.length == CONTEXT
     return float((reward - batch.reward[-1])[known].square().mean()), losses

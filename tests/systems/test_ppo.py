@@ -1,11 +1,11 @@
-"""The clipped policy step's formulas against examples computed by hand."""
+"""The formulas of the clipped policy step against examples computed by hand."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from pipeline.model.clipped import clipped_loss, disagreement, generalised_advantages, with_bonus
+from pipeline.systems.m3po.ppo import clipped_loss, disagreement, generalised_advantages, with_bonus
 
 
 def test_advantages_of_a_terminated_and_a_truncated_episode() -> None:
@@ -36,10 +36,12 @@ def test_advantages_of_a_terminated_and_a_truncated_episode() -> None:
 def test_lambda_1_is_the_return_minus_the_value_and_0_looks_one_step_ahead() -> None:
     draw = torch.Generator().manual_seed(0)
     reward, value = torch.randn(4, 1, generator=draw), torch.randn(5, 1, generator=draw)
-    told = torch.tensor([4]), torch.tensor([True]), torch.tensor([0.9])
+    known = torch.tensor([4]), torch.tensor([True]), torch.tensor([0.9])
     returns = sum(0.9**t * reward[t, 0] for t in range(4))
-    assert float(generalised_advantages(reward, value, *told, 1.0)[0, 0]) == pytest.approx(float(returns - value[0, 0]))
-    one = generalised_advantages(reward, value, *told, 0.0)
+    assert float(generalised_advantages(reward, value, *known, 1.0)[0, 0]) == pytest.approx(
+        float(returns - value[0, 0])
+    )
+    one = generalised_advantages(reward, value, *known, 0.0)
     assert float(one[1, 0]) == pytest.approx(float(reward[1, 0] + 0.9 * value[2, 0] - value[1, 0]))
 
 

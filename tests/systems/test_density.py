@@ -7,16 +7,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.tiny import TINY_PLANNER
 from torch import Tensor
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 
 from benchmarks.problem import TINY, make_model, make_table
 from pipeline.model.actor import Actor
-from pipeline.model.density import EDGE, plan_log_prob, policy_log_prob
-from pipeline.model.planner import PlanDraws, plan
-from pipeline.model.policy import Policy, squashed_gaussian
-from pipeline.shapes import Plan
-from tests.tiny import TINY_PLANNER
+from pipeline.model.math import Policy, squashed_gaussian
+from pipeline.model.planner import Plan, PlanDraws, plan
+from pipeline.systems.m3po.actor import M3poActor
+from pipeline.systems.m3po.density import EDGE, plan_log_prob, policy_log_prob
 
 TABLE = make_table()
 
@@ -62,8 +62,8 @@ def test_it_stays_finite_and_so_does_its_gradient() -> None:
     assert raw.grad.isfinite().all()
 
 
-def plan_many(num: int, explore_std: float) -> Plan:
-    """One plan executed `num` times: all that is searched is the same, the choice and the noise at the end differ."""
+def plan_many(num: int, explore_std: float) -> tuple[Plan, Tensor]:
+    """One plan executed `num` times, and its mask: the search is the same, choice and noise at the end differ."""
     planner = replace(TINY_PLANNER, min_std=explore_std, max_std=explore_std + 1e-6)
     model, one = make_model(), torch.Generator().manual_seed(0)
     draws = PlanDraws.sample(planner, 1, TINY.action_dim, TINY.num_q, one)
@@ -77,21 +77,19 @@ def plan_many(num: int, explore_std: float) -> Plan:
     rows = torch.zeros(num, dtype=torch.long)
     obs = torch.randn(1, TINY.obs_dim, generator=torch.Generator().manual_seed(1)).expand(num, -1)
     mask = torch.tensor([1.0, 0.0, 0.0, 0.0]).expand(num, -1)  # one real dim: its density can be drawn
-    ctx = model.context(TABLE.embeddings[rows, 0])
-    return plan(
-        model, ctx, obs, planner, torch.zeros(planner.horizon, num, TINY.action_dim), torch.ones(num).bool(),
-        TABLE.discount[rows], mask, many, explore=True, log_prob=True,
-    )  # fmt: skip
+    ctx = model.context(TABLE, rows)._replace(action_mask=mask)
+    prev_mean = torch.zeros(planner.horizon, num, TINY.action_dim)
+    return plan(model, ctx, obs, planner, prev_mean, torch.ones(num).bool(), many, explore=True), mask
 
 
 @pytest.mark.parametrize("explore_std", [0.2, 0.6])
 def test_a_plan_s_is_that_of_the_actions_it_really_makes(explore_std: float) -> None:
     """The densities it reports, summed over the actions in their order, follow the share of actions up to there."""
     num = 1000
-    made = plan_many(num, explore_std)
-    assert made.log_prob is not None
+    made, mask = plan_many(num, explore_std)
+    log_prob = plan_log_prob(made.elites, made.weights, made.std[0], made.action, mask)
     action, order = made.action[:, 0].sort()
-    density = made.log_prob[order].exp()
+    density = log_prob[order].exp()
     low, high = action <= -EDGE, action >= EDGE
     tails = [float(density[side].mean()) if side.any() else 0.0 for side in (low, high)]
     inside = ~low & ~high
@@ -118,15 +116,29 @@ def test_a_plan_s_counts_every_elite_that_could_have_made_the_action() -> None:
 def test_acting_says_how_likely_its_own_action_was(planned: bool | Tensor) -> None:
     model, rows = make_model(), torch.arange(3)
     obs = torch.randn(3, TINY.obs_dim, generator=torch.Generator().manual_seed(1))
-    actors = [Actor(model, TABLE, TINY_PLANNER) for _ in range(2)]
-    for actor in actors:
-        actor.reset(3, seed=4)
-    action, log_prob = actors[0].explore(obs, rows, planned, 0.5)
-    assert torch.equal(action, actors[1].act(obs, rows, planned, explore=True, constraint_weight=0.5))
+    actor, plain = M3poActor(model, TABLE, TINY_PLANNER), Actor(model, TABLE, TINY_PLANNER)
+    actor.reset(3, seed=4)
+    plain.reset(3, seed=4)
+    action = actor.act(obs, rows, planned, True, 0.5)
+    assert torch.equal(action, plain.act(obs, rows, planned, explore=True, constraint_weight=0.5))
+    log_prob = actor.columns["log_prob"]
     assert log_prob.shape == (3,)
-    mask = TABLE.action_mask[rows]
     with torch.no_grad():
-        ctx = model.context(TABLE.embeddings[rows, 0])
-        of_policy = policy_log_prob(model.policy(model.encode(obs, ctx), ctx, mask), action, mask)
+        ctx = model.context(TABLE, rows)
+        of_policy = policy_log_prob(model.policy(model.encode(obs, ctx), ctx), action, ctx.action_mask)
     same = (log_prob - of_policy).abs() < 1e-4
     assert torch.equal(same, ~torch.as_tensor(planned).expand(3)), "a plan must not be scored as if the policy acted"
+    actor.act(obs, rows, planned, False, 0.5)
+    assert actor.columns == {}, "without noise an action has no density"
+
+
+@pytest.mark.parametrize("plan", [True, False, torch.tensor([False, True])])
+def test_a_part_has_the_log_probabilities_it_has_alone(plan: bool | Tensor) -> None:
+    actor, alone = (M3poActor(make_model(), TABLE, TINY_PLANNER) for _ in range(2))
+    draw, part, weight = torch.Generator().manual_seed(3), torch.tensor([0, 2]), torch.tensor([0.5, 0.0])
+    actor.reset(3, seed=1)
+    alone.reset(2, seed=1)
+    for _ in range(3):
+        obs = torch.randn(2, TINY.obs_dim, generator=draw)
+        assert torch.equal(actor.act(obs, part, plan, True, weight, part), alone.act(obs, part, plan, True, weight))
+        assert torch.equal(actor.columns["log_prob"], alone.columns["log_prob"])
