@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.tiny import TINY_PLANNER
 from torch import Tensor
 
 from benchmarks.problem import LEARNING, TINY, make_batch, make_model, make_table
@@ -24,6 +23,7 @@ from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.systems.m3po.actor import M3poActor
 from pipeline.systems.m3po.extension import ClippedPolicy
+from tests.tiny import TINY_PLANNER
 
 CLIPPED = config.Clipped(
     plan=False, every=50, passes=1, batch_size=1000, ratio=0.2, gae_lambda=0.9, bonus=1.0, bonus_limit=None
