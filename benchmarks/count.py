@@ -33,7 +33,7 @@ TEXTS = (".py", ".yaml", ".md")  # what is read at all
 # A conditional counts where a name in it contains a word of another system than Newt, or of learning from pictures.
 # Terminations are an option of Newt itself, and `expert_action` is what it imitates.
 WORDS = (
-    "experts|balance|routing|routed|noting|notes|clusters?|clustered|clusterer|groups|history|memory|past|backbone|shared|"
+    "experts|balance|routing|routed|noting|notes|clusters?|clustered|clusterer|history|memory|past|backbone|shared|"
     "clipped|ppo|phase|log_probs?|scaling|stages|staged|curriculum|climb|terms|identify|task_id|harmony|sight|vision|"
     "pictures?|pixels|images?"
 )
@@ -47,35 +47,32 @@ class Layout:
     rooms: Mapping[str, tuple[str, ...]]  # what is counted by itself, and taken out of the core
     update: str  # entry of one update, `path:Class.method`
     plan: tuple[str, ...]  # entries of one plan: the plan alone, and what a caller acts through
-    # (path, marker) of each place to edit for a new loss term of the model. They were found by hand, by following the
-    # loss that a comment names; every marker is searched for, so that the list cannot go stale.
+    # (path, marker) of each place to edit for a new loss term of the model. They were found by hand, by following one
+    # that is there; every marker is searched for, so that the list cannot go stale.
     new_loss: tuple[tuple[str, str], ...] = ()
 
 
+# Where a coefficient is added, in both layouts. What is followed for `new_loss` is the loss of terminations.
+_COEFFICIENT = (
+    ("params.yaml", "termination_coef:"), ("presets/quickstart.yaml", "termination_coef:"),
+    ("pipeline/config/__init__.py", "termination_coef: NotNegative"),
+)  # fmt: skip
 OLD = Layout(
-    core=(
-        "pipeline/model", "pipeline/train", "pipeline/shapes.py", "pipeline/observing.py", "pipeline/adapt.py",
-        "pipeline/data/replay.py", "pipeline/data/rows.py", "pipeline/data/episode_table.py",
-    ),
+    core=("pipeline/model", "pipeline/train", "pipeline/shapes.py", "pipeline/observing.py", "pipeline/adapt.py",
+          "pipeline/data/replay.py", "pipeline/data/rows.py", "pipeline/data/episode_table.py"),
     rooms={
-        "run": (
-            "pipeline/train/checkpoint.py", "pipeline/train/interrupt.py", "pipeline/train/metrics.py",
-            "pipeline/train/ranks.py", "pipeline/train/runtime.py", "pipeline/train/scratch.py",
-        ),
-        "systems": (
-            "pipeline/model/clipped.py", "pipeline/model/clusters.py", "pipeline/model/experts.py",
-            "pipeline/model/history.py", "pipeline/model/scaling.py", "pipeline/model/task_terms.py",
-            "pipeline/train/clustering.py", "pipeline/train/curriculum.py", "pipeline/train/expert_use.py",
-            "pipeline/train/policy_phase.py",
-        ),
+        "run": ("pipeline/train/checkpoint.py", "pipeline/train/interrupt.py", "pipeline/train/metrics.py",
+                "pipeline/train/ranks.py", "pipeline/train/runtime.py", "pipeline/train/scratch.py"),
+        "systems": ("pipeline/model/clipped.py", "pipeline/model/clusters.py", "pipeline/model/experts.py",
+                    "pipeline/model/history.py", "pipeline/model/scaling.py", "pipeline/model/task_terms.py",
+                    "pipeline/train/clustering.py", "pipeline/train/curriculum.py", "pipeline/train/expert_use.py",
+                    "pipeline/train/policy_phase.py"),
         "pixels": ("pipeline/vision", "pipeline/train/autoencoding.py", "pipeline/train/seeing.py"),
     },
     update="pipeline/train/step.py:Learner.update",
     plan=("pipeline/model/planner.py:plan", "pipeline/model/actor.py:Actor.act"),
-    # Followed: the loss of terminations.
     new_loss=(
-        ("params.yaml", "termination_coef:"),
-        ("pipeline/config/__init__.py", "termination_coef: NotNegative"),
+        *_COEFFICIENT,
         ("pipeline/model/losses.py", "def termination_loss("),
         ("pipeline/train/objective.py", "termination: Tensor | None = None"),
         ("pipeline/train/objective.py", "bc = imitation = termination = task_id = accuracy = None"),
@@ -87,11 +84,16 @@ OLD = Layout(
     ),
 )  # fmt: skip
 NEW = Layout(
-    core=("pipeline/model", "pipeline/learn", "pipeline/shapes.py"),
+    core=("pipeline/model", "pipeline/learn", "pipeline/shapes.py", "pipeline/observing.py", "pipeline/adapt.py"),
     rooms={"run": ("pipeline/run",), "systems": ("pipeline/systems",), "pixels": ("pipeline/pixels",)},
     update="pipeline/learn/learner.py:Learner.update",
-    plan=("pipeline/model/planner.py:Planner.plan", "pipeline/model/actor.py:Actor.act"),
-)
+    plan=("pipeline/model/planner.py:plan", "pipeline/model/actor.py:Actor.act"),
+    new_loss=(
+        *_COEFFICIENT, ("pipeline/model/math.py", "def termination_loss("),
+        ("pipeline/learn/learner.py", "termination_loss,"), ("pipeline/learn/learner.py", 'parts["termination_loss"]'),
+        ("docs/metrics.md", "`train/termination_loss`"),
+    ),
+)  # fmt: skip
 
 
 @dataclass

@@ -16,7 +16,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from benchmarks.problem import make_batch
+from benchmarks.problem import LEARNING, make_batch
 from pipeline import config
 from pipeline.model.blocks import Finish
 from pipeline.model.task_table import TaskTable
@@ -135,18 +135,11 @@ def count_parameters(sizes: config.Model) -> tuple[int, int]:
     ones = torch.ones(1, sizes.action_dim)
     table = TaskTable(("any",), text, ones, torch.tensor([0.99]))
     batch = make_batch(table, sizes, batch_size=1, horizon=1)
-    learner = probe(model, table, _PLAIN)
+    learner = probe(model, table, LEARNING)
     found = _gradients(learner, batch, 0)
     total = sum(value.numel() for name, value in model.named_parameters() if not name.startswith(_TARGET))
     active = sum(_used(value) for value in found.values())
     return total, active
-
-
-_PLAIN = config.Learning(
-    lr=1e-3, encoder_lr_scale=1.0, grad_clip_norm=1e6, tau=0.01, rho=0.5, consistency_coef=1.0, reward_coef=1.0,
-    value_coef=1.0, bc_coef=1.0, online_bc_coef=1.0, prior_coef=1.0, entropy_coef=1.0, termination_coef=1.0,
-    normalize_obs=False, discount_min=0.95, discount_max=0.995,
-)  # fmt: skip
 
 
 def _used(gradient: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""Random models, task tables and batches of any size: what tests and measurements compute on."""
+"""Random models, task tables and batches of any size: what measurements, and tests, compute on."""
 
 from __future__ import annotations
 
@@ -14,10 +14,6 @@ TINY = config.Model(
     obs_dim=9, action_dim=4, task_dim=7, latent_dim=16, enc_dim=12, num_enc_layers=2, mlp_dim=20, num_q=3,
     num_bins=21, bin_min=-5.0, bin_max=5.0, simnorm_dim=8, log_std_min=-10.0, log_std_max=2.0,
     termination=False,
-)  # fmt: skip
-TINY_PLANNER = config.Planner(
-    horizon=3, iterations=2, num_samples=12, num_policy_samples=4, num_elites=5, min_std=0.05, max_std=2.0,
-    temperature=0.5,
 )  # fmt: skip
 LEARNING = config.Learning(
     lr=3e-4, encoder_lr_scale=0.3, grad_clip_norm=20.0, tau=0.01, rho=0.5, consistency_coef=20.0, reward_coef=0.1,

@@ -2,7 +2,7 @@
 
     python -m benchmarks.systems --jobs 2       5 systems x 3 seeds, two runs at once: about 40 minutes of two cores
     python -m benchmarks.systems --quick        one seed and a small part of the steps: whether all of it works
-    python -m benchmarks.systems --markdown     prints results/systems.json as the table of EXPERIMENTS.md, runs nothing
+    python -m benchmarks.systems --page         draws results/systems.json again, runs nothing
 
 benchmarks/systems.yaml holds the set-up. All systems see the same demonstrations, make as many updates and environment
 steps, and have as many active parameters, to within 10 %: widths are adjusted for that and printed. Every run is
@@ -11,8 +11,8 @@ evaluation; it is kept in .resume/systems-*/ when it is done, and what is under 
 on where it stopped. A run that was made with other parameters is made anew; one made by other code is not: delete the
 folder for that.
 
-Writes results/systems.json, to which `benchmarks.growth`, `.clusters` and `.pictures` add; with --quick or other
-options the result is printed and written only if --write is given.
+Writes results/systems.json and draws it: systems.md is the page, systems.svg its figure. With --quick or other options
+the result is printed and written only if --write is given.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import experts
+from benchmarks import results
 from benchmarks.interference import count_parameters
-from benchmarks.results import RESULTS, claim, write
+from benchmarks.results import claim, write
 from benchmarks.system_runs import (
     Run,
     RunFailed,
@@ -42,8 +42,9 @@ from benchmarks.system_runs import (
     read_setup,
     with_width,
 )
-from pipeline.files import read_json, write_json
+from pipeline.files import atomic_file, read_json, write_json
 from pipeline.progress import Progress
+from pipeline.report.charts import SYSTEMS, Line, as_file, line_chart
 from pipeline.run.run_dir import ROOT, fingerprint
 from pipeline.statistics import bootstrap_runs
 from pipeline.tasks import registry
@@ -64,10 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, help=f"other seeds (default: {SEEDS}, quick: 1)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, of one thread each")
     parser.add_argument("--write", action="store_true", help="write results/systems.json although not all was run")
-    parser.add_argument("--markdown", action="store_true", help="print results/systems.json as a table, run nothing")
+    parser.add_argument("--page", action="store_true", help="draw results/systems.json again, run nothing")
     options = parser.parse_args(arguments)
-    if options.markdown:
-        print(markdown(read_json(RESULTS / "systems.json", "python -m benchmarks.systems")))
+    if options.page:
+        draw()
         return
     systems = options.systems or list(setup["systems"])
     seeds = options.seeds or (SEEDS[:1] if options.quick else SEEDS)
@@ -93,10 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         words += ["--jobs", str(options.jobs)] if options.jobs != 1 else []
         command = " ".join(["python -m benchmarks.systems", *words, *["--write"] * options.write])
         promised = claims(shown, found, len(runs), setup["reference"]["system"])
-        if not options.quick:
-            print("systems: what experts cost", flush=True)
-            promised |= experts.claims()
         write("systems", command, sum(run["wall_seconds"] for run in found), promised, whole_protocol=whole, **shown)
+        draw()
     if failed:
         sys.exit(f"systems: {len(failed)} of {len(runs)} runs failed")
 
@@ -281,6 +280,50 @@ def markdown(shown: Mapping[str, Any]) -> str:
     for task in next(iter(shown["tasks"].values())):
         lines.append(f"| {task} | " + " | ".join(f"{shown['tasks'][one][task]['score']:.2f}" for one in systems) + " |")
     return "\n".join(lines)
+
+
+def draw() -> None:
+    """Draw results/systems.json: the page systems.md, and systems.svg, its figure."""
+    found = read_json(results.RESULTS / "systems.json", "python -m benchmarks.systems")
+    for name, text in (("systems.svg", figure(found["curves"])), ("systems.md", page(found))):
+        with atomic_file(results.RESULTS / name) as partial:
+            partial.write_text(text, encoding="utf-8")
+
+
+def figure(curves: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return every system's learning curve, with its interval, as an SVG file."""
+    lines = [
+        Line(curve["env_steps"], curve["score"], colour, system, low=curve["low"], high=curve["high"])
+        for (system, curve), colour in zip(curves.items(), SYSTEMS, strict=False)
+    ]
+    return as_file(line_chart("Score of each system against environment steps", "environment steps, all tasks", lines))
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """Return the comparison as a Markdown page: figure, tables, promised figures."""
+    words = {"above": "at least", "below": "at most"}
+    promised = [
+        f"| {name.replace('_', ' ')} | {'-' if one['value'] is None else format(one['value'], 'g')} | "
+        f"{words[one['better']]} {one['target']:g} | {'yes' if one['holds'] else 'no'} |"
+        for name, one in found["claims"].items()
+    ]
+    part = "" if found["whole_protocol"] else ", a part of the whole comparison"
+    commits = ", ".join(commit[:7] for commit in found["commits"])
+    return f"""# Systems compared
+
+`{found["command"]}`{part}, in {found["seconds"] / 60:.0f} minutes of one core on {found["machine"]["cpu"]},
+runs of commits {commits}. All systems see the same demonstrations, make as many updates and environment steps, and have
+as many active parameters. Curves, and the table of tasks, are of the policy alone; ranges are 95 % bootstrap intervals
+over seeds and episodes.
+
+![Score of each system against environment steps](systems.svg)
+
+{markdown(found)}
+
+| figure | measured | promised | holds |
+|---|---|---|---|
+{chr(10).join(promised)}
+"""
 
 
 if __name__ == "__main__":

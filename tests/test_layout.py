@@ -50,6 +50,12 @@ def test_a_file_can_be_read_in_one_sitting(path):
     assert lines <= 500, f"{path} has {lines} lines, the limit is 500: split it by what its parts are about"
 
 
+def test_what_runs_reads_nothing_of_benchmarks():
+    # Not even a result: what a stage reads is declared in dvc.yaml.
+    running = [path for path in CODE if path.relative_to(ROOT).parts[0] in ("pipeline", "stages")]
+    assert relative(path for path in running if "benchmarks" in path.read_text()) == []
+
+
 def test_every_stage_has_its_file_and_every_file_its_stage():
     assert sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__") == sorted(STAGES)
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from pipeline.files import atomic_file
 from pipeline.report.charts import FINETUNED, MUTED, PRETRAINED, Level, Line, line_chart, share_chart, timeline_chart
-from pipeline.report.comparison import Comparison, read_comparison
 from pipeline.report.matrix import similarity_chart
 from pipeline.results import Adaptation, Curve, ExpertUse, Results, read_results
 
@@ -32,14 +31,14 @@ def write_report(root: str | Path, target: str | Path) -> Results:
     Raises:
         ValueError: params.yaml or a metrics file is not of the expected form; it is named.
     """
-    results, comparison = read_results(root), read_comparison(root)
+    results = read_results(root)
     with atomic_file(target) as partial:
-        partial.write_text(render(results, comparison), encoding="utf-8")
+        partial.write_text(render(results), encoding="utf-8")
     return results
 
 
-def render(results: Results, comparison: Comparison | None = None) -> str:
-    """Return the page as HTML; every text from outside is escaped. A comparison of systems is a section of its own."""
+def render(results: Results) -> str:
+    """Return the page as HTML; every text from outside is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -78,7 +77,6 @@ def render(results: Results, comparison: Comparison | None = None) -> str:
         if results.picture_clusters
         else None,
         stages=_stages(results),
-        comparison=comparison,
     )
 
 

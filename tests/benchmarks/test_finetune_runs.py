@@ -21,7 +21,7 @@ def a_run_that_is_done(folder, *names):
 
 def test_the_curves_of_a_finished_run_are_read_where_it_published_them(tmp_path):
     a_run_that_is_done(tmp_path, "eval/score", "eval/mw-reach", "train/loss")
-    found = run(tmp_path, 1, {}, ("eval", "scaling"), "python -m benchmarks.growth")
+    found = run(tmp_path, 1, {}, ("eval", "scaling"), "python -m benchmarks.mine")
     assert found["seconds"] == 3.0
     assert list(found["eval/score"].steps) == [0, 10]
     assert list(found["eval/score"].values) == [0.5, 0.6]
@@ -30,8 +30,8 @@ def test_the_curves_of_a_finished_run_are_read_where_it_published_them(tmp_path)
 
 def test_a_run_without_the_curves_that_are_asked_for_is_an_error(tmp_path):
     a_run_that_is_done(tmp_path, "train/loss")
-    with pytest.raises(ValueError, match=r"no curve of eval.*python -m benchmarks.dip"):
-        run(tmp_path, 1, {}, ("eval",), "python -m benchmarks.dip")
+    with pytest.raises(ValueError, match=r"no curve of eval.*python -m benchmarks.mine"):
+        run(tmp_path, 1, {}, ("eval",), "python -m benchmarks.mine")
 
 
 def test_a_run_keeps_what_its_base_was_made_with_and_changes_finetuning_on_top(tmp_path, monkeypatch):
@@ -48,7 +48,7 @@ def test_a_run_keeps_what_its_base_was_made_with_and_changes_finetuning_on_top(t
 
     monkeypatch.setattr(finetune_runs, "_run_stage", stage)
     own = {"tasks": {"train": ["pendulum-spin"], "held_out": []}}
-    run(tmp_path / "run", 7, {"env_steps": 40}, ("eval",), "python -m benchmarks.dip", root, own)
+    run(tmp_path / "run", 7, {"env_steps": 40}, ("eval",), "python -m benchmarks.mine", root, own)
     assert (seen["seed"], seen["tasks"]["train"], seen["finetune"]["env_steps"]) == (7, ["pendulum-spin"], 40)
     assert seen["model"] == config.read_params()["model"]
     assert (tmp_path / "run/datasets").resolve() == (root / "datasets").resolve()

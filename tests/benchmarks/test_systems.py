@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from benchmarks import system_runs, systems
+from benchmarks import results, system_runs, systems
 from benchmarks.interference import count_parameters
 from benchmarks.system_runs import Run, RunFailed
 from pipeline.files import write_json
@@ -177,3 +178,32 @@ def test_claims_count_what_was_run(runs: list[dict[str, Any]]) -> None:
     assert found["language_minus_no_language"] == {"value": 0.5, "target": 0.0, "better": "above", "holds": True}
     assert found["domains_compared"]["value"] == 3
     assert not found["systems_compared"]["holds"]
+
+
+def test_the_page_and_its_figure_are_drawn_from_the_written_results(
+    runs: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    shown = systems.summarise([{**run, "system": f"<{run['system']}>"} for run in runs], TASKS)
+    content = {
+        "command": "python -m benchmarks.systems", "seconds": 240.0, "machine": {"cpu": "Some CPU"},
+        "whole_protocol": False, "claims": systems.claims(shown, runs, 5, "<newt>"), **shown,
+    }  # fmt: skip
+    write_json(tmp_path / "systems.json", content)
+    systems.main(["--page"])
+    svg = ElementTree.parse(tmp_path / "systems.svg").getroot()
+    words = " ".join(text.strip() for text in svg.itertext() if text.strip())
+    assert svg.attrib["aria-label"] == "Score of each system against environment steps"
+    assert "<newt>" in words
+    assert "<newt-without-language>" in words
+    assert "var(" not in (tmp_path / "systems.svg").read_text()
+    page = (tmp_path / "systems.md").read_text()
+    assert (
+        "`python -m benchmarks.systems`, a part of the whole comparison, in 4 minutes of one core on Some CPU" in page
+    )
+    assert systems.markdown(shown) in page
+    assert "| domains compared | 3 | at least 3 | yes |" in page
+    assert "| language minus no language | - | at least 0 | no |" in page
+    write_json(tmp_path / "systems.json", content | {"whole_protocol": True})
+    systems.main(["--page"])
+    assert "a part of" not in (tmp_path / "systems.md").read_text()

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.problem import TINY, TINY_PLANNER, make_model, make_table
+from benchmarks.problem import TINY, make_model, make_table
 from pipeline import config
 from pipeline.model.actor import Actor
+from tests.tiny import TINY_PLANNER
 
 HISTORY = config.History(context=3, layers=1, heads=2, dim=16, mlp_dim=24, backbone="shared")
 DIMS = {"prev_mean": 1, "is_first": 0, "past_obs": 1, "past_action": 1, "past_length": 0}

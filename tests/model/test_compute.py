@@ -11,12 +11,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.problem import LEARNING, TINY, TINY_PLANNER, make_batch, make_model, make_table
+from benchmarks.problem import LEARNING, TINY, make_batch, make_model, make_table
 from pipeline.model import compute
 from pipeline.model.actor import Actor
 from pipeline.model.compute import PLAIN, Compute, choose, product, ready
 from pipeline.shapes import Plan
 from pipeline.train.step import Learner
+from tests.tiny import TINY_PLANNER
 
 ONEDNN = Compute("onednn")
 TABLE = make_table()

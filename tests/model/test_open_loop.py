@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.problem import TINY, TINY_PLANNER, make_model, make_table
+from benchmarks.problem import TINY, make_model, make_table
 from pipeline.model.actor import Actor
 from pipeline.model.open_loop import OpenLoopActor
 from pipeline.model.task_table import FREE, POLICY
+from tests.tiny import TINY_PLANNER
 
 
 def observations(seed: int) -> torch.Tensor:

@@ -14,12 +14,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from benchmarks import plain
-from benchmarks.problem import LEARNING, TINY, TINY_PLANNER, make_batch, make_model, make_table
+from benchmarks.problem import LEARNING, TINY, make_batch, make_model, make_table
 from pipeline import config
 from pipeline.model.planner import PlanDraws, plan
 from pipeline.model.world_model import WorldModel
 from pipeline.train.objective import UpdateDraws, model_losses, policy_losses
 from pipeline.train.step import Learner
+from tests.tiny import TINY_PLANNER
 
 sizes = st.builds(
     lambda **values: replace(TINY, **values),

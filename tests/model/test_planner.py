@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.problem import TINY, TINY_PLANNER, make_model, make_table
+from benchmarks.problem import TINY, make_model, make_table
 from pipeline import config
 from pipeline.model.planner import PlanDraws, plan
 from pipeline.shapes import Plan
+from tests.tiny import TINY_PLANNER
 
 N = 3
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.problem import LEARNING, TINY, TINY_PLANNER, make_model, make_table
+from benchmarks.problem import LEARNING, TINY, make_model, make_table
 from pipeline import config
 from pipeline.data.episode import Episode
 from pipeline.model.actor import Actor
@@ -42,6 +42,7 @@ from pipeline.train.loop import Loop
 from pipeline.train.loops import learn_online, own_environments
 from pipeline.train.step import Learner
 from pipeline.train.workspace import online_buffer, replay_place, shared_demo_buffer
+from tests.tiny import TINY_PLANNER
 
 DEFAULTS = {
     "env_steps": 240,

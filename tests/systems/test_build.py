@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.problem import LEARNING, TINY, TINY_PLANNER, make_batch, make_model, make_table
+from benchmarks.problem import LEARNING, TINY, make_batch, make_model, make_table
 from pipeline import config
 from pipeline.learn.learner import Learner
 from pipeline.learn.learner_state import load_state_tensors, state_tensors
@@ -23,6 +23,7 @@ from pipeline.systems import build
 from pipeline.systems.history.past import Past
 from pipeline.systems.scalezero.curriculum import Curriculum
 from tests.systems.test_staged_lora import SCALING
+from tests.tiny import TINY_PLANNER
 
 HISTORY = config.History(context=3, layers=1, heads=2, dim=16, mlp_dim=24, backbone="shared")
 CLUSTERS = config.Clusters(parts=("encoder", "q"), num=2, max_num=2, warmup_updates=1, batches=1, points=1)

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator, debug_launcher
 from safetensors.torch import load_file, save_file
 
-from benchmarks.problem import LEARNING, TINY, TINY_PLANNER, make_batch, make_model, make_table
+from benchmarks.problem import LEARNING, TINY, make_batch, make_model, make_table
 from pipeline import config
 from pipeline.data.episode import Episode
 from pipeline.learn.evaluator import Evaluator
@@ -26,6 +26,7 @@ from pipeline.run.ranks import Ranks
 from pipeline.systems import build
 from pipeline.systems.mow import cluster_extension, clustering
 from pipeline.systems.mow.cluster_extension import ClusterExtension
+from tests.tiny import TINY_PLANNER
 
 CLUSTERS = config.Clusters(
     parts=("encoder", "reward", "policy", "q"), num=2, max_num=4, warmup_updates=3, batches=2, points=1

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.problem import TINY, TINY_PLANNER, make_batch, make_model, make_table
+from benchmarks.problem import TINY, make_batch, make_model, make_table
 from pipeline import config
 from pipeline.model.actor import Actor
 from pipeline.model.adapters import Adapters
@@ -18,6 +18,7 @@ from pipeline.model.world_model import WorldModel
 from pipeline.systems.build import build_model
 from pipeline.systems.mow import clusters
 from pipeline.systems.mow.clusters import Clustered, split
+from tests.tiny import TINY_PLANNER
 
 ALL = config.Clusters(
     parts=("encoder", "reward", "policy", "q"), num=3, max_num=4, warmup_updates=2, batches=1, points=1

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.tiny import TINY_PLANNER
 from torch import Tensor
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 
@@ -17,6 +16,7 @@ from pipeline.model.math import Policy, squashed_gaussian
 from pipeline.model.planner import Plan, PlanDraws, plan
 from pipeline.systems.m3po.actor import M3poActor
 from pipeline.systems.m3po.density import EDGE, plan_log_prob, policy_log_prob
+from tests.tiny import TINY_PLANNER
 
 TABLE = make_table()
 

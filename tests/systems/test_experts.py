@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.problem import LEARNING, TINY, TINY_PLANNER, make_batch, make_model, make_table
+from benchmarks.problem import LEARNING, TINY, make_batch, make_model, make_table
 from pipeline import config
 from pipeline.learn.learner import Learner, UpdateDraws
 from pipeline.model import products
@@ -21,6 +21,7 @@ from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.systems.build import build_model, online_extensions
 from pipeline.systems.scalezero.experts import ExpertLayer, Routing, balance_loss, record_routing
+from tests.tiny import TINY_PLANNER
 
 ALL = ("dynamics", "reward", "policy", "q")
 

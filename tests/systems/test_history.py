@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.tiny import TINY_PLANNER
 from torch import Tensor
 
 from benchmarks.problem import TINY, make_model, make_table
@@ -23,6 +22,7 @@ from pipeline.systems.history.actor import HistoryActor
 from pipeline.systems.history.past import Past
 from pipeline.systems.history.transformer import HistoryDynamics, KeysValues, Memory
 from pipeline.systems.history.world_model import HistoryWorldModel
+from tests.tiny import TINY_PLANNER
 
 CONTEXT, N = 4, 3
 HISTORY = config.History(context=CONTEXT, layers=2, heads=2, dim=16, mlp_dim=24, backbone="dynamics")

@@ -11,13 +11,14 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from benchmarks.problem import TINY, TINY_PLANNER, make_model, make_table
+from benchmarks.problem import TINY, make_model, make_table
 from pipeline import config
 from pipeline.model import products
 from pipeline.model.adapters import Adapters
 from pipeline.model.world_model import PARTS, WorldModel
 from pipeline.systems.build import make_actor
 from pipeline.systems.scalezero.staged_lora import ScaledMatrix, StagedLora, merged
+from tests.tiny import TINY_PLANNER
 
 SCALING = config.Scaling(
     parts=("dynamics",), adapters=3, rank=2, alpha=4.0, target=0.9, targets={}, slack=0.0, first_stage_updates=3,

@@ -7,12 +7,13 @@ import dataclasses
 import pytest
 import torch
 
-from benchmarks.problem import TINY, TINY_PLANNER, make_model, make_table
+from benchmarks.problem import TINY, make_model, make_table
 from pipeline import config
 from pipeline.model.actor import Actor
 from pipeline.model.task_table import CONSTRAINTS, FREE, POLICY, TIED
 from pipeline.train.constraint import Evidence, Schedule, make_constraint
 from pipeline.train.rollout import Finished
+from tests.tiny import TINY_PLANNER
 
 FINETUNE = config.load(config.Finetune, "tests/tiny.yaml")
 REACH, SWING, SOLVED = range(3)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.problem import LEARNING, TINY_PLANNER, make_model, make_table
+from benchmarks.problem import LEARNING, make_model, make_table
 from pipeline import config
 from pipeline.model.actor import Actor
 from pipeline.model.task_table import FREE, POLICY, TIED, TaskTable
@@ -18,6 +18,7 @@ from pipeline.train.early_stop import EarlyStop
 from pipeline.train.evaluate import Result
 from pipeline.train.loop import Loop
 from pipeline.train.step import Learner
+from tests.tiny import TINY_PLANNER
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.problem import LEARNING, TINY, TINY_PLANNER
+from benchmarks.problem import LEARNING, TINY
 from pipeline import config
 from pipeline.learn.replay import ReplayBuffer
 from pipeline.model.actor import Actor
@@ -15,6 +15,7 @@ from pipeline.model.task_table import TaskTable
 from pipeline.model.two_hot import decode
 from pipeline.model.world_model import WorldModel
 from pipeline.train.step import Learner
+from tests.tiny import TINY_PLANNER
 
 DISCOUNT = 0.6
 SAFE, LAST = (
