@@ -29,7 +29,7 @@ from pipeline.presets import apply_presets
 from pipeline.results import read_curves
 from pipeline.run.provenance import commit
 from pipeline.run.run_dir import fingerprint
-from pipeline.tasks import domains, registry
+from pipeline.tasks import availability, registry
 
 ROOT = Path(__file__).parent.parent
 COPIES = Path(".resume/presets")
@@ -71,7 +71,7 @@ def prepare(preset: str, env_steps: int, device: str, workers: int) -> tuple[Pat
     reasons: dict[str, str] = {}
 
     def leave_out(tasks: config.Tasks) -> dict[str, str]:
-        reasons.update(domains.unavailable(registry.get([*tasks.train, *tasks.held_out])))
+        reasons.update(availability.unavailable(registry.get([*tasks.train, *tasks.held_out])))
         return reasons
 
     apply_presets([preset], copy / "presets", params, leave_out)
@@ -135,7 +135,7 @@ def main() -> None:
     for preset in options.presets:
         copy, reasons = prepare(preset, options.env_steps, options.device, options.workers)
         if reasons:
-            print(f"{preset}: without {len(reasons)} tasks:\n{domains.describe(reasons)}", flush=True)
+            print(f"{preset}: without {len(reasons)} tasks:\n{availability.describe(reasons)}", flush=True)
         done = {stage: run(stage, copy) for stage in stages}
         seconds, peak = sum(one["seconds"] for one in done.values()), max(one["peak_gb"] for one in done.values())
         words = ["--evaluate"] * options.evaluate

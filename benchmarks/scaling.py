@@ -43,7 +43,7 @@ from pipeline.model.actor import Actor
 from pipeline.run.provenance import commit, machine
 from pipeline.run.ranks import Ranks
 from pipeline.run.saves import Saves
-from pipeline.tasks import domains, registry
+from pipeline.tasks import availability, registry
 from pipeline.tasks.vector import VectorEnv
 from pipeline.train.step import Learner
 
@@ -222,7 +222,7 @@ def env_steps(sizes: config.Model) -> tuple[dict[str, float], dict[str, int]]:
     Domains that cannot be played here are named and left out.
     """
     specs = [spec for spec in registry.load_catalogue().values() if spec.split == "train"]
-    missing = domains.unavailable(specs)
+    missing = availability.unavailable(specs)
     for reason in sorted(set(missing.values())):
         print(f"left out, {sum(one == reason for one in missing.values())} tasks: {reason}", file=sys.stderr)
     found: dict[str, float] = {}

@@ -29,7 +29,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from benchmarks.results import claim, write
 from pipeline.progress import Progress
 from pipeline.run.cores import available_cores
-from pipeline.tasks import domains, registry
+from pipeline.tasks import availability, domains, registry
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv
 
@@ -163,7 +163,7 @@ def memory(specs: Sequence[TaskSpec], num_workers: int) -> float:
 
 def stand_ins(wanted: Sequence[TaskSpec]) -> tuple[dict[str, TaskSpec], list[str]]:
     """Return what is built for each wanted task, itself or another of its domain, and the domains that are missing."""
-    missing = domains.unavailable(wanted)
+    missing = availability.unavailable(wanted)
     able: dict[str, list[TaskSpec]] = {}
     for spec in wanted:
         if spec.name not in missing:

@@ -12,7 +12,8 @@ from pipeline.demonstrate.collect import collect
 from pipeline.files import read_json, write_json
 from pipeline.run.launch import run_stage
 from pipeline.run.run_dir import open_run_dir as scratch_folder
-from pipeline.tasks import domains, registry
+from pipeline.tasks import availability as domains
+from pipeline.tasks import registry
 
 OUT = Path("datasets/demos")
 REPORT = Path("datasets/demos.json")

@@ -26,13 +26,13 @@ def add_to(commands: Any) -> None:
 def write_preset(options: argparse.Namespace) -> None:
     """Write presets into params.yaml and print what changed, or list the presets."""
     from pipeline import config, presets
-    from pipeline.tasks import domains, registry
+    from pipeline.tasks import availability, registry
 
     reasons: dict[str, str] = {}
 
     def leave_out(tasks: config.Tasks) -> dict[str, str]:
         if options.installed:
-            reasons.update(domains.unavailable(registry.get([*tasks.train, *tasks.held_out], tasks.folder)))
+            reasons.update(availability.unavailable(registry.get([*tasks.train, *tasks.held_out], tasks.folder)))
         return reasons
 
     if not options.names and not options.installed:
@@ -42,7 +42,7 @@ def write_preset(options: argparse.Namespace) -> None:
     changes = presets.apply_presets(options.names, leave_out=leave_out)
     named = f"preset `{'` and `'.join(options.names)}`" if options.names else "what can run here"
     if reasons:
-        print(f"left out: {len(reasons)} tasks cannot run on this machine:\n{domains.describe(reasons)}")
+        print(f"left out: {len(reasons)} tasks cannot run on this machine:\n{availability.describe(reasons)}")
     for change in changes:
         print(f"{change.key}: {_brief(change.old)} -> {_brief(change.new)}")
     print(

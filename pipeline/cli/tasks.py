@@ -67,11 +67,11 @@ def list_tasks(options: argparse.Namespace) -> int:
 
 def _check_domains(specs: list[TaskSpec]) -> int:
     """Start one task of each domain and print a line for each; 2 if a domain is installed and broken."""
-    from pipeline.tasks import domains
+    from pipeline.tasks import availability
 
     print(f"{'domain':<14} {'tasks':>5}  {'state':<8} detail", flush=True)
     states = []
-    for status in domains.check(specs):
+    for status in availability.check(specs):
         states.append(status.state)
         print(f"{status.suite:<14} {status.num_tasks:>5}  {status.state:<8} {status.detail}", flush=True)
     print(f"{states.count('works')} of {len(states)} domains work on this machine.")

@@ -53,7 +53,7 @@ def plain(model: WorldModel) -> WorldModel:
     """Return the model as it is saved: low-rank stages become part of its matrices."""
     from pipeline.systems.scalezero.staged_lora import merged
 
-    return merged(model)
+    return merged(model, build_model)
 
 
 def column_limits(sizes: config.Model) -> dict[str, int]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.demonstrate.play import expert_method, play
-from pipeline.tasks import domains
+from pipeline.tasks import availability, domains
 from pipeline.tasks.registry import get, make
 
 pytestmark = pytest.mark.slow  # simulators run for real
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow  # simulators run for real
 @pytest.fixture(scope="module", autouse=True)
 def _installed() -> None:
     pytest.importorskip("mani_skill", reason=f"mani_skill is not installed: {domains.install('maniskill')}")
-    if reasons := domains.unavailable(get(["ms-push-cube"])):
+    if reasons := availability.unavailable(get(["ms-push-cube"])):
         pytest.skip(str(reasons))
 
 

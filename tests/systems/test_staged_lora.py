@@ -16,7 +16,7 @@ from pipeline import config
 from pipeline.model import products
 from pipeline.model.adapters import Adapters
 from pipeline.model.world_model import PARTS, WorldModel
-from pipeline.systems.build import make_actor
+from pipeline.systems.build import build_model, make_actor
 from pipeline.systems.scalezero.staged_lora import ScaledMatrix, StagedLora, merged
 from tests.tiny import TINY_PLANNER
 
@@ -97,11 +97,11 @@ def test_putting_adapters_in_and_every_new_stage_leave_the_outputs_to_the_bit() 
 def test_merged_it_is_a_plain_model_that_computes_the_same_and_the_other_trains_on() -> None:
     model = make_model()
     plain_names = list(model.state_dict())
-    assert merged(model) is model
+    assert merged(model, build_model) is model
     lora = StagedLora(model, replace(SCALING, parts=("dynamics", "q")), seed=1)
     fill(lora)
     lora.enter(2)
-    plain = merged(model)
+    plain = merged(model, build_model)
     assert list(plain.state_dict()) == plain_names
     assert type(plain.dynamics.blocks[0].linear) is nn.Linear
     assert not any(parametrize.is_parametrized(module) for module in plain.modules())
@@ -127,7 +127,7 @@ def test_experts_are_adapted_each_and_their_router_is_left_alone(router: Literal
     lora.enter(1)
     assert not any(value.requires_grad for name, value in model.named_parameters() if "router" in name)
     assert not equal(outputs(model), before)
-    assert equal(outputs(merged(model)), outputs(model))
+    assert equal(outputs(merged(model, build_model)), outputs(model))
 
 
 def test_networks_per_cluster_of_tasks_are_adapted_each() -> None:
@@ -143,7 +143,7 @@ def test_networks_per_cluster_of_tasks_are_adapted_each() -> None:
     fill(lora)
     lora.enter(2)
     assert not equal(outputs(model), before)
-    assert equal(outputs(merged(model)), outputs(model))
+    assert equal(outputs(merged(model, build_model)), outputs(model))
 
 
 @pytest.mark.parametrize("backbone", ["dynamics", "shared"])
@@ -173,7 +173,7 @@ def test_dynamics_that_see_the_past_are_adapted_but_for_what_distance_adds(
     trained = {name for name, value in model.named_parameters() if value.requires_grad and name.startswith("dynamics.")}
     assert all("parametrizations" in name for name in trained)
     assert not torch.equal(played(model), before)
-    assert torch.equal(played(merged(model)), played(model))
+    assert torch.equal(played(merged(model, build_model)), played(model))
 
 
 def test_plans_in_bfloat16_read_every_matrix_as_it_is_now() -> None:
@@ -183,7 +183,7 @@ def test_plans_in_bfloat16_read_every_matrix_as_it_is_now() -> None:
     lora.enter(2)
     table, obs = make_table(), torch.randn(3, TINY.obs_dim, generator=torch.Generator().manual_seed(3))
     found = []
-    for one in (model, merged(model)):  # the sums are temporary tensors, the merged matrices are not
+    for one in (model, merged(model, build_model)):  # the sums are temporary tensors, the merged matrices are not
         actor = make_actor(one, table, TINY_PLANNER, "bfloat16")
         actor.reset(3, seed=1)
         found.append(actor.act(obs, torch.arange(3), plan=True))

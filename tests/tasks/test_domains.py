@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from pipeline.tasks import domains, registry
+from pipeline.tasks import availability, domains, registry
 from pipeline.tasks.spec import Suite
 
 
@@ -41,15 +41,15 @@ def test_a_missing_package_names_the_extra(monkeypatch):
     spec = registry.get(["mw-reach"])[0]
     with pytest.raises(ImportError, match=r"metaworld needs `no_such_package`.*pip install 'eft\[metaworld\]'"):
         registry.make(spec, 39, 4)
-    status = next(iter(domains.check([spec])))
+    status = next(iter(availability.check([spec])))
     assert (status.state, status.num_tasks) == ("missing", 1)
     assert "pip install 'eft[metaworld]'" in status.detail
 
 
 def test_what_cannot_run_here_is_named_all_at_once_with_what_to_do(monkeypatch):
     specs = registry.get(["pygame-pong", "mw-reach", "mw-push", "ms-pick-cube", "ms-pick-apple"])
-    assert domains.unavailable(specs[:1]) == {}
-    domains.require(specs[:1])
+    assert availability.unavailable(specs[:1]) == {}
+    availability.require(specs[:1])
 
     class NeedsFiles:
         @staticmethod
@@ -58,11 +58,11 @@ def test_what_cannot_run_here_is_named_all_at_once_with_what_to_do(monkeypatch):
                 raise domains.AssetsUnavailable("fetch the fruit")
 
     monkeypatch.setattr(domains, "adapter", lambda suite: NeedsFiles)
-    monkeypatch.setattr(domains, "_start", lambda spec: f"{spec.name} started")
+    monkeypatch.setattr(availability, "_start", lambda spec: f"{spec.name} started")
     monkeypatch.setitem(domains.DOMAINS, "maniskill", domains.Domain("no:No", "maniskill", (), more=True))
     monkeypatch.setitem(domains.DOMAINS, "metaworld", domains.Domain("no:No", "metaworld", ("no_such_package",)))
     with pytest.raises(ValueError, match="^3 of 5 tasks cannot run on this machine:\n") as error:
-        domains.require(specs)
+        availability.require(specs)
     assert str(error.value).splitlines()[1:3] == [
         "  2 tasks (mw-reach, mw-push): `no_such_package` not installed: pip install 'eft[metaworld]'",
         "  1 task (ms-pick-apple): fetch the fruit",
@@ -71,8 +71,11 @@ def test_what_cannot_run_here_is_named_all_at_once_with_what_to_do(monkeypatch):
     def broken(spec):
         raise RuntimeError("no Vulkan device")
 
-    monkeypatch.setattr(domains, "_start", broken)
-    assert domains.unavailable(specs[3:]) == {"ms-pick-apple": "fetch the fruit", "ms-pick-cube": "no Vulkan device"}
+    monkeypatch.setattr(availability, "_start", broken)
+    assert availability.unavailable(specs[3:]) == {
+        "ms-pick-apple": "fetch the fruit",
+        "ms-pick-cube": "no Vulkan device",
+    }
 
 
 def test_a_broken_package_shows_its_own_error(monkeypatch, tmp_path):
@@ -90,7 +93,7 @@ def test_a_broken_package_shows_its_own_error(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_every_installed_domain_starts():
     catalogue = registry.load_catalogue().values()
-    states = {status.suite: status for status in domains.check(catalogue)}
+    states = {status.suite: status for status in availability.check(catalogue)}
     assert set(states) == {spec.suite for spec in catalogue}
     for suite, status in states.items():
         assert status.state == ("missing" if domains.missing(suite) else "works"), status
@@ -112,7 +115,7 @@ def test_a_domain_that_does_not_start_is_broken_with_its_error():
         },
         "test",
     )
-    status = next(iter(domains.check([spec])))
+    status = next(iter(availability.check([spec])))
     assert status.state == "broken"
     assert "No module named 'no_such_module'" in status.detail
     assert "Traceback" not in status.detail

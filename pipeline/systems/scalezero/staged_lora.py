@@ -13,7 +13,7 @@ Source: ScaleZero (arXiv 2509.07945), dynamic parameter scaling.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,6 @@ from torch.nn.utils import parametrize
 
 from pipeline import config
 from pipeline.model.world_model import PARTS, WorldModel
-from pipeline.systems.build import build_model
 
 _SCALE_RANGE = 0.2  # a scale lies within 1 -+ this
 _INIT_STD = 0.01  # of A
@@ -140,11 +139,14 @@ class StagedLora:
             matrix.stage = stage
 
 
-def merged(model: WorldModel) -> WorldModel:
-    """Return a copy whose scaled matrices are plain ones again, or the model itself where there are none."""
+def merged(model: WorldModel, build: Callable[[config.Model], WorldModel]) -> WorldModel:
+    """Return a copy whose scaled matrices are plain ones again, or the model itself where there are none.
+
+    `build` makes a world model of given sizes.
+    """
     if not _is_scaled(model):
         return model
-    plain = build_model(model.config)
+    plain = build(model.config)
     state = {}
     for name in plain.state_dict():
         path, _, leaf = name.rpartition(".")
