@@ -29,7 +29,7 @@ _CLAMP = 10.0  # largest normalised observation, in standard deviations
 
 
 class TaskContext(NamedTuple):
-    """Everything the model is told about n tasks, one per row. It is stale once the weights change.
+    """Everything the model knows about n tasks, one per row. It is stale once the weights change.
 
     The first seven are what `condition` of each network returned.
     """
