@@ -157,7 +157,7 @@ def count(sources: Mapping[str, str], layout: Layout) -> Counts:
         found.lines[room] = len(paths), code, sum(len(sources[path].splitlines()) for path in paths)
     found.conditionals = [place for path in rooms["core"] for place in conditionals(path, sources[path])]
     found.update, *plans = (
-        {key.partition(":")[0] for key in graph.reached(entry, without=layout.hooks)}
+        {key.partition(":")[0] for key in graph.reached(entry, without=_files(sources, layout.hooks))}
         for entry in (layout.update, *layout.plan)
     )
     found.plans = dict(zip(layout.plan, plans, strict=True))
