@@ -161,15 +161,7 @@ def adapt(
     widths, workers = (agent.model.config.obs_dim, agent.model.config.action_dim), settings.runtime.env_workers
     make_envs = Observing(agent.pixel_encoder).make_envs
     with Evaluator([spec], measured.episodes, *widths, seed + 100, workers, make_envs=make_envs) as evaluator:
-
-        def score(label: str) -> dict[str, dict[str, Any]]:
-            found = {
-                mode: evaluator.run(agent.actor, [name], mode == "plan", f"adapt {name}: {label}, {mode}", seed)
-                for mode in ("policy", "plan")
-            }
-            return {mode: summarise({name: result}, measured, seed)[0][name] for mode, (result,) in found.items()}
-
-        zero_shot = score("zero-shot")
+        zero_shot = _score(agent, evaluator, name, "zero-shot", measured, seed)
         start = {"env_steps": 0, "updates": 0, "seconds": 0.0, "score": zero_shot["plan"]["score"]}
         watch("zero-shot", [start])
         if name not in agent.adapters:
@@ -184,12 +176,23 @@ def adapt(
             ranks,
             lambda event, points: watch(event, [start, *points]),
         )
-        adapted = score("adapted")
+        adapted = _score(agent, evaluator, name, "adapted", measured, seed)
     points = [start, *curve(runs)]
     watch("adapted", points)
     base = [p.numel() for key, p in agent.model.named_parameters() if ".lora_" not in key and "target_q" not in key]
     trained = sum(p.numel() for p in agent.model.parameters() if p.requires_grad)
     return Adapted(zero_shot, adapted, points, runs, points[-1]["seconds"], trained, sum(base), len(demonstrations))
+
+
+def _score(
+    agent: Agent, evaluator: Evaluator, task: str, label: str, settings: config.Evaluate, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Return score, interval and episodes of the policy alone and of plans."""
+    found = {
+        mode: evaluator.run(agent.actor, [task], mode == "plan", f"adapt {task}: {label}, {mode}", seed)
+        for mode in ("policy", "plan")
+    }
+    return {mode: summarise({task: result}, settings, seed)[0][task] for mode, (result,) in found.items()}
 
 
 def learn(
@@ -254,7 +257,7 @@ def curve(runs: Sequence[TrainingRun]) -> list[dict[str, float]]:
     """Return every evaluation of the adaptation, over its phases."""
     points, seconds_before = [], 0.0
     for run in runs:
-        columns = (run.history(name) for name in ("eval/score", "clock/seconds", "clock/updates"))
+        columns = (run.logged(name) for name in ("eval/score", "clock/seconds", "clock/updates"))
         for (position, score), (_, seconds), (_, updates) in zip(*columns, strict=True):
             points.append(
                 {

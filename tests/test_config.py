@@ -108,6 +108,7 @@ def test_numbers_in_scientific_notation_are_numbers(params):
         (config.Pretrain, "batch_size: 16", "batch_size: 0", ["`batch_size` is 0", "greater than or equal to 1"]),
         (config.Pretrain, "batch_size: 16", "batch_size: 16.5", ["`batch_size` is 16.5", "integer"]),
         (config.Runtime, "device: cpu", "device: tpu", ["`device` is 'tpu'", "'auto', 'cpu' or 'cuda'"]),
+        (config.Runtime, "  matmul: auto", "  compile: false\n  matmul: auto", ["`compile` is not a parameter"]),
         (config.Adapt, "    warmup_updates: 0\n", "", ["adapt: `pretrain.warmup_updates` is missing"]),
         (config.Adapt, "    utd:", "    udt:", ["`finetune.udt` is not a parameter. Did you mean `utd`"]),
         (config.Adapt, "[encoder, dynamics", "[encoder, dynamic", ["`parts.1` is 'dynamic'"]),

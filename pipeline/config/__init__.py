@@ -213,7 +213,6 @@ class Runtime:
     threads: CountOrZero  # torch CPU threads; 0 = one per core
     matmul: Literal["auto", "torch", "onednn"]  # library of float32 products on a CPU; auto = by the processor
     plan_products: Literal["float32", "bfloat16"]  # of planning: bfloat16 is faster, and values differ by 1 to 2 %
-    compile: bool  # compile planning and losses (a C++ compiler, 1 to 5 minutes at first use): pays in long runs
     env_workers: CountOrZero  # processes that step environments; 0 = in the main process
     precision: Literal["fp32", "bf16"]  # of the products in an update; weights and optimisers stay float32
     accumulate: Count  # pieces a batch is computed in for one update: the same update in less memory

@@ -23,7 +23,6 @@ def learn_offline(run: TrainingRun, demos: ReplayBuffer, evaluate_first: bool = 
         with run.clock.phase("sample"):
             batch = demos.sample(share, run.generator)
         run.update(batch, "pretrain")
-        run.position += 1
-        run.progress.update(1)
+        run.advance(1)
         (stop,) = ranks.any(run.interrupt.is_requested())
         run.log_evaluate_save(run.position - 1, stop)

@@ -34,27 +34,13 @@ def learn_online(
     counts no steps; its own episodes are not drawn, its demonstrations are.
 
     Args:
-        run: what is updated, evaluated, logged and saved.
-        settings: sizes and intervals.
-        demos: demonstrations mixed into every batch; None where there are none.
-        replay: takes the episodes collected by this rank.
-        envs: the environments of this rank.
-        env_specs: the task of each environment of the run; this rank's are `ranks.shard(env_specs)`.
+        demos: mixed into every batch; None where there are none.
+        replay, envs: of this rank; `env_specs` has the tasks of the environments of all ranks.
         acting: collects; an actor of its own, since evaluation must not disturb its plans.
     """
     ranks, learner, extensions = run.ranks, run.learner, run.learner.extensions
     names, numbers = [spec.name for spec in env_specs], ranks.shard(range(len(env_specs)))
-    rows = acting.rows(names)
-    seed = run.seed + 2 + RANK_SEEDS * ranks.rank
-    seed += run.position if run.resumed and not run.same_ranks else 0
-    collector = Collector(ranks.shard(env_specs), rows[numbers], envs, acting, replay, settings, seed)
-    constraint = make_constraint(settings, rows, learner.table.names, run.seed + 4, extensions.plans)
-    mixer = BatchMixer(ranks, settings, rows, demos, replay)
-    run.parts, run.replay = {"collector": collector, "constraint": constraint}, replay
-    run.measures = [constraint.metrics, mixer.metrics]
-    if run.resumed:
-        _resume(run, collector, constraint, replay)
-    learner.q_weight = constraint.publish(learner.table)
+    collector, constraint, mixer = _begin(run, settings, demos, replay, envs, env_specs, acting)
     playing = np.array([extensions.plays(name) for name in names])
     mixer.play(playing)
     run.evaluate_first(always=run.position == 0)
@@ -67,8 +53,7 @@ def learn_online(
         seeding, stop = ranks.any(collector.seeding(playing[numbers]), run.interrupt.is_requested())
         collector.seeded |= not seeding
         if stop:
-            run.save()
-            run.interrupt.leave()
+            run.save_and_leave()
 
         # Act: plan as far from the policy as the constraint allows, and let the environments step.
         plan, weight = constraint.choose(before, not seeding)
@@ -82,17 +67,12 @@ def learn_online(
             _update(run, mixer, acting)
 
         # Store: episodes that ended; every rank gets all of them.
-        with run.clock.phase("env_wait"):
-            finished = collector.end_step()
-        for episode in finished:
-            run.recent.setdefault(episode.task, []).append((episode.score, episode.episode_return))
-        if ended := _of_all_ranks(ranks, finished):
+        if ended := _end_step(run, collector):
             for episode in ended:
                 constraint.record(episode, not seeding)
             learner.q_weight = constraint.publish(learner.table)
             mixer.play(playing)
-        run.position += num_playing
-        run.progress.update(num_playing)
+        run.advance(num_playing)
 
         # An extension that trains the policy by itself has its turn, and updates wait for it.
         if extensions.acts_on_policy and _policy_phase(run, acting, before):
@@ -112,6 +92,32 @@ def own_environments(ranks: Ranks, env_specs: Sequence[TaskSpec]) -> list[int]:
             "finetune.envs_per_task"
         )
     return ranks.shard(range(len(env_specs)))
+
+
+def _begin(
+    run: TrainingRun,
+    settings: config.Finetune,
+    demos: ReplayBuffer | None,
+    replay: ReplayBuffer,
+    envs: VectorEnv,
+    env_specs: Sequence[TaskSpec],
+    acting: Actor,
+) -> tuple[Collector, Schedule | Evidence, BatchMixer]:
+    """Make what collects, chooses the constraint and draws batches, as the save of a resumed run has them."""
+    ranks, learner = run.ranks, run.learner
+    rows = acting.rows([spec.name for spec in env_specs])
+    seed = run.seed + 2 + RANK_SEEDS * ranks.rank
+    seed += run.position if run.resumed and not run.same_ranks else 0
+    own = ranks.shard(range(len(env_specs)))
+    collector = Collector(ranks.shard(env_specs), rows[own], envs, acting, replay, settings, seed)
+    constraint = make_constraint(settings, rows, learner.table.names, run.seed + 4, learner.extensions.plans)
+    mixer = BatchMixer(ranks, settings, rows, demos, replay)
+    run.parts, run.replay = {"collector": collector, "constraint": constraint}, replay
+    run.measures = [constraint.metrics, mixer.metrics]
+    if run.resumed:
+        _resume(run, collector, constraint, replay)
+    learner.q_weight = constraint.publish(learner.table)
+    return collector, constraint, mixer
 
 
 def _update(run: TrainingRun, mixer: BatchMixer, acting: Actor) -> None:
@@ -153,8 +159,13 @@ def _resume(run: TrainingRun, collector: Collector, constraint: Schedule | Evide
         extension.load_rank_state_tensors(own, replay)
 
 
-def _of_all_ranks(ranks: Ranks, finished: Sequence[Finished]) -> list[Finished]:
-    """Return the episodes that have just ended on any rank, in the order of the run's environments and numbered so."""
+def _end_step(run: TrainingRun, collector: Collector) -> list[Finished]:
+    """Wait for the environments, and return the episodes that ended on any rank, in the order of the run's ones."""
+    ranks = run.ranks
+    with run.clock.phase("env_wait"):
+        finished = collector.end_step()
+    for episode in finished:
+        run.recent.setdefault(episode.task, []).append((episode.score, episode.episode_return))
     (some,) = ranks.any(bool(finished))
     if not some:
         return []

@@ -135,7 +135,7 @@ class TrainingRun:
     @property
     def scores(self) -> list[float]:
         """The mean score of every evaluation so far; known to rank 0."""
-        return list(dict(self.history("eval/score")).values())  # once each: one that was owed may be logged twice
+        return list(dict(self.logged("eval/score")).values())  # once each: one that was owed may be logged twice
 
     @property
     def same_ranks(self) -> bool:
@@ -162,6 +162,11 @@ class TrainingRun:
             self._batch_size = len(batch.task)
         self.show(learner.extensions.lines("after_update"))
 
+    def advance(self, steps: int) -> None:
+        """Count updates or env_steps that were made."""
+        self.position += steps
+        self.progress.update(steps)
+
     def updates_due(self) -> range:
         """Return the updates that are owed by now."""
         due = int(self.updates_owed)
@@ -186,11 +191,10 @@ class TrainingRun:
         self._owes_evaluation = due(before, self.position, settings.eval_every) or last
         if self._owes_evaluation and not stop:
             stop = not self.evaluate()
-        if due(before, self.position, settings.save_every) or last or stop or self.stopped:
-            with self.clock.phase("save"):
-                self.save()
         if stop:
-            self.interrupt.leave()
+            self.save_and_leave()
+        if due(before, self.position, settings.save_every) or last or self.stopped:
+            self.save()
 
     def evaluate_first(self, always: bool = False) -> None:
         """Evaluate before the first step, if that is owed from before an interrupt, or `always`."""
@@ -287,9 +291,9 @@ class TrainingRun:
             0, **({"total_loss": scalars["train/total_loss"]} if "train/total_loss" in scalars else {})
         )
 
-    def history(self, name: str) -> list[tuple[int, float]]:
+    def logged(self, name: str) -> list[tuple[int, float]]:
         """Return what was logged of one metric so far, as (position, value)."""
-        return self.log.history(name) if self.log is not None else []
+        return self.log.logged(name) if self.log is not None else []
 
     def publish(self, target: str | Path) -> None:
         """End the log and put its files where DVC expects them."""
@@ -307,8 +311,17 @@ class TrainingRun:
 
     # --- saves --------------------------------------------------------------------------------------------------------
 
+    def save_and_leave(self) -> None:
+        """End the process, as SIGTERM or Ctrl-C has asked for."""
+        self.save()
+        self.interrupt.leave()
+
     def save(self) -> None:
         """Save everything needed to go on from here; every rank calls this."""
+        with self.clock.phase("save"):
+            self._save()
+
+    def _save(self) -> None:
         own = {f"sum.{name}": value for name, value in self._sums.items()}
         own |= {"generator": self.generator.get_state().clone(), "members": self._members.get_state().clone()}
         for name, part in self.parts.items():

@@ -85,7 +85,6 @@ def plan(
         model: the world model.
         ctx: context of N rows, made with the model's present weights.
         obs: (N, O)
-        planner: settings.
         prev_mean: (T, N, A) `mean` of the previous plan; ignored where `is_first`.
         is_first: (N,) bool, whether this is an episode's first step.
         draws: the plan's random numbers, or the generator to draw them from.
@@ -112,11 +111,7 @@ def plan(
             samples = _rollout(model, ctx, z, discounts, lambda t, _, actions=actions: actions[t], carry)
 
             # Their value is the discounted reward, and what two Q members expect of the policy afterwards.
-            last_z = torch.cat([policy.last_z, samples.last_z])
-            last_action = model.policy(last_z, ctx, draws.value_noise[i]).action
-            last_value = decode(model.q(last_z, last_action, ctx, members=draws.members[i]), model.bins).mean(0)
-            if policy.alive is not None and samples.alive is not None:
-                last_value = torch.cat([policy.alive, samples.alive]) * last_value
+            last_value = _last_value(model, ctx, policy, samples, draws.value_noise[i], draws.members[i])
             value = torch.cat([policy.returns, samples.returns]) + discounts[-1] * last_value  # (P, N)
 
             # The best sequences, weighted by their value, give the next mean and std.
@@ -170,6 +165,18 @@ def _rollout(
         actions.append(action)
     assert isinstance(returns, Tensor)
     return Rollout(actions, returns, z, alive)
+
+
+def _last_value(
+    model: WorldModel, ctx: TaskContext, policy: Rollout, samples: Rollout, noise: Tensor, members: tuple[int, int]
+) -> Tensor:
+    """Return the value (P, N) of where rollouts lead, as the mean of two Q members; 0 where the episode has ended."""
+    z = torch.cat([policy.last_z, samples.last_z])
+    action = model.policy(z, ctx, noise).action
+    value = decode(model.q(z, action, ctx, members=members), model.bins).mean(0)
+    if policy.alive is None or samples.alive is None:
+        return value
+    return torch.cat([policy.alive, samples.alive]) * value
 
 
 def _still_alive(model: WorldModel, ctx: TaskContext, z: Tensor, alive: Tensor | None) -> Tensor | None:

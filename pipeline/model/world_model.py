@@ -145,9 +145,10 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
             q: the Q members that will be asked; None for all.
             target_q: the target Q members that will be asked; None for all.
         """
-        index = task * table.num_phrasings + (0 if phrasing is None else phrasing)
+        num_phrasings = table.embeddings.shape[1]
+        index = task * num_phrasings + (0 if phrasing is None else phrasing)
         texts, rows = torch.unique(index, return_inverse=True)
-        of_text = texts // table.num_phrasings
+        of_text = texts // num_phrasings
         emb = table.embeddings.flatten(0, 1)[texts]
         columns = {name: column[of_text] for name, column in table.columns.items()}
         return TaskContext(

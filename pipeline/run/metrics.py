@@ -82,7 +82,7 @@ class MetricsLog:
         """Return the rows written so far, oldest first."""
         return read_rows(self._path)
 
-    def history(self, name: str) -> list[tuple[int, float]]:
+    def logged(self, name: str) -> list[tuple[int, float]]:
         """Return what was written of one metric so far, as (step, value)."""
         return [(row["step"], float(row[name])) for row in self.rows() if name in row]
 

@@ -20,7 +20,7 @@ def test_a_row_has_what_was_logged_at_its_step(tmp_path):
         '{"step":0,"eval/score":0.867319991677592}\n'
         '{"step":800,"train/total_loss":2.31,"replay/transitions_sum":12345678,"use/q":{"a":[0.5,1]}}\n'
     )
-    assert log.history("train/total_loss") == [(800, 2.31)]
+    assert log.logged("train/total_loss") == [(800, 2.31)]
 
 
 def test_a_value_that_is_not_finite_is_refused_and_leaves_no_row(tmp_path):

@@ -222,7 +222,7 @@ def run_loop(run_dir: Path, points: int, *lengths: int) -> dict[str, torch.Tenso
     """Pretrain in a run that is made anew, from what it saved, for each of the lengths."""
     runtime = config.Runtime(
         device="cpu", threads=1, env_workers=0, precision="fp32", accumulate=1, keep_saves=2, stop_seconds=0,
-        trackers=(), replay="memory", matmul="torch", plan_products="float32", compile=False,
+        trackers=(), replay="memory", matmul="torch", plan_products="float32",
     )  # fmt: skip
     demos = make_demos()
     for updates in lengths:
