@@ -267,11 +267,8 @@ class TrainingRun:
         if self.log is None:
             return
         slices = max(sum(one["batch_size"] for one in everyone), 1)
-        weights = [one["batch_size"] / slices for one in everyone]
         means = {
-            name: torch.stack([weight * one["means"][name] for weight, one in zip(weights, everyone, strict=True)]).sum(
-                0
-            )
+            name: torch.stack([one["batch_size"] / slices * one["means"][name] for one in everyone]).sum(0)
             for name in own["means"]
         }
         scalars = {f"train/{name}": float(value) for name, value in means.items() if value.numel() == 1}
