@@ -22,9 +22,9 @@ def some_rank(rank: int, count: int) -> Ranks:
     return ranks
 
 
-def test_everything_is_dealt_once_also_where_numbers_do_not_divide():
-    dealt = [some_rank(rank, 3).deal(range(8)) for rank in range(3)]
-    assert dealt == [[0, 3, 6], [1, 4, 7], [2, 5]]
+def test_everything_is_shared_out_once_also_where_numbers_do_not_divide():
+    shards = [some_rank(rank, 3).shard(range(8)) for rank in range(3)]
+    assert shards == [[0, 3, 6], [1, 4, 7], [2, 5]]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_two_processes_grow_alike_also_where_one_has_nothing_to_play(server, tmp
     assert server.run(whole, ranks=2, **GROWING) == [0, 0], said(whole) + said(whole, 1)
     first, second = result(whole), result(whole, 1)
     assert (first["tasks"], second["tasks"]) == ([0, 2], [])
-    assert first["stage"] == 2
+    assert first["curriculum"]["stage"] == 2
     for what in ("learner", "updates", "curriculum", "stopped_at"):
         assert first[what] == second[what], what
     assert server.run(broken, ranks=2, fail_at=[1, 3], **GROWING) == [3, 2]
