@@ -10,7 +10,7 @@ neither annotation nor assignment names a class.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -65,8 +65,12 @@ class CallGraph:
             for base in self._bases(one):
                 self._children.setdefault(base.key, []).append(one)
 
-    def reached(self, *starts: str) -> set[str]:
+    def reached(self, *starts: str, without: Sequence[str] = ()) -> set[str]:
         """Return the keys of all definitions that these functions reach, themselves included.
+
+        Args:
+            starts: keys of functions.
+            without: paths of files whose definitions are not followed.
 
         Raises:
             ValueError: a start is not defined.
@@ -77,7 +81,7 @@ class CallGraph:
         found, waiting = set(), [self.definitions[start] for start in starts]
         while waiting:
             one = waiting.pop()
-            if one.key not in found:
+            if one.key not in found and one.path not in without:
                 found.add(one.key)
                 waiting += [] if one.is_class else self._calls(one)
         return found

@@ -6,7 +6,8 @@
     python -m benchmarks.count --plan path/to/file.py:Class.method    another entry of a plan in this folder
 
 Prints a table in Markdown; nothing is written, and none of the code that is counted runs. The files to open for an
-update or a plan are those with a function or class that its entry reaches (`call_graph.py` says how that is found).
+update or a plan are those with a function or class that its entry reaches (`call_graph.py` says how that is found);
+hooks of other systems, of which Newt has none, are left out where a version has such.
 Complexity counts every branch: unlike ruff's C901 also ternaries, `and`, `or` and comprehensions.
 """
 
@@ -47,6 +48,7 @@ class Layout:
     rooms: Mapping[str, tuple[str, ...]]  # what is counted by itself, and taken out of the core
     update: str  # entry of one update, `path:Class.method`
     plan: tuple[str, ...]  # entries of one plan: the plan alone, and what a caller acts through
+    hooks: tuple[str, ...] = ()  # files with nothing but calls of other systems' parts, a list that is empty for Newt
     # (path, marker) of each place to edit for a new loss term of the model. They were found by hand, by following one
     # that is there; every marker is searched for, so that the list cannot go stale.
     new_loss: tuple[tuple[str, str], ...] = ()
@@ -88,6 +90,7 @@ NEW = Layout(
     rooms={"run": ("pipeline/run",), "systems": ("pipeline/systems",), "pixels": ("pipeline/pixels",)},
     update="pipeline/learn/learner.py:Learner.update",
     plan=("pipeline/model/planner.py:plan", "pipeline/model/actor.py:Actor.act"),
+    hooks=("pipeline/learn/extension.py",),
     new_loss=(
         *_COEFFICIENT, ("pipeline/model/math.py", "def termination_loss("),
         ("pipeline/learn/learner.py", "termination_loss,"), ("pipeline/learn/learner.py", 'parts["termination_loss"]'),
@@ -153,8 +156,11 @@ def count(sources: Mapping[str, str], layout: Layout) -> Counts:
         code = sum(len(code_lines(sources[path])) for path in paths)
         found.lines[room] = len(paths), code, sum(len(sources[path].splitlines()) for path in paths)
     found.conditionals = [place for path in rooms["core"] for place in conditionals(path, sources[path])]
-    found.update = {key.partition(":")[0] for key in graph.reached(layout.update)}
-    found.plans = {entry: {key.partition(":")[0] for key in graph.reached(entry)} for entry in layout.plan}
+    found.update, *plans = (
+        {key.partition(":")[0] for key in graph.reached(entry, without=_files(sources, layout.hooks))}
+        for entry in (layout.update, *layout.plan)
+    )
+    found.plans = dict(zip(layout.plan, plans, strict=True))
     for path in sorted(path for path in sources if path.startswith(CHECKED) and path.endswith(".py")):
         for node in [node for node in ast.walk(ast.parse(sources[path])) if isinstance(node, Function)]:
             found.functions += 1
@@ -256,11 +262,12 @@ def table(versions: Mapping[str, Counts]) -> str:
         decided = {place.partition(":")[0] for place in counts.conditionals}
         row["conditionals in the core for other systems"] = f"{len(counts.conditionals)} in {len(decided)} files"
         row["files to open for one update"] = str(len(counts.update))
-        sizes = sorted({len(files) for files in counts.plans.values()})
-        row["files to open for one plan"] = " to ".join(map(str, sizes))
+        for entry, files in counts.plans.items():
+            row[f"files to open for one plan, from {entry.rpartition(':')[2]}"] = str(len(files))
         row[f"functions over {MOST_LINES} lines"] = f"{len(counts.long)} of {counts.functions}"
         row[f"functions over complexity {MOST_COMPLEX}"] = f"{len(counts.complex)} of {counts.functions}"
-        row["edits for a new loss term"] = str(len(counts.new_loss) or "not listed")
+        edited = {place.partition(":")[0] for place in counts.new_loss}
+        row["edits for a new loss term"] = f"{len(counts.new_loss)} in {len(edited)} files" if edited else "not listed"
         for name, value in row.items():
             rows.setdefault(name, []).append(value)
     lines = [f"| | {' | '.join(versions)} |", f"|---|{'---|' * len(versions)}"]

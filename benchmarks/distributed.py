@@ -30,6 +30,8 @@ from benchmarks.problem import LEARNING, TINY, make_batch, make_model, make_tabl
 from benchmarks.results import RESULTS, claim, write
 from pipeline import config
 from pipeline.files import read_json
+from pipeline.learn.learner import Learner, UpdateDraws
+from pipeline.learn.learner_state import state_tensors
 from pipeline.learn.replay import ReplayBuffer
 from pipeline.model.actor import Actor
 from pipeline.run.provenance import commit
@@ -37,8 +39,6 @@ from pipeline.run.ranks import Ranks
 from pipeline.run.saves import Saves
 from pipeline.tasks import registry
 from pipeline.tasks.vector import VectorEnv
-from pipeline.train.objective import UpdateDraws
-from pipeline.train.step import Learner
 
 Claims = dict[str, dict[str, Any]]
 ROOT = Path(__file__).parent.parent
@@ -72,9 +72,9 @@ def _learn_share(folder: str, accelerator: Accelerator | None) -> None:
     mine = slice(sum(sizes[: group.rank]), sum(sizes[: group.rank + 1]))
     for step in range(10):
         batch = make_batch(learner.table, batch_size=9, seed=step)
-        draws = UpdateDraws.sample(batch, 2, TINY.num_q, torch.Generator().manual_seed(step)).split(sizes)[group.rank]
-        learner.update(batch.take(mine), "online", draws)
-    save_file(learner.state_tensors(), f"{folder}/{group.count}-{group.rank}.safetensors")
+        draws = UpdateDraws.sample(batch, 2, TINY.num_q, torch.Generator().manual_seed(step))
+        learner.update(batch.take(mine), "online", draws.take(mine))
+    save_file(state_tensors(learner), f"{folder}/{group.count}-{group.rank}.safetensors")
 
 
 def saves(options: argparse.Namespace) -> Claims:
@@ -94,7 +94,7 @@ def saves(options: argparse.Namespace) -> Claims:
             for _ in range(options.new // length):
                 replay.add(obs, action, reward, False, 0)
             started = time.perf_counter()
-            target.save(replay.num_added, learner.state_tensors(), ({}, {}), {}, replay)
+            target.save(replay.num_added, state_tensors(learner), ({}, {}), {}, replay)
             times.append(time.perf_counter() - started)
         written = sum(file.stat().st_size for file in (folder / "saves").rglob("*.safetensors"))
     return {

@@ -44,15 +44,16 @@ from pipeline.data.demos import load_demos
 from pipeline.demonstrate.collect import collect
 from pipeline.files import atomic_file, read_json, write_json
 from pipeline.language.embeddings import TaskEmbeddings
+from pipeline.learn.evaluator import Evaluator
 from pipeline.model.task_table import POLICY
 from pipeline.model.world_model import WorldModel
 from pipeline.run.launch import die_with_parent, start
 from pipeline.run.provenance import commit, machine
 from pipeline.run.run_dir import ROOT, fingerprint
 from pipeline.statistics import bootstrap_mean
+from pipeline.systems.build import build_model
 from pipeline.tasks import registry
 from pipeline.tasks.spec import TaskSpec
-from pipeline.train.evaluate import Evaluator
 
 TASKS = (
     # Trained tasks with a wall in the way, and a lock on the door they open ...
@@ -294,7 +295,7 @@ def run(cell: Cell, spec: TaskSpec, base: Path, settings: Settings, folders: Fol
     else:
         if cell.way != "all":
             torch.manual_seed(cell.seed)
-            agent.model.load_state_dict(WorldModel(agent.model.config).state_dict())
+            agent.model.load_state_dict(build_model(agent.model.config).state_dict())
             agent.actor.refresh()
         if cell.way == "cloning":
             alone = dataclasses.replace(settings.learning, consistency_coef=0.0, reward_coef=0.0, value_coef=0.0)
@@ -303,8 +304,8 @@ def run(cell: Cell, spec: TaskSpec, base: Path, settings: Settings, folders: Fol
                 settings, learning=alone, adapt=dataclasses.replace(settings.adapt, finetune=offline)
             )
             agent.table.constraint[:] = POLICY  # nothing else has learned anything
-        loops = learn(agent, spec, demonstrations, settings, run_dir, plan=cell.way != "cloning")
-        points = curve(loops)
+        runs = learn(agent, spec, demonstrations, settings, run_dir, plan=cell.way != "cloning")
+        points = curve(runs)
         seconds = points[-1]["seconds"]
         agent.actor.refresh()
         result["scores"] = play([spec], agent, settings, "plan", cell.name)[spec.name]

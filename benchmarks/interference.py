@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
-from unittest import mock
 
 import torch
 from torch import Tensor
 
 from benchmarks.problem import LEARNING, make_batch
 from pipeline import config
-from pipeline.model.blocks import Finish
+from pipeline.learn.learner import Learner, RateSchedule
+from pipeline.model.layers import Mish
 from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.shapes import Batch
-from pipeline.train.step import Learner
+from pipeline.systems.build import build_model, offline_extensions, task_columns
 
 DORMANT = 0.025  # a unit is dormant whose mean activation is at most this part of its layer's mean
 _TARGET = "target_"  # begins the names of the slowly following copies, which no loss trains
@@ -51,8 +51,8 @@ def probe(model: WorldModel, table: TaskTable, learning: config.Learning) -> Lea
     Tasks count alike in it and are not predicted: what is compared are the gradients of the model's own losses.
     """
     still = dataclasses.replace(learning, tau=0.0, weighting="even", task_id_coef=0.0)
-    learner = Learner(model, table, still)
-    learner.lr_scale = 0.0
+    learner = Learner(model, table, still, extensions=offline_extensions(model, table, still))
+    learner.rate = RateSchedule(still.lr, scale=0.0)
     return learner
 
 
@@ -102,14 +102,9 @@ def dormant_units(learner: Learner, batches: Iterable[Batch], threshold: float =
 
     Source: Sokar et al., The Dormant Neuron Phenomenon (arXiv 2302.12902), definition 3.1.
     """
-    names = {
-        id(parameter): name.removesuffix(".weight")
-        for name, parameter in learner.model.named_parameters()
-        if not name.startswith(_TARGET)
-    }
     sums: dict[str, Tensor] = {}
     rows: dict[str, int] = {}
-    with _watching(names, sums, rows):
+    with _watching(learner.model, sums, rows):
         for batch in batches:
             learner.update(batch, "pretrain", torch.Generator().manual_seed(0))
     layers, dormant, units = {}, 0, 0
@@ -128,12 +123,12 @@ def count_parameters(sizes: config.Model) -> tuple[int, int]:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = WorldModel(sizes)
+        model = build_model(sizes)
         for parameter in model.parameters():  # what starts at 0 would stop the gradient
             torch.nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 else 0.0, std=0.2)
         text = torch.randn(1, 1, sizes.task_dim)
     ones = torch.ones(1, sizes.action_dim)
-    table = TaskTable(("any",), text, ones, torch.tensor([0.99]))
+    table = TaskTable(("any",), text, ones, torch.tensor([0.99]), columns=task_columns(sizes, 1))
     batch = make_batch(table, sizes, batch_size=1, horizon=1)
     learner = probe(model, table, LEARNING)
     found = _gradients(learner, batch, 0)
@@ -177,18 +172,18 @@ def _pairs(cosines: Tensor) -> Tensor:
 
 
 @contextmanager
-def _watching(names: dict[int, str], sums: dict[str, Tensor], rows: dict[str, int]) -> Iterator[None]:
+def _watching(model: WorldModel, sums: dict[str, Tensor], rows: dict[str, int]) -> Iterator[None]:
     """Add up the absolute activations of every hidden layer that is computed within this context, by its name."""
-    plain = Finish.__call__
 
-    def watch(self: Finish, *arguments: object) -> Tensor:
-        out: Tensor = plain(self, *arguments)  # pyright: ignore[reportArgumentType]
-        name = names.get(id(self.weight))
-        if name is not None and not self.group:
-            seen = out.detach().flatten(0, -2).abs().double()
-            sums[name] = sums.get(name, 0) + seen.sum(0)
-            rows[name] = rows.get(name, 0) + len(seen)
-        return out
+    def watch(name: str, out: Tensor) -> None:
+        seen = out.detach().flatten(0, -2).abs().double()
+        sums[name] = sums.get(name, 0) + seen.sum(0)
+        rows[name] = rows.get(name, 0) + len(seen)
 
-    with mock.patch.object(Finish, "__call__", watch):
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            activation = getattr(module, "activation", None)
+            if isinstance(activation, Mish) and not name.startswith(_TARGET):
+                hook = lambda _, __, out, name=f"{name}.norm": watch(name, out)  # noqa: E731
+                stack.callback(activation.register_forward_hook(hook).remove)
         yield

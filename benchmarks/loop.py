@@ -16,14 +16,16 @@ import sys
 import time
 
 import torch
-from torch._inductor import config as inductor_config
 
 from benchmarks import plain, results
 from benchmarks.plain_replay import PlainReplay
 from benchmarks.problem import LEARNING, make_model, make_table
 from benchmarks.speed import model_size, published_planner
 from pipeline import config
+from pipeline.learn.collector import Collector
+from pipeline.learn.learner import Learner, UpdateDraws
 from pipeline.learn.replay import ReplayBuffer
+from pipeline.learn.setup import product_modes
 from pipeline.model.actor import Actor
 from pipeline.model.planner import PlanDraws
 from pipeline.progress import Progress
@@ -31,38 +33,35 @@ from pipeline.run.launch import start
 from pipeline.shapes import Batch
 from pipeline.tasks import registry
 from pipeline.tasks.vector import VectorEnv
-from pipeline.train.objective import UpdateDraws
-from pipeline.train.rollout import Collector
-from pipeline.train.runtime import compute
-from pipeline.train.step import Learner
 
 _STORED = 200  # random episodes to learn from before the first one is over
 _TARGET = 1200.0  # environment steps per second: of size L, 200 environments and batches of 1,024, on an H200
 
 
 class Ours:
-    """The loop as `pipeline.train.loops.learn_online` makes it."""
+    """The loop as `pipeline.learn.online.learn_online` makes it."""
 
     def __init__(self, options: argparse.Namespace, envs: VectorEnv, runtime: config.Runtime):
         ranks = start(runtime, 1)
-        how_learning, how_acting = compute(runtime, ranks.device)
+        learning_mode, acting_mode = product_modes(runtime, ranks.device)
         sizes, planner = model_size(options.size), published_planner(options.size)
         model = make_model(sizes, fill=False).to(ranks.device)
         table = make_table(sizes, len(options.specs)).to(ranks.device)
         rows = torch.arange(len(options.specs))
-        self.learner = Learner(model, table, LEARNING, ranks=ranks, compute=how_learning)
+        self.learner = Learner(model, table, LEARNING, ranks=ranks, mode=learning_mode)
         self.device, self.batch, self.updates, self.owed = ranks.device, options.batch, options.updates, 0.0
         self.replay = ReplayBuffer(200_000, sizes.obs_dim, sizes.action_dim, planner.horizon)
         fill(self.replay, sizes, len(options.specs))
-        actor = Actor(model, table, planner, how_acting)
-        self.collector = Collector(options.specs, rows, envs, actor, self.replay, "score", 0)
+        actor, settings = Actor(model, table, planner, acting_mode), config.load(config.Finetune)
+        self.collector = Collector(options.specs, rows, envs, actor, self.replay, settings, 0)
+        self.everyone = torch.ones(len(rows), dtype=torch.bool)
         self.actor, self.generator = actor, torch.Generator().manual_seed(0)
         self.seconds = {"plan": 0.0, "update": 0.0}  # until the next step begins; on a GPU until all is launched
 
     def step(self) -> None:
         """Step all environments once, with the updates that are due."""
         begun = time.perf_counter()
-        self.collector.begin_step(True, 0.0)
+        self.collector.begin_step(self.everyone, torch.zeros(len(self.everyone)))
         planned = time.perf_counter()
         self.owed += self.updates
         while self.owed >= 1:
@@ -155,8 +154,6 @@ def main() -> int:
     parser.add_argument("--utd", type=float, default=0.075, help="updates per environment step (default: 0.075)")
     parser.add_argument("--workers", type=int, default=2, help="processes that step environments (default: 2)")
     parser.add_argument("--seconds", type=float, default=20, help="of each loop, after its warm-up (default: 20)")
-    parser.add_argument("--compile", action="store_true", help="compile planning and update")
-    parser.add_argument("--cuda-graphs", action="store_true", help="on a GPU: what is compiled replays CUDA graphs")
     parser.add_argument("--bf16", action="store_true", help="products in bfloat16, of planning and of the update")
     parser.add_argument("--alone", action="store_true", help="leave the plain loop out")
     parser.add_argument("--write", action="store_true", help="write results/loop.json, which is of size L")
@@ -168,10 +165,8 @@ def main() -> int:
     ]
     options.specs = [tasks[number % len(tasks)] for number in range(options.envs)]
     options.updates = options.envs * options.utd
-    inductor_config.triton.cudagraphs = options.cuda_graphs
     runtime = dataclasses.replace(
         config.load(config.Runtime),
-        compile=options.compile or options.cuda_graphs,
         plan_products="bfloat16" if options.bf16 else "float32",
         precision="bf16" if options.bf16 else "fp32",
     )

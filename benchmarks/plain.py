@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline import config
-from pipeline.model.planner import PlanDraws
+from pipeline.learn.learner import UpdateDraws
+from pipeline.model.planner import Plan, PlanDraws
 from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
-from pipeline.shapes import Batch, Plan
-from pipeline.train.objective import UpdateDraws
+from pipeline.shapes import Batch
 
 
 class PlainModel:
@@ -268,7 +268,7 @@ def plan(
     action = elites[0, choice, torch.arange(num_envs, device=choice.device)]
     if explore:
         action = action + std[0] * draws.explore_noise
-    return Plan(action.clamp(-1, 1), mean, std)
+    return Plan(action.clamp(-1, 1), mean, std, elites[0], score)
 
 
 def _rho(rho: float, horizon: int) -> Tensor:

@@ -38,14 +38,15 @@ from benchmarks.results import RESULTS, claim, write
 from benchmarks.system_runs import PRESETS, merge, read_yaml
 from pipeline import config
 from pipeline.files import atomic_file, read_json, write_json
-from pipeline.model import blocks
+from pipeline.learn.learner import Learner
+from pipeline.learn.learner_state import state_tensors
+from pipeline.model import layers
 from pipeline.model.actor import Actor
 from pipeline.run.provenance import commit, machine
 from pipeline.run.ranks import Ranks
 from pipeline.run.saves import Saves
 from pipeline.tasks import availability, registry
 from pipeline.tasks.vector import VectorEnv
-from pipeline.train.step import Learner
 
 COSTS = RESULTS / "unit_costs.json"
 PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
@@ -179,7 +180,7 @@ def counted(work: Callable[[], object]) -> dict[str, float]:
     """Return what one call computes: operations, and floating-point operations of its products."""
     work()
     # A CPU computes rows in pieces that fit its cache, a GPU all at once.
-    with patch.object(blocks, "_CACHED_BYTES", sys.maxsize), Count() as count:
+    with patch.object(layers, "_CACHED_BYTES", sys.maxsize), Count() as count:
         work()
     return {"operations": count.operations, "flops": count.flops}
 
@@ -288,7 +289,7 @@ def measure(preset: str, device: torch.device) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         saves = Saves(Path(folder), 1, Ranks())
         position = iter(range(1, 100))
-        save = cpu_seconds(lambda: saves.save(next(position), learner.state_tensors(), ({}, {}), {}), 3)
+        save = cpu_seconds(lambda: saves.save(next(position), state_tensors(learner), ({}, {}), {}), 3)
     others = {"env_step": env_step, "gradient_bytes": 4.0 * trained, "save": save}
     between = all_reduce(others["gradient_bytes"], device)
     print(f"all-reduce: {between}", file=sys.stderr)

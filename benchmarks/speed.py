@@ -3,8 +3,8 @@
     python -m benchmarks.speed --quick          # size B alone, within 50 s
     python -m benchmarks.speed                  # sizes S, B and L; writes results/speed.json, on a GPU speed_gpu.json
 
-Both sides run in one process on the same weights and random numbers, turn by turn, after a warm-up that includes
-compiling; a figure is the median. On a CPU it is process time, so that other programs disturb less, on a GPU the time
+Both sides run in one process on the same weights and random numbers, turn by turn, after a warm-up; a figure is the
+median. On a CPU it is process time, so that other programs disturb less, on a GPU the time
 between two CUDA events. Beside each time stands its share of what this machine reaches in a bare matrix product.
 """
 
@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._inductor import config as inductor_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import plain, results
@@ -30,12 +29,11 @@ from benchmarks.plain_replay import PlainReplay
 from benchmarks.problem import LEARNING, make_batch, make_model, make_table
 from pipeline import config
 from pipeline.files import write_json
+from pipeline.learn.learner import Learner, Mode, UpdateDraws
 from pipeline.learn.replay import ReplayBuffer
-from pipeline.model.compute import PLAIN, Compute, choose, product, ready
+from pipeline.model import products
 from pipeline.model.planner import PlanDraws, plan
 from pipeline.run.provenance import commit, machine
-from pipeline.train.objective import UpdateDraws
-from pipeline.train.step import Learner, Mode
 
 _WIDTHS = {  # enc_dim, mlp_dim, latent_dim, encoder layers, Q members; Q is the default of params.yaml
     "Q": (128, 192, 128, 2, 3),
@@ -76,7 +74,6 @@ class Clock:
     def time(self, function: Callable[[], Any]) -> float:
         """Return the milliseconds of one call."""
         if self.device.type == "cuda":
-            torch.compiler.cudagraph_mark_step_begin()  # what the call before returned may be overwritten
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
             function()
@@ -90,8 +87,7 @@ class Clock:
     def medians(self, functions: Sequence[Callable[[], Any]], repeats: int, deadline: float) -> list[float]:
         """Time functions turn by turn, after calls of each that do not count; past the deadline once."""
         for function in functions:
-            for _ in range(3 if self.device.type == "cuda" else 1):  # CUDA graphs are recorded at the second call
-                self.time(function)
+            self.time(function)
         times: list[list[float]] = []
         while len(times) < repeats and (not times or time.monotonic() < deadline):
             times.append([self.time(function) for function in functions])
@@ -103,28 +99,21 @@ class Bench:
 
     Args:
         device: where everything lies.
-        compiled: measure compiled planning and updates beside the eager ones.
-        graphs: compiled code replays CUDA graphs, as torch.compile's mode "reduce-overhead" has it.
         repeats: turns per figure.
         deadline: `time.monotonic()` after which no further case is begun.
     """
 
-    def __init__(self, device: torch.device, compiled: bool, repeats: int, deadline: float, graphs: bool = False):
+    def __init__(self, device: torch.device, repeats: int, deadline: float):
         self.device, self.repeats, self.deadline, self.clock = device, repeats, deadline, Clock(device)
-        chosen = choose("auto", compiled, device)
-        self.ways: dict[str, Compute] = {"fp32": chosen._replace(compile=False)}
-        if chosen.matmul != "torch":
-            self.ways["fp32_torch"] = PLAIN  # the same matrix library on both sides
-        self.ways["bf16"] = chosen._replace(compile=False, bfloat16=True)
-        if compiled:
-            how = "graphs" if graphs else "compiled"
-            self.ways |= {f"fp32_{how}": chosen, f"bf16_{how}": chosen._replace(bfloat16=True)}
-        self.matmul = chosen.matmul
+        self.matmul = products.choose("auto", device)
+        self.ways: dict[str, products.Mode] = {"fp32": self.matmul, "bf16": "bfloat16"}
+        if self.matmul != "torch":
+            self.ways["fp32_torch"] = "torch"  # the same matrix library on both sides
         self.gflops = {"fp32": self._rate(False), "bf16": self._rate(True)}
         self.ratios: dict[str, float] = {}
         self.ms: dict[str, float] = {}
         self.shares: dict[str, float] = {}
-        print(f"float32 products: {chosen.matmul}. This machine reaches {self.gflops['fp32']:.0f} GFLOP/s in float32 "
+        print(f"float32 products: {self.matmul}. This machine reaches {self.gflops['fp32']:.0f} GFLOP/s in float32 "
               f"and {self.gflops['bf16']:.0f} in bfloat16.", flush=True)  # fmt: skip
 
     def plan(self, size: str, num_envs: int, ways: Sequence[str]) -> None:
@@ -138,12 +127,14 @@ class Bench:
         emb = table.embeddings[rows, 0]
         mean = torch.zeros(planner.horizon, num_envs, sizes.action_dim, device=self.device)
         first = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
-        rest = (obs, planner, mean, first, table.discount[rows], table.action_mask[rows], draws, 1.0)
+        given = obs, planner, mean, first
+        rest = (*given, table.discount[rows], table.action_mask[rows], draws, 1.0)
         work = plan_flop(sizes, planner, num_envs)
         functions: dict[str, Callable[[], Any]] = {"plain": partial(plain.plan, model, emb, *rest)}
-        with torch.no_grad():
-            for way in ways:
-                functions[way] = partial(plan, model, model.context(emb, self.ways[way], target_q=()), *rest)
+        for way in ways:
+            with torch.no_grad(), products.use(self.ways[way]):
+                ctx = model.context(table, rows, target_q=())
+            functions[way] = self._in_mode(way, partial(plan, model, ctx, *given, draws, 1.0))
         self._measure(f"plan_{size}_{num_envs}", functions, work)
 
     def update(self, size: str, batch_size: int, mode: Mode, ways: Sequence[str]) -> None:
@@ -158,7 +149,7 @@ class Bench:
             "plain": partial(reference.update, batch, mode == "pretrain", draws)
         }  # fmt: skip
         for way in ways:
-            learner = Learner(make().to(self.device), table, LEARNING, compute=self.ways[way])
+            learner = Learner(make().to(self.device), table, LEARNING, mode=self.ways[way])
             functions[way] = partial(learner.update, batch, mode, draws)
         counted = Learner(make().to(self.device), table, LEARNING)
         with FlopCounterMode(display=False) as counter:
@@ -202,17 +193,27 @@ class Bench:
                 told += f"  {self.shares[name]:4.0%} of the machine's product rate"
             print(f"{name:44} {ms:10.2f} ms {told}", flush=True)
 
+    def _in_mode(self, way: str, function: Callable[[], Any]) -> Callable[[], Any]:
+        def run() -> Any:
+            with products.use(self.ways[way]):
+                return function()
+
+        return run
+
     def _rate(self, bfloat16: bool) -> float:
         """The GFLOP/s of a bare product of large matrices: by the library that is the faster one here."""
         rows, width = (512, 1024) if self.device.type == "cpu" else (16384, 4096)
         x, weight = torch.randn(2, max(rows, width), width, device=self.device)[:, :, :].unbind(0)
         x = x[:rows]
-        ways = [Compute("torch", False, bfloat16)]
-        if self.device.type == "cpu" and torch.backends.mkldnn.is_available():
-            ways.append(Compute("onednn", False, bfloat16))
-        with torch.no_grad():
-            functions = [partial(product, x, ready(weight[:width], way), None, way) for way in ways]
-            return 2 * rows * width * width / min(self.clock.medians(functions, 9, self.deadline)) / 1e6
+        modes: list[products.Mode] = ["bfloat16"] if bfloat16 else ["torch"]
+        if not bfloat16 and self.device.type == "cpu" and torch.backends.mkldnn.is_available():
+            modes.append("onednn")
+        found = []
+        for mode in modes:
+            with torch.no_grad(), products.use(mode):
+                function = partial(products.product, x, products.ready(weight[:width]), None)
+                found += self.clock.medians([function], 9, self.deadline)
+        return 2 * rows * width * width / min(found) / 1e6
 
 
 def plan_flop(sizes: config.Model, planner: config.Planner, num_envs: int) -> float:
@@ -269,13 +270,12 @@ def cases(bench: Bench, quick: bool) -> Iterator[tuple[str, Callable[[], None]]]
 
 def claims(bench: Bench) -> dict[str, dict[str, Any]]:
     """Return the promised figures beside the measured ones."""
-    best = lambda *names: max((bench.ratios[name] for name in names if name in bench.ratios), default=None)  # noqa: E731
 
     def ratio(case: str, way: str) -> float | None:
-        return best(f"{case}_{way}", f"{case}_{way}_compiled", f"{case}_{way}_graphs")
+        return bench.ratios.get(f"{case}_{way}")
 
     def same_library(case: str) -> float | None:
-        return best(f"{case}_fp32_torch", *([] if "fp32_torch" in bench.ways else [f"{case}_fp32"]))
+        return ratio(case, "fp32_torch" if "fp32_torch" in bench.ways else "fp32")
 
     above = partial(results.claim, better="above")
     share = max((bench.shares[name] for name in bench.shares if name.startswith("plan_L_1_fp32")), default=None)
@@ -304,23 +304,13 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5, help="turns per figure, of which the median is taken")
     parser.add_argument("--minutes", type=float, default=30.0, help="begin no further case after this long")
     parser.add_argument("--only", default="", metavar="START", help="only cases whose names begin so, e.g. plan_B")
-    parser.add_argument("--compiled", action="store_true", help="also compiled: minutes more, at first use")
-    parser.add_argument("--cuda-graphs", action="store_true", help="on a GPU: what is compiled replays CUDA graphs")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    # The sizes are compiled one after the other in this one process.
-    torch._dynamo.config.recompile_limit = 64
     started, device = time.monotonic(), torch.device(options.device)
-    if options.cuda_graphs:
-        if device.type != "cuda":
-            parser.error(f"--cuda-graphs needs a GPU, the device is {device}")
-        # What mode="reduce-overhead" sets: the pipeline's own calls of torch.compile name no mode.
-        inductor_config.triton.cudagraphs = True
-    compiled = options.compiled or options.cuda_graphs or (device.type == "cuda" and not options.quick)
     seconds = _QUICK_SECONDS if options.quick else 60 * options.minutes
     repeats = 3 if options.quick else options.repeats
-    bench = Bench(device, compiled, repeats, started + seconds, options.cuda_graphs)
+    bench = Bench(device, repeats, started + seconds)
     print(f"{options.threads} thread(s), {device}; medians of {repeats}, turn by turn", flush=True)
     chosen = [case for name, case in cases(bench, options.quick) if name.startswith(options.only)]
     for case in chosen:
@@ -335,7 +325,6 @@ def main() -> int:
         more = {key: value for key, value in report.items() if key not in ("machine", "commit")}
         given = {f"--{name}": getattr(options, name) for name in ("minutes", "repeats", "threads", "device")}
         words = [f" {name} {value}" for name, value in given.items() if value != parser.get_default(name[2:])]
-        words += [" --compiled"] * options.compiled + [" --cuda-graphs"] * options.cuda_graphs
         command = "python -m benchmarks.speed" + "".join(words)
         # What is promised is promised of two CPU cores.
         name, promised = ("speed_gpu", {}) if device.type == "cuda" else ("speed", claims(bench))

@@ -31,12 +31,14 @@ from pipeline import config
 from pipeline.agent import Agent
 from pipeline.files import atomic_file, read_json, write_json
 from pipeline.language.embeddings import TaskEmbeddings
+from pipeline.learn.evaluator import Evaluator
+from pipeline.learn.replay import from_demos
+from pipeline.learn.task_setup import EMBEDDINGS, load_demonstrations
 from pipeline.results import read_curves
 from pipeline.run.launch import die_with_parent, seed_everything
 from pipeline.run.metrics import FILE, read_rows
+from pipeline.systems.build import make_replay
 from pipeline.tasks import registry
-from pipeline.train.evaluate import Evaluator
-from pipeline.train.workspace import EMBEDDINGS, demo_buffer, load_demonstrations, replay_place
 
 CODE = Path(pipeline.__path__[0]).parent
 SETUP = Path(__file__).with_name("systems.yaml")
@@ -294,11 +296,11 @@ def measure(folder: Path, seed: int) -> dict[str, Any]:
 def interference(agent: Agent, names: Sequence[str], learning: config.Learning, seed: int) -> dict[str, Any]:
     """Measure gradient conflict and dormant units on slices of every task's demonstrations."""
     demos = load_demonstrations([agent.tasks[name] for name in names])
-    place = replay_place(config.load(config.Runtime), torch.device("cpu"), Path(".resume"))
-    batches = []
+    sizes, batches = agent.model.config, []
     for name in names:
-        buffer = demo_buffer({name: demos[name]}, agent.table.names, agent.model.config, agent.planner.horizon, place)
-        batches.append(buffer.sample(_SLICES, torch.Generator().manual_seed(seed)))
+        rows = [(agent.table.names.index(name), episode) for episode in demos[name]]
+        replay = from_demos(rows, sizes.obs_dim, sizes.action_dim, agent.planner.horizon, make=make_replay(sizes))
+        batches.append(replay.sample(_SLICES, torch.Generator().manual_seed(seed)))
     learner = probe(agent.model, agent.table, learning)
     conflict, dormant = gradient_conflict(learner, batches), dormant_units(learner, batches)
     return {

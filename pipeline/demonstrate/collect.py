@@ -9,9 +9,8 @@ Tasks that nobody demonstrates, or not well enough, end the collection or are le
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from typing import Any
 from pipeline import config
 from pipeline.data.demos import FILE, read_episodes, write_card, write_episodes, write_missing
 from pipeline.data.episode import Episode
+from pipeline.demonstrate.attempts import Attempts
 from pipeline.demonstrate.play import expert_method, least_score
-from pipeline.demonstrate.workers import Workers
 from pipeline.files import atomic_folder, read_json
 from pipeline.progress import Progress
 from pipeline.run.cores import available_cores
@@ -155,19 +154,19 @@ def play_all(states: list[TaskState], demos: config.Demos, seed: int) -> None:
         return
     total, done = sum(state.wanted for state in states), sum(min(len(s.kept), s.wanted) for s in states)
     by_name = {state.spec.name: state for state in states}
-    orders = _orders(states, demos, seed)
     with (
-        Workers(min(demos.workers or available_cores(), total - done)) as workers,
+        Attempts(min(demos.workers or available_cores(), total - done)) as attempts,
         Progress("demos", total, "episodes", done) as progress,
     ):
         while True:
             refuse_shortfall(states, demos)
-            while workers.idle and (order := next(orders)) is not None:
-                by_name[order["spec"]["name"]].in_flight.add(order["attempt"])
-                workers.give(order)
-            if not workers.busy:
+            while not attempts.full and (found := _next_attempt(states)):
+                state, attempt = found
+                state.in_flight.add(attempt)
+                attempts.start(state.spec, attempt, seed, demos.action_noise, state.folder)
+            if not attempts.playing:
                 return
-            for note in workers.wait():
+            for note in attempts.wait():
                 state = by_name[note["task"]]
                 state.in_flight.discard(note["attempt"])
                 state.notes[note["attempt"]] = note
@@ -184,21 +183,9 @@ def refuse_shortfall(states: list[TaskState], demos: config.Demos) -> None:
         )
 
 
-def _orders(states: list[TaskState], demos: config.Demos, seed: int) -> Iterator[dict[str, Any] | None]:
-    """Yield the next attempt to play, or None when all that may be needed is under way; never ends."""
-    while True:
-        found = next(((state, k) for state in states if (k := state.next_attempt()) is not None), None)
-        if found is None:
-            yield None
-            continue
-        state, attempt = found
-        yield {
-            "spec": dataclasses.asdict(state.spec),
-            "attempt": attempt,
-            "seed": seed,
-            "action_noise": demos.action_noise,
-            "folder": str(state.folder),
-        }
+def _next_attempt(states: list[TaskState]) -> tuple[TaskState, int] | None:
+    """Return the next attempt to play, or None when all that may be needed is under way."""
+    return next(((state, k) for state in states if (k := state.next_attempt()) is not None), None)
 
 
 def read_notes(state: TaskState) -> None:

@@ -17,18 +17,7 @@ from pipeline.config import Learning
 from pipeline.learn.diagnosis import describe_not_finite
 from pipeline.learn.extension import Extension, Extensions, Metrics
 from pipeline.learn.optimizers import make_optimizers, rebuild_optimizers
-from pipeline.model import products
-from pipeline.model.math import (
-    bc_loss,
-    consistency_loss,
-    decode,
-    imitation_error,
-    scalar_loss,
-    step_weights,
-    td_target,
-    termination_loss,
-    update_value_scale,
-)
+from pipeline.model import math, products
 from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel, draw_members
 from pipeline.run.ranks import Ranks
@@ -49,17 +38,9 @@ class UpdateDraws(NamedTuple):
 
     @classmethod
     def sample(
-        cls,
-        batch: Batch,
-        num_phrasings: int,
-        num_q: int,
-        generator: torch.Generator,
-        members: torch.Generator | None = None,
+        cls, batch: Batch, num_phrasings: int, num_q: int, generator: torch.Generator, members: Any = None
     ) -> UpdateDraws:
-        """Draw for a batch; the tensors end up on its device, wherever the generator is.
-
-        `members`, if given, draws the Q members: processes that share a batch must take the same.
-        """
+        """Draw for a batch, onto its device; `members`, if given, is the generator that all ranks draw Q members by."""
         (horizon, size, action_dim), device = batch.action.shape, batch.action.device
         normal = torch.randn(2 * horizon + 1, size, action_dim, generator=generator, device=generator.device).to(device)
         phrasing = torch.randint(num_phrasings, (size,), generator=generator, device=generator.device).to(device)
@@ -150,7 +131,7 @@ class Learner:
             draws: the update's random numbers, or the generator to draw them from.
 
         Returns:
-            metrics, as detached tensors: turning them into numbers is left to whoever logs.
+            metrics, as detached tensors.
 
         Raises:
             FloatingPointError: a loss or gradient is not finite; nothing was changed.
@@ -158,7 +139,7 @@ class Learner:
         outside = batch.task[(batch.task < 0) | (batch.task >= len(self.table.names))]
         assert not len(outside), f"rows {outside.tolist()} of a table of {len(self.table.names)} tasks"
         if isinstance(draws, torch.Generator):
-            draws = UpdateDraws.sample(batch, self.table.num_phrasings, self.model.config.num_q, draws)
+            draws = UpdateDraws.sample(batch, self.table.embeddings.shape[1], self.model.config.num_q, draws)
         pieces = [(batch.take(which), draws.take(which)) for which in self._pieces(len(batch.task))]
         batches = [piece for piece, _ in pieces]
 
@@ -178,7 +159,7 @@ class Learner:
             metrics |= self.step(self.optimizers.policy, self.optimizers.trained["policy"], losses, batches, "policy_")
 
             # The value scale follows the range of the values.
-            update_value_scale(self.value_scale, self.ranks.gather(torch.cat(values)), self.learning.tau)
+            math.update_value_scale(self.value_scale, self.ranks.gather(torch.cat(values)), self.learning.tau)
             metrics["value_scale"] = self.value_scale.clone()
 
         self.updates += 1
@@ -188,14 +169,14 @@ class Learner:
         """Return the model's loss on slices and its metrics; the latents (T + 1, B, Z) are appended to `latents`."""
         model, learning = self.model, self.learning
         ctx = model.context(self.table, batch.task, draws.phrasing, target_q=draws.td_members)
-        weights = step_weights(learning.rho, len(batch.action), batch.obs.device)[:-1]
+        weights = math.step_weights(learning.rho, len(batch.action), batch.obs.device)[:-1]
 
         # Targets: the latents that were really reached, and r + gamma times the smaller of two target Q there.
         with torch.no_grad():
             next_z = model.observed(batch.obs, batch.action, ctx, batch.past)
             next_action = model.policy(next_z, ctx, draws.td_noise).action
-            next_value = decode(model.q(next_z, next_action, ctx, target=True), model.bins).amin(0)
-            target = td_target(batch.reward, batch.terminated, ctx.discount, next_value)
+            next_value = math.decode(model.q(next_z, next_action, ctx, target=True), model.bins).amin(0)
+            target = math.td_target(batch.reward, batch.terminated, ctx.discount, next_value)
 
         with self.extensions.recording():
             # Latent rollout: from the first observation on, the model follows the actions by itself.
@@ -207,22 +188,23 @@ class Learner:
             z, z_next = torch.stack(states[:-1]), torch.stack(states[1:])
             latents.append(torch.stack(states).detach())
 
-            # Losses, one per slice: consistency, reward, value; terminations and imitation where they are on.
-            each = self.extensions.weighs
+            # Losses: consistency, reward, value; terminations and imitation where they are on.
+            each = self.extensions.weighs  # one per slice, so that slices can be weighed
+            reward, q, metrics = model.reward(z, batch.action, ctx), model.q(z, batch.action, ctx), {}
             parts = {
-                "consistency_loss": consistency_loss(model.latent(z_next), model.latent(next_z), weights, each),
-                "reward_loss": scalar_loss(model.reward(z, batch.action, ctx), batch.reward, model.bins, weights, each),
-                "value_loss": scalar_loss(model.q(z, batch.action, ctx), target, model.bins, weights, each),
+                "consistency_loss": math.consistency_loss(model.latent(z_next), model.latent(next_z), weights, each),
+                "reward_loss": math.scalar_loss(reward, batch.reward, model.bins, weights, each),
+                "value_loss": math.scalar_loss(q, target, model.bins, weights, each),
             }
             coefs = [learning.consistency_coef, learning.reward_coef, learning.value_coef]
-            metrics: Metrics = {}
             if model.termination_head is not None:
-                parts["termination_loss"] = termination_loss(model.termination(z_next, ctx), batch.terminated, each)
+                end = model.termination(z_next, ctx)
+                parts["termination_loss"] = math.termination_loss(end, batch.terminated, each)
                 coefs.append(learning.termination_coef)
             if bc_coef:
                 policy = model.policy(z, ctx, draws.policy_noise[:-1])
-                error = batch.imitation * imitation_error(policy.action, batch.expert_action, ctx.action_mask)
-                parts["bc_loss"] = bc_loss(policy, error, weights, learning.entropy_coef, each)
+                error = batch.imitation * math.imitation_error(policy.action, batch.expert_action, ctx.action_mask)
+                parts["bc_loss"] = math.bc_loss(policy, error, weights, learning.entropy_coef, each)
                 metrics["imitation_error"] = error.detach().mean()
                 coefs.append(bc_coef)
             per_slice = sum((c * part for c, part in zip(coefs, parts.values(), strict=True)), torch.zeros(()))
@@ -232,19 +214,18 @@ class Learner:
         return total, metrics | more | {"total_loss": total.detach()}
 
     def policy_loss(self, batch: Batch, draws: UpdateDraws, z: Tensor, values: list[Tensor]) -> Loss:
-        """Return the online loss of the policy at latents z (T + 1, B, Z) and its metrics.
+        """Return the online loss of the policy at latents z (T + 1, B, Z): high value and entropy, near what was done.
 
-        High value and entropy, near the actions that were taken. Q is a judge here and does not move. The values (B,)
-        of the policy's first actions are appended to `values`.
+        Q is a judge here and does not move. The values (B,) of the first actions are appended to `values`.
         """
         model, learning = self.model, self.learning
         ctx = model.context(self.table, batch.task, draws.phrasing, q=draws.policy_members, target_q=())
-        weights = step_weights(learning.rho, len(batch.action), z.device)
+        weights = math.step_weights(learning.rho, len(batch.action), z.device)
         with self.extensions.recording():
             policy = model.policy(z, ctx, draws.policy_noise)
-        q = decode(model.q(z, policy.action, ctx), model.bins).mean(0)  # (T + 1, B)
+        q = math.decode(model.q(z, policy.action, ctx), model.bins).mean(0)  # (T + 1, B)
         values.append(q[0].detach())
-        error = batch.imitation * imitation_error(policy.action[:-1], batch.expert_action, ctx.action_mask)
+        error = batch.imitation * math.imitation_error(policy.action[:-1], batch.expert_action, ctx.action_mask)
         prior = (weights[:-1] @ error).mean()
         weighed = q if self.q_weight is None else self.q_weight[batch.task] * q
         value = (weights @ (-learning.entropy_coef * policy.scaled_entropy - weighed / self.value_scale)).mean()
@@ -266,20 +247,10 @@ class Learner:
         pieces: Sequence[Any],
         prefix: str = "",
     ) -> Metrics:
-        """Take one step on exactly `parameters`.
+        """Take one step on exactly `parameters`; `losses` computes the mean loss of one piece after the other.
 
-        Args:
-            optimizer: of the parameters.
-            parameters: those that move.
-            losses: computes the loss of one piece after the other, a mean over slices, and its metrics.
-            pieces: the batch of each loss, or the tasks (n,) of what else it is a mean over.
-            prefix: of the name of the gradient norm.
-
-        Returns:
-            the metrics, averaged over pieces; gradient norm before clipping and learning rate among them.
-
-        Raises:
-            FloatingPointError: a loss or gradient is not finite; nothing was changed.
+        `pieces` are the batch of each loss, or the tasks (n,) of what else it is a mean over. Returns the metrics,
+        averaged over pieces; gradient norm before clipping, with `prefix`, and learning rate among them.
         """
         optimizer.zero_grad(set_to_none=True)
         for group in optimizer.param_groups:

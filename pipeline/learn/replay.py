@@ -89,8 +89,8 @@ class ReplayBuffer:
         assert folder is None or self.device.type == "cpu", "memory-mapped files are read by the CPU"
         self.columns = tuple(columns)
         self.keeps_expert_actions = keep_expert_actions
-        self._widths = [obs_dim, action_dim, 1]
-        shapes: dict[str, tuple[int, ...]] = {"rows": (capacity, sum(self._widths))}
+        self._obs_dim = obs_dim
+        shapes: dict[str, tuple[int, ...]] = {"rows": (capacity, obs_dim + action_dim + 1)}
         if keep_expert_actions:
             shapes["expert_action"] = (capacity, action_dim)
         shapes |= dict.fromkeys(self.columns, (capacity,))
@@ -260,8 +260,7 @@ class ReplayBuffer:
 
     def _split(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return views of observation (..., O), action (..., A) and reward (...) of rows."""
-        obs, action, reward = rows.split(self._widths, -1)
-        return obs, action, reward.squeeze(-1)
+        return rows[..., : self._obs_dim], rows[..., self._obs_dim : -1], rows[..., -1]
 
     def _check(self, given: dict[str, Tensor], length: int, task: int) -> None:
         assert given.keys() == self._stored.keys(), f"came with {list(given)}, expected {list(self._stored)}"
@@ -309,17 +308,17 @@ class ReplayBuffer:
         """Copy slices out, with the slices in dim 1, or in dim 0 of what has no time."""
         rows = drawn.start + np.arange(self.horizon + 1)[:, None]  # (T + 1, B)
         slices = {"rows": self._gather("rows", rows)}
-        _, action, _ = self._split(slices["rows"][:-1])
-        slices["expert_action"] = self._gather("expert_action", rows[:-1]) if self.keeps_expert_actions else action
+        executed = slices["rows"][:-1, :, self._obs_dim : -1]
+        slices["expert_action"] = self._gather("expert_action", rows[:-1]) if self.keeps_expert_actions else executed
         terminated = np.zeros((self.horizon, len(drawn.start)), np.float32)
         terminated[-1] = drawn.terminated
         known = {"terminated": terminated, "task": drawn.task, "imitation": drawn.imitation}
-        return slices | {name: torch.tensor(values, device=self.device) for name, values in known.items()}
+        return slices | {name: torch.from_numpy(values.copy()).to(self.device) for name, values in known.items()}
 
     def _gather(self, name: str, rows: np.ndarray) -> Tensor:
         """Return rows (T', B) of a stored tensor: (T', B, width)."""
         index = torch.from_numpy(rows).to(self.device)
-        return self._tensors[name].index_select(0, index.flatten()).unflatten(0, rows.shape)
+        return self._tensors[name].index_select(0, index.flatten()).view(*rows.shape, -1)
 
     def _batch(self, slices: dict[str, Tensor]) -> Batch:
         """Make a batch of what was read."""
@@ -435,7 +434,7 @@ class _Episodes:
         """Return start, length, task, terminated (4, n) and imitation (n,) of the episodes from `since` on."""
         new = self.stored[max(0, len(self.stored) - (self.num_added - since)) :]
         numbers = np.stack([new[name] for name in ("start", "length", "task", "terminated")])
-        return torch.from_numpy(numbers), torch.tensor(new["imitation"])
+        return torch.from_numpy(numbers), torch.from_numpy(new["imitation"].copy())
 
     def extend(self, numbers: Tensor, imitation: Tensor) -> None:
         """Add what `read` returned."""

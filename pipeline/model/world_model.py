@@ -28,7 +28,7 @@ _CLAMP = 10.0  # largest normalised observation, in standard deviations
 
 
 class TaskContext(NamedTuple):
-    """Everything the model is told about n tasks, one per row. It is stale once the weights change.
+    """Everything the model knows about n tasks, one per row. It is stale once the weights change.
 
     The first seven are what `condition` of each network returned.
     """
@@ -149,9 +149,10 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
             q: the Q members that will be asked; None for all.
             target_q: the target Q members that will be asked; None for all.
         """
-        index = task * table.num_phrasings + (0 if phrasing is None else phrasing)
+        num_phrasings = table.embeddings.shape[1]
+        index = task * num_phrasings + (0 if phrasing is None else phrasing)
         texts, rows = torch.unique(index, return_inverse=True)
-        of_text = texts // table.num_phrasings
+        of_text = texts // num_phrasings
         emb = table.embeddings.flatten(0, 1)[texts]
         columns = {name: column[of_text] for name, column in table.columns.items()}
         return TaskContext(

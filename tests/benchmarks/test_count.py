@@ -1,6 +1,7 @@
 """Counting the structure of a checkout, on a small one of known numbers, and on this one."""
 
 import subprocess
+from dataclasses import replace
 
 import pytest
 
@@ -178,6 +179,12 @@ def test_the_files_of_an_update_are_those_it_reaches(counts):
         },
         "pipeline/model/base.py:Base.scaled": {"pipeline/model/base.py"},
     }
+
+
+def test_hooks_of_other_systems_are_left_out():
+    layout = replace(LAYOUT, plan=LAYOUT.plan[:1], hooks=("pipeline/model/parts.py",))
+    (files,) = count.count(TREE, layout).plans.values()
+    assert files == {"pipeline/model/net.py", "pipeline/model/shapes.py"}
 
 
 def test_annotated_arguments_are_followed():

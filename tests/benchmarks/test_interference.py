@@ -9,8 +9,8 @@ import torch
 
 from benchmarks.interference import count_parameters, dormant_units, gradient_conflict, probe
 from benchmarks.problem import LEARNING, TINY, make_batch, make_model, make_table
+from pipeline.learn.learner import Learner
 from pipeline.shapes import Batch
-from pipeline.train.step import Learner
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_silenced_units_are_found_and_no_others(learner: Learner) -> None:
     assert dormant_units(learner, [batch]).share == 0
     with torch.no_grad():
         # Without gain and bias a unit gives Mish(0) = 0 on everything.
-        for block, count in ((learner.model.dynamics.blocks[0], 5), (learner.model.q_heads.members[1].blocks[1], 3)):
+        for block, count in ((learner.model.dynamics.blocks[0], 5), (learner.model.q_heads[1].blocks[1], 3)):
             assert block.norm is not None
             block.norm.weight[:count] = 0
             block.norm.bias[:count] = 0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -19,9 +19,9 @@ import pytest
 from pipeline import config
 from pipeline.data.demos import FILE, load_demos, write_episodes
 from pipeline.data.episode import Episode
+from pipeline.demonstrate.attempts import Attempts
 from pipeline.demonstrate.collect import TaskState, collect
 from pipeline.demonstrate.play import play
-from pipeline.demonstrate.workers import Workers
 from pipeline.tasks.registry import get
 
 pytestmark = pytest.mark.slow  # simulators, processes or a server run for real
@@ -155,17 +155,35 @@ def test_no_demonstration_at_all_is_a_folder_that_says_so(tmp_path):
     assert "configs:" not in (tmp_path / "demos/README.md").read_text()
 
 
-def test_a_dead_worker_is_an_error_that_names_what_it_did(tmp_path):
+def test_a_dead_worker_is_an_error_that_names_what_was_played(tmp_path):
     (spec,) = get(["pendulum-swingup"])
-    with Workers(1) as workers:
-        (process,) = workers.idle
-        workers.give(
-            {"spec": dataclasses.asdict(spec), "attempt": 7, "seed": 1, "action_noise": 0.0, "folder": str(tmp_path)}
-        )
+    with Attempts(1) as attempts:
+        attempts.start(spec, 7, 1, 0.0, tmp_path)
+        (process,) = multiprocessing.active_children()
         process.kill()
-        with pytest.raises(RuntimeError, match=r"died \(exit code -9\) while playing pendulum-swingup, attempt 7"):
-            workers.wait()
+        with pytest.raises(RuntimeError, match=r"died \(exit code -9\).*: pendulum-swingup, attempt 7\."):
+            attempts.wait()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_process_brings_nothing_of_the_module_that_was_run(tmp_path):
+    (tmp_path / "heavy.py").write_text(
+        "import multiprocessing, sys, time\n"
+        "from pathlib import Path\n"
+        "Path(sys.argv[1], __name__).touch()\n"
+        "from pipeline.demonstrate.attempts import Attempts\n"
+        "from pipeline.tasks.registry import get\n"
+        "if __name__ == '__main__':\n"
+        "    with Attempts(1) as attempts:\n"
+        "        attempts.start(get(['mw-reach'])[0], 0, 1, 0.0, Path(sys.argv[1]))\n"
+        "        print(attempts.wait()[0]['attempt'])\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    command = [sys.executable, "-m", "heavy", str(tmp_path)]
+    assert subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout == "0\n"
+    assert (tmp_path / "__main__").exists()
+    assert not (tmp_path / "__mp_main__").exists()
 
 
 @pytest.mark.slow
@@ -173,21 +191,10 @@ def test_an_error_in_a_worker_arrives(tmp_path):
     file = tmp_path / "run"
     file.write_text("not a folder")
     (spec,) = get(["mw-drawer-open"])
-    with Workers(1) as workers:
-        workers.give(
-            {"spec": dataclasses.asdict(spec), "attempt": 0, "seed": 1, "action_noise": 0.0, "folder": str(file)}
-        )
+    with Attempts(1) as attempts:
+        attempts.start(spec, 0, 1, 0.0, file)
         with pytest.raises(RuntimeError, match="mw-drawer-open, attempt 0: (NotADirectory|FileExists)Error"):
-            workers.wait()
-
-
-@pytest.mark.slow
-def test_workers_leave_when_their_input_closes():
-    workers = Workers(2)
-    for process in list(workers.idle):
-        process.stdin.close()
-        assert process.wait(timeout=20) == 0
-        process.stdout.close()
+            attempts.wait()
 
 
 def test_own_demonstrations_are_taken_instead_of_an_expert(tmp_path):

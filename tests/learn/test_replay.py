@@ -346,6 +346,7 @@ def test_further_columns_are_kept_and_are_no_part_of_slices():
     ours, theirs = (buffer.sample(9, torch.Generator().manual_seed(0)) for buffer in (replay, plain))
     assert all(torch.equal(a, b) for a, b in zip(ours[:-1], theirs[:-1], strict=True))
     state = replay.state_tensors(since=2)
+    assert all(tensor.is_contiguous() for tensor in state.values())
     assert state.keys() - plain.state_tensors().keys() == {"log_prob"}
     steps = torch.cat([torch.arange(10.0), torch.tensor([-100.0])])  # the last row has no action, hence 0
     expected = torch.cat([number + steps / 100 for number in (2, 3)])
@@ -356,6 +357,11 @@ def test_further_columns_are_kept_and_are_no_part_of_slices():
             replay.add(*episode(0, 10), terminated=True, task=0, columns=columns)
     with pytest.raises(ValueError, match="`log_prob` that is not finite at step 0"):
         replay.add(*episode(0, 10), terminated=True, task=0, columns={"log_prob": torch.full((10,), torch.inf)})
+
+
+def test_a_state_can_be_sent_as_bytes():
+    state = filled(40, [10]).state_tensors()  # of one episode: a stride of its own would count as contiguous
+    assert all(tensor.reshape(-1).view(torch.uint8).numel() for tensor in state.values())
 
 
 def test_a_view_of_one_task_and_a_copy_hold_what_was_stored_then():

@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 from benchmarks import plain
 from benchmarks.problem import LEARNING, TINY, make_batch, make_model, make_table
 from pipeline import config
+from pipeline.learn.learner import Learner, UpdateDraws
 from pipeline.model.planner import PlanDraws, plan
 from pipeline.model.world_model import WorldModel
-from pipeline.train.objective import UpdateDraws, model_losses, policy_losses
-from pipeline.train.step import Learner
 from tests.tiny import TINY_PLANNER
 
 sizes = st.builds(
@@ -59,14 +58,16 @@ def test_losses_and_gradients(sizes: config.Model, shape: dict[str, int], seed: 
     batch = make_batch(table, sizes, **shape, seed=seed)
     draws = UpdateDraws.sample(batch, table.num_phrasings, sizes.num_q, torch.Generator().manual_seed(seed))
     ours, theirs = make_model(sizes, seed), make_model(sizes, seed)
-    found = model_losses(ours, table, batch, draws, LEARNING, LEARNING.bc_coef if pretrain else 0.0)
-    expected = plain.model_losses(theirs, table, batch, draws, LEARNING, LEARNING.bc_coef if pretrain else 0.0)
-    found.total.backward()
+    bc_coef, latents = LEARNING.bc_coef if pretrain else 0.0, []
+    total, found = Learner(ours, table, LEARNING).model_loss(batch, draws, bc_coef, latents)
+    expected = plain.model_losses(theirs, table, batch, draws, LEARNING, bc_coef)
+    total.backward()
     expected.total.backward()
-    for part in ("total", "consistency", "reward", "value", "z"):
-        assert close(getattr(found, part), getattr(expected, part)), part
-    assert (found.bc is not None) == pretrain
-    assert (found.termination is not None) == sizes.termination
+    assert close(latents[0], expected.z)
+    for part in ("total", "consistency", "reward", "value"):
+        assert close(found[f"{part}_loss"], getattr(expected, part)), part
+    assert ("bc_loss" in found) == pretrain
+    assert ("termination_loss" in found) == sizes.termination
     ours_grad, theirs_grad = gradients(ours), gradients(theirs)
     assert ours_grad.keys() == theirs_grad.keys()
     for name, gradient in theirs_grad.items():
@@ -82,14 +83,15 @@ def test_policy_loss_and_gradients(sizes: config.Model, shape: dict[str, int], s
     draw = torch.Generator().manual_seed(seed)
     z = torch.randn(shape["horizon"] + 1, shape["batch_size"], sizes.latent_dim, generator=draw).softmax(-1)
     ours, theirs = make_model(sizes, seed), make_model(sizes, seed)
-    scale = torch.tensor([2.5])
-    learning = replace(LEARNING, prior_coef=0.7, entropy_coef=1e-2)
-    found = policy_losses(ours, table, batch, z, draws, learning, scale)
-    expected, q = plain.policy_loss(theirs, table, batch, z, draws, learning, scale)
-    found.total.backward()
+    learning, values = replace(LEARNING, prior_coef=0.7, entropy_coef=1e-2), []
+    learner = Learner(ours, table, learning)
+    learner.value_scale.fill_(2.5)
+    total, _ = learner.policy_loss(batch, draws, z, values)
+    expected, q = plain.policy_loss(theirs, table, batch, z, draws, learning, torch.tensor([2.5]))
+    total.backward()
     expected.backward()
-    assert close(found.total, expected)
-    assert close(found.q, q)
+    assert close(total, expected)
+    assert close(values[0], q)
     for name, gradient in gradients(theirs).items():
         if name.startswith("policy_head"):
             assert close(gradients(ours)[name], gradient), name
@@ -113,7 +115,7 @@ def test_five_whole_updates(mode: str, termination: bool) -> None:
     expected = theirs.state_dict()
     for name, value in ours.state_dict().items():
         assert close(value, expected[name]), name
-    assert close(learner.scale.value, reference.scale)
+    assert close(learner.value_scale, reference.scale)
 
 
 @given(sizes, seeds, st.integers(1, 4), st.sampled_from([0.0, 0.3, 1.0]), st.booleans())
@@ -126,9 +128,10 @@ def test_plans(sizes: config.Model, seed: int, num_envs: int, weight: float, exp
     prev_mean = torch.rand(TINY_PLANNER.horizon, num_envs, sizes.action_dim, generator=generator) * table.action_mask
     is_first = torch.rand(num_envs, generator=generator) < 0.5
     draws = PlanDraws.sample(TINY_PLANNER, num_envs, sizes.action_dim, sizes.num_q, generator)
-    rest = (obs, TINY_PLANNER, prev_mean, is_first, table.discount, table.action_mask, draws, weight, explore)
+    given = obs, TINY_PLANNER, prev_mean, is_first
     with torch.no_grad():
-        found = plan(model, model.context(table.embeddings[:, 0]), *rest)
+        found = plan(model, model.context(table, torch.arange(num_envs)), *given, draws, weight, explore)
+    rest = (*given, table.discount, table.action_mask, draws, weight, explore)
     expected = plain.plan(model, table.embeddings[:, 0], *rest)
     # A plan picks the best sequences: where two are as good as each other, the last bit decides. Such an example jumps
     # when the observation is changed by less than it is rounded.

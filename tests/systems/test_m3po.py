@@ -38,7 +38,8 @@ def make_phase(
     learning: config.Learning = LEARNING,
     more: Sequence[Extension] = (),
 ) -> tuple[Learner, ClippedPolicy]:
-    phase = ClippedPolicy(clipped, torch.Generator().manual_seed(0))
+    phase = ClippedPolicy(clipped)
+    phase.start(torch.Generator().manual_seed(0))
     return Learner(model or make_model(), table or make_table(), learning, extensions=[*more, phase]), phase
 
 
@@ -212,8 +213,8 @@ def test_without_planning_the_policy_plays_alone(constraint) -> None:
     assert not rule.choose(0, True)[0].any()
     planning = make_constraint(replace(settings, constraint="schedule"), ROWS, ("a", "b", "c"), 0)
     assert planning.choose(0, True)[0].all()
-    assert not ClippedPolicy(CLIPPED, torch.Generator()).plans
-    assert ClippedPolicy(replace(CLIPPED, plan=True), torch.Generator()).plans
+    assert not ClippedPolicy(CLIPPED).plans
+    assert ClippedPolicy(replace(CLIPPED, plan=True)).plans
 
 
 def returns_of(actor: M3poActor, replay: ReplayBuffer, target: Tensor, length: int = 5) -> float:

@@ -30,7 +30,7 @@ class ReplayWithPast(ReplayBuffer):
         # Before an episode's first row there is none of it: that row is repeated, and `length` says it does not count.
         steps_back = np.arange(-self._context, 0)[:, None]
         past = self._gather("rows", drawn.start + np.maximum(steps_back, -drawn.before))
-        length = torch.tensor(drawn.before.clip(max=self._context), device=self.device)
+        length = torch.from_numpy(drawn.before.clip(max=self._context)).to(self.device)
         return super()._read(drawn) | {"past": past, "past_length": length}
 
     def _batch(self, slices: dict[str, Tensor]) -> Batch:

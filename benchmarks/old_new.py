@@ -1,0 +1,227 @@
+"""Measure plans and updates of this checkout against those of an older commit, in one process, turn by turn.
+
+    python -m benchmarks.old_new                          against b7b0422, the default size, S and B
+    python -m benchmarks.old_new --sizes default          the sizes of params.yaml alone
+    python -m benchmarks.old_new --commit HEAD~20
+
+The old package is taken out of Git into a temporary folder and imported as `pipeline_old`. Both sides have the same
+weights, observations and random numbers; that they compute the same is checked first, with torch's own products and to
+the bit. Times are CPU time of this process with one thread, medians; a speed is old time / new time. Writes
+results/old_new.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import re
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import results
+from benchmarks.problem import make_batch, make_model, make_table
+from benchmarks.speed import model_size, published_planner
+from pipeline import config
+from pipeline.learn.learner import Learner, Mode, UpdateDraws
+from pipeline.model import products
+from pipeline.model.planner import PlanDraws, plan
+from pipeline.progress import Progress
+from pipeline.run.provenance import commit
+
+ROOT = Path(__file__).parent.parent
+OLD = "pipeline_old"
+SIZES = ("default", "S", "B")
+_NUM_TASKS = 8
+_SLOWEST = 0.9  # of the old speed, that is promised
+Work = Callable[[], dict[str, Tensor]]
+
+
+class OldCode:
+    """The package of an older commit, whose learning is in `pipeline/train`.
+
+    Args:
+        commit: of this repository.
+        folder: an empty one, which the package is put into.
+    """
+
+    def __init__(self, commit: str, folder: Path):
+        packed = subprocess.run(["git", "archive", commit, "pipeline"], cwd=ROOT, check=True, stdout=subprocess.PIPE)
+        with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
+            archive.extractall(folder, filter="data")
+        (folder / "pipeline").rename(folder / OLD)
+        for path in (folder / OLD).rglob("*.py"):
+            text = re.sub(r"^(\s*(?:from|import) )pipeline\b", rf"\1{OLD}", path.read_text(), flags=re.MULTILINE)
+            path.write_text(text)
+        sys.path.insert(0, str(folder))
+        self.config, self.shapes, self.compute, self.planner, self.table, self.model, self.step, self.objective = map(
+            self._module, ("config", "shapes", "model.compute", "model.planner", "model.task_table",
+                           "model.world_model", "train.step", "train.objective"),
+        )  # fmt: skip
+
+    def _module(self, name: str) -> ModuleType:
+        return import_module(f"{OLD}.{name}")
+
+    def settings(self, ours: Any) -> Any:
+        """Return the same settings as an object of the old code."""
+        return getattr(self.config, type(ours).__name__)(**_shared(ours, getattr(self.config, type(ours).__name__)))
+
+    def how(self, mode: products.Mode) -> Any:
+        """Return how products are computed, as the old code says it."""
+        return self.compute.Compute("torch" if mode == "torch" else "onednn")
+
+
+def _shared(ours: Any, kind: Any) -> dict[str, Any]:
+    """Return the fields that both versions of a dataclass have."""
+    own = {field.name for field in dataclasses.fields(kind)}
+    return {field.name: getattr(ours, field.name) for field in dataclasses.fields(ours) if field.name in own}
+
+
+class Bench:
+    """Both sides at one size.
+
+    Args:
+        old: the old code.
+        size: "default" as in params.yaml, or one of `benchmarks.speed`.
+    """
+
+    def __init__(self, old: OldCode, size: str):
+        default = size == "default"
+        self.old, self.sizes = old, config.load(config.Model) if default else model_size(size)
+        self.planner = config.load(config.Planner) if default else published_planner(size)
+        self.learning, self.batch_size = config.load(config.Learning), 128 if default else 256
+        draw = torch.Generator().manual_seed(1)
+        mean, std = torch.randn(_NUM_TASKS, self.sizes.obs_dim, generator=draw), torch.ones(1)
+        std = 0.5 + torch.rand(_NUM_TASKS, self.sizes.obs_dim, generator=draw)
+        self.table = dataclasses.replace(make_table(self.sizes, _NUM_TASKS), obs_mean=mean, obs_std=std)
+        self.old_table = old.table.TaskTable(**_shared(self.table, old.table.TaskTable))
+        self.weights = make_model(self.sizes).state_dict()
+
+    def models(self) -> tuple[Any, Any]:
+        """Return a new and an old model with the same weights."""
+        made = make_model(self.sizes), self.old.model.WorldModel(self.old.settings(self.sizes))
+        for model in made:
+            model.load_state_dict(self.weights)
+        return made
+
+    def plans(self, num_envs: int, mode: products.Mode) -> tuple[Work, Work]:
+        """Return one plan for some environments, by the new and by the old code."""
+        new_model, old_model = self.models()
+        draw, action_dim = torch.Generator().manual_seed(0), self.sizes.action_dim
+        rows = torch.arange(num_envs) % _NUM_TASKS
+        draws = PlanDraws.sample(self.planner, num_envs, action_dim, self.sizes.num_q, draw)
+        obs = torch.randn(num_envs, self.sizes.obs_dim, generator=draw)
+        last, first = torch.zeros(self.planner.horizon, num_envs, action_dim), torch.zeros(num_envs, dtype=torch.bool)
+        old, table, settings = self.old, self.old_table, self.old.settings(self.planner)
+        old_draws = old.planner.PlanDraws(*draws)
+        with torch.no_grad(), products.use(mode):
+            ctx = new_model.context(self.table, rows, target_q=())
+            old_ctx = old_model.context(table.embeddings[rows, 0], old.how(mode), target_q=())
+
+        def new_plan() -> dict[str, Tensor]:
+            with products.use(mode):
+                return plan(new_model, ctx, obs, self.planner, last, first, draws, 1.0, True)._asdict()
+
+        def old_plan() -> dict[str, Tensor]:
+            tasks = table.discount[rows], table.action_mask[rows]
+            seen = table.normalize(obs, rows)
+            return old.planner.plan(
+                old_model, old_ctx, seen, settings, last, first, *tasks, old_draws, 1.0, True
+            )._asdict()
+
+        return new_plan, old_plan
+
+    def updates(self, update: Mode, mode: products.Mode) -> tuple[Work, Work]:
+        """Return one update, by the new and by the old code; what is returned of it are the weights."""
+        (new_model, old_model), old = self.models(), self.old
+        batch = make_batch(self.table, self.sizes, self.batch_size, self.planner.horizon)
+        draws = UpdateDraws.sample(batch, self.table.num_phrasings, self.sizes.num_q, torch.Generator().manual_seed(0))
+        old_batch, old_draws = old.shapes.Batch(*batch), old.objective.UpdateDraws(*draws)
+        new = Learner(new_model, self.table, self.learning, mode=mode)
+        before = old.step.Learner(old_model, self.old_table, old.settings(self.learning), compute=old.how(mode))
+
+        def new_update() -> dict[str, Tensor]:
+            new.update(batch, update, draws)
+            return dict(new_model.state_dict()) | {"value scale": new.value_scale}
+
+        def old_update() -> dict[str, Tensor]:
+            before.update(old_batch, update, old_draws)
+            return dict(old_model.state_dict()) | {"value scale": before.scale.value}
+
+        return new_update, old_update
+
+    def cases(self) -> dict[str, Callable[[products.Mode], tuple[Work, Work]]]:
+        """Return what is measured, by name."""
+        return {
+            "plan 1": lambda mode: self.plans(1, mode),
+            "plan 8": lambda mode: self.plans(8, mode),
+            "update pretrain": lambda mode: self.updates("pretrain", mode),
+            "update online": lambda mode: self.updates("online", mode),
+        }
+
+
+def difference(new: Work, old: Work) -> float:
+    """Return the largest difference of what both give, relative to the largest value of its tensor; 0 to the bit."""
+    found, expected = new(), old()
+    pairs = [(found[name], expected[name]) for name in found.keys() & expected.keys() if expected[name] is not None]
+    assert pairs, "the two versions have nothing in common to compare"
+    return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-12)) for a, b in pairs)
+
+
+def times(new: Work, old: Work, seconds: float) -> tuple[float, float, int]:
+    """Return the median milliseconds of both, called in turns for some seconds, and how many turns there were."""
+    spent: dict[Work, list[float]] = {new: [], old: []}
+    order, ends = (new, old), time.monotonic() + seconds
+    while len(spent[new]) < 5 or time.monotonic() < ends:
+        order = order[::-1]  # neither is always the one whose data the other has just pushed out of the cache
+        for work in order:
+            started = time.process_time()
+            work()
+            spent[work].append(1000 * (time.process_time() - started))
+    return statistics.median(spent[new][1:]), statistics.median(spent[old][1:]), len(spent[new])
+
+
+def main() -> None:
+    """Compare and write results/old_new.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--commit", default="b7b0422", help="the older commit (default: b7b0422)")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SIZES, help="of the model (default: all)")
+    parser.add_argument("--seconds", type=float, default=12.0, help="of each case and size (default: 12)")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    started, mode, measured = time.monotonic(), products.choose("auto", "cpu"), {}
+    with tempfile.TemporaryDirectory() as folder:
+        old = OldCode(options.commit, Path(folder))
+        with Progress("old_new", 4 * len(options.sizes), "cases") as progress:
+            for size in options.sizes:
+                for name, make in Bench(old, size).cases().items():
+                    apart = difference(*make("torch"))
+                    new_ms, old_ms, turns = times(*make(mode), options.seconds)
+                    figures = {"new_ms": round(new_ms, 3), "old_ms": round(old_ms, 3), "new/old": new_ms / old_ms}
+                    measured[f"{size}, {name}"] = figures | {"turns": turns, "largest_difference": apart}
+                    progress.write(f"{size}, {name}: {figures}, {turns} turns, largest difference {apart:g}")
+                    progress.update(1)
+    claims = {
+        f"{name}: speed": results.claim(round(one["old_ms"] / one["new_ms"], 3), _SLOWEST, "above")
+        for name, one in measured.items()
+    }
+    here = commit()
+    about = {"compared": [here, options.commit], "threads": 1, "products": mode, "measured": measured}
+    command = " ".join(["python -m benchmarks.old_new", *sys.argv[1:]])
+    results.write("old_new", command, time.monotonic() - started, claims, **about)
+
+
+if __name__ == "__main__":
+    main()
