@@ -8,11 +8,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.run.ranks import Ranks
+from pipeline.run.ranks import Ranks, _raw
 from tests.run.runs import GROWING, SCRIPT, Server, environment, positions, result, said
 
 
@@ -47,6 +49,15 @@ def test_shares_are_whole_and_less_than_one_off(total, weights):
     assert sum(shares) == total
     exact = [total * weight / sum(weights) for weight in weights]
     assert all(abs(share - part) < 1 for share, part in zip(shares, exact, strict=True))
+
+
+def test_a_tensor_is_sent_as_its_bytes_also_a_single_value_out_of_a_table():
+    table = np.zeros(2, [("x", "f4"), ("y", "i8"), ("z", "f8")])
+    table["x"] = 1.5, 2.5
+    for tensor in (torch.tensor(table["x"][1:]), torch.arange(6.0).view(2, 3)[1:], torch.tensor(True)):
+        raw = _raw(tensor.contiguous())
+        assert raw.numpy().tobytes() == tensor.numpy().tobytes()
+        assert raw.data_ptr() == tensor.data_ptr()
 
 
 @pytest.fixture(scope="module")
