@@ -254,7 +254,8 @@ class TrainingRun:
         total, phases = self.clock.read()
         more = {name: value for measure in self.measures for name, value in measure().items()}
         own = {
-            "means": {name: value.double().cpu() / max(self._num_summed, 1) for name, value in self._sums.items()},
+            # Sorted, as a save returns them: a resumed run logs the same bytes.
+            "means": {name: self._sums[name].double().cpu() / max(self._num_summed, 1) for name in sorted(self._sums)},
             "batch_size": self._batch_size,
             "recent": self.recent,
             "phases": {name: seconds / total for name, seconds in phases.items()},
