@@ -45,7 +45,7 @@ def read_expert_use(folder: Path) -> dict[str, ExpertUse]:
     path = folder / "experts.tsv"
     if not path.exists():
         return {}
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file, delimiter="\t"))
     try:
         experts = [key for key in lines[0] if key.startswith("expert_")] if lines else []

@@ -223,7 +223,7 @@ def read_results(root: str | Path = ".") -> Results:
     return Results(
         tasks=tasks,
         confidence=config.load(config.Evaluate, root / "params.yaml").confidence,
-        params=(root / "params.yaml").read_text(),
+        params=(root / "params.yaml").read_text(encoding="utf-8"),
         demos=demos,
         runs={stage: run for stage, run in runs.items() if run},
         curves={stage: read_curves(checkpoints / stage / "metrics") for stage in ("pretrain", "finetune")},
@@ -257,7 +257,7 @@ def read_curves(folder: Path) -> dict[str, Curve]:
 
 
 def _read_curve(path: Path) -> Curve:
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     try:
         return Curve([float(row["step"]) for row in rows], [float(row[path.stem]) for row in rows])

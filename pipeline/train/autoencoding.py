@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pipeline import config
 from pipeline.data.demos import FILE, load_demos
-from pipeline.files import atomic_folder, read_json, write_json
+from pipeline.files import atomic_folder, read_json, sha256, write_json
 from pipeline.progress import Progress
 from pipeline.tasks.registry import make
 from pipeline.tasks.spec import TaskSpec
@@ -233,6 +233,5 @@ def _key(demos: Path, specs: Sequence[TaskSpec], vision: config.Vision, seed: in
     assert vision.autoencoder is not None
     told = {"size": vision.size, "settings": dataclasses.asdict(vision.autoencoder), "seed": seed}
     for spec in specs:
-        with (demos / spec.name / FILE).open("rb") as file:
-            told[spec.name] = hashlib.file_digest(file, "sha256").hexdigest()
+        told[spec.name] = sha256(demos / spec.name / FILE)
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

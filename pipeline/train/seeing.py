@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from safetensors.numpy import save_file
 
 from pipeline.data.demos import FILE
 from pipeline.data.episode import Episode
-from pipeline.files import atomic_file
+from pipeline.files import atomic_file, sha256
 from pipeline.progress import Progress
 from pipeline.tasks.registry import make
 from pipeline.tasks.spec import TaskSpec
@@ -185,8 +184,7 @@ def _path(folder: Path, task: str) -> Path:
 
 def _key(demos: Path, task: str, sight: Sight) -> dict[str, str]:
     """What the vectors were made of: all that they depend on."""
-    with (demos / task / FILE).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256(demos / task / FILE)
     return {"encoder": sight.encoder.id, "size": str(sight.encoder.size), "demonstrations": digest}
 
 
