@@ -250,7 +250,7 @@ def read_results(root: str | Path = ".") -> Results:
     return Results(
         tasks=tasks,
         confidence=config.load(config.Evaluate, root / "params.yaml").confidence,
-        params=(root / "params.yaml").read_text(),
+        params=(root / "params.yaml").read_text(encoding="utf-8"),
         demos=demos,
         runs={stage: run for stage, run in runs.items() if run},
         curves={stage: read_curves(folder) for stage, folder in logs.items()},

@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 
 from pipeline import store
-from pipeline.files import write_json
+from pipeline.files import sha256, write_json
 from pipeline.hub.private import redact, refuse_private
 
 Kind = Literal["model", "dataset"]
@@ -72,7 +72,7 @@ def kind_of(folder: str | Path) -> Kind:
 
 def hashes(folder: str | Path) -> dict[str, str]:
     """Return the SHA-256 of every file in a folder, by its path in it."""
-    return {name: store.sha256(path) for name, path in _files(folder).items()}
+    return {name: sha256(path) for name, path in _files(folder).items()}
 
 
 def compare(folder: str | Path, repo: str, api: HfApi) -> Difference:
@@ -172,7 +172,7 @@ def _is_same(path: Path, there: RepoFile) -> bool:
     if path.stat().st_size != there.size:
         return False
     if there.lfs is not None:
-        return store.sha256(path) == there.lfs.sha256
+        return sha256(path) == there.lfs.sha256
     content = path.read_bytes()  # what is not sent apart is small
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == there.blob_id
 
