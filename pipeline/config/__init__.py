@@ -1,4 +1,4 @@
-"""Every parameter: its type, bounds, one sentence and unit. Values live in params.yaml alone: none has a default.
+"""Every parameter: its type, bounds, one sentence and unit. Values are in params.yaml; few have a default.
 
 `load("pretrain")` reads one section. A missing or unknown key is an error that names it and its near matches.
 """

@@ -120,7 +120,7 @@ def _without_lengths(values: Any) -> Any:
 
 
 def _tell_of_others(stage: str, folder: Path, shaping: dict[str, Any]) -> None:
-    """Say which unfinished runs of this stage lie beside, and what was changed since: none of them is taken up."""
+    """Say which unfinished runs of this stage lie beside, and what was changed since: none of them is resumed."""
     if any(folder.glob("**/save-*")):
         return
     for other in sorted(ROOT.glob(f"{stage}-{'?' * 12}")):

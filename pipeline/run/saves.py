@@ -166,7 +166,7 @@ class Saves:
         self._num_saved = replay.num_added
 
     def forget_replay(self) -> None:
-        """Let the next save write the whole replay: it was dealt anew, so that the parts of before do not fit it."""
+        """Let the next save write the whole replay: it was shared out anew, so the parts of before do not fit."""
         self._parts, self._num_saved = [], 0
 
     def _newest_whole(self) -> tuple[Path, dict[str, Any]] | None:
@@ -189,7 +189,7 @@ class Saves:
         return None
 
     def _set_aside(self, after: Path) -> None:
-        """Rename damaged saves, so that they are neither taken up nor counted."""
+        """Rename damaged saves, so that they are neither loaded nor counted."""
         for path in _saves(self.folder):
             if path.name > after.name:
                 aside = path.with_name(f"damaged-{path.name}")
