@@ -22,17 +22,19 @@ from pipeline.model.products import derived, product, ready
 _CACHED_BYTES = 2**20  # of one hidden layer
 
 
-class SimNorm(nn.Module):
+# Activations are no modules: torch takes microseconds to find and to call one, and one plan calls hundreds.
+
+
+class SimNorm:
     """Softmax over groups of `group` neighbouring features, so that each group lies on a simplex.
 
     Source: TD-MPC2 (arXiv 2310.16828), section 3.1.
     """
 
     def __init__(self, group: int):
-        super().__init__()
         self.group = group
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """Map (..., Z) to (..., Z); Z must be a multiple of `group`."""
         assert x.shape[-1] % self.group == 0, f"a width of {x.shape[-1]} is no multiple of {self.group}"
         groups = x.unflatten(-1, (-1, self.group))
@@ -40,7 +42,7 @@ class SimNorm(nn.Module):
         return groups.transpose(-1, -2).softmax(-2).transpose(-1, -2).flatten(-2)
 
 
-class Mish(nn.Module):
+class Mish:
     """x tanh(softplus(x)), with one exponential: x - 2 x / (u^2 + 1), where u = e^x + 1.
 
     torch's own kernel takes 5 times as long on a CPU; on a GPU it is a single one and is used.
@@ -48,7 +50,7 @@ class Mish(nn.Module):
     Source: arXiv 1908.08681.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """Map each element."""
         if x.is_cuda:
             return F.mish(x)
@@ -81,9 +83,9 @@ class Block(nn.Module):
 
     def finish(self, x: Tensor) -> Tensor:
         """Normalise and activate what the product gave; both in float32."""
-        if self.norm is None or self.activation is None:
-            return x.float() if x.dtype == torch.bfloat16 else x
-        return self.activation(self.norm(x.to(self.norm.weight.dtype)))
+        x = x.float() if x.dtype == torch.bfloat16 else x
+        norm = self.norm
+        return x if norm is None or self.activation is None else self.activation(norm(x))
 
 
 class TaskInput(NamedTuple):
@@ -122,10 +124,10 @@ class MLP(nn.Sequential):
         out_dim: int,
         activation: SimNorm | None = None,
     ):
-        widths = [x_dim + task_dim + a_dim, *hidden_dims]
-        hidden = [Block(i, o, Mish()) for i, o in itertools.pairwise(widths)]
-        super().__init__(*hidden, Block(widths[-1], out_dim, activation))
-        self.widths = (x_dim, task_dim, a_dim)
+        widths = [x_dim + task_dim + a_dim, *hidden_dims, out_dim]
+        hidden = [Block(i, o, Mish()) for i, o in itertools.pairwise(widths[:-1])]
+        super().__init__(*hidden, Block(widths[-2], out_dim, activation))
+        self.widths, self.hidden_dim = (x_dim, task_dim, a_dim), widths[1]
 
     def condition(self, task_emb: Tensor, columns: dict[str, Tensor] | None = None) -> Any:
         """Compute what n tasks contribute to the first layer.
@@ -156,11 +158,6 @@ class MLP(nn.Sequential):
         xs = x.split(each) if x.shape[:-1] == shape else [x] * len(pieces)
         actions = [None] * len(pieces) if a is None else a.split(each)
         return torch.cat([self._whole(task, *piece) for piece in zip(xs, actions, strict=True)])
-
-    @property
-    def hidden_dim(self) -> int:
-        """Width of the first layer's output."""
-        return self.blocks[0].linear.out_features
 
     @property
     def blocks(self) -> list[Block]:
