@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -175,15 +176,23 @@ def _pairs(cosines: Tensor) -> Tensor:
 def _watching(model: WorldModel, sums: dict[str, Tensor], rows: dict[str, int]) -> Iterator[None]:
     """Add up the absolute activations of every hidden layer that is computed within this context, by its name."""
 
-    def watch(name: str, out: Tensor) -> None:
-        seen = out.detach().flatten(0, -2).abs().double()
-        sums[name] = sums.get(name, 0) + seen.sum(0)
-        rows[name] = rows.get(name, 0) + len(seen)
+    class Watched(Mish):
+        def __init__(self, name: str):
+            self.name = name
 
+        def __call__(self, x: Tensor) -> Tensor:
+            out = super().__call__(x)
+            seen = out.detach().flatten(0, -2).abs().double()
+            sums[self.name] = sums.get(self.name, 0) + seen.sum(0)
+            rows[self.name] = rows.get(self.name, 0) + len(seen)
+            return out
+
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "activation", None), Mish) and not name.startswith(_TARGET)
+    ]
     with ExitStack() as stack:
-        for name, module in model.named_modules():
-            activation = getattr(module, "activation", None)
-            if isinstance(activation, Mish) and not name.startswith(_TARGET):
-                hook = lambda _, __, out, name=f"{name}.norm": watch(name, out)  # noqa: E731
-                stack.callback(activation.register_forward_hook(hook).remove)
+        for name, module in found:
+            stack.enter_context(patch.object(module, "activation", Watched(f"{name}.norm")))
         yield

@@ -25,7 +25,6 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -39,23 +38,17 @@ from pipeline.learn.learner import Learner, Mode, UpdateDraws
 from pipeline.model import products
 from pipeline.model.planner import PlanDraws, plan
 from pipeline.progress import Progress
-from pipeline.run.provenance import commit
 
 ROOT = Path(__file__).parent.parent
 OLD = "pipeline_old"
 SIZES = ("default", "S", "B")
 _NUM_TASKS = 8
-_SLOWEST = 0.9  # of the old speed, that is promised
+_SLOWEST = 0.9  # of the old speed: what is promised
 Work = Callable[[], dict[str, Tensor]]
 
 
 class OldCode:
-    """The package of an older commit, whose learning is in `pipeline/train`.
-
-    Args:
-        commit: of this repository.
-        folder: an empty one, which the package is put into.
-    """
+    """The package of an older commit, whose learning is in `pipeline/train`; it is put into an empty folder."""
 
     def __init__(self, commit: str, folder: Path):
         packed = subprocess.run(["git", "archive", commit, "pipeline"], cwd=ROOT, check=True, stdout=subprocess.PIPE)
@@ -66,66 +59,48 @@ class OldCode:
             text = re.sub(r"^(\s*(?:from|import) )pipeline\b", rf"\1{OLD}", path.read_text(), flags=re.MULTILINE)
             path.write_text(text)
         sys.path.insert(0, str(folder))
-        self.config, self.shapes, self.compute, self.planner, self.table, self.model, self.step, self.objective = map(
-            self._module, ("config", "shapes", "model.compute", "model.planner", "model.task_table",
-                           "model.world_model", "train.step", "train.objective"),
-        )  # fmt: skip
+        names = ("config", "shapes", "model.compute", "model.planner", "model.task_table", "model.world_model",
+                 "train.step", "train.objective")  # fmt: skip
+        modules: list[Any] = [import_module(f"{OLD}.{name}") for name in names]
+        self.config, self.shapes, self.compute, self.planner, self.table, self.model, self.step, self.draws = modules
 
-    def _module(self, name: str) -> ModuleType:
-        return import_module(f"{OLD}.{name}")
-
-    def settings(self, ours: Any) -> Any:
-        """Return the same settings as an object of the old code."""
-        return getattr(self.config, type(ours).__name__)(**_shared(ours, getattr(self.config, type(ours).__name__)))
+    def like(self, ours: Any, module: Any) -> Any:
+        """Return the same values as an object of the old class of that name."""
+        kind = getattr(module, type(ours).__name__)
+        return kind(**{f.name: getattr(ours, f.name) for f in dataclasses.fields(kind) if hasattr(ours, f.name)})
 
     def how(self, mode: products.Mode) -> Any:
         """Return how products are computed, as the old code says it."""
         return self.compute.Compute("torch" if mode == "torch" else "onednn")
 
 
-def _shared(ours: Any, kind: Any) -> dict[str, Any]:
-    """Return the fields that both versions of a dataclass have."""
-    own = {field.name for field in dataclasses.fields(kind)}
-    return {field.name: getattr(ours, field.name) for field in dataclasses.fields(ours) if field.name in own}
-
-
 class Bench:
-    """Both sides at one size.
-
-    Args:
-        old: the old code.
-        size: "default" as in params.yaml, or one of `benchmarks.speed`.
-    """
+    """Both sides at one size: "default" as in params.yaml, or one of `benchmarks.speed`."""
 
     def __init__(self, old: OldCode, size: str):
         default = size == "default"
         self.old, self.sizes = old, config.load(config.Model) if default else model_size(size)
         self.planner = config.load(config.Planner) if default else published_planner(size)
         self.learning, self.batch_size = config.load(config.Learning), 128 if default else 256
-        draw = torch.Generator().manual_seed(1)
-        mean, std = torch.randn(_NUM_TASKS, self.sizes.obs_dim, generator=draw), torch.ones(1)
-        std = 0.5 + torch.rand(_NUM_TASKS, self.sizes.obs_dim, generator=draw)
+        mean, std = torch.rand(2, _NUM_TASKS, self.sizes.obs_dim, generator=torch.Generator().manual_seed(1)) + 0.1
         self.table = dataclasses.replace(make_table(self.sizes, _NUM_TASKS), obs_mean=mean, obs_std=std)
-        self.old_table = old.table.TaskTable(**_shared(self.table, old.table.TaskTable))
-        self.weights = make_model(self.sizes).state_dict()
+        self.old_table = old.like(self.table, old.table)
 
     def models(self) -> tuple[Any, Any]:
         """Return a new and an old model with the same weights."""
-        made = make_model(self.sizes), self.old.model.WorldModel(self.old.settings(self.sizes))
-        for model in made:
-            model.load_state_dict(self.weights)
-        return made
+        new = make_model(self.sizes)
+        before = self.old.model.WorldModel(self.old.like(self.sizes, self.old.config))
+        before.load_state_dict(new.state_dict())
+        return new, before
 
     def plans(self, num_envs: int, mode: products.Mode) -> tuple[Work, Work]:
         """Return one plan for some environments, by the new and by the old code."""
-        new_model, old_model = self.models()
-        draw, action_dim = torch.Generator().manual_seed(0), self.sizes.action_dim
-        rows = torch.arange(num_envs) % _NUM_TASKS
-        draws = PlanDraws.sample(self.planner, num_envs, action_dim, self.sizes.num_q, draw)
+        (new_model, old_model), old, table = self.models(), self.old, self.old_table
+        draw, rows = torch.Generator().manual_seed(0), torch.arange(num_envs) % _NUM_TASKS
+        draws = PlanDraws.sample(self.planner, num_envs, self.sizes.action_dim, self.sizes.num_q, draw)
         obs = torch.randn(num_envs, self.sizes.obs_dim, generator=draw)
-        last, first = torch.zeros(self.planner.horizon, num_envs, action_dim), torch.zeros(num_envs, dtype=torch.bool)
-        old, table, settings = self.old, self.old_table, self.old.settings(self.planner)
-        old_draws = old.planner.PlanDraws(*draws)
+        last, first = torch.zeros_like(draws.policy_noise[:, 0]), torch.zeros(num_envs, dtype=torch.bool)
+        planner, old_draws = old.like(self.planner, old.config), old.planner.PlanDraws(*draws)
         with torch.no_grad(), products.use(mode):
             ctx = new_model.context(self.table, rows, target_q=())
             old_ctx = old_model.context(table.embeddings[rows, 0], old.how(mode), target_q=())
@@ -135,41 +110,37 @@ class Bench:
                 return plan(new_model, ctx, obs, self.planner, last, first, draws, 1.0, True)._asdict()
 
         def old_plan() -> dict[str, Tensor]:
-            tasks = table.discount[rows], table.action_mask[rows]
-            seen = table.normalize(obs, rows)
-            return old.planner.plan(
-                old_model, old_ctx, seen, settings, last, first, *tasks, old_draws, 1.0, True
-            )._asdict()
+            given = table.normalize(obs, rows), planner, last, first, table.discount[rows], table.action_mask[rows]
+            return old.planner.plan(old_model, old_ctx, *given, old_draws, 1.0, True)._asdict()
 
         return new_plan, old_plan
 
-    def updates(self, update: Mode, mode: products.Mode) -> tuple[Work, Work]:
+    def updates(self, kind: Mode, mode: products.Mode) -> tuple[Work, Work]:
         """Return one update, by the new and by the old code; what is returned of it are the weights."""
         (new_model, old_model), old = self.models(), self.old
         batch = make_batch(self.table, self.sizes, self.batch_size, self.planner.horizon)
         draws = UpdateDraws.sample(batch, self.table.num_phrasings, self.sizes.num_q, torch.Generator().manual_seed(0))
-        old_batch, old_draws = old.shapes.Batch(*batch), old.objective.UpdateDraws(*draws)
-        new = Learner(new_model, self.table, self.learning, mode=mode)
-        before = old.step.Learner(old_model, self.old_table, old.settings(self.learning), compute=old.how(mode))
+        old_batch, old_draws = old.shapes.Batch(*batch), old.draws.UpdateDraws(*draws)
+        new, learning = Learner(new_model, self.table, self.learning, mode=mode), old.like(self.learning, old.config)
+        before = old.step.Learner(old_model, self.old_table, learning, compute=old.how(mode))
 
         def new_update() -> dict[str, Tensor]:
-            new.update(batch, update, draws)
+            new.update(batch, kind, draws)
             return dict(new_model.state_dict()) | {"value scale": new.value_scale}
 
         def old_update() -> dict[str, Tensor]:
-            before.update(old_batch, update, old_draws)
+            before.update(old_batch, kind, old_draws)
             return dict(old_model.state_dict()) | {"value scale": before.scale.value}
 
         return new_update, old_update
 
-    def cases(self) -> dict[str, Callable[[products.Mode], tuple[Work, Work]]]:
-        """Return what is measured, by name."""
-        return {
-            "plan 1": lambda mode: self.plans(1, mode),
-            "plan 8": lambda mode: self.plans(8, mode),
-            "update pretrain": lambda mode: self.updates("pretrain", mode),
-            "update online": lambda mode: self.updates("online", mode),
-        }
+
+CASES: dict[str, Callable[[Bench, products.Mode], tuple[Work, Work]]] = {
+    "plan 1": lambda bench, mode: bench.plans(1, mode),
+    "plan 8": lambda bench, mode: bench.plans(8, mode),
+    "update pretrain": lambda bench, mode: bench.updates("pretrain", mode),
+    "update online": lambda bench, mode: bench.updates("online", mode),
+}
 
 
 def difference(new: Work, old: Work) -> float:
@@ -204,11 +175,12 @@ def main() -> None:
     started, mode, measured = time.monotonic(), products.choose("auto", "cpu"), {}
     with tempfile.TemporaryDirectory() as folder:
         old = OldCode(options.commit, Path(folder))
-        with Progress("old_new", 4 * len(options.sizes), "cases") as progress:
+        with Progress("old_new", len(CASES) * len(options.sizes), "cases") as progress:
             for size in options.sizes:
-                for name, make in Bench(old, size).cases().items():
-                    apart = difference(*make("torch"))
-                    new_ms, old_ms, turns = times(*make(mode), options.seconds)
+                bench = Bench(old, size)
+                for name, make in CASES.items():
+                    apart = difference(*make(bench, "torch"))
+                    new_ms, old_ms, turns = times(*make(bench, mode), options.seconds)
                     figures = {"new_ms": round(new_ms, 3), "old_ms": round(old_ms, 3), "new/old": new_ms / old_ms}
                     measured[f"{size}, {name}"] = figures | {"turns": turns, "largest_difference": apart}
                     progress.write(f"{size}, {name}: {figures}, {turns} turns, largest difference {apart:g}")
@@ -217,8 +189,7 @@ def main() -> None:
         f"{name}: speed": results.claim(round(one["old_ms"] / one["new_ms"], 3), _SLOWEST, "above")
         for name, one in measured.items()
     }
-    here = commit()
-    about = {"compared": [here, options.commit], "threads": 1, "products": mode, "measured": measured}
+    about = {"older_commit": options.commit, "threads": 1, "products": mode, "measured": measured}
     command = " ".join(["python -m benchmarks.old_new", *sys.argv[1:]])
     results.write("old_new", command, time.monotonic() - started, claims, **about)
 

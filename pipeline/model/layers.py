@@ -22,17 +22,19 @@ from pipeline.model.products import derived, product, ready
 _CACHED_BYTES = 2**20  # of one hidden layer
 
 
-class SimNorm(nn.Module):
+# Activations are no modules: torch takes microseconds to find and to call one, and one plan calls hundreds.
+
+
+class SimNorm:
     """Softmax over groups of `group` neighbouring features, so that each group lies on a simplex.
 
     Source: TD-MPC2 (arXiv 2310.16828), section 3.1.
     """
 
     def __init__(self, group: int):
-        super().__init__()
         self.group = group
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """Map (..., Z) to (..., Z); Z must be a multiple of `group`."""
         assert x.shape[-1] % self.group == 0, f"a width of {x.shape[-1]} is no multiple of {self.group}"
         groups = x.unflatten(-1, (-1, self.group))
@@ -40,7 +42,7 @@ class SimNorm(nn.Module):
         return groups.transpose(-1, -2).softmax(-2).transpose(-1, -2).flatten(-2)
 
 
-class Mish(nn.Module):
+class Mish:
     """x tanh(softplus(x)), with one exponential: x - 2 x / (u^2 + 1), where u = e^x + 1.
 
     torch's own kernel takes 5 times as long on a CPU; on a GPU it is a single one and is used.
@@ -48,7 +50,7 @@ class Mish(nn.Module):
     Source: arXiv 1908.08681.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """Map each element."""
         if x.is_cuda:
             return F.mish(x)
