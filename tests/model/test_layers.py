@@ -78,7 +78,7 @@ def test_in_pieces_that_fit_the_cache_it_says_the_same(monkeypatch: pytest.Monke
     with torch.no_grad():
         first = mlp.condition(e)
         whole, same_x = mlp(first, x, a), mlp(first, x[0], a)
-        monkeypatch.setattr(layers, "_CACHED_BYTES", rows * 4 * mlp.hidden_dim * 4)
+        monkeypatch.setattr(layers, "_CACHED_BYTES", rows * 4 * 8 * 4)  # of 4 tasks and 8 hidden values
         monkeypatch.setattr(MLP, "_whole", lambda *of, own=MLP._whole: seen.append(1) or own(*of))
         assert torch.allclose(mlp(first, x, a), whole, atol=1e-6)
         assert torch.allclose(mlp(first, x[0], a), same_x, atol=1e-6)
