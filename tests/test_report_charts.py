@@ -2,7 +2,7 @@
 
 from pipeline.report import _training_charts
 from pipeline.report.charts import PRETRAINED
-from pipeline.report.results import Curve
+from pipeline.results import Curve
 
 
 def test_the_scales_of_the_tasks_losses_are_one_chart():
