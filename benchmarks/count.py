@@ -93,7 +93,7 @@ NEW = Layout(
     hooks=("pipeline/learn/extension.py",),
     new_loss=(
         *_COEFFICIENT, ("pipeline/model/math.py", "def termination_loss("),
-        ("pipeline/learn/learner.py", "termination_loss,"), ("pipeline/learn/learner.py", 'parts["termination_loss"]'),
+        ("pipeline/learn/learner.py", 'parts["termination_loss"]'),
         ("docs/metrics.md", "`train/termination_loss`"),
     ),
 )  # fmt: skip

@@ -181,7 +181,9 @@ def _own_mib(pid: int) -> float:
     Not that of libraries, whose pages are counted among all programs of the machine that have them loaded: it changes
     when another one ends.
     """
-    fields = dict(line.split(":") for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
+    fields = dict(
+        line.split(":") for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()[1:]
+    )
     return sum(int(fields[name].split()[0]) for name in ("Pss_Anon", "Pss_Shmem")) / 1024
 
 

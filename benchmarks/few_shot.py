@@ -137,7 +137,7 @@ def main() -> None:
         every = {Cell(*axes) for axes in itertools.product(*everything)}
         every = {cell for cell in every if cell.way != "cloning" or cell.demos}
         with atomic_file(FIGURE) as partial:
-            partial.write_text(draw(tables["scores"], TASKS, env_steps))
+            partial.write_text(draw(tables["scores"], TASKS, env_steps), encoding="utf-8")
         whole = every <= found.keys() and env_steps == ENV_STEPS
         seconds = sum(result["wall_seconds"] for result in found.values())
         command = " ".join(["python -m benchmarks.few_shot", *sys.argv[1:]])
@@ -179,7 +179,7 @@ def remember(found: dict[Cell, dict[str, Any]], shapes: dict[str, str]) -> None:
     """Write results/few_shot.json, a line per cell."""
     lines = [json.dumps(found[cell] | {"shape": shapes[cell.way]}) for cell in sorted(found)]
     with atomic_file(CELLS) as partial:
-        partial.write_text('{"cells": [\n' + ",\n".join(lines) + "\n]}\n")
+        partial.write_text('{"cells": [\n' + ",\n".join(lines) + "\n]}\n", encoding="utf-8")
 
 
 def read_settings(env_steps: int) -> Settings:
@@ -240,7 +240,7 @@ def run_aside(cell: Cell, spec: TaskSpec, base: Path, settings: Settings, folder
     """Learn one cell in a process of its own, which tells its log what it does."""
     path = folders.run_dir(cell).with_name(f"{cell.name}.log")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+    with path.open("w", encoding="utf-8") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         run(cell, spec, base, settings, folders)
 
 

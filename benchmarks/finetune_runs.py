@@ -90,7 +90,7 @@ def _prepare(
     for section, values in changed.items():
         params[section] = params[section] | dict(values)
     params["runtime"]["trackers"] = []
-    with (folder / "params.yaml").open("w") as file:
+    with (folder / "params.yaml").open("w", encoding="utf-8") as file:
         YAML().dump(params, file)
     (folder / "checkpoints").mkdir(exist_ok=True)
     own = params["tasks"]["folder"]

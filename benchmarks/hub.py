@@ -86,7 +86,7 @@ def round_trip(release: Path, hub: Any) -> tuple[dict[str, dict[str, Any]], dict
         agent.reset(seed=0)
         actions.append([agent.act(np.ones(spec.obs_dim), task=name) for name, spec in agent.tasks.items()])
     equal = sum(bool(np.array_equal(a, b)) for a, b in zip(*actions, strict=True))
-    card = (release / "README.md").read_text()
+    card = (release / "README.md").read_text(encoding="utf-8")
     code = re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0]
     source = re.findall(r'Agent\.from_pretrained\("([^"]+)"\)', code)[0]
     exec(code.replace(source, REPO), {})

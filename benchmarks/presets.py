@@ -75,7 +75,7 @@ def prepare(preset: str, env_steps: int, device: str, workers: int) -> tuple[Pat
         return reasons
 
     apply_presets([preset], copy / "presets", params, leave_out)
-    with extra.open("w") as file:
+    with extra.open("w", encoding="utf-8") as file:
         YAML().dump(small(config.load(config.Tasks, params), env_steps, device, workers), file)
     apply_presets(["small"], copy / "presets", params)
     return copy, reasons

@@ -25,7 +25,7 @@ def write(name: str, command: str, seconds: float, claims: Mapping[str, dict[str
     What other commands added to it (`add`) stays.
     """
     path = RESULTS / f"{name}.json"
-    before = json.loads(path.read_text()) if path.exists() else {}
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     parts = before.get("parts", {})
     kept = {key: value for key, value in before.get("claims", {}).items() if key.rpartition(".")[0] in parts}
     content = _measured(command, seconds) | {"claims": {**claims, **kept}, **more}
@@ -40,7 +40,7 @@ def add(name: str, part: str, command: str, seconds: float, claims: Mapping[str,
     Its own command, commit, machine and figures stand under `parts`.
     """
     path = RESULTS / f"{name}.json"
-    content = json.loads(path.read_text()) if path.exists() else {"claims": {}}
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"claims": {}}
     named = {f"{part}.{key}": figure for key, figure in claims.items()}
     kept = {key: value for key, value in content["claims"].items() if key.rpartition(".")[0] != part}
     content["claims"] = kept | named

@@ -62,7 +62,7 @@ def read_setup(path: Path = SETUP) -> dict[str, Any]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file as plain values, with ruamel as params.yaml is."""
-    return YAML(typ="safe").load(path.read_text())
+    return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
 
 
 def merge(base: Mapping[str, Any], *others: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def _position(folder: Path, stage: str) -> int:
 def prepare(folder: Path, params: Mapping[str, Any], shared: Path | None = None, codes: bool = False) -> None:
     """Make the folder a run works in: parameters, and the data sets that all runs share."""
     (folder / params["tasks"]["folder"]).mkdir(parents=True, exist_ok=True)
-    with atomic_file(folder / "params.yaml") as partial, partial.open("w") as file:
+    with atomic_file(folder / "params.yaml") as partial, partial.open("w", encoding="utf-8") as file:
         YAML(typ="safe", pure=True).dump(dict(params), file)
     if shared is None:
         return
@@ -252,13 +252,13 @@ def execute(module: str, folder: Path) -> None:
         RunFailed: it ended with an error.
     """
     environment = os.environ | {"PYTHONPATH": str(CODE), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    with (folder / "log.txt").open("a") as log:
+    with (folder / "log.txt").open("a", encoding="utf-8") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", module], cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT
         )
         code = process.wait()
     if code:
-        told = "\n".join((folder / "log.txt").read_text().splitlines()[-8:])
+        told = "\n".join((folder / "log.txt").read_text(encoding="utf-8").splitlines()[-8:])
         raise RunFailed(f"{module} in {folder} ended with exit code {code}. It said at last:\n{told}")
 
 

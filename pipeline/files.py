@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -99,7 +100,7 @@ def write_json(path: str | Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically. Not-a-number is refused: it is not JSON."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     with atomic_file(path) as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
 
 
 def read_json(path: str | Path, made_by: str) -> Any:
@@ -111,7 +112,7 @@ def read_json(path: str | Path, made_by: str) -> Any:
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist. It is written by `{made_by}`: run that first.") from None
     except (ValueError, RecursionError) as error:  # the latter: lists within lists without end
@@ -136,6 +137,12 @@ def _replace_by_name(source: Path, folder: Path, last: str) -> None:
     (folder / last).unlink(missing_ok=True)
     for name in sorted(names, key=lambda name: name == Path(last)):
         (source / name).replace(folder / name)
+
+
+def sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file, as hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _explain(error: OSError, path: Path) -> OSError:

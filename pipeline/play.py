@@ -1,4 +1,4 @@
-"""Whole episodes of one task, played by an agent that is told what to do."""
+"""Whole episodes of one task, played by an agent that is instructed what to do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Episode:
+class PlayedEpisode:
     """One episode as it was played."""
 
     seed: int
@@ -28,29 +28,29 @@ class Episode:
 
 def play(
     agent: Agent, spec: TaskSpec, instruction: str | None, plan: bool, seeds: Iterable[int], render_size: int = 0
-) -> Iterator[Episode]:
+) -> Iterator[PlayedEpisode]:
     """Play one episode per seed, yielding each as soon as it is over.
 
     Args:
         agent: acts without exploring.
         spec: the task whose environment is played and by whose rule episodes are scored.
-        instruction: what the agent is told to do with the task's body; None for the task's own instruction.
+        instruction: what the agent is instructed to do with the task's body; None for the task's own instruction.
         plan: with planning, else with the policy alone.
         seeds: of the episodes.
-        render_size: pixels of a picture's side; 0 draws nothing. An agent that sees is filmed in its pictures' size.
+        render_size: pixels of a picture's side; 0 draws nothing. An agent that observes images is filmed in their size.
 
     Raises:
         ValueError: the task does not fit into the agent's widths.
         RenderingUnavailable: this machine cannot draw.
     """
     if instruction is None and spec.name in agent.tasks:
-        told: dict[str, Any] = {"task": spec.name}
+        instructed: dict[str, Any] = {"task": spec.name}
     else:
-        # Texts read in training begin with the body; a task that the agent does not know is told in its own words.
+        # Texts read in training begin with the body; an unknown task is given in its own words.
         text = spec.text() if instruction is None else f"{spec.embodiment} {instruction}"
-        told = {"instruction": text, "action_dim": spec.action_dim}
+        instructed = {"instruction": text, "action_dim": spec.action_dim}
     if agent.vision:
-        render_size = agent.vision.size  # one picture serves both: the film shows what the agent sees
+        render_size = agent.vision.size  # one picture serves both: the film shows what the agent observes
     env = make(spec, spec.obs_dim, spec.action_dim, render_size)
     try:
         for seed in seeds:
@@ -59,11 +59,11 @@ def play(
             frames = [env.render()] if render_size else []
             total, length, done, success = 0.0, 0, False, False
             while not done:
-                sees: dict[str, Any] = {"picture": frames[-1]} if agent.vision else {}
-                obs, reward, terminated, truncated, info = env.step(agent.act(obs, plan=plan, **told, **sees))
+                images: dict[str, Any] = {"picture": frames[-1]} if agent.vision else {}
+                obs, reward, terminated, truncated, info = env.step(agent.act(obs, plan=plan, **instructed, **images))
                 total, length, success, done = total + reward, length + 1, info["success"], terminated or truncated
                 if render_size:
                     frames.append(env.render())
-            yield Episode(seed, spec.evaluate(total, success), total, length, frames)
+            yield PlayedEpisode(seed, spec.evaluate(total, success), total, length, frames)
     finally:
         env.close()

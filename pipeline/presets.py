@@ -35,7 +35,7 @@ def list_presets(folder: str | Path = PRESETS) -> dict[str, str]:
     """Return the presets by name, each with the comment in its first line, empty if there is none."""
     found = {}
     for path in sorted(Path(folder).glob("*.yaml")):
-        first = path.read_text().split("\n", 1)[0]
+        first = path.read_text(encoding="utf-8").split("\n", 1)[0]
         found[path.stem] = first.lstrip("# ").strip() if first.startswith("#") else ""
     return found
 
@@ -72,12 +72,12 @@ def apply_presets(
                 f"There are: {', '.join(known) or 'none'}."
             )
     config.read_params(params)
-    before = text = params.read_text()
+    before = text = params.read_text(encoding="utf-8")
     named = " and ".join(f"`{name}`" for name in names)
     where = f"{params} with preset {named}" if names else str(params)
     for name in names:
         path = folder / f"{name}.yaml"
-        text = _apply(text, path.read_text(), path)
+        text = _apply(text, path.read_text(encoding="utf-8"), path)
     if leave_out:
         tasks = config.parse(config.Tasks, _yaml().load(text).get("tasks"), f"{where}: tasks")
         if out := leave_out(tasks):
@@ -85,7 +85,7 @@ def apply_presets(
     if text != before:
         _check(text, where)
         with atomic_file(params) as partial:
-            partial.write_text(text)
+            partial.write_text(text, encoding="utf-8")
     return [change for _, change in _compare(_compose(before), _compose(text), text, "", params)]
 
 

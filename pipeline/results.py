@@ -27,7 +27,7 @@ class Estimate(BaseModel):
     scores: list[float] = []  # per episode; empty for a mean over tasks
 
 
-class Summary(BaseModel):
+class RunSummary(BaseModel):
     """What a stage says of its own run (summary.json)."""
 
     stage: str
@@ -39,7 +39,7 @@ class Summary(BaseModel):
 
 
 class Pair(BaseModel):
-    """Two tasks that only the instruction tells apart: [told][scored as]."""
+    """Two tasks that only the instruction tells apart: [given][scored as]."""
 
     tasks: tuple[str, str]
     mode: str  # "policy" or "plan"
@@ -47,15 +47,15 @@ class Pair(BaseModel):
     low: tuple[tuple[float, float], tuple[float, float]]
     high: tuple[tuple[float, float], tuple[float, float]]
 
-    def row(self, told: int) -> list[Estimate]:
+    def row(self, given: int) -> list[Estimate]:
         """Return the estimates under one instruction: scored as the first task, and as the second."""
-        cells = zip(self.scores[told], self.low[told], self.high[told], strict=True)
+        cells = zip(self.scores[given], self.low[given], self.high[given], strict=True)
         return [Estimate(score=score, low=low, high=high) for score, low, high in cells]
 
     @property
     def verdict(self) -> str:
         """`clear`, `weak` (intervals overlap) or `no`: does each task score best under its own instruction?"""
-        columns = [(0, 1), (1, 0)]  # (told its own task, told the other) for each task scored
+        columns = [(0, 1), (1, 0)]  # (given its own task, given the other) for each task scored
         if all(self.low[own][own] > self.high[other][own] for own, other in columns):
             return "clear"
         return "weak" if all(self.scores[own][own] > self.scores[other][own] for own, other in columns) else "no"
@@ -93,7 +93,7 @@ class Point(BaseModel):
     score: float
 
 
-class Adaptation(Summary):
+class Adaptation(RunSummary):
     """How one held-out task was adapted to (its summary.json)."""
 
     task: str
@@ -139,7 +139,7 @@ class Video(BaseModel):
     file: str
 
 
-class Clusters(BaseModel):
+class TaskClusters(BaseModel):
     """The clusters of tasks found by their gradients (clusters.json), by `pretrain` or by `embed` on pictures."""
 
     tasks: list[str]
@@ -200,16 +200,16 @@ class Results:
     confidence: float  # of the intervals
     params: str  # params.yaml as it stands
     demos: Demos | None
-    runs: dict[str, Summary]  # pretrain, finetune, evaluate, publish: those that ran
+    runs: dict[str, RunSummary]  # pretrain, finetune, evaluate, publish: those that ran
     curves: dict[str, dict[str, Curve]]  # by stage, then by metric name, e.g. "eval/score"
     scores: Scores | None
     videos: list[tuple[Video, Path]]
     adapted: dict[str, Adaptation]
     adapted_videos: dict[str, Path]
     experts: dict[str, dict[str, ExpertUse]]  # by stage, then by layer; empty for a model without
-    clusters: Clusters | None = None  # where the model has any
+    clusters: TaskClusters | None = None  # where the model has any
     reconstructions: tuple[Reconstructions, Path] | None = None  # with the picture, where pictures are learned
-    picture_clusters: Clusters | None = None  # where each has an autoencoder of its own
+    picture_clusters: TaskClusters | None = None  # where each has an autoencoder of its own
     missing: dict[str, Path] = field(default_factory=dict)  # stage -> the file that is not there
 
 
@@ -236,7 +236,7 @@ def read_results(root: str | Path = ".") -> Results:
     demos = read(Demos, root / "datasets/demos.json", "demos")
     stages = ("pretrain", "finetune", "evaluate", "publish")
     logs = {stage: checkpoints / stage / "metrics" for stage in ("pretrain", "finetune")}
-    runs = {stage: read(Summary, checkpoints / stage / "metrics/summary.json", stage) for stage in stages}
+    runs = {stage: read(RunSummary, checkpoints / stage / "metrics/summary.json", stage) for stage in stages}
     scores = read(Scores, checkpoints / "evaluate/metrics/scores.json", "evaluate")
     adapted = {
         task: read(Adaptation, checkpoints / "adapt" / task / "metrics/summary.json", f"adapt@{task}")
@@ -250,7 +250,7 @@ def read_results(root: str | Path = ".") -> Results:
     return Results(
         tasks=tasks,
         confidence=config.load(config.Evaluate, root / "params.yaml").confidence,
-        params=(root / "params.yaml").read_text(),
+        params=(root / "params.yaml").read_text(encoding="utf-8"),
         demos=demos,
         runs={stage: run for stage, run in runs.items() if run},
         curves={stage: read_curves(folder) for stage, folder in logs.items()},
@@ -263,11 +263,11 @@ def read_results(root: str | Path = ".") -> Results:
             if (path := checkpoints / "adapt" / task / "videos/adapted.mp4").exists()
         },
         experts={stage: read_expert_use(folder) for stage, folder in logs.items()},
-        clusters=_parse(Clusters, found, "pretrain") if found.exists() else None,
+        clusters=_parse(TaskClusters, found, "pretrain") if found.exists() else None,
         reconstructions=(_parse(Reconstructions, learned, "embed"), learned.with_name("reconstructions.png"))
         if learned.exists()
         else None,
-        picture_clusters=_parse(Clusters, apart, "embed") if apart.exists() else None,
+        picture_clusters=_parse(TaskClusters, apart, "embed") if apart.exists() else None,
         missing=missing,
     )
 

@@ -13,7 +13,6 @@ and task_embeddings/ alike. Nothing is pickled, and no code is read from either.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 import shutil
 from collections.abc import Mapping
@@ -30,7 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline import config
-from pipeline.files import add_files, read_json, write_json
+from pipeline.files import add_files, read_json, sha256, write_json
 from pipeline.language.embeddings import TaskEmbeddings
 from pipeline.model.adapters import Adapters
 from pipeline.model.task_table import CONSTRAINTS, TIED
@@ -265,12 +264,6 @@ def read_adapter_task(folder: Path) -> AdapterTask:
     statistics = _statistics([content], widths, path)
     embeddings, constraint = _read_embeddings(folder, [spec.name]), _constraint(content, path)
     return AdapterTask(spec, _discount(content, str(path)), embeddings, base, *statistics, constraint)
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _refuse_another(folder: str | Path, mark: str, kind: str) -> None:

@@ -19,12 +19,12 @@ from pipeline.data.demos import write_episodes
 from pipeline.data.episode import Episode
 from pipeline.language.embeddings import embed
 from pipeline.language.encoder import HashedNgrams
+from pipeline.learn.evaluator import Evaluator, Result
 from pipeline.model.adapters import CONFIG, WEIGHTS
 from pipeline.model.task_table import TIED, TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.tasks import registry
 from pipeline.tasks.registry import make
-from pipeline.train.evaluate import Evaluator, Result
 
 ROOT = Path(__file__).parent.parent
 TASK = """\
@@ -41,34 +41,38 @@ score: clip((return+200)/200,0,1)
 """
 
 
-@pytest.fixture
-def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small untrained checkpoint that knows one task, in a working folder with params.yaml and another task."""
+def prepare(folder: Path, checkpoint: Path) -> None:
+    """Make a working folder, with params.yaml and two tasks, and a small untrained checkpoint that knows one."""
     params = (ROOT / "tests/tiny.yaml").read_text()
     params = params.replace("  updates: 10\n", "  updates: 8\n").replace("    env_steps: 300", "    env_steps: 120")
     params = params.replace("  eval_every: 10\n", "  eval_every: 4\n").replace(
         "    eval_every: 200", "    eval_every: 60"
     )
-    (tmp_path / "params.yaml").write_text(params)
-    (tmp_path / "my_tasks").mkdir()
-    (tmp_path / "my_tasks/hang.yaml").write_text(TASK.format(name="hang", text="Hang.", body=""))
-    (tmp_path / "swing.yaml").write_text(TASK.format(name="swing", text="Swing up.", body=" of its own"))
-    monkeypatch.chdir(tmp_path)
+    (folder / "params.yaml").write_text(params)
+    (folder / "my_tasks").mkdir()
+    (folder / "my_tasks/hang.yaml").write_text(TASK.format(name="hang", text="Hang.", body=""))
+    (folder / "swing.yaml").write_text(TASK.format(name="swing", text="Swing up.", body=" of its own"))
     torch.manual_seed(0)
-    (spec,) = registry.get(["hang"], "my_tasks")
-    sizes = config.load(config.Model)
+    (spec,) = registry.get(["hang"], folder / "my_tasks")
+    sizes = config.load(config.Model, folder / "params.yaml")
     embeddings = embed(HashedNgrams(sizes.task_dim), ["hang"], [[spec.text(0), spec.text(1)]], 2)
     mask = torch.zeros(1, sizes.action_dim)
     mask[0, 0] = 1
     statistics = torch.zeros(1, sizes.obs_dim), torch.ones(1, sizes.obs_dim)
     table = TaskTable(embeddings.names, torch.from_numpy(embeddings.vectors), mask, torch.tensor([0.95]), *statistics)
-    agent = Agent(WorldModel(sizes), [spec], embeddings, table, config.load(config.Planner))
-    agent.save_pretrained("base")
+    planner = config.load(config.Planner, folder / "params.yaml")
+    Agent(WorldModel(sizes), [spec], embeddings, table, planner).save_pretrained(folder / checkpoint)
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    prepare(tmp_path, Path("base"))
+    monkeypatch.chdir(tmp_path)
     return tmp_path / "base"
 
 
-def record_demos(folder: Path, count: int) -> None:
-    spec = registry.load_file("swing.yaml")
+def record_demos(folder: Path, count: int, task: Path = Path("swing.yaml")) -> None:
+    spec = registry.load_file(task)
     env, episodes = make(spec, 3, 1), []
     for seed in range(count):
         obs, _ = env.reset(seed=seed)

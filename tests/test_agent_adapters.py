@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.agent import Agent
-from pipeline.model.compute import PLAIN
+from pipeline.model.products import Mode
 from tests.tiny_agent import (
     NEW,
     PLANNER,
@@ -50,20 +50,19 @@ def test_an_adapter_brings_its_task_and_leaves_the_others(checkpoint: Path, tmp_
     assert np.array_equal(agent.act(obs, task="walk"), base)
 
 
-@pytest.mark.parametrize("compiled", ["plain", "chosen"])
+@pytest.mark.parametrize("mode", ["torch", None], ids=["torch", "chosen"])
 def test_each_adapter_acts_on_its_own_task_and_the_base_on_all_others_to_the_bit(
-    checkpoint: Path, tmp_path: Path, compiled: str
+    checkpoint: Path, tmp_path: Path, mode: Mode | None
 ) -> None:
-    compute = PLAIN if compiled == "plain" else None
-    base = Agent.from_pretrained(checkpoint, compute=compute)
+    base = Agent.from_pretrained(checkpoint, mode=mode)
     expected = {spec.name: acts(base, spec) for spec in (SPECS[0], SPECS[2])}
     for seed, spec in enumerate((NEW, SPECS[1])):  # a task that is new, and one that the base knows
         adapted(checkpoint, tmp_path / spec.name, spec, seed)
-        alone = Agent.from_pretrained(checkpoint, compute=compute)
+        alone = Agent.from_pretrained(checkpoint, mode=mode)
         alone.add_adapter(tmp_path / spec.name)
         expected[spec.name] = acts(alone, spec)
     assert not np.array_equal(expected["reach"], acts(base, SPECS[1]))
-    agent = Agent.from_pretrained(checkpoint, compute=compute)
+    agent = Agent.from_pretrained(checkpoint, mode=mode)
     for spec in (NEW, SPECS[1]):
         agent.add_adapter(tmp_path / spec.name)
     other = agent.with_planner(PLANNER)  # shares the model, in which they take turns
@@ -90,7 +89,7 @@ def test_an_adapter_acts_by_the_agent_s_actors_too(checkpoint: Path, tmp_path: P
     obs = torch.ones(2, SIZES.obs_dim)
     for phrasing in ("canonical", "unseen"):
         found = []
-        for actor in (agent.told(phrasing), base.told(phrasing)):
+        for actor in (agent.conditioned(phrasing), base.conditioned(phrasing)):
             actor.reset(2, seed=0)
             found.append(actor.act(obs, actor.rows(["walk", "reach"]), plan=True))
         assert torch.equal(*found)

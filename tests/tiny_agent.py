@@ -12,7 +12,7 @@ from pipeline.agent import Agent
 from pipeline.language.embeddings import embed
 from pipeline.language.encoder import HashedNgrams
 from pipeline.model.task_table import TaskTable
-from pipeline.model.world_model import WorldModel
+from pipeline.systems.build import build_model, task_columns
 from pipeline.tasks.spec import TaskSpec
 
 SIZES = config.Model(
@@ -44,7 +44,7 @@ def embeddings_of(specs: list[TaskSpec]):
 
 def make_agent(seed: int = 0, sizes: config.Model = SIZES) -> Agent:
     torch.manual_seed(seed)
-    model = WorldModel(sizes)
+    model = build_model(sizes)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     mask = torch.zeros(3, 3)
@@ -52,7 +52,8 @@ def make_agent(seed: int = 0, sizes: config.Model = SIZES) -> Agent:
         row[: spec.action_dim] = 1
     embeddings = embeddings_of(SPECS)
     discount = torch.tensor([0.9, 0.95, 0.99])
-    table = TaskTable(embeddings.names, torch.from_numpy(embeddings.vectors), mask, discount)
+    vectors, columns = torch.from_numpy(embeddings.vectors), task_columns(sizes, len(SPECS))
+    table = TaskTable(embeddings.names, vectors, mask, discount, columns=columns)
     return Agent(model, SPECS, embeddings, table, PLANNER)
 
 

@@ -174,6 +174,6 @@ class Watching:
         x, y = [point["seconds"] for point in curve], [point["score"] for point in curve]
         chart = line_chart(f"{self._spec.name}: score against seconds", "seconds", [Line(x, y, FINETUNED)])
         with atomic_file(self._out / "curve.svg") as partial:
-            partial.write_text(as_file(chart))
+            partial.write_text(as_file(chart), encoding="utf-8")
         if event != "evaluated":
             film(self._agent, self._spec, self._settings, self._out / "videos" / f"{event}.mp4")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.cli.options import add_command
 
 if TYPE_CHECKING:
-    from pipeline.hub.push import Plan
+    from pipeline.hub.push import Difference
     from pipeline.store import Found
 
 RELEASE = Path("checkpoints/publish/release")
@@ -87,12 +87,12 @@ def push_folder(options: argparse.Namespace) -> None:
     """Push a release folder, or show what would be pushed. A receipt is written beside the folder."""
     from huggingface_hub import HfApi
 
-    from pipeline.hub.push import hashes, kind_of, plan, push, write_receipt
+    from pipeline.hub.push import compare, hashes, kind_of, push, write_receipt
 
     repo = options.repo or _repo_of_params(kind_of(options.folder))
     api = HfApi()
     if options.dry_run:
-        _print_plan(plan(options.folder, repo, api))
+        _print_difference(compare(options.folder, repo, api))
         return
     pushed = push(options.folder, repo, private=not options.public, tag=options.tag, api=api)
     receipt = options.folder.with_name(f"{options.folder.name}.receipt.json")
@@ -150,7 +150,7 @@ def _repo_of_params(kind: str) -> str:
     return repo
 
 
-def _print_plan(plan: Plan) -> None:
+def _print_difference(plan: Difference) -> None:
     state = f"at commit {plan.head[:12]}" if plan.head else "not there yet"
     print(f"{plan.kind} {plan.repo}, {state}; nothing was sent. A push would")
     for name, size in plan.send.items():

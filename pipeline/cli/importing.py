@@ -89,8 +89,7 @@ def _read(options: argparse.Namespace, path: Path, spec: TaskSpec) -> Source:
 
 
 def _import_checkpoint(options: argparse.Namespace) -> None:
-    from pipeline import store
-    from pipeline.files import write_json
+    from pipeline.files import sha256, write_json
     from pipeline.importers.newt import import_checkpoint
     from pipeline.tasks import registry
 
@@ -101,7 +100,7 @@ def _import_checkpoint(options: argparse.Namespace) -> None:
     agent, left_out = import_checkpoint(path, registry.load_catalogue(own_folder(options)), options.tasks)
     agent.save_pretrained(out)
     source = {"form": options.form, "source": options.source, "file": path.name, "commit": commit}
-    write_json(out / "import.json", {**source, "sha256": store.sha256(path), "left_out": left_out})
+    write_json(out / "import.json", {**source, "sha256": sha256(path), "left_out": left_out})
     print(f"{len(agent.tasks)} of {len(agent.tasks) + len(left_out)} tasks -> {out}")
     if left_out:
         print(f"  left out, since the catalogue does not have them: {', '.join(left_out)}")

@@ -1,4 +1,4 @@
-"""Every parameter: its type, bounds, one sentence and unit. Values live in params.yaml alone: none has a default.
+"""Every parameter: its type, bounds, one sentence and unit. Values are in params.yaml; few have a default.
 
 `load("pretrain")` reads one section. A missing or unknown key is an error that names it and its near matches.
 """
@@ -373,7 +373,7 @@ def read_params(path: str | Path = PARAMS) -> dict[str, Any]:
     """Read a parameter file as plain Python values, with ruamel as DVC does (PyYAML takes `3e-4` for text)."""
     path = Path(path)
     try:
-        params = YAML(typ="safe").load(path.read_text())
+        params = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(
             f"{path} does not exist. Run from the folder that holds it, the root of the project."

@@ -1,6 +1,6 @@
 """Sections that may be null in params.yaml: parts of other systems, and what a run does without unless it is asked for.
 
-As everywhere, no value inside a section has a default.
+Inside a section nothing has a default but a further section that may be null.
 """
 
 from __future__ import annotations

@@ -133,7 +133,8 @@ def write_card(folder: str | Path, tasks: Sequence[str]) -> None:
     with atomic_file(Path(folder) / "README.md") as partial:
         partial.write_text(
             f"{front}# Demonstrations\n\nOne configuration per task, one row per episode; the columns are described in "
-            f"the project's `datasets/README.md`.\n{example}"
+            f"the project's `datasets/README.md`.\n{example}",
+            encoding="utf-8",
         )
 
 

@@ -50,7 +50,7 @@ def load_recipes() -> dict[str, Recipe]:
     Raises:
         pydantic.ValidationError: a value is missing, unknown or out of bounds.
     """
-    content = YAML(typ="safe").load(RECIPES.read_text())
+    content = YAML(typ="safe").load(RECIPES.read_text(encoding="utf-8"))
     parse = TypeAdapter(Recipe).validate_python
     return {task: parse({**content["all"], **own}) for task, own in content["tasks"].items()}
 

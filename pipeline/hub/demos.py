@@ -57,7 +57,7 @@ def write_demos_release(
                 }
             )
         source = repo_id or Path(folder).as_posix()
-        (partial / "README.md").write_text(_card(rows, source))
+        (partial / "README.md").write_text(_card(rows, source), encoding="utf-8")
         refuse_private(partial, root)
 
 

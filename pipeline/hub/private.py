@@ -36,7 +36,7 @@ def refuse_private(folder: str | Path, root: str | Path = ".") -> None:
             raise ValueError(f"{name} of the release is a link. A release holds files only: copy what it points to.")
         if path.suffix not in _TEXTS:
             continue
-        text = path.read_text(errors="replace")
+        text = path.read_text(errors="replace", encoding="utf-8")
         if _TOKEN.search(text) or (token and token in text):
             raise ValueError(
                 f"{name} of the release would hold an access token. Remove it from params.yaml or the tasks."

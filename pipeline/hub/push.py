@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 
 from pipeline import store
-from pipeline.files import write_json
+from pipeline.files import sha256, write_json
 from pipeline.hub.private import redact, refuse_private
 
 Kind = Literal["model", "dataset"]
@@ -22,7 +22,7 @@ _MARKS = {"model": "tasks.json", "dataset": "episodes.parquet"}  # a file that o
 _KEPT = {".gitattributes"}  # the Hub's own
 
 
-class Plan(NamedTuple):
+class Difference(NamedTuple):
     """What a push would do."""
 
     repo: str
@@ -72,10 +72,10 @@ def kind_of(folder: str | Path) -> Kind:
 
 def hashes(folder: str | Path) -> dict[str, str]:
     """Return the SHA-256 of every file in a folder, by its path in it."""
-    return {name: store.sha256(path) for name, path in _files(folder).items()}
+    return {name: sha256(path) for name, path in _files(folder).items()}
 
 
-def plan(folder: str | Path, repo: str, api: HfApi) -> Plan:
+def compare(folder: str | Path, repo: str, api: HfApi) -> Difference:
     """Compare a folder with what the repo holds now. Sends and creates nothing.
 
     Raises:
@@ -107,7 +107,7 @@ def plan(folder: str | Path, repo: str, api: HfApi) -> Plan:
         )
     same = [name for name, path in files.items() if name in there and _is_same(path, there[name])]
     send = {name: path.stat().st_size for name, path in files.items() if name not in same}
-    return Plan(repo, kind, head, send, sorted(there.keys() - files.keys()), same)
+    return Difference(repo, kind, head, send, sorted(there.keys() - files.keys()), same)
 
 
 def push(folder: str | Path, repo: str, private: bool, tag: str | None, api: HfApi) -> Pushed:
@@ -124,10 +124,10 @@ def push(folder: str | Path, repo: str, private: bool, tag: str | None, api: HfA
         api: the Hub's client; it finds the token by its own means.
 
     Raises:
-        ValueError: see `plan`; or the tag is on another commit.
+        ValueError: see `compare`; or the tag is on another commit.
         OSError: the Hub refused or could not be reached; the message says what to do, and holds no token.
     """
-    found = plan(folder, repo, api)
+    found = compare(folder, repo, api)
     try:
         if found.head is None:
             api.create_repo(repo, private=private, repo_type=found.kind, exist_ok=True)
@@ -172,12 +172,12 @@ def _is_same(path: Path, there: RepoFile) -> bool:
     if path.stat().st_size != there.size:
         return False
     if there.lfs is not None:
-        return store.sha256(path) == there.lfs.sha256
+        return sha256(path) == there.lfs.sha256
     content = path.read_bytes()  # what is not sent apart is small
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == there.blob_id
 
 
-def _tag(api: HfApi, found: Plan, tag: str, commit: str, new: bool) -> None:
+def _tag(api: HfApi, found: Difference, tag: str, commit: str, new: bool) -> None:
     tagged = {ref.name: ref.target_commit for ref in api.list_repo_refs(found.repo, repo_type=found.kind).tags}
     if tag not in tagged:
         api.create_tag(found.repo, tag=tag, revision=commit, repo_type=found.kind)

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from pipeline import store
-from pipeline.files import atomic_folder, write_json
+from pipeline.files import atomic_folder, sha256, write_json
 from pipeline.hub.private import refuse_private
 from pipeline.results import Estimate, Results
 from pipeline.tasks.spec import TaskSpec
@@ -62,13 +62,13 @@ def write_release(
         _check_scores(checkpoint.specs, results)
         _write_eval_results(partial / ".eval_results", checkpoint.specs, results, repo_id, demos_repo_id)
         source = repo_id or Path(folder).as_posix()
-        (partial / "README.md").write_text(_card(checkpoint, results, source, demos_repo_id))
+        (partial / "README.md").write_text(_card(checkpoint, results, source, demos_repo_id), encoding="utf-8")
         refuse_private(partial, root)
 
 
 def _check_evaluated(folder: Path, results: Results) -> None:
     assert results.scores is not None
-    weights = store.sha256(folder / "model.safetensors")
+    weights = sha256(folder / "model.safetensors")
     evaluated = results.scores.weights.get("finetune")
     if evaluated != weights:
         raise ValueError(
@@ -80,7 +80,7 @@ def _check_evaluated(folder: Path, results: Results) -> None:
 
 def _check_base(folder: Path, task: str) -> None:
     base = store.read_adapter_task(folder / "adapters" / task).base
-    if base != store.sha256(folder / "model.safetensors"):
+    if base != sha256(folder / "model.safetensors"):
         raise ValueError(
             f"the adapter for {task} was trained on the weights {base[:16]}, which are not those of this release. "
             f"Run `dvc repro adapt@{task}`."
@@ -127,7 +127,7 @@ def _write_eval_results(
         if entries:
             text = io.StringIO()
             YAML(typ="safe", pure=True).dump(eval_result_entries_to_yaml(entries), text)
-            (folder / f"{how.replace(' ', '_')}.yaml").write_text(text.getvalue())
+            (folder / f"{how.replace(' ', '_')}.yaml").write_text(text.getvalue(), encoding="utf-8")
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -202,7 +202,7 @@ def render(template: Path, **values: Any) -> str:
     """Fill in the template of a card; its filter `cell` makes any text safe within a table."""
     environment = jinja2.Environment(trim_blocks=False, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     environment.filters |= {"cell": _cell, "interval": _interval}
-    return environment.from_string(template.read_text()).render(**values)
+    return environment.from_string(template.read_text(encoding="utf-8")).render(**values)
 
 
 def _cell(text: object) -> str:

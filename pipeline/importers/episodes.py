@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import store
 from pipeline.data.demos import FILE, write_episodes
 from pipeline.data.episode import Episode
-from pipeline.files import write_json
+from pipeline.files import sha256, write_json
 from pipeline.progress import Progress
 from pipeline.tasks.spec import SUCCESS, TaskSpec
 
@@ -119,7 +118,7 @@ def import_episodes(
         form=source.form,
         source=name,
         commit=commit,
-        sha256={file.relative_to(root).as_posix(): store.sha256(file) for file in source.files},
+        sha256={file.relative_to(root).as_posix(): sha256(file) for file in source.files},
         task=spec.name,
         found=source.total,
         kept=len(kept),

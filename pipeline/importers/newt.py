@@ -135,7 +135,7 @@ def import_checkpoint(
 def _task_names(embeddings: Tensor, tasks: str | Path | None) -> list[str]:
     count = len(embeddings)
     if tasks is None:
-        names = TASK_ORDER.read_text().split()
+        names = TASK_ORDER.read_text(encoding="utf-8").split()
     else:
         content = read_json(tasks, "whoever made the checkpoint")
         if isinstance(content, dict) and all(_has_embedding(entry, embeddings.shape[1]) for entry in content.values()):

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from pipeline.files import sha256
+
 
 class Pin(NamedTuple):
     """Where a known encoder lies and which bytes it must consist of."""
@@ -125,7 +127,7 @@ class TransformersEncoder:
         self._tokenizer = AutoTokenizer.from_pretrained(folder, **local)
         self._model = kind.from_pretrained(folder, use_safetensors=True, dtype=torch.float32, **local).eval()
         self.dim = int(self._model.config.hidden_size)
-        self.id = f"{name}@{_sha256(weights)[:16]}"
+        self.id = f"{name}@{sha256(weights)[:16]}"
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         vectors = [self._encode_one(text) for text in texts]
@@ -197,15 +199,10 @@ def _download(model: str, revision: str, tried: list[str]) -> Path:
 
 
 def _check_hashes(folder: Path, expected: dict[str, str], where: str) -> None:
-    for name, sha256 in expected.items():
-        found = _sha256(folder / name) if (folder / name).is_file() else "no such file"
-        if found != sha256:
+    for name, digest in expected.items():
+        found = sha256(folder / name) if (folder / name).is_file() else "no such file"
+        if found != digest:
             raise ValueError(
-                f"{name} from {where} has SHA-256 {found}, expected {sha256}: it is not the published encoder and was "
+                f"{name} from {where} has SHA-256 {found}, expected {digest}: it is not the published encoder and was "
                 "not loaded. Remove it and install or download it again."
             )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

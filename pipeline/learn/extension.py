@@ -92,7 +92,7 @@ class Extension:
         """Called once, when a run is made: whatever is drawn comes from its generator."""
 
     def summary(self) -> dict[str, Any]:
-        """Return what is told of it in summary.json at the end of a run."""
+        """Return what it adds to summary.json at the end of a run."""
         return {}
 
     def phase(self, replay: ReplayBuffer, before: int, now: int, total: int) -> bool:

@@ -136,6 +136,8 @@ class Learner:
         Raises:
             FloatingPointError: a loss or gradient is not finite; nothing was changed.
         """
+        outside = batch.task[(batch.task < 0) | (batch.task >= len(self.table.names))]
+        assert not len(outside), f"rows {outside.tolist()} of a table of {len(self.table.names)} tasks"
         if isinstance(draws, torch.Generator):
             draws = UpdateDraws.sample(batch, self.table.embeddings.shape[1], self.model.config.num_q, draws)
         pieces = [(batch.take(which), draws.take(which)) for which in self._pieces(len(batch.task))]

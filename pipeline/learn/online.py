@@ -134,7 +134,8 @@ def _policy_phase(run: TrainingRun, acting: Actor, before: int) -> bool:
     assert run.replay is not None
     with run.clock.phase("update"):
         trained = run.learner.extensions.phase(run.replay, before, run.position, run.total)
-    acting.refresh()
+    if trained:
+        acting.refresh()
     return trained
 
 

@@ -1,4 +1,4 @@
-"""The tasks of a run as the model is told about them: texts, widths, discounts, observation statistics."""
+"""What the model gets to know of the tasks of a run: texts, widths, discounts, observation statistics."""
 
 from __future__ import annotations
 

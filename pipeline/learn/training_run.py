@@ -207,7 +207,7 @@ class TrainingRun:
         self.actor.refresh()
         try:
             with self.clock.phase("evaluate"):
-                found = self._play()
+                found = self._scores_and_constraints()
         except GivenUp:
             return False
         self._owes_evaluation = False
@@ -226,7 +226,7 @@ class TrainingRun:
             self.stopped |= self.ranks.from_main(enough)
         return True
 
-    def _play(self) -> dict[str, float]:
+    def _scores_and_constraints(self) -> dict[str, float]:
         """Return each task's score, and leave in the table how it is to be acted."""
         if not (self._plan and self._early_stop):
             return self._scores(self._plan)
@@ -254,7 +254,8 @@ class TrainingRun:
         total, phases = self.clock.read()
         more = {name: value for measure in self.measures for name, value in measure().items()}
         own = {
-            "means": {name: value.double().cpu() / max(self._num_summed, 1) for name, value in self._sums.items()},
+            # Sorted, as a save returns them: a resumed run logs the same bytes.
+            "means": {name: self._sums[name].double().cpu() / max(self._num_summed, 1) for name in sorted(self._sums)},
             "batch_size": self._batch_size,
             "recent": self.recent,
             "phases": {name: seconds / total for name, seconds in phases.items()},
@@ -267,8 +268,9 @@ class TrainingRun:
         if self.log is None:
             return
         slices = max(sum(one["batch_size"] for one in everyone), 1)
-        means: dict[str, Tensor] = {
-            name: sum(one["means"][name] * one["batch_size"] for one in everyone) / slices for name in own["means"]
+        means = {
+            name: torch.stack([one["batch_size"] / slices * one["means"][name] for one in everyone]).sum(0)
+            for name in own["means"]
         }
         scalars = {f"train/{name}": float(value) for name, value in means.items() if value.numel() == 1}
         tables = {name: value.numpy() for name, value in means.items() if value.numel() > 1}

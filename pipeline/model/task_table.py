@@ -105,14 +105,3 @@ class TaskTable:
             torch.cat([self.constraint, self.constraint.new_tensor([TIED])]),
             {name: torch.cat([column, column[nearest].unsqueeze(0)]) for name, column in self.columns.items()},
         )
-
-    def check(self, task: Tensor) -> None:
-        """Refuse rows (B,) that are not in the table.
-
-        Raises:
-            ValueError: naming the rows.
-        """
-        outside = (task < 0) | (task >= len(self.names))
-        if outside.any():
-            rows = sorted(set(task[outside].tolist()))
-            raise ValueError(f"task rows {rows} are outside the table, which has rows 0 to {len(self.names) - 1}")

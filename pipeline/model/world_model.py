@@ -1,7 +1,6 @@
 """The world model: encode, next, reward, policy, q. Tensors in, tensors out."""
 
-from __future__ import annotations
-
+# Annotations are values here: by that of `config`, the Hub's mixin knows what to make of config.json.
 import copy
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
@@ -29,7 +28,7 @@ _CLAMP = 10.0  # largest normalised observation, in standard deviations
 
 
 class TaskContext(NamedTuple):
-    """Everything the model is told about n tasks, one per row. It is stale once the weights change.
+    """Everything the model knows about n tasks, one per row. It is stale once the weights change.
 
     The first seven are what `condition` of each network returned.
     """
@@ -46,7 +45,7 @@ class TaskContext(NamedTuple):
     obs_mean: Tensor | None  # (n, O); None where observations are taken as they come
     obs_std: Tensor | None  # (n, O)
 
-    def take(self, rows: Tensor) -> TaskContext:
+    def take(self, rows: Tensor) -> "TaskContext":
         """Repeat the tasks as `rows` (B,) says: row i of the result belongs to task rows[i]."""
 
         def take(part: Any) -> Any:
@@ -114,6 +113,11 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
             nn.init.zeros_(self.termination_head.blocks[-1].linear.weight)
         bins = torch.linspace(config.bin_min, config.bin_max, config.num_bins)
         self.register_buffer("bins", bins, persistent=False)
+
+    @classmethod
+    def _from_pretrained(cls, *, strict: bool = True, **more: Any) -> Any:
+        """Load as the Hub's mixin does, but refuse weights of another model: it would leave missing ones random."""
+        return super()._from_pretrained(strict=strict, **more)
 
     @staticmethod
     def state_dim(config: config.Model) -> int:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pipeline import config
 from pipeline.data.demos import FILE, load_demos
-from pipeline.files import atomic_folder, read_json, write_json
+from pipeline.files import atomic_folder, read_json, sha256, write_json
 from pipeline.pixels.autoencoder import Autoencoder, Autoencoders, Losses
 from pipeline.pixels.demonstrations import replay_frames
 from pipeline.progress import Progress
@@ -255,6 +255,5 @@ def _key(demos: Path, specs: Sequence[TaskSpec], vision: config.Vision, seed: in
     assert vision.autoencoder is not None
     content = {"size": vision.size, "settings": dataclasses.asdict(vision.autoencoder), "seed": seed}
     for spec in specs:
-        with (demos / spec.name / FILE).open("rb") as file:
-            content[spec.name] = hashlib.file_digest(file, "sha256").hexdigest()
+        content[spec.name] = sha256(demos / spec.name / FILE)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

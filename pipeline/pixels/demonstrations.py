@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from safetensors.numpy import save_file
 
 from pipeline.data.demos import FILE
 from pipeline.data.episode import Episode
-from pipeline.files import atomic_file
+from pipeline.files import atomic_file, sha256
 from pipeline.pixels.pixel_encoder import PixelEncoder
 from pipeline.progress import Progress
 from pipeline.tasks.registry import make
@@ -140,8 +139,7 @@ def _path(folder: Path, task: str) -> Path:
 
 def _key(demos: Path, task: str, pixel_encoder: PixelEncoder) -> dict[str, str]:
     """Return all that the vectors depend on."""
-    with (demos / task / FILE).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256(demos / task / FILE)
     return {"encoder": pixel_encoder.encoder.id, "size": str(pixel_encoder.image_size), "demonstrations": digest}
 
 

@@ -5,7 +5,6 @@ Images arrive in the size that the simulator drew them in: nothing is resized, t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.files import read_json
+from pipeline.files import read_json, sha256
 from pipeline.pixels.autoencoder import Autoencoders, is_autoencoder, load_autoencoders
 
 FILES = ["config.json", "preprocessor_config.json", "model.safetensors"]
@@ -66,9 +65,7 @@ class FrozenEncoder:
             self.cluster = {}
         self.name, self.size, self.device = name, size, torch.device(device)
         self._batch_size = batch_size
-        with weights.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        self.id = f"{folder.name if Path(name).is_dir() else name.partition('@')[0]}@{digest[:16]}"
+        self.id = f"{folder.name if Path(name).is_dir() else name.partition('@')[0]}@{sha256(weights)[:16]}"
         try:
             self.dim = self._encode(torch.zeros(1, size, size, 3, dtype=torch.uint8), torch.zeros(1).long()).shape[1]
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:

@@ -13,14 +13,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from pipeline.report.charts import INK, MUTED, STYLE, inline
-from pipeline.results import Clusters
+from pipeline.results import TaskClusters
 
 # Of an image, which cannot take the page's colours; its transparency lets the paper shine through by day and night.
 _LIKE, _OPPOSITE = "#d9541e", "#6d8a98"
 _MOST_NUMBERS = 12  # tasks up to which each cell says its value
 
 
-def similarity_chart(title: str, clusters: Clusters) -> Markup:
+def similarity_chart(title: str, clusters: TaskClusters) -> Markup:
     """Draw cosines from -1 (blue) over 0 (blank) to 1 (red) as an inline SVG element.
 
     Args:

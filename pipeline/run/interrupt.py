@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.run.ranks import launched_processes
 
-_ECHO_SECONDS = 5.0  # a launcher passes the signal on to processes that the terminal has told already
+_ECHO_SECONDS = 5.0  # a launcher passes the signal on to processes that have had it from the terminal
 
 
 class Interrupt:
@@ -51,7 +51,7 @@ class Interrupt:
         """Raise what the signal would have raised.
 
         Raises:
-            KeyboardInterrupt: always; its text is the signal's name, or `another process` where that one was told.
+            KeyboardInterrupt: always; its text is the signal's name, or `another process` where another got it.
         """
         raise KeyboardInterrupt(self.requested or "another process")
 
@@ -61,13 +61,13 @@ class Interrupt:
                 return
             raise KeyboardInterrupt(self.requested)
         self.requested, self._requested_at = signal.Signals(number).name, time.monotonic()
-        told = "saving before leaving; once more leaves at once"
+        message = "saving before leaving; once more leaves at once"
         if number == signal.SIGTERM and self._stop_seconds:
-            told = f"saving before leaving, in {self._stop_seconds:g} s at most; once more leaves at once"
+            message = f"saving before leaving, in {self._stop_seconds:g} s at most; once more leaves at once"
             self._deadline = threading.Timer(self._stop_seconds, self._give_up)
             self._deadline.daemon = True
             self._deadline.start()
-        print(f"{self.requested}: {told}", file=sys.stderr, flush=True)
+        print(f"{self.requested}: {message}", file=sys.stderr, flush=True)
 
     def _give_up(self) -> None:
         print(

@@ -46,7 +46,7 @@ def start(runtime: config.Runtime, seed: int) -> Ranks:
     torch.set_num_threads(runtime.threads or max(1, available_cores() // on_machine))
     seed_everything(seed)
     precision = "bf16" if runtime.precision == "bf16" else "no"
-    # Unless it is told that there are CPUs alone, Accelerate leaves the processes of torchrun by themselves.
+    # Unless it knows that there are CPUs alone, Accelerate leaves the processes of torchrun by themselves.
     on_cpu = runtime.device == "cpu" or not torch.cuda.is_available()
     accelerator = Accelerator(cpu=on_cpu, mixed_precision=precision)
     if accelerator.num_processes != launched_processes():

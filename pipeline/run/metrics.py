@@ -42,7 +42,7 @@ class MetricsLog:
     on by cutting off what it logged after its last save. `publish` thins it.
 
     Args:
-        folder: where the file grows during the run, inside its scratch folder.
+        folder: where the file grows during the run, inside its run folder.
         position: updates or env_steps done; rows logged after it, by a run that was killed since, are dropped.
         trackers: who else gets the rows, as `start_trackers` returns them.
     """

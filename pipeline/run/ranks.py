@@ -195,4 +195,5 @@ def _peers() -> Iterator[None]:
 
 def _raw(tensor: Tensor) -> Tensor:
     """View a contiguous tensor as bytes, which every backend can send."""
-    return tensor.reshape(-1).view(torch.uint8)
+    # Not by `reshape`: a single value may have any stride and counts as contiguous, but is no bytes then.
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)

@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pipeline.files import write_json
+from pipeline.files import sha256, write_json
 from pipeline.run.ranks import Ranks
 
 ROOT = Path(".resume")
@@ -102,8 +102,7 @@ def _describe(params: Sequence[Any], inputs: Sequence[str | Path], seed: int) ->
             raise FileNotFoundError(f"the input {path} does not exist. Run `dvc repro`, which makes inputs in order.")
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
         for file in files:
-            with file.open("rb") as handle:
-                table[str(file)] = hashlib.file_digest(handle, "sha256").hexdigest()
+            table[str(file)] = sha256(file)
     return json.loads(json.dumps(table, default=list))
 
 
@@ -120,14 +119,14 @@ def _without_lengths(values: Any) -> Any:
 
 
 def _tell_of_others(stage: str, folder: Path, shaping: dict[str, Any]) -> None:
-    """Say which unfinished runs of this stage lie beside, and what was changed since: none of them is taken up."""
+    """Say which unfinished runs of this stage lie beside, and what was changed since: none of them is resumed."""
     if any(folder.glob("**/save-*")):
         return
     for other in sorted(ROOT.glob(f"{stage}-{'?' * 12}")):
         if other == folder or not any(other.glob("**/save-*")):
             continue
         try:
-            before = json.loads((other / _SHAPING).read_text())
+            before = json.loads((other / _SHAPING).read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError):
             continue
         changed = [key for key in sorted(before.keys() | shaping.keys()) if before.get(key) != shaping.get(key)]

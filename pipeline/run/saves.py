@@ -10,7 +10,6 @@ the save before, and lists the parts that make up the replay of now. Rank 0 writ
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import shutil
 import sys
@@ -23,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.files import atomic_file, atomic_folder, write_json
+from pipeline.files import atomic_file, atomic_folder, sha256, write_json
 from pipeline.run.ranks import Ranks
 
 _STATE = "state.json"
@@ -126,7 +125,7 @@ class Saves:
             hashes = {}
             for name, tensors in [("learner.safetensors", learner), *self._of_ranks(of_rank[0])]:
                 _write(tensors, partial / name)
-                hashes[name] = _sha256(partial / name)
+                hashes[name] = sha256(partial / name)
             state = {"position": position, "values": values, "ranks": described, "sha256": hashes, "replay": parts}
             write_json(partial / _STATE, state)
         problem = _problem(target, check_replay=False)
@@ -166,7 +165,7 @@ class Saves:
         self._num_saved = replay.num_added
 
     def forget_replay(self) -> None:
-        """Let the next save write the whole replay: it was dealt anew, so that the parts of before do not fit it."""
+        """Let the next save write the whole replay: it was shared out anew, so the parts of before do not fit."""
         self._parts, self._num_saved = [], 0
 
     def _newest_whole(self) -> tuple[Path, dict[str, Any]] | None:
@@ -179,7 +178,7 @@ class Saves:
                 for damaged in problems:
                     print(f"{damaged}; the save before it is taken up: {path}", file=sys.stderr, flush=True)
                 self._set_aside(after=path)
-                return path, json.loads((path / _STATE).read_text())
+                return path, json.loads((path / _STATE).read_text(encoding="utf-8"))
             problems.append(f"the save {path} is damaged: {problem}")
         if problems:
             raise ValueError(
@@ -189,7 +188,7 @@ class Saves:
         return None
 
     def _set_aside(self, after: Path) -> None:
-        """Rename damaged saves, so that they are neither taken up nor counted."""
+        """Rename damaged saves, so that they are neither loaded nor counted."""
         for path in _saves(self.folder):
             if path.name > after.name:
                 aside = path.with_name(f"damaged-{path.name}")
@@ -210,7 +209,7 @@ class Saves:
             path = self.folder / _REPLAY / f"{position:012d}-{rank:04d}.safetensors"
             with atomic_file(path) as partial:
                 _write(tensors, partial)
-            digest = _sha256(path)
+            digest = sha256(path)
             part = {"file": path.name, "rank": rank, "end": ends[rank], "sha256": digest, "bytes": path.stat().st_size}
             parts = [other for other in parts if other["file"] != path.name] + [part]
         return parts
@@ -223,7 +222,9 @@ class Saves:
         for old in _saves(self.folder)[: -self.keep]:
             shutil.rmtree(old)
         used = {
-            part["file"] for path in _saves(self.folder) for part in json.loads((path / _STATE).read_text())["replay"]
+            part["file"]
+            for path in _saves(self.folder)
+            for part in json.loads((path / _STATE).read_text(encoding="utf-8"))["replay"]
         }
         for path in (self.folder / _REPLAY).glob("*"):
             if path.name not in used:
@@ -252,20 +253,15 @@ def _write(tensors: dict[str, Tensor], path: Path) -> None:
 def _problem(path: Path, check_replay: bool) -> str | None:
     """Return what is wrong with a save, or None if every file it names is there with its hash."""
     try:
-        state = json.loads((path / _STATE).read_text())
+        state = json.loads((path / _STATE).read_text(encoding="utf-8"))
         named = {path / name: digest for name, digest in state["sha256"].items()}
         if check_replay:
             named |= {path.parent / _REPLAY / part["file"]: part["sha256"] for part in state["replay"]}
         for file, digest in named.items():
             if not file.exists():
                 return f"{file} is missing"
-            if _sha256(file) != digest:
+            if sha256(file) != digest:
                 return f"{file} has changed since it was written"
     except (OSError, json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
         return f"{path / _STATE} cannot be read ({type(error).__name__}: {error})"
     return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -137,7 +137,7 @@ def _shipped() -> list[tuple[TaskSpec, str]]:
                 f"cannot be read: {error}. Repair or uninstall it."
             ) from error
         for file in sorted(files, key=lambda file: file.name):
-            found.append((parse_spec(_parse(file.read_text(), str(file)), str(file)), str(file)))
+            found.append((parse_spec(_parse(file.read_text(encoding="utf-8"), str(file)), str(file)), str(file)))
     return found
 
 
@@ -154,7 +154,7 @@ def _own(folder: str | Path | None) -> list[tuple[TaskSpec, Path]]:
 
 def _read(path: Path) -> Any:
     try:
-        return _parse(path.read_text(), str(path))
+        return _parse(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise ValueError(f"the task file {path} does not exist.") from None
     except UnicodeDecodeError as error:

@@ -58,7 +58,7 @@ class VectorEnv:
     """N environments, which start the next episode by themselves.
 
     Episode e of environment i is determined by (seed, numbers[i], e) and the actions alone: results do not depend on
-    `num_workers`, nor on which process of a run an environment is dealt to.
+    `num_workers`, nor on which process of a run an environment runs.
 
     An environment that fails in the middle of an episode (it raises, or returns NaN or a wrong shape) begins its next
     one, and the step's `lost` says so. So do all environments of a worker process that dies or stands still for a
@@ -101,7 +101,7 @@ class VectorEnv:
         numbered = list(enumerate(specs))
         widths = Widths(n, obs_dim, action_dim, image_size)
         self._under_way = False
-        self._dead: dict[int, _Death] = {}  # workers that could not be told of the command under way
+        self._dead: dict[int, _Death] = {}  # workers that could not get the command under way
         if num_workers == 0:
             self._arrays = view(bytearray(num_bytes(widths)), widths)
             self._group = EnvGroup(numbered, self._arrays, seed, numbers)
@@ -110,7 +110,7 @@ class VectorEnv:
         self._arrays = view(mmap.mmap(memory, 0), widths)
         order = self._order = {"widths": widths, "seed": seed, "numbers": numbers}
         try:
-            for hand in deal(specs, min(num_workers, n)):
+            for hand in assign(specs, min(num_workers, n)):
                 self._workers.append(_Worker([numbered[index] for index in hand], order, memory))
             for worker in self._workers:
                 worker.wait(None)
@@ -321,10 +321,10 @@ class VectorEnv:
         )
 
 
-def deal(specs: Sequence[TaskSpec], num_workers: int) -> list[list[int]]:
+def assign(specs: Sequence[TaskSpec], num_workers: int) -> list[list[int]]:
     """Share environments among workers, so that each has about as much to compute: all wait for the slowest.
 
-    The costliest are dealt first, each to the worker that has least so far.
+    The costliest come first, each goes to the worker that has least so far.
 
     Returns:
         the indices of each worker's environments.

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pipeline import config
 from pipeline.model.adapters import Adapters
-from pipeline.model.world_model import PARTS, WorldModel
+from pipeline.model.task_table import TaskTable
+from pipeline.model.world_model import PARTS, TaskContext, WorldModel
 
 SIZES = config.Model(
     obs_dim=6, action_dim=3, task_dim=8, latent_dim=16, enc_dim=12, num_enc_layers=2, mlp_dim=16, num_q=3,
@@ -45,16 +46,22 @@ def disturb(model: WorldModel, seed: int) -> None:
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
 
 
+def context_of(model: WorldModel, task: Tensor) -> TaskContext:
+    """The context of four tasks, whose texts have these embeddings (4, E)."""
+    table = TaskTable(("a", "b", "c", "d"), task.unsqueeze(1), torch.ones(4, 3), torch.full((4,), 0.9))
+    return model.context(table, torch.arange(4))
+
+
 @torch.no_grad()
 def outputs(model: WorldModel) -> list[Tensor]:
     """What every part of the model says about fixed inputs."""
     draw = torch.Generator().manual_seed(1)
     obs, task = torch.randn(4, 6, generator=draw), torch.randn(4, 8, generator=draw)
     action = torch.rand(4, 3, generator=draw) * 2 - 1
-    ctx = model.context(task)
+    ctx = context_of(model, task)
     z = model.encode(obs, ctx)
-    policy = model.policy(z, ctx, torch.ones(4, 3))
-    return [z, model.next(z, action, ctx), model.reward(z, action, ctx), policy.mean, model.q(z, action, ctx)]
+    policy = model.policy(z, ctx)
+    return [z, model.next(z, action, ctx)[0], model.reward(z, action, ctx), policy.mean, model.q(z, action, ctx)]
 
 
 def same(first: list[Tensor], second: list[Tensor]) -> bool:
@@ -88,11 +95,11 @@ def test_only_the_adapter_is_trainable(model: WorldModel) -> None:
 def test_gradients_reach_every_adapter_tensor_also_in_split_first_layers(model: WorldModel) -> None:
     Adapters(model).create("door", ALL, rank=4, alpha=8.0)
     disturb(model, 2)
-    ctx = model.context(torch.randn(4, 8))
+    ctx = context_of(model, torch.randn(4, 8))
     z = model.encode(torch.randn(4, 6), ctx)
-    policy = model.policy(z, ctx, torch.ones(4, 3))
+    policy = model.policy(z, ctx)
     action = policy.action
-    loss = model.next(z, action, ctx).square().sum() + model.reward(z, action, ctx).square().sum()
+    loss = model.next(z, action, ctx)[0].square().sum() + model.reward(z, action, ctx).square().sum()
     (loss + model.q(z, action, ctx).square().sum()).backward()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from benchmarks.problem import TINY, make_model, make_table
 from pipeline import config
-from pipeline.model.planner import PlanDraws, plan
-from pipeline.shapes import Plan
+from pipeline.model.planner import Plan, PlanDraws, plan
 from tests.tiny import TINY_PLANNER
 
 N = 3
@@ -33,10 +32,10 @@ def plan_with(
     if prev_mean is None:
         prev_mean = torch.zeros(planner.horizon, len(rows), TINY.action_dim)
     with torch.no_grad():
-        ctx = model.context(table.embeddings[rows, 0])
+        ctx = model.context(table, rows)
     return plan(
-        model, ctx, obs, planner, prev_mean, torch.full((len(rows),), first), table.discount[rows],
-        table.action_mask[rows], draws or torch.Generator().manual_seed(seed), **options,
+        model, ctx, obs, planner, prev_mean, torch.full((len(rows),), first),
+        draws or torch.Generator().manual_seed(seed), **options,
     )  # fmt: skip
 
 
@@ -94,6 +93,14 @@ def test_full_constraint_starts_from_the_policy_alone() -> None:
     assert torch.equal(plan_with(draws=draw(), constraint_weight=1.0).mean, with_previous.mean)
 
 
+def test_the_action_is_that_of_an_elite_and_the_weights_sum_to_1() -> None:
+    found = plan_with()
+    assert found.elites.shape == (TINY_PLANNER.num_elites, N, TINY.action_dim)
+    assert torch.allclose(found.weights.sum(0), torch.ones(N))
+    assert (found.elites == found.action).all(-1).any(0).all()
+    assert torch.equal(found.weights, found.weights.sort(0, descending=True).values)  # the best first
+
+
 def test_one_policy_sample_is_enough() -> None:
     planner = replace(TINY_PLANNER, num_policy_samples=1)
     found = plan_with(planner, constraint_weight=1.0)
@@ -112,7 +119,7 @@ def test_planning_finds_the_rewarded_action() -> None:
     """With a reward head that pays for the first action dim, and nothing else, the plan drives it to its bound."""
     table, model = make_table(num_tasks=1), make_model()
     with torch.no_grad():
-        for head in (model.reward_head, *model.q_heads.members):
+        for head in (model.reward_head, *model.q_heads):
             for value in head.parameters():
                 value.zero_()
         first, middle, last = model.reward_head.blocks
@@ -121,10 +128,10 @@ def test_planning_finds_the_rewarded_action() -> None:
             block.norm.weight.fill_(1.0)
         middle.linear.weight[0, 0] = 1.0
         last.linear.weight[-1, 0] = 8.0  # ... raises the highest bin
-        ctx = model.context(table.embeddings[:, 0])
+        ctx = model.context(table, torch.tensor([0]))
     planner = replace(TINY_PLANNER, num_samples=256, num_elites=32, iterations=6)
     found = plan(
         model, ctx, torch.zeros(1, TINY.obs_dim), planner, torch.zeros(planner.horizon, 1, TINY.action_dim),
-        torch.tensor([True]), table.discount, table.action_mask, torch.Generator().manual_seed(0),
+        torch.tensor([True]), torch.Generator().manual_seed(0),
     )  # fmt: skip
     assert found.mean[0, 0, 0] > 0.5

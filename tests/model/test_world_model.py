@@ -10,11 +10,9 @@ import torch
 
 from benchmarks.problem import TINY, make_batch, make_model, make_table
 from pipeline import config
-from pipeline.model.q_ensemble import draw_members, polyak_update
-from pipeline.model.scale import RunningScale
+from pipeline.model.math import decode
 from pipeline.model.task_table import TaskTable
-from pipeline.model.two_hot import decode
-from pipeline.model.world_model import PARTS, WorldModel
+from pipeline.model.world_model import PARTS, WorldModel, draw_members
 
 
 def test_start() -> None:
@@ -25,7 +23,7 @@ def test_start() -> None:
         elif name.endswith("linear.bias"):
             assert not value.any(), name
     table, batch = make_table(), make_batch(make_table())
-    ctx = model.context(table.embeddings[batch.task, 0])
+    ctx = model.context(table, batch.task)
     z = model.encode(batch.obs[0], ctx)
     assert torch.allclose(z.unflatten(-1, (-1, TINY.simnorm_dim)).sum(-1), torch.ones(6, 2), atol=1e-5)
     assert not decode(model.reward(z, batch.action[0], ctx), model.bins).round(decimals=5).any()
@@ -56,28 +54,63 @@ def test_padded_action_dims_have_no_part_in_the_policy() -> None:
     model, table, batch = make_model(), make_table(), make_batch(make_table())
     mask = table.action_mask[batch.task]
     assert not mask.all()
-    ctx = model.context(table.embeddings[batch.task, 0])
+    ctx = model.context(table, batch.task)
     z = model.encode(batch.obs[0], ctx)
-    policy = model.policy(z, ctx, mask, torch.randn(6, TINY.action_dim))
+    policy = model.policy(z, ctx, torch.randn(6, TINY.action_dim))
     for part in (policy.mean, policy.log_std, policy.noise, policy.action):
         assert not (part * (1 - mask)).any()
     assert policy.action.abs().max() <= 1
-    mode = model.policy(z, ctx, mask)
+    mode = model.policy(z, ctx)
     assert torch.equal(mode.action, mode.mean.tanh())
 
 
 def test_q_evaluates_only_the_named_members() -> None:
     model, table, batch = make_model(), make_table(), make_batch(make_table())
-    ctx = model.context(table.embeddings[batch.task, 0])
+    ctx = model.context(table, batch.task)
     z = model.encode(batch.obs[0], ctx)
     every = model.q(z, batch.action[0], ctx)
     assert torch.equal(model.q(z, batch.action[0], ctx, members=(2, 0)), every[[2, 0]])
 
 
+def test_q_heads_come_in_the_order_in_which_they_are_asked_and_each_is_its_own_network() -> None:
+    model, table, batch = make_model(), make_table(), make_batch(make_table())
+    ctx, action = model.context(table, batch.task), batch.action[0]
+    z = model.encode(batch.obs[0], ctx)
+    every = model.q(z, action, ctx)
+    assert every.shape == (TINY.num_q, 6, TINY.num_bins)
+    for member, head in enumerate(model.q_heads):
+        assert torch.equal(every[member], head(ctx.q[member], z, action))
+    assert len({float(one.detach().sum()) for one in every}) == TINY.num_q
+    # A context for some members asks those alone, in its own order.
+    some = model.context(table, batch.task, q=(2, 0), target_q=())
+    assert torch.equal(model.q(z, action, some), every[[2, 0]])
+    assert torch.equal(model.q(z, action, some, members=(0,)), every[[0]])
+    with pytest.raises(KeyError):
+        model.q(z, action, some, members=(1,))
+    with pytest.raises(RuntimeError):
+        model.q(z, action, some, target=True)
+
+
+def test_targets_are_computed_by_the_target_networks() -> None:
+    model, table, batch = make_model(), make_table(), make_batch(make_table())
+    ctx, action = model.context(table, batch.task), batch.action[0]
+    z = model.encode(batch.obs[0], ctx)
+    online, target = model.q(z, action, ctx), model.q(z, action, ctx, target=True)
+    assert not torch.allclose(online, target, atol=1e-2)
+    assert torch.equal(model.q(z, action, ctx, True, (2, 0)), target[[2, 0]])
+    model.sync_target()
+    again = model.context(table, batch.task)
+    assert torch.equal(model.q(z, action, again, target=True), online)
+    assert not any(value.requires_grad for value in model.target_q_heads.parameters())
+    with torch.no_grad():  # a copy, not the same tensors
+        model.q_heads[0].blocks[-1].linear.bias.add_(1)
+    assert torch.equal(model.q(z, action, model.context(table, batch.task), target=True), online)
+
+
 def test_context_rows_can_be_repeated() -> None:
     model, table, batch = make_model(), make_table(), make_batch(make_table())
     rows = batch.task
-    repeated, direct = model.context(table.embeddings[:, 0]).take(rows), model.context(table.embeddings[rows, 0])
+    repeated, direct = model.context(table, torch.arange(3)).take(rows), model.context(table, rows)
     obs, action = batch.obs[0], batch.action[0]
     z = model.encode(obs, direct)
     assert torch.allclose(model.encode(obs, repeated), z, atol=1e-6)
@@ -91,7 +124,7 @@ def test_target_moves_the_given_fraction() -> None:
         for value in model.q_heads.parameters():
             value.add_(1)
     before = [value.clone() for value in model.target_q_heads.parameters()]
-    polyak_update(model.target_q_heads, model.q_heads, 0.1)
+    model.update_target(0.1)
     pairs = zip(before, model.target_q_heads.parameters(), model.q_heads.parameters(), strict=True)
     for old, new, online in pairs:
         assert torch.allclose(new, old + 0.1 * (online - old), atol=1e-6)
@@ -104,14 +137,6 @@ def test_two_different_members_are_drawn_evenly() -> None:
     counts = {pair: drawn.count(pair) for pair in set(drawn)}
     assert len(counts) == 6
     assert min(counts.values()) > 60
-
-
-def test_scale_follows_the_range_of_values_with_a_floor() -> None:
-    scale = RunningScale(0.5)
-    scale.update(torch.zeros(10))
-    assert scale.value.item() == 1
-    scale.update(torch.arange(101.0))  # 5th to 95th percentile: 90
-    assert scale.value.item() == pytest.approx(1 + 0.5 * 89)
 
 
 @pytest.mark.parametrize(

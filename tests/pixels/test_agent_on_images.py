@@ -54,6 +54,26 @@ def test_an_agent_acts_on_images_and_says_so(painter: TaskSpec, encoder_folder: 
     assert [frame.shape for frame in episode.frames] == [(SIZE, SIZE, 3)] * 5
 
 
+def test_a_grown_agent_observes_the_same_images(painter: TaskSpec, encoder_folder: Path, tmp_path: Path):
+    make_agent(painter, encoder_folder).save_pretrained(tmp_path / "agent")
+    agent = Agent.from_pretrained(tmp_path / "agent")
+    unused = agent.grown(45, 5)  # before anything was drawn
+    before = agent.pixel_encoder
+    grown = agent.grown(45, 5)
+    assert grown.vision == unused.vision == agent.vision
+    assert grown.pixel_encoder is before
+    state, white = np.zeros(2, np.float32), np.full((SIZE, SIZE, 3), 255, np.uint8)
+    acted = [one.act(state, painter.name, plan=False, picture=white) for one in (agent, unused, grown)]
+    np.testing.assert_allclose(acted[1:], acted[:1] * 2, rtol=1e-4, atol=1e-6)
+    grown.save_pretrained(tmp_path / "wider")
+    assert Agent.from_pretrained(tmp_path / "wider").vision == agent.vision
+    for folder in ("agent", "wider"):  # what it was trained with is kept: another encoder is refused
+        other = Agent.from_pretrained(tmp_path / folder)
+        other._picture_encoder = "another"
+        with pytest.raises(ValueError, match="trained with the image encoder another"):
+            _ = other.grown(60, 5).pixel_encoder
+
+
 def test_another_image_encoder_is_refused(painter: TaskSpec, encoder_folder: Path, tmp_path: Path):
     folder = shutil.copytree(encoder_folder, tmp_path / "encoder")
     make_agent(painter, folder).save_pretrained(tmp_path / "agent")

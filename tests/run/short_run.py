@@ -19,7 +19,9 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,21 +29,18 @@ import torch
 from benchmarks.problem import LEARNING, TINY, make_model, make_table
 from pipeline import config
 from pipeline.data.episode import Episode
-from pipeline.model.actor import Actor
-from pipeline.model.scaling import Stages
+from pipeline.learn.early_stop import EarlyStop
+from pipeline.learn.extension import Extension
+from pipeline.learn.learner import Learner
+from pipeline.learn.learner_state import state_tensors
+from pipeline.learn.setup import Setup
 from pipeline.run import saves
 from pipeline.run.launch import run_stage, start
 from pipeline.run.ranks import Ranks
 from pipeline.run.run_dir import open_run_dir
+from pipeline.systems import build
+from pipeline.systems.scalezero.curriculum import Curriculum
 from pipeline.tasks.spec import parse_spec
-from pipeline.tasks.vector import VectorEnv
-from pipeline.train.curriculum import Curriculum
-from pipeline.train.early_stop import EarlyStop
-from pipeline.train.evaluate import Evaluator
-from pipeline.train.loop import Loop
-from pipeline.train.loops import learn_online, own_environments
-from pipeline.train.step import Learner
-from pipeline.train.workspace import online_buffer, replay_place, shared_demo_buffer
 from tests.tiny import TINY_PLANNER
 
 DEFAULTS = {
@@ -81,7 +80,7 @@ def main(options: dict) -> None:
     runtime = config.Runtime(
         device="auto", threads=1, env_workers=options["env_workers"], precision="fp32", accumulate=1, keep_saves=2,
         stop_seconds=options["stop_seconds"], trackers=(), replay=options["replay"], matmul="torch",
-        plan_products="float32", compile=False,
+        plan_products="float32",
     )  # fmt: skip
     settings = config.Finetune(
         env_steps=options["env_steps"], utd=0.1, batch_size=6, demo_fraction=0.5, imitate="none", lr_scale=1.0,
@@ -106,46 +105,47 @@ def main(options: dict) -> None:
     model = make_model(sizes)
     _plant(options, ranks)
     with open_run_dir("short", [settings, learning], [], seed, ranks) as run_dir:
-        stages = Stages(model, settings.scaling, seed) if settings.scaling else None
-        learner = Learner(model, table, learning, settings.warmup_updates, ranks, stages=stages)
-        curriculum = Curriculum(settings.scaling, learner, table.names) if settings.scaling else None
-        place = replay_place(runtime, ranks.device, run_dir)
-        demos = shared_demo_buffer(ranks, _demos(), table.names, sizes, TINY_PLANNER.horizon, place, run_dir)
-        numbers = own_environments(ranks, TASKS)
-        capacity = math.ceil(settings.replay_capacity * len(numbers) / len(TASKS))
-        replay = online_buffer(capacity, sizes, TINY_PLANNER.horizon, place, ranks.rank, clipped)
-        own = [TASKS[number] for number in numbers]
-        widths = TINY.obs_dim, TINY.action_dim
-        with (
-            Evaluator(TASKS, 1, *widths, seed + 1, 0, ranks) as evaluator,
-            VectorEnv(own, *widths, seed + 3, runtime.env_workers, numbers) as envs,
-        ):
-            patience, best = options["patience"], run_dir / "best.safetensors"
-            early_stop = EarlyStop(model, table, best, math.inf, patience) if patience else None
-            actor = Actor(model, table, TINY_PLANNER)
-            loop = Loop("short", run_dir, learner, actor, evaluator, seed, runtime, ranks, early_stop=early_stop)
-            collecting = Actor(model, table, TINY_PLANNER)
-            learn_online(loop, settings, demos, replay, envs, TASKS, collecting, TASKS, curriculum)
+        setup = Setup(
+            model, table, TINY_PLANNER, learning, runtime, seed, ranks, run_dir,
+            **build.acting_and_replay(sizes, learning),
+        )  # fmt: skip
+        demos = setup.demo_replay(_demos())
+        extensions = build.online_extensions(model, table, learning, settings.scaling, seed)
+        learner = setup.learner(settings.warmup_updates, extensions)
+        patience, best = options["patience"], run_dir / "best.safetensors"
+        early_stop = EarlyStop(model, table, best, math.inf, patience) if patience else None
+        # It evaluates in its own process: the workers there are step the environments that are learned in.
+        alone = dataclasses.replace(setup, runtime=dataclasses.replace(runtime, env_workers=0))
+        run = alone.run("short", run_dir, learner, settings, TASKS, early_stop=early_stop)
+        replay = setup.learn_online(run, settings, demos, TASKS)
         if early_stop:
             early_stop.restore()
+        found = replay.state_tensors()
         Path(f"result-{ranks.rank}.json").write_text(
             json.dumps(
                 {
-                    "learner": _hash(learner.state_tensors()),
-                    "replay": _hash(replay.state_tensors()),
-                    "tasks": sorted(set(replay.state_tensors()["episodes"][2].tolist())),
+                    "learner": _hash(state_tensors(learner)),
+                    "replay": _hash(found),
+                    "tasks": sorted(set(found["episodes"][2].tolist())),
                     "updates": learner.updates,
-                    "stopped_at": loop.position,
+                    "stopped_at": run.position,
                     "constraint": table.constraint.tolist(),
-                    "value_scale": float(learner.scale.value),
-                    "stage": stages.stage if stages else None,
-                    "curriculum": curriculum.state() if curriculum else None,
+                    "value_scale": float(learner.value_scale),
+                    "curriculum": _curriculum(extensions),
                     "demos_mapped": "demos/rows.f32" in Path("/proc/self/maps").read_text(),
                 }
             )
         )
         if ranks.is_main:
-            loop.publish("metrics")
+            run.publish("metrics")
+
+
+def _curriculum(extensions: Sequence[Extension]) -> dict[str, Any] | None:
+    """Return the stage, which tasks are solved and were unsolved when it began, and at which update that was."""
+    for one in extensions:
+        if isinstance(one, Curriculum):
+            return {**one.summary(), "open": sorted(one._open or ()), "began": one._began}
+    return None
 
 
 def _scaling(targets: dict[str, float] | None) -> config.Scaling | None:

@@ -208,7 +208,7 @@ def test_dynamics_with_history_grow_and_are_resumed_alike_while_a_task_rests(ser
     whole, broken, options = tmp_path / "whole", tmp_path / "broken", GROWING | {"history": True}
     assert server.run(whole, **options) == [0], said(whole)
     assert "pendulum-1 is solved" in said(whole)
-    assert result(whole)["stage"] == 1
+    assert result(whole)["curriculum"]["stage"] == 1
     for _ in range(2):
         assert server.run(broken, kill_at_write=5, **options) == [-signal.SIGKILL]
     assert server.run(broken, **options) == [0], said(broken)

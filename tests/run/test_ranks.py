@@ -8,11 +8,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.run.ranks import Ranks
+from pipeline.run.ranks import Ranks, _raw
 from tests.run.runs import GROWING, SCRIPT, Server, environment, positions, result, said
 
 
@@ -22,9 +24,9 @@ def some_rank(rank: int, count: int) -> Ranks:
     return ranks
 
 
-def test_everything_is_dealt_once_also_where_numbers_do_not_divide():
-    dealt = [some_rank(rank, 3).deal(range(8)) for rank in range(3)]
-    assert dealt == [[0, 3, 6], [1, 4, 7], [2, 5]]
+def test_everything_is_shared_out_once_also_where_numbers_do_not_divide():
+    shards = [some_rank(rank, 3).shard(range(8)) for rank in range(3)]
+    assert shards == [[0, 3, 6], [1, 4, 7], [2, 5]]
 
 
 @pytest.mark.parametrize(
@@ -47,6 +49,15 @@ def test_shares_are_whole_and_less_than_one_off(total, weights):
     assert sum(shares) == total
     exact = [total * weight / sum(weights) for weight in weights]
     assert all(abs(share - part) < 1 for share, part in zip(shares, exact, strict=True))
+
+
+def test_a_tensor_is_sent_as_its_bytes_also_a_single_value_out_of_a_table():
+    table = np.zeros(2, [("x", "f4"), ("y", "i8"), ("z", "f8")])
+    table["x"] = 1.5, 2.5
+    for tensor in (torch.tensor(table["x"][1:]), torch.arange(6.0).view(2, 3)[1:], torch.tensor(True)):
+        raw = _raw(tensor.contiguous())
+        assert raw.numpy().tobytes() == tensor.numpy().tobytes()
+        assert raw.data_ptr() == tensor.data_ptr()
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +94,7 @@ def test_two_processes_grow_alike_also_where_one_has_nothing_to_play(server, tmp
     assert server.run(whole, ranks=2, **GROWING) == [0, 0], said(whole) + said(whole, 1)
     first, second = result(whole), result(whole, 1)
     assert (first["tasks"], second["tasks"]) == ([0, 2], [])
-    assert first["stage"] == 2
+    assert first["curriculum"]["stage"] == 2
     for what in ("learner", "updates", "curriculum", "stopped_at"):
         assert first[what] == second[what], what
     assert server.run(broken, ranks=2, fail_at=[1, 3], **GROWING) == [3, 2]

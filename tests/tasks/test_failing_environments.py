@@ -13,9 +13,10 @@ import psutil
 import pytest
 import torch
 
+from pipeline import config
+from pipeline.learn.collector import Collector
 from pipeline.tasks import vector
 from pipeline.tasks.vector import TaskFailure, VectorEnv, WorkerError
-from pipeline.train.rollout import Collector
 
 pytestmark = pytest.mark.slow  # simulators, processes or a server run for real
 
@@ -156,13 +157,14 @@ def test_only_whole_episodes_reach_the_replay(trouble, num_workers):
     ]
     kept = []
     add = lambda *episode, **_: kept.append(copy.deepcopy(episode))  # noqa: E731
-    replay: Any = SimpleNamespace(horizon=1, log_prob=None, add=add)
+    replay: Any = SimpleNamespace(horizon=1, columns=(), add=add)
     actor = Half()
     with VectorEnv(specs, 3, 1, 1, num_workers) as envs:
-        collector = Collector(specs, torch.arange(len(specs)), envs, actor, replay, "all", seed=0)
+        settings = config.load(config.Finetune, "tests/tiny.yaml")
+        collector = Collector(specs, torch.arange(len(specs)), envs, actor, replay, settings, seed=0)
         finished = []
         for _ in range(60):
-            collector.begin_step(plan=False, constraint_weight=1.0)
+            collector.begin_step(torch.zeros(len(specs), dtype=torch.bool), torch.ones(len(specs)))
             finished += collector.end_step()
         assert collector.episodes.tolist() == envs.episodes.tolist()
     assert len(kept) == len(finished)

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.tasks import registry
 from pipeline.tasks.env_group import episode_seed
-from pipeline.tasks.vector import Step, VectorEnv, WorkerError, deal
+from pipeline.tasks.vector import Step, VectorEnv, WorkerError, assign
 
 pytestmark = pytest.mark.slow  # simulators, processes or a server run for real
 
@@ -40,12 +40,12 @@ def test_results_do_not_depend_on_the_number_of_workers(num_workers):
 
 def test_costly_environments_are_shared_out():
     specs = registry.get(["rd-open-slide", "cup-spin", "rd-push-green", "pendulum-spin", "mw-reach", "cup-spin"])
-    hands = deal(specs, 2)
+    hands = assign(specs, 2)
     assert sorted(hands[0] + hands[1]) == list(range(6))
     assert 0 in hands[0]
     assert 2 in hands[1]  # the two desks cost more than the others together
     assert abs(len(hands[0]) - len(hands[1])) <= 2
-    assert deal(specs[:1] * 3, 3) == [[0], [1], [2]]
+    assert assign(specs[:1] * 3, 3) == [[0], [1], [2]]
 
 
 def test_where_an_episode_ends_the_next_begins_and_the_last_observation_is_kept(trouble):

@@ -68,7 +68,7 @@ class Experts(Extension):
         return Described({**largest, **smallest}, use, self._watch.see(shares))
 
     def read_log(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Take up what was said of the routers before, so that a resumed run says what an undisturbed one would."""
+        """Read what was said of the routers before, so that a resumed run says what an undisturbed one would."""
         self._watch = RouterWatch(rows)
 
     def _loss(self, name: str, task: Tensor) -> tuple[Tensor, Metrics]:

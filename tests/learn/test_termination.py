@@ -9,12 +9,12 @@ import torch
 
 from benchmarks.problem import LEARNING, TINY
 from pipeline import config
+from pipeline.learn.learner import Learner
 from pipeline.learn.replay import ReplayBuffer
 from pipeline.model.actor import Actor
+from pipeline.model.math import decode
 from pipeline.model.task_table import TaskTable
-from pipeline.model.two_hot import decode
 from pipeline.model.world_model import WorldModel
-from pipeline.train.step import Learner
 from tests.tiny import TINY_PLANNER
 
 DISCOUNT = 0.6
@@ -76,10 +76,10 @@ def test_known_values_and_terminations_are_learned_and_planned_by(terminated: bo
         learner.update(replay.sample(32, generator), "online", generator)
     model = learner.model
     with torch.no_grad():
-        ctx = model.context(learner.table.embeddings[:, 0])
+        ctx = model.context(learner.table, torch.tensor([0]))
         z = model.encode(OPEN, ctx)
         value = [float(decode(model.q(z, action, ctx), model.bins).mean()) for action in (SAFE, LAST)]
-        ended = [float(model.termination(model.next(z, action, ctx), ctx).sigmoid()) for action in (SAFE, LAST)]
+        ended = [float(model.termination(model.next(z, action, ctx)[0], ctx).sigmoid()) for action in (SAFE, LAST)]
     assert value == pytest.approx([safe, last], abs=0.25)
     assert ended == pytest.approx([0.0, float(terminated)], abs=0.05)
     planner = replace(TINY_PLANNER, num_samples=64, num_policy_samples=8, num_elites=8, iterations=3)

@@ -11,7 +11,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 
-from pipeline.model.blocks import MLP, Mish, SimNorm, effective_weight
+from pipeline.model import layers
+from pipeline.model.layers import MLP, Mish, SimNorm, effective_weight
 
 
 @given(groups=st.integers(1, 6), group=st.integers(1, 9), scale=st.sampled_from([1.0, 30.0, 1e4]))
@@ -25,7 +26,7 @@ def test_each_group_of_simnorm_is_a_softmax(groups: int, group: int, scale: floa
 
 
 def test_simnorm_refuses_a_width_that_does_not_divide() -> None:
-    with pytest.raises(ValueError, match="multiple of 8; it came 12 wide"):
+    with pytest.raises(AssertionError, match="a width of 12 is no multiple of 8"):
         SimNorm(8)(torch.zeros(12))
 
 
@@ -67,6 +68,21 @@ def test_x_may_lack_the_leading_dims_of_a() -> None:
     mlp, (x, e, a) = make_mlp()
     first = mlp.condition(e)
     assert torch.allclose(mlp(first, x[0], a), mlp(first, x[:1].expand(2, -1, -1), a), atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [2, 7])
+def test_in_pieces_that_fit_the_cache_it_says_the_same(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    mlp, (_, e, _) = make_mlp()
+    x, a = torch.randn(7, 4, 5), torch.randn(7, 4, 3)
+    seen = []
+    with torch.no_grad():
+        first = mlp.condition(e)
+        whole, same_x = mlp(first, x, a), mlp(first, x[0], a)
+        monkeypatch.setattr(layers, "_CACHED_BYTES", rows * 4 * mlp.hidden_dim * 4)
+        monkeypatch.setattr(MLP, "_whole", lambda *of, own=MLP._whole: seen.append(1) or own(*of))
+        assert torch.allclose(mlp(first, x, a), whole, atol=1e-6)
+        assert torch.allclose(mlp(first, x[0], a), same_x, atol=1e-6)
+    assert len(seen) == 2 * -(-7 // rows)
 
 
 def test_evaluating_does_not_change_the_context() -> None:
@@ -127,5 +143,5 @@ def test_gradients_reach_the_adapter_of_the_first_layer() -> None:
 
 
 def test_a_layer_that_is_no_single_product_is_refused() -> None:
-    with pytest.raises(TypeError, match="must be nn.Linear or a PEFT LoRA layer"):
+    with pytest.raises(AssertionError, match="expected nn.Linear or a PEFT LoRA layer"):
         effective_weight(nn.Sequential(nn.Linear(2, 2)))

@@ -9,10 +9,10 @@ import torch
 
 from benchmarks.problem import TINY, make_model, make_table
 from pipeline import config
+from pipeline.learn.collector import Finished
+from pipeline.learn.constraint import Evidence, Schedule, constraint_weight, make_constraint
 from pipeline.model.actor import Actor
 from pipeline.model.task_table import CONSTRAINTS, FREE, POLICY, TIED
-from pipeline.train.constraint import Evidence, Schedule, make_constraint
-from pipeline.train.rollout import Finished
 from tests.tiny import TINY_PLANNER
 
 FINETUNE = config.load(config.Finetune, "tests/tiny.yaml")
@@ -47,10 +47,10 @@ def test_the_policy_goes_on_where_planning_harms_and_the_planner_takes_over_wher
         played = play(evidence, 60, seed)
         assert (played[:2] == POLICY).all()
         shares.append([(played[:, env] == POLICY).double().mean() for env in range(3)])
-        climb = evidence.publish(table)
-        assert climb is not None
-        assert climb[REACH] == 0  # its value has promised more than plans by it have brought
-        assert climb[SWING] == 1
+        q_weight = evidence.publish(table)
+        assert q_weight is not None
+        assert q_weight[REACH] == 0  # its value has promised more than plans by it have brought
+        assert q_weight[SWING] == 1
         assert table.constraint[REACH] == POLICY
         assert table.constraint[SWING] == TIED
         metrics = evidence.metrics()
@@ -97,6 +97,18 @@ def test_both_rules_can_be_chosen():
     assert plan.tolist() == [True] * 3
     assert weight.tolist() == [0.5] * 3
     assert not schedule.choose(0, False)[0].any()
+
+
+def test_the_weight_of_the_policy_in_a_plan_falls_linearly_to_0() -> None:
+    assert [constraint_weight(step, 20, 100) for step in (0, 19, 20, 70, 120, 500)] == [1, 1, 1, 0.5, 0, 0]
+    assert [constraint_weight(step, 20, 0) for step in (19, 20)] == [1, 0]
+
+
+def test_where_nobody_plans_there_is_nothing_to_choose():
+    evidence = dataclasses.replace(FINETUNE, constraint="evidence")
+    constraint = make_constraint(evidence, torch.arange(3), ("a", "b", "c"), 0, plan=False)
+    assert isinstance(constraint, Schedule)
+    assert not constraint.choose(0, True)[0].any()
 
 
 @pytest.mark.parametrize("explore", [False, True])

@@ -10,14 +10,12 @@ import torch
 
 from benchmarks.problem import LEARNING, make_model, make_table
 from pipeline import config
+from pipeline.learn.early_stop import EarlyStop
+from pipeline.learn.evaluator import Result
+from pipeline.learn.learner import Learner
+from pipeline.learn.training_run import TrainingRun
 from pipeline.model.actor import Actor
 from pipeline.model.task_table import FREE, POLICY, TIED, TaskTable
-from pipeline.progress import Progress
-from pipeline.run.interrupt import Interrupt
-from pipeline.train.early_stop import EarlyStop
-from pipeline.train.evaluate import Result
-from pipeline.train.loop import Loop
-from pipeline.train.step import Learner
 from tests.tiny import TINY_PLANNER
 
 
@@ -90,6 +88,12 @@ class Judge:
     def __init__(self, table: TaskTable, alone: dict[str, float], planned: dict[str, float]):
         self.table, self.scores, self.planned_by = table, (alone, planned), {}
 
+    def __enter__(self) -> Judge:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
     def run(self, actor, told, plan, *_) -> list[Result]:
         if plan:
             self.planned_by = {name: int(self.table.constraint[self.table.names.index(name)]) for name in told}
@@ -105,12 +109,13 @@ def test_an_evaluation_decides_whether_the_policy_does_better_alone(tmp_path: Pa
     stop = EarlyStop(model, table, tmp_path / "best.safetensors", 1.0, 9)
     runtime = config.Runtime(
         device="cpu", threads=1, env_workers=0, precision="fp32", accumulate=1, keep_saves=1, stop_seconds=0,
-        trackers=(), replay="memory", matmul="torch", plan_products="float32", compile=False,
+        trackers=(), replay="memory", matmul="torch", plan_products="float32",
     )  # fmt: skip
-    loop = Loop("adapt", tmp_path, learner, actor, judge, 1, runtime, plan=True, early_stop=stop)  # type: ignore[arg-type]
+    settings = config.load(config.Pretrain, "tests/tiny.yaml")
     specs = [SimpleNamespace(name=name) for name in names]
-    with Progress("adapt", 1, "updates") as progress, Interrupt(0) as interrupt:
-        assert loop.evaluate(specs, progress, interrupt)  # type: ignore[arg-type]
+    run = TrainingRun("adapt", tmp_path, learner, actor, settings, specs, judge, runtime, 1, True, stop)  # type: ignore[arg-type]
+    with run:
+        assert run.evaluate()
     assert judge.planned_by == dict(zip(names, [TIED, FREE, FREE], strict=True))  # what was given up is tried again
     assert table.constraint.tolist() == [TIED, POLICY, FREE]
-    assert loop.scores == [pytest.approx((0.6 + 0.9 + 0.5) / 3)]
+    assert run.scores == [pytest.approx((0.6 + 0.9 + 0.5) / 3)]

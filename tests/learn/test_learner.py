@@ -13,11 +13,11 @@ from accelerate import Accelerator, debug_launcher
 from safetensors.torch import load_file, save_file
 
 from benchmarks.problem import LEARNING, TINY, make_batch, make_model, make_table
+from pipeline.learn.learner import Learner, Mode, RateSchedule, UpdateDraws, learning_rate
+from pipeline.learn.learner_state import load_state_tensors, state_tensors
 from pipeline.model.adapters import Adapters
 from pipeline.model.world_model import PARTS, WorldModel
 from pipeline.run.ranks import Ranks
-from pipeline.train.objective import UpdateDraws, batch_context
-from pipeline.train.step import Learner, Mode
 
 
 def make_learner(model: WorldModel | None = None, **options: Any) -> Learner:
@@ -53,22 +53,23 @@ def test_every_part_moves_and_stays_finite(mode: Mode) -> None:
 def test_only_the_declared_part_moves(part: str, mode: Mode) -> None:
     model = make_model().requires_grad_(False)
     getattr(model, PARTS[part]).requires_grad_(True)
+    model.sync_target()  # the target Q heads have nowhere to go where the online ones do not move
     before = snapshot(model)
     train(make_learner(model), mode, range(2))
     assert moved(before, model) == {PARTS[part]} | ({"target_q_heads"} if part == "q" else set())
 
 
-def test_where_the_value_is_not_to_be_climbed_the_policy_imitates_alone() -> None:
+def test_where_the_value_has_no_weight_the_policy_imitates_alone() -> None:
     """With weight 0 for all tasks other Q networks give the same policy; with weight 1 it is the published loss."""
 
-    def policy(climb: float | None, q_bias: float) -> torch.Tensor:
+    def policy(q_weight: float | None, q_bias: float) -> torch.Tensor:
         learner = make_learner()
         with torch.no_grad():
             list(learner.model.q_heads.parameters())[-1].view(learner.model.config.num_q, -1)[:, 0] += q_bias
-        learner.climb = None if climb is None else torch.full((len(learner.table.names),), climb)
+        learner.q_weight = None if q_weight is None else torch.full((len(learner.table.names),), q_weight)
         learner.model.requires_grad_(False)
         learner.model.policy_head.requires_grad_(True)
-        learner._make_optimizers()
+        learner.rebuild_optimizers()
         train(learner, "online", range(2))
         return torch.cat([one.flatten() for one in learner.model.policy_head.parameters()])
 
@@ -77,10 +78,23 @@ def test_where_the_value_is_not_to_be_climbed_the_policy_imitates_alone() -> Non
     assert torch.equal(policy(1.0, 0.0), policy(None, 0.0))
 
 
+def test_warmup_is_linear_and_never_zero() -> None:
+    rate = RateSchedule(2.0, scale=0.5, warmup_updates=4)
+    assert [learning_rate(rate, update, 0) for update in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert learning_rate(RateSchedule(2.0), 0, 0) == 2
+    assert learning_rate(RateSchedule(2.0), 0, 0, part=0.3) == 0.6
+
+
+def test_cooldown_is_linear_at_the_end_and_never_zero() -> None:
+    rate = RateSchedule(1.0, cooldown=0.5, total=8)
+    assert [learning_rate(rate, 9, position) for position in range(8)] == [1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
+    assert learning_rate(rate._replace(cooldown=0), 9, 7) == 1
+
+
 def test_pretraining_leaves_the_value_scale_alone() -> None:
     learner = make_learner()
     train(learner, "pretrain", range(2))
-    assert learner.scale.value.item() == 1
+    assert learner.value_scale.item() == 1
 
 
 def test_nothing_trainable_is_refused() -> None:
@@ -110,24 +124,24 @@ def test_resuming_is_bit_equal(modes: tuple[Mode, Mode], tmp_path: Path) -> None
 
     first = make_learner(warmup_updates=5)
     train(first, modes[0], range(3))
-    save_file(first.state_tensors(), tmp_path / "state.safetensors")
+    save_file(state_tensors(first), tmp_path / "state.safetensors")
     second = make_learner(make_model(seed=9), warmup_updates=5)
-    second.load_state_tensors(load_file(tmp_path / "state.safetensors"))
+    load_state_tensors(second, load_file(tmp_path / "state.safetensors"))
     assert second.updates == 3
     train(second, modes[1], range(3, 6))
 
-    expected, found = straight.state_tensors(), second.state_tensors()
+    expected, found = state_tensors(straight), state_tensors(second)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_state_of_another_model_is_refused() -> None:
-    state = make_learner(make_model(replace(TINY, num_q=2))).state_tensors()
+    state = state_tensors(make_learner(make_model(replace(TINY, num_q=2))))
     with pytest.raises(ValueError, match=r"of another model: q_heads\.2\.0\.linear\.bias"):
-        make_learner().load_state_tensors(state)
+        load_state_tensors(make_learner(), state)
     with pytest.raises(ValueError, match="scale or updates"):
-        make_learner().load_state_tensors(
-            {name: value for name, value in make_learner().state_tensors().items() if name != "scale"}
+        load_state_tensors(
+            make_learner(), {name: value for name, value in state_tensors(make_learner()).items() if name != "scale"}
         )
 
 
@@ -157,12 +171,12 @@ def test_a_task_outside_the_table_is_refused() -> None:
     learner = make_learner()
     batch = make_batch(learner.table)
     batch.task[2] = 7
-    with pytest.raises(ValueError, match=r"rows \[7\] are outside the table, which has rows 0 to 2"):
+    with pytest.raises(AssertionError, match=r"rows \[7\] of a table of 3 tasks"):
         learner.update(batch, "online", torch.Generator())
 
 
 def test_a_table_for_another_model_is_refused() -> None:
-    with pytest.raises(ValueError, match="task_dim 8 and action_dim 4, the model for 7 and 4"):
+    with pytest.raises(AssertionError, match=r"the table is for \(8, 4\)"):
         Learner(make_model(), make_table(replace(TINY, task_dim=8)), LEARNING)
 
 
@@ -172,10 +186,10 @@ def test_phrasings_are_drawn_evenly_and_used() -> None:
     draws = UpdateDraws.sample(batch, table.num_phrasings, TINY.num_q, torch.Generator().manual_seed(0))
     counts = draws.phrasing.bincount(minlength=4)
     assert counts.min() > 60
-    ctx = batch_context(model, table, batch.task, draws.phrasing)
-    direct = model.context(table.embeddings[batch.task, draws.phrasing])
-    assert torch.allclose(ctx.dynamics.bias, direct.dynamics.bias, atol=1e-5)
-    assert torch.allclose(ctx.target_q[1].bias, direct.target_q[1].bias, atol=1e-5)
+    ctx = model.context(table, batch.task, draws.phrasing)
+    text = table.embeddings[batch.task, draws.phrasing]
+    assert torch.allclose(ctx.dynamics.bias, model.dynamics.condition(text).bias, atol=1e-5)
+    assert torch.allclose(ctx.target_q[1].bias, model.target_q_heads.condition(text, {})[1].bias, atol=1e-5)
 
 
 def test_draws_are_standard_normal_and_of_the_batch_s_shape() -> None:
@@ -212,7 +226,7 @@ def learn_share(folder: str, mode: Mode, accelerator: Accelerator | None) -> Non
                 draws.policy_members,
             ),
         )
-    save_file(learner.state_tensors(), f"{folder}/{count}-{rank}.safetensors")
+    save_file(state_tensors(learner), f"{folder}/{count}-{rank}.safetensors")
 
 
 @pytest.mark.slow
@@ -236,7 +250,7 @@ def test_a_batch_in_pieces_gives_the_update_of_the_whole(mode: Mode) -> None:
         assert first.keys() == second.keys()
         for name in first.keys() - {"value_scale"}:
             assert float(second[name]) == pytest.approx(float(first[name]), rel=1e-3, abs=1e-5), name
-    expected, found = whole.state_tensors(), pieces.state_tensors()
+    expected, found = state_tensors(whole), state_tensors(pieces)
     for name, value in expected.items():
         assert (found[name] - value).float().abs().mean() < 1e-6, name
 

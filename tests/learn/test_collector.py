@@ -1,49 +1,70 @@
-"""Playing and collecting on real simulators: whole episodes, exact resumes, the same starts for every checkpoint."""
+"""Collecting on real simulators: whole episodes, exact resumes, what is stored with them."""
 
 from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from pipeline import config
-from pipeline.data.episode import Episode
+from pipeline.learn.collector import Collector, Finished
 from pipeline.learn.replay import ReplayBuffer
 from pipeline.model.actor import Actor
 from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.tasks import registry
-from pipeline.tasks.registry import make
+from pipeline.tasks.spec import TaskSpec, parse_spec
 from pipeline.tasks.vector import VectorEnv
-from pipeline.train.evaluate import Evaluator
-from pipeline.train.rollout import Collector, Finished
-from pipeline.train.workspace import observation_statistics
 
 TINY = "tests/tiny.yaml"
 MODEL, PLANNER = config.load(config.Model, TINY), config.load(config.Planner, TINY)
+FINETUNE = config.load(config.Finetune, TINY)
 SPECS = registry.get(["mw-reach", "mw-drawer-open"])
+PENDULUM = parse_spec(
+    {
+        "name": "pendulum", "suite": "gymnasium", "env_id": "Pendulum-v1", "embodiment": "A pole.",
+        "instructions": ["Swing it up."], "obs_dim": 3, "action_dim": 1, "action_repeat": 1, "episode_length": 12,
+        "score": "clip((return+200)/200,0,1)",
+    },
+    "the tests",
+)  # fmt: skip
 
 
-def make_actor() -> Actor:
+class NotingActor(Actor):
+    """Says of each action what its first dim is, so that the replay can keep it."""
+
+    def acted(self, obs: Tensor, action: Tensor, *others: Any) -> None:
+        self.columns = {"first_dim": action[:, 0].cpu()}
+
+
+def make_actor(specs: Sequence[TaskSpec] = SPECS) -> Actor:
     torch.manual_seed(0)
-    n = len(SPECS)
+    n = len(specs)
     table = TaskTable(
-        tuple(spec.name for spec in SPECS),
+        tuple(spec.name for spec in specs),
         torch.randn(n, 1, MODEL.task_dim),
         torch.ones(n, MODEL.action_dim),
         torch.full((n,), 0.95),
     )
-    return Actor(WorldModel(MODEL), table, PLANNER)
+    return NotingActor(WorldModel(MODEL), table, PLANNER)
 
 
-def make_collector(replay: ReplayBuffer, imitate: str = "score") -> tuple[Collector, VectorEnv]:
-    actor = make_actor()
-    envs = VectorEnv(SPECS, MODEL.obs_dim, MODEL.action_dim, seed=5, num_workers=0)
-    return Collector(SPECS, actor.rows([s.name for s in SPECS]), envs, actor, replay, imitate, seed=7), envs
+def make_collector(
+    replay: ReplayBuffer, imitate: str = "score", specs: Sequence[TaskSpec] = SPECS
+) -> tuple[Collector, VectorEnv]:
+    actor, settings = make_actor(specs), dataclasses.replace(FINETUNE, imitate=imitate)  # pyright: ignore
+    envs = VectorEnv(specs, MODEL.obs_dim, MODEL.action_dim, seed=5, num_workers=0)
+    return Collector(specs, actor.rows([s.name for s in specs]), envs, actor, replay, settings, seed=7), envs
 
 
 def step_once(collector: Collector, plan: bool = False, constraint_weight: float = 1.0) -> list[Finished]:
-    collector.begin_step(plan, constraint_weight)
+    num_envs = len(collector.episodes)
+    collector.begin_step(torch.full((num_envs,), plan), torch.full((num_envs,), constraint_weight))
     return collector.end_step()
 
 
@@ -78,7 +99,7 @@ def test_a_collected_episode_is_what_the_simulator_did():
 def test_a_collection_resumed_in_the_middle_of_episodes_goes_on_bit_for_bit():
     runs = []
     for interrupted in (False, True):
-        replay = make_replay(("log_prob",))
+        replay = make_replay(("first_dim",))
         collector, envs = make_collector(replay)
         with envs:
             for _ in range(60):
@@ -93,9 +114,10 @@ def test_a_collection_resumed_in_the_middle_of_episodes_goes_on_bit_for_bit():
         runs.append(replay)
     assert runs[0].num_episodes == runs[1].num_episodes == 2
     stored, again = (replay.state_tensors() for replay in runs)
-    for name in ("obs", "action", "reward", "log_prob"):
+    for name in ("obs", "action", "reward", "first_dim"):
         assert torch.equal(stored[name], again[name]), name
-    assert (stored["log_prob"] != 0).sum() == 200
+    assert torch.equal(stored["first_dim"], stored["action"][:, 0])
+    assert (stored["first_dim"] != 0).sum() == 200
 
 
 def test_a_simulator_that_does_not_come_back_is_named():
@@ -141,12 +163,41 @@ def test_own_episodes_are_imitated_as_asked(imitate, weights):
     assert set(replay.sample(16, torch.Generator().manual_seed(0)).imitation.tolist()) == weights
 
 
+def test_an_own_episode_is_imitated_by_the_score_it_reached():
+    replay = make_replay()
+    collector, envs = make_collector(replay, "score", [PENDULUM, PENDULUM])
+    with envs:
+        finished = [episode for _ in range(24) for episode in step_once(collector)]
+    scores = [episode.score for episode in finished]
+    assert len(scores) == 4
+    assert all(0 < score < 1 for score in scores), "nothing between all and nothing was tested"
+    assert len(set(scores)) == 4
+    stored = replay.state_tensors()["imitation"]
+    assert stored.tolist() == pytest.approx(scores)
+    assert set(replay.sample(64, torch.Generator().manual_seed(0)).imitation.tolist()) == set(stored.tolist())
+
+
+def test_seeding_ends_when_every_environment_that_is_played_has_its_episodes():
+    collector, envs = make_collector(make_replay(), specs=[PENDULUM, dataclasses.replace(PENDULUM, episode_length=24)])
+    both, first = np.array([True, True]), np.array([True, False])
+    with envs:
+        for _ in range(12):
+            assert collector.seeding(both)
+            assert collector.seeding(first)
+            step_once(collector)
+        assert collector.seeding(both)
+        assert not collector.seeding(first)
+        collector.seeded = True  # once another task rested; it does not begin anew
+        assert not collector.seeding(both)
+
+
 def test_an_episode_that_rested_is_stored_whole_and_survives_a_resume():
     replay, resting = make_replay(), np.array([True, False])
     collector, envs = make_collector(replay)
     with envs:
         for step in range(100):
-            collector.begin_step(plan=step == 3, constraint_weight=1.0, playing=resting if 2 <= step < 5 else None)
+            plan = torch.full((2,), step == 3)
+            collector.begin_step(plan, torch.ones(2), playing=resting if 2 <= step < 5 else None)
             collector.end_step()
         state = {name: tensor.clone() for name, tensor in collector.state_tensors().items()}
         assert state["length"].tolist() == [0, 97]
@@ -160,45 +211,3 @@ def test_an_episode_that_rested_is_stored_whole_and_survives_a_resume():
         other.load_state_tensors(state)  # which raises unless the simulators come to the same observations
         again = [episode for _ in range(3) for episode in step_once(other)]
     assert again[0].episode_return == finished[0].episode_return
-
-
-@pytest.mark.slow
-def test_evaluation_plays_the_asked_episodes_from_the_same_starts():
-    names = [spec.name for spec in SPECS]
-    with Evaluator(SPECS, 2, MODEL.obs_dim, MODEL.action_dim, seed=1, num_workers=0) as evaluator:
-        first, second = (evaluator.run(make_actor(), names, plan=False, label="test", seed=3) for _ in range(2))
-        other = evaluator.run(make_actor(), names[::-1], plan=False, label="test", seed=3)
-    for task, (ours, theirs) in enumerate(zip(first, second, strict=True)):
-        assert len(ours.scores) == 2
-        assert ours == theirs
-        assert ours.episode_returns != other[task].episode_returns, "the instruction made no difference"
-
-
-def test_statistics_are_shared_by_a_body_and_leave_still_dims_alone():
-    env = make(SPECS[0], SPECS[0].obs_dim, SPECS[0].action_dim)
-    obs = np.stack([env.reset(seed=seed)[0] for seed in range(8)])
-    env.close()
-    episode = Episode(
-        "x", obs, np.zeros((7, 4), np.float32), np.zeros((7, 4), np.float32), np.zeros(7, np.float32),
-        False, False, 0.0, 0.0, 0, "test",
-    )  # fmt: skip
-    demos = {SPECS[0].name: [episode], SPECS[1].name: []}
-    mean, std = observation_statistics(SPECS, demos, obs_dim=50)
-    assert SPECS[0].embodiment == SPECS[1].embodiment
-    assert torch.equal(mean[0], mean[1])
-    assert (mean[:, 39:] == 0).all()
-    assert (std[:, 39:] == 1).all()
-    assert torch.allclose(mean[0, :39], torch.from_numpy(obs.mean(0)), atol=1e-5)
-    still = torch.from_numpy(obs.std(0)) < 1e-4
-    assert (std[0, :39][still] == 1).all()
-
-
-def test_a_body_without_demonstrations_is_observed_in_one_random_episode():
-    demos = {spec.name: [] for spec in SPECS}
-    mean, std = observation_statistics(SPECS, demos, obs_dim=50, seed=3)
-    again, other = (observation_statistics(SPECS, demos, obs_dim=50, seed=seed)[0] for seed in (3, 4))
-    assert torch.equal(mean, again)
-    assert not torch.equal(mean, other)
-    assert (mean[0, :39] != 0).any()
-    assert (std[0, :39] != 1).any()
-    assert (mean[:, 39:] == 0).all()
