@@ -23,12 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline import config, store
+from pipeline.adapters import Adapters
 from pipeline.known_tasks import KnownTasks, Meaning
 from pipeline.language.embeddings import TaskEmbeddings, embed
 from pipeline.language.encoder import TextEncoder, load_encoder
 from pipeline.model import products
 from pipeline.model.actor import Actor
-from pipeline.model.adapters import Adapters
 from pipeline.model.grow import grow
 from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel

@@ -29,9 +29,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline import config
+from pipeline.adapters import Adapters
 from pipeline.files import add_files, read_json, sha256, write_json
 from pipeline.language.embeddings import TaskEmbeddings
-from pipeline.model.adapters import Adapters
 from pipeline.model.task_table import CONSTRAINTS, TIED
 from pipeline.model.world_model import WorldModel
 from pipeline.pixels.pixel_encoder import AUTOENCODER_FOLDER

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline import config
+from pipeline.adapters import CONFIG, WEIGHTS
 from pipeline.agent import Agent
 from pipeline.cli import main
 from pipeline.data.demos import write_episodes
@@ -20,7 +21,6 @@ from pipeline.data.episode import Episode
 from pipeline.language.embeddings import embed
 from pipeline.language.encoder import HashedNgrams
 from pipeline.learn.evaluator import Evaluator, Result
-from pipeline.model.adapters import CONFIG, WEIGHTS
 from pipeline.model.task_table import TIED, TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.tasks import registry

@@ -98,7 +98,7 @@ def test_what_the_search_for_encodings_finds():
 
 
 # To be repaired; the list may only become shorter.
-NO_ENCODING_YET = {"pipeline/model/adapters.py", "pipeline/model/compute.py", "pipeline/train/metrics.py"}
+NO_ENCODING_YET = {"pipeline/adapters.py", "pipeline/model/compute.py", "pipeline/train/metrics.py"}
 
 
 @pytest.mark.parametrize("path", [path for path in relative(CODE) if not path.startswith("tests/")])

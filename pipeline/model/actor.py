@@ -19,7 +19,7 @@ from pipeline.model.task_table import POLICY, TIED, TaskTable
 from pipeline.model.world_model import TaskContext, WorldModel
 
 if TYPE_CHECKING:
-    from pipeline.model.adapters import Adapters
+    from pipeline.adapters import Adapters
 
 
 class Actor:

@@ -25,9 +25,9 @@ from pipeline.systems.scalezero.experts import ExpertMLP
 
 # What a model needs for acting is imported above, what belongs to one system or to learning where it is used.
 if TYPE_CHECKING:
+    from pipeline.adapters import Adapters
     from pipeline.learn.extension import Extension
     from pipeline.learn.replay import ReplayBuffer
-    from pipeline.model.adapters import Adapters
     from pipeline.run.ranks import Ranks
 
 

@@ -242,5 +242,5 @@ def test_a_commit_and_the_folder_are_read_alike(tmp_path):
 def test_the_layout_of_this_folder_is_up_to_date(capsys):
     count.main(["--list"])
     printed = capsys.readouterr().out
-    assert "| files to open for one update |" in printed
+    assert "| files to open for one update (of them" in printed
     assert "conditionals:\n" in printed

@@ -13,9 +13,9 @@ from accelerate import Accelerator, debug_launcher
 from safetensors.torch import load_file, save_file
 
 from benchmarks.problem import LEARNING, TINY, make_batch, make_model, make_table
+from pipeline.adapters import Adapters
 from pipeline.learn.learner import Learner, Mode, RateSchedule, UpdateDraws, learning_rate
 from pipeline.learn.learner_state import load_state_tensors, state_tensors
-from pipeline.model.adapters import Adapters
 from pipeline.model.world_model import PARTS, WorldModel
 from pipeline.run.ranks import Ranks
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from benchmarks.problem import TINY, make_batch, make_model, make_table
 from pipeline import config
+from pipeline.adapters import Adapters
 from pipeline.model.actor import Actor
-from pipeline.model.adapters import Adapters
 from pipeline.model.grow import grow
 from pipeline.model.world_model import WorldModel
 from pipeline.systems.build import build_model

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from benchmarks.problem import LEARNING, TINY, make_batch, make_model, make_table
 from pipeline import config
+from pipeline.adapters import Adapters
 from pipeline.learn.learner import Learner, UpdateDraws
 from pipeline.model import products
-from pipeline.model.adapters import Adapters
 from pipeline.model.grow import grow
 from pipeline.model.planner import plan
 from pipeline.model.task_table import TaskTable

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from benchmarks.problem import TINY, make_model, make_table
 from pipeline import config
+from pipeline.adapters import Adapters
 from pipeline.model import products
-from pipeline.model.adapters import Adapters
 from pipeline.model.grow import grow
 from pipeline.model.open_loop import OpenLoopActor
 from pipeline.model.world_model import TaskContext, WorldModel

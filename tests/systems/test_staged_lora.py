@@ -13,8 +13,8 @@ from torch.nn.utils import parametrize
 
 from benchmarks.problem import TINY, make_model, make_table
 from pipeline import config
+from pipeline.adapters import Adapters
 from pipeline.model import products
-from pipeline.model.adapters import Adapters
 from pipeline.model.world_model import PARTS, WorldModel
 from pipeline.systems.build import build_model, make_actor
 from pipeline.systems.scalezero.staged_lora import ScaledMatrix, StagedLora, merged

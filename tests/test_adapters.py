@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline import config
-from pipeline.model.adapters import Adapters
+from pipeline.adapters import Adapters
 from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import PARTS, TaskContext, WorldModel
 
