@@ -122,7 +122,11 @@ def read_version(commit: str | None, root: Path = ROOT) -> dict[str, str]:
     """
     if commit is None:
         listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard").decode().split("\0")
-        return {path: (root / path).read_text() for path in listed if path.endswith(TEXTS) and (root / path).is_file()}
+        return {
+            path: (root / path).read_text(encoding="utf-8")
+            for path in listed
+            if path.endswith(TEXTS) and (root / path).is_file()
+        }
     found = {}
     with tarfile.open(fileobj=io.BytesIO(_git(root, "archive", "--format=tar", commit))) as archive:
         for member in archive:

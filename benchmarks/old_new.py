@@ -56,8 +56,10 @@ class OldCode:
             archive.extractall(folder, filter="data")
         (folder / "pipeline").rename(folder / OLD)
         for path in (folder / OLD).rglob("*.py"):
-            text = re.sub(r"^(\s*(?:from|import) )pipeline\b", rf"\1{OLD}", path.read_text(), flags=re.MULTILINE)
-            path.write_text(text)
+            text = re.sub(
+                r"^(\s*(?:from|import) )pipeline\b", rf"\1{OLD}", path.read_text(encoding="utf-8"), flags=re.MULTILINE
+            )
+            path.write_text(text, encoding="utf-8")
         sys.path.insert(0, str(folder))
         names = ("config", "shapes", "model.compute", "model.planner", "model.task_table", "model.world_model",
                  "train.step", "train.objective")  # fmt: skip

@@ -231,7 +231,7 @@ def _read_config(folder: Path, model: WorldModel) -> LoraConfig:
     """Read rank, alpha and target modules, and refuse whatever else would change how the adapter acts."""
     path = folder / CONFIG
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
         rank, alpha, modules = int(values["r"]), float(values["lora_alpha"]), str(values["target_modules"])
     except FileNotFoundError:
         raise ValueError(f"{folder} holds no {CONFIG}, so it is no adapter.") from None

@@ -252,5 +252,5 @@ def _write_plot(path: Path, name: str, log: Path) -> None:
     """Write one metric as a table of two columns, unless it was never logged: DVC fails on a table without rows."""
     rows = [(row["step"], row[name]) for row in read_rows(log) if name in row]
     if rows:
-        with path.open("w", newline="") as file:
+        with path.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([("step", name), *rows])
