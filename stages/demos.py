@@ -11,9 +11,8 @@ from pipeline import config
 from pipeline.demonstrate.collect import collect
 from pipeline.files import read_json, write_json
 from pipeline.run.launch import run_stage
-from pipeline.run.run_dir import open_run_dir as scratch_folder
-from pipeline.tasks import availability as domains
-from pipeline.tasks import registry
+from pipeline.run.run_dir import open_run_dir
+from pipeline.tasks import availability, registry
 
 OUT = Path("datasets/demos")
 REPORT = Path("datasets/demos.json")
@@ -22,17 +21,17 @@ REPORT = Path("datasets/demos.json")
 def main() -> None:
     tasks, demos, seed = config.load(config.Tasks), config.load(config.Demos), config.load_seed()
     train, held_out = (registry.get(names, tasks.folder) for names in (tasks.train, tasks.held_out))
-    domains.require([*train, *held_out])
+    availability.require([*train, *held_out])
     wanted = [(spec, demos.episodes) for spec in train] + [(spec, demos.held_out_episodes) for spec in held_out]
     # Neither which tasks and how many episodes nor who plays changes an attempt: those of before still count.
     shaping = {"action_noise": demos.action_noise}
     code = [path for name in ("demonstrate", "tasks") for path in code_files(Path(pipeline.__path__[0]) / name)]
-    with scratch_folder("demos", [shaping], [*code, *code_files(Path(tasks.folder))], seed) as scratch:
-        clock = scratch / "seconds.json"
+    with open_run_dir("demos", [shaping], [*code, *code_files(Path(tasks.folder))], seed) as folder:
+        clock = folder / "seconds.json"
         before = read_json(clock, "`dvc repro demos`") if clock.exists() else 0.0
         started = time.monotonic()
         try:
-            report = collect(wanted, demos, seed, OUT, scratch, Path(tasks.folder) / "demos")
+            report = collect(wanted, demos, seed, OUT, folder, Path(tasks.folder) / "demos")
         finally:
             seconds = round(before + time.monotonic() - started, 1)
             write_json(clock, seconds)
