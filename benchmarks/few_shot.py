@@ -232,7 +232,7 @@ def learn_all(
                 one.result()
                 print(f"few-shot: cell {number + 1} of {len(missing)} is done: {learned[one].name}", flush=True)
         except BaseException:
-            pool.shutdown(cancel_futures=True)  # else all others would be learned before the error is told
+            pool.shutdown(cancel_futures=True)  # else all others would be learned before the error is shown
             raise
 
 

@@ -401,13 +401,13 @@ def main() -> None:
         if own
         else "GPUs as measured"
     )
-    told = (
+    about = (
         f"Preset {measured['preset']}: {run.num_envs} environments, batches of {run.batch_size}, {run.utd} updates per "
         f"step; {gpu}; measured on {where}.\n\n{show_costs(costs, measured['between'])}"
     )
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     with atomic_file(PAGE) as partial:
-        partial.write_text(f"{before}{BEGIN}{told}\n\n{show(rows)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+        partial.write_text(f"{before}{BEGIN}{about}\n\n{show(rows)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
     print(show(rows))
     fastest = max(float(row[_RATE]) for row in rows)
     claims = {"env_steps_per_second_predicted_at_best": claim(round(fastest, 1), 1000, "above")}

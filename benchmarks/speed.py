@@ -183,15 +183,15 @@ class Bench:
         for way, ms in medians.items():
             name = f"{case}_{way}"
             self.ms[name] = round(ms, 4)
-            told = ""
+            shown = ""
             if way != "plain":
                 self.ratios[name] = round(medians["plain"] / ms, 3)
-                told = f"{self.ratios[name]:6.2f} x"
+                shown = f"{self.ratios[name]:6.2f} x"
             if flop is not None and way != "plain":
                 rate = self.gflops["bf16" if way.startswith("bf16") else "fp32"]
                 self.shares[name] = round(flop / ms / 1e6 / rate, 3)
-                told += f"  {self.shares[name]:4.0%} of the machine's product rate"
-            print(f"{name:44} {ms:10.2f} ms {told}", flush=True)
+                shown += f"  {self.shares[name]:4.0%} of the machine's product rate"
+            print(f"{name:44} {ms:10.2f} ms {shown}", flush=True)
 
     def _in_mode(self, way: str, function: Callable[[], Any]) -> Callable[[], Any]:
         def run() -> Any:

@@ -157,9 +157,9 @@ class Run:
     result: Path = field(init=False)
 
     def __post_init__(self) -> None:
-        told = json.dumps([self.params, self.codes], sort_keys=True)
+        settings = json.dumps([self.params, self.codes], sort_keys=True)
         self.name = f"{self.system}-{self.seed}"
-        self.result = self.folder / f"{self.name}-{hashlib.sha256(told.encode()).hexdigest()[:12]}.json"
+        self.result = self.folder / f"{self.name}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}.json"
         self.folder = self.result.with_suffix("")
 
     @property
@@ -258,8 +258,8 @@ def execute(module: str, folder: Path) -> None:
         )
         code = process.wait()
     if code:
-        told = "\n".join((folder / "log.txt").read_text(encoding="utf-8").splitlines()[-8:])
-        raise RunFailed(f"{module} in {folder} ended with exit code {code}. It said at last:\n{told}")
+        last_lines = "\n".join((folder / "log.txt").read_text(encoding="utf-8").splitlines()[-8:])
+        raise RunFailed(f"{module} in {folder} ended with exit code {code}. It said at last:\n{last_lines}")
 
 
 # --- what came out ----------------------------------------------------------------------------------------------------
