@@ -1,4 +1,4 @@
-"""Collecting episodes: many environments step together, whole episodes go into the replay."""
+"""Collecting episodes: many environments step together, and each episode is stored when it ends."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Collector:
         envs: the environments, in the order of `specs`.
         actor: acts, exploring.
         replay: takes the episodes, with those columns of the actor's that it keeps.
-        settings: how much the policy imitates these episodes, how many the policy plays alone before anything is
-            trained.
+        settings: `imitate`, how much the policy imitates these episodes; `seeding_episodes`, how many per
+            environment the policy plays alone before training begins.
         seed: of the actor's random numbers.
 
     Attributes:
@@ -92,7 +92,7 @@ class Collector:
         return _ENV_DIMS | {f"actor.{name}": dim for name, dim in self._actor.ENV_DIMS.items()}
 
     def seeding(self, playing: np.ndarray) -> bool:
-        """Whether an environment that is played, (N,) bool, has yet to be played by the policy alone."""
+        """Whether an environment among `playing` (N,) bool has still to finish its `seeding_episodes`."""
         return not (self.seeded or ((self.episodes >= self._settings.seeding_episodes) | ~playing).all())
 
     def begin_step(self, plan: Tensor, constraint_weight: Tensor, playing: np.ndarray | None = None) -> None:
@@ -100,8 +100,8 @@ class Collector:
 
         Args:
             plan: (N,) bool, with the planner, else with the policy alone.
-            constraint_weight: (N,) in [0, 1], how far the plan starts from the policy's own.
-            playing: (N,) bool, the environments that step; the others rest in the middle of an episode. None for all.
+            constraint_weight: (N,) in [0, 1], weight of the policy's rollouts in the plan's first mean and std.
+            playing: (N,) bool, the environments that step; the others are paused within their episode. None for all.
         """
         everyone = playing is None or bool(playing.all())
         which = self._stepping = np.arange(len(self._specs)) if playing is None else np.flatnonzero(playing)
@@ -185,7 +185,7 @@ class Collector:
                 )
         prefix = "actor."
         actor = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
-        # Environments shared out anew come from several ranks, whose random numbers have no one to go on with them.
+        # With another number of ranks there is no saved random state for this one: it keeps that of its seed.
         self._actor.load_state_tensors({"generator": self._actor.state_tensors()["generator"], **actor})
 
     def _start(self, obs: np.ndarray) -> None:
@@ -210,16 +210,16 @@ class Collector:
 def share_out_state(
     states: Sequence[dict[str, Tensor]], rank: int, num_ranks: int, env_dims: dict[str, int]
 ) -> dict[str, Tensor]:
-    """Share the environments of a run out to another number of ranks.
+    """Redistribute the environments of a run over another number of ranks.
 
     Args:
-        states: of the collectors of all ranks of before, rank after rank; environment i was on rank i % len(states).
+        states: of the collectors of all old ranks, in order; environment i was on rank i % len(states).
         rank: the new rank.
         num_ranks: how many ranks there are now.
         env_dims: `Collector.env_dims`.
 
     Returns:
-        what the collector of that rank loads: all but the random numbers of acting.
+        the state that this rank's collector loads, without the actor's random state.
     """
     numbers = range(rank, sum(len(state["length"]) for state in states), num_ranks)
     places = [(states[number % len(states)], number // len(states)) for number in numbers]
@@ -233,12 +233,12 @@ def share_out_state(
 
 
 def share_out_episodes(part: dict[str, Tensor], replay: ReplayBuffer, takes: Callable[[int, int], bool]) -> None:
-    """Add episodes of a saved replay to another one.
+    """Add those episodes of a saved replay that this rank takes.
 
     Args:
         part: what `ReplayBuffer.state_tensors` returned.
         replay: takes them.
-        takes: says by its row of the task table and its number whether an episode is taken.
+        takes: called with an episode's row of the task table and its number; whether this rank takes it.
     """
     columns = part["episodes"]
     first = int(part["counters"][1]) - columns.shape[1]

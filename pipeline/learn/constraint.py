@@ -1,6 +1,7 @@
-"""How far the planner may leave the policy while episodes are collected: by a schedule, or by measured evidence.
+"""Constrained planning while episodes are collected: by a schedule, or chosen per task by the scores reached.
 
-Both answer `choose`, get every finished episode by `record`, and are saved and resumed with the run.
+The constraint says how closely plans follow the policy prior. Both classes have the same methods: `choose` before each
+step, `record` for each finished episode, `publish` after that, and the state that is saved with the run.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from pipeline import config
 from pipeline.learn.collector import Finished
 from pipeline.model.task_table import POLICY, TIED, TaskTable
 
-_DOUBT = (0.0, 0.15, 0.3)  # how much worse than the policy each constraint is believed to score before it was tried
+_DOUBT = (0.0, 0.15, 0.3)  # prior mean of each constraint's score (policy, tied, free): so much below the policy's
 _FIRST_EPISODES = 2  # of a task that the policy plays alone before anything else is tried
-_PRIOR_STD, _PRIOR_EPISODES = 0.2, 2.0  # what is believed of the spread of scores before it was seen
+_PRIOR_STD, _PRIOR_EPISODES = 0.2, 2.0  # prior of the scores' std, worth so many episodes
 _SMALLEST_VARIANCE = 1e-4
 
 
 def constraint_weight(env_steps: int, constraint_steps: int, constraint_decay: int) -> float:
-    """Return the weight in [0, 1] by which a plan starts from the policy: 1, then falling linearly to 0.
+    """Return the weight in [0, 1] of the policy in a plan's first mean and std: 1, then falling linearly to 0.
 
     Args:
         env_steps: environment steps made so far.
@@ -37,7 +38,7 @@ def constraint_weight(env_steps: int, constraint_steps: int, constraint_decay: i
 
 
 class Schedule:
-    """The published rule: the policy alone while seeding, then plans whose tie to it falls with time, all tasks alike.
+    """The published rule, equal for all tasks: the policy alone while seeding, then plans by `constraint_weight`.
 
     With `plan` false the policy plays every episode alone.
 
@@ -53,10 +54,10 @@ class Schedule:
         return torch.full((self._num_envs,), seeded and self._plan), torch.full((self._num_envs,), weight)
 
     def record(self, episode: Finished, seeded: bool) -> None:
-        """Learn nothing from an episode."""
+        """Do nothing: a schedule does not depend on scores."""
 
     def publish(self, table: TaskTable) -> Tensor | None:
-        """Leave the table's constraints as they are; the value counts fully for every task."""
+        """Leave the table's constraints as they are; None: the weight of Q is 1 for every task."""
 
     def metrics(self) -> dict[str, float]:
         """Return nothing to be logged."""
@@ -71,20 +72,19 @@ class Schedule:
 
 
 class Evidence:
-    """Ours: each episode is played under one of three constraints, chosen by the scores that each has reached.
+    """Ours: a bandit per task with three arms: the policy alone, plans that start from its rollouts (tied), free plans.
 
-    A task's episodes are played by the policy alone, by plans tied to it, or by free ones. Of each, the mean score is
-    believed to lie around what recent episodes scored, the more surely the more of them; what was not tried yet is
-    believed to be worse than the policy. A constraint is drawn as often as it is probably the best of the three
-    (Thompson sampling). So the policy goes on where planning harms, as it does where a centimetre counts, a planner
-    that is better takes over within a few episodes, and what nothing can improve is hardly put at risk. For the same
-    reason the policy maximises the value, by which plans are made, only on tasks where plans did better (`publish`).
+    Each episode is played under one constraint, drawn by Thompson sampling: each arm has a Gaussian posterior of its
+    mean score, from recent episodes, and one not yet tried is assumed to score below the policy (`_DOUBT`). So the
+    policy keeps playing where planning scores worse, as on tasks that need centimetre precision, and a better planner
+    takes over within a few episodes. Where plans, which maximise the model's values, score no better than the policy,
+    those values are not trusted either: the policy does not maximise Q on such tasks (`publish`).
 
     Args:
         rows: (N,) row of the task table of each environment of the run, on whichever rank it is: all ranks get all
             episodes and decide alike.
         names: the tasks of the table.
-        window: episodes of a task after which old ones have faded; the model and the policy change meanwhile.
+        window: episodes over which old scores are discounted, since the model and the policy change.
         seed: of the draws.
 
     Source: Thompson sampling with a Gaussian posterior of pooled variance, Russo et al. (arXiv 1707.02038).
@@ -109,11 +109,11 @@ class Evidence:
         self._playing[episode.env] = self._draw(row) if seeded else POLICY
 
     def publish(self, table: TaskTable) -> Tensor | None:
-        """Write the constraint that is believed best into the table, for every task that was played.
+        """Write the constraint of the highest posterior mean into the table, for every task that was played.
 
         Returns:
-            (n,) weight of the value in each task's policy loss: 0 where plans by it have not done better than the
-            policy, which then learns from what was done well alone; else 1.
+            (n,) weight of Q in each task's policy loss: 0 where the policy alone has scored best, which then learns
+            from the behaviour prior and entropy alone; else 1.
         """
         rows = [row for row in sorted(set(self._rows)) if float(self._sums[row, :, 0].sum()) > 0]
         best = [POLICY if self._too_early(row) else int(np.argmax(self.beliefs(row)[0])) for row in rows]
@@ -130,7 +130,7 @@ class Evidence:
         }
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Return what was measured, what is being played and the random state, for a bit-for-bit resume."""
+        """Return the scores, the constraint of each episode under way and the random state, to resume bit for bit."""
         return {"sums": self._sums, "playing": self._playing, "generator": self._generator.get_state()}
 
     def load_state_tensors(self, state: dict[str, Tensor]) -> None:
@@ -139,7 +139,7 @@ class Evidence:
         self._generator.set_state(state["generator"])
 
     def beliefs(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and std (3,) of what is believed of a task's mean score under each constraint."""
+        """Return mean and std (3,) of the posterior of a task's mean score under each constraint."""
         episodes, scores, squares = self._sums[row].numpy().T
         played = np.maximum(episodes, 1e-9)
         within = np.maximum(squares - scores**2 / played, 0).sum()

@@ -1,4 +1,4 @@
-"""Ending a loop when its evaluations say so, with what scored best."""
+"""Early stopping by the evaluations of a run, with the best weights restored."""
 
 from __future__ import annotations
 
@@ -16,20 +16,19 @@ from pipeline.model.world_model import WorldModel
 
 
 class EarlyStop:
-    """Keeps the trained weights and the constraints of the best evaluation, of equal ones the latest.
+    """Saves the trained weights and the constraints of the best evaluation; of equal ones, of the latest.
 
-    What it decides follows from the scores alone, so a resumed loop needs nothing from it but the file.
+    Its decisions follow from the scores alone, so that a resumed loop needs only its file.
 
     Args:
         model: its trainable parameters, and the target Q heads that follow them, are kept.
-        table: its constraints, how far plans may leave the policy, are kept with the weights they were evaluated with.
+        table: its constraints (how closely plans follow the policy) are kept with the weights they were evaluated with.
         path: the file they are kept in.
         stop_score: a score that is good enough.
         patience: evaluations in a row without a new best after which to stop.
         watch: called after each evaluation.
-        start_episodes: given if the first evaluation is of what was there before anything was learned: how many
-            episodes each evaluation plays. The first then ends nothing, and its weights come back only if all others
-            score worse by more than chance, since few episodes may flatter it.
+        start_episodes: episodes of each evaluation, given if the first one precedes all learning. That one never stops
+            the run, and its weights are restored only if all others score worse by more than chance.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class EarlyStop:
         return self.reached(scores)
 
     def restore(self) -> None:
-        """Go back to the best weights and their constraints, if anything was evaluated."""
+        """Load the best weights and their constraints, if any were saved."""
         if self._path.exists():
             kept = load_file(self._path)
             with torch.no_grad():
@@ -75,7 +74,7 @@ class EarlyStop:
         return scores if self._start_episodes is None else scores[1:]
 
     def _harmed(self, start: float, score: float) -> bool:
-        """Whether it fell by more than two standard errors, taken as large as scores from 0 to 1 allow."""
+        """Whether the score fell by more than two standard errors, at the largest variance of scores in [0, 1]."""
         if self._start_episodes is None:
             return False
         variance = start * (1 - start) + score * (1 - score)

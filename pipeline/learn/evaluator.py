@@ -1,4 +1,4 @@
-"""Playing whole episodes with a checkpoint, and the score of each."""
+"""Evaluation: whole episodes on every task, and their scores."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ENVS_PER_TASK = 5  # enough to fill a batch, few enough to keep the simulators'
 
 @dataclass
 class Result:
-    """What was reached on one task, per episode."""
+    """Scores and returns of one task, per episode."""
 
     scores: list[float] = field(default_factory=list)  # each in [0, 1]
     episode_returns: list[float] = field(default_factory=list)
@@ -36,11 +36,11 @@ class Result:
 
 
 class GivenUp(Exception):
-    """An evaluation was stopped half-way; nothing of it counts."""
+    """An evaluation was stopped before its end; its episodes do not count."""
 
 
 class Evaluator:
-    """Plays the same episodes, from the same seeds, with any number of checkpoints, on all ranks together.
+    """Plays the same seeded episodes at every call, shared among all ranks.
 
     Args:
         specs: the tasks.
@@ -103,8 +103,8 @@ class Evaluator:
             instructed: per task, the name of the task whose instruction the actor is given (normally its own).
             plan: with the planner, else with the policy alone.
             label: for the progress bar.
-            seed: of the actor's own random numbers; with planning, results depend on the number of ranks by them.
-            stopped: asked once per step; when it says so the evaluation is given up.
+            seed: of the actor's random numbers; each rank adds its own, so plans depend on the number of ranks.
+            stopped: called once per step; True ends the evaluation.
 
         Raises:
             GivenUp: on every rank, if any of them was stopped.
@@ -163,14 +163,14 @@ class Evaluator:
 class _Group(NamedTuple):
     """Environments of one episode length, those of this rank."""
 
-    tasks: np.ndarray  # (N,) which task each plays
-    copies: np.ndarray  # (N,) which of the task's environments it is
-    wanted: np.ndarray  # (N,) episodes it plays
+    tasks: np.ndarray  # (N,) index of each environment's task
+    copies: np.ndarray  # (N,) its number among the environments of that task
+    wanted: np.ndarray  # (N,) episodes to play in it
     envs: VectorEnv
 
 
 class _Played(NamedTuple):
-    """One episode that counts; sorted, they come in the order they were seeded in."""
+    """One finished episode; sorting them gives the order of their seeds."""
 
     task: int
     episode: int
@@ -212,7 +212,7 @@ def record(
         env: its environment, which draws.
         seed: of the episode and of the actor.
         every: agent steps per frame.
-        observe: turns what the environment gave (O,) into what the actor observes (1, O).
+        observe: turns an observation of the environment (O,) into one for the actor (1, O).
 
     Raises:
         RenderingUnavailable: the machine has no EGL; the message names the packages.

@@ -1,6 +1,6 @@
-"""What another system may add to learning: one small protocol, and the list that a run carries.
+"""What another system may add to learning: one protocol of hooks, and the list of extensions of a run.
 
-Newt is the core and needs none of it: its list is empty. Every hook is optional and does nothing by default.
+Newt is the core and uses none: its list is empty. Every hook is optional and does nothing by default.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Metrics = dict[str, Tensor]
 
 
 class Described(NamedTuple):
-    """What is to be logged and shown of averages that are no single numbers."""
+    """What to log and show of averaged metrics that are vectors or matrices."""
 
     metrics: Mapping[str, float]
     tables: Mapping[str, Any]  # by name, numbers by row name
@@ -29,12 +29,13 @@ class Described(NamedTuple):
 
 
 class Extension:
-    """One system's part in learning. `name` stands before what it saves.
+    """One system's part in learning.
 
     Attributes:
-        acts_on_policy: the policy is trained by `phase` and not in the update, and updates wait for the phase.
-        plans: whether episodes are collected by planning; else the policy plays them alone.
-        weighs: it weighs slices, so that the model's losses are computed for each slice.
+        name: prefix of the tensors it saves.
+        acts_on_policy: the policy is trained by `phase` and not in the update, and updates are made after a phase.
+        plans: whether episodes are collected by planning; else by the policy alone.
+        weighs: it weighs slices in `weigh`, so the model's losses are computed per slice.
     """
 
     name = ""
@@ -57,25 +58,25 @@ class Extension:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Stands around the computing of a loss: what networks record there is read by the loss hooks."""
+        """Context in which a loss is computed: networks may record something there that the loss hooks then read."""
         yield
 
     def weigh(self, per_slice: Tensor, batch: Batch) -> Tensor | None:
-        """Turn the model's losses per slice (B,) into one number; None leaves it to their mean."""
+        """Reduce the model's losses per slice (B,) to one number; None takes their mean."""
         return None
 
     def model_loss(self, z: Tensor, batch: Batch, weights: Tensor) -> tuple[Tensor | None, Metrics]:
         """Return a loss that is added to the model's, and metrics.
 
         Args:
-            z: (T, B, Z) latents after each step, as the dynamics predict them, with gradient.
+            z: (T, B, Z) latents that the dynamics predict after each step, with gradient.
             batch: slices.
-            weights: (T,) of the steps.
+            weights: (T,) rho^t, normalised.
         """
         return None, {}
 
     def policy_loss(self, batch: Any) -> tuple[Tensor | None, Metrics]:
-        """Return a loss that is added to the policy's, and metrics; `batch.task` (B,) says whose its rows are."""
+        """Return a loss that is added to the policy's, and metrics; `batch.task` (B,) has the task of each row."""
         return None, {}
 
     def after_update(self) -> list[str]:
@@ -89,14 +90,14 @@ class Extension:
     # --- a run --------------------------------------------------------------------------------------------------------
 
     def start(self, generator: torch.Generator) -> None:
-        """Called once, when a run is made: whatever is drawn comes from its generator."""
+        """Called once, when a run is made; draw random numbers from its generator, which is saved."""
 
     def summary(self) -> dict[str, Any]:
         """Return what it adds to summary.json at the end of a run."""
         return {}
 
     def phase(self, replay: ReplayBuffer, before: int, now: int, total: int) -> bool:
-        """Called after each environment step where `acts_on_policy`; True if the policy was trained just now."""
+        """Called after each environment step where `acts_on_policy`; return whether the policy was trained."""
         return False
 
     def on_evaluation(self, scores: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
@@ -112,7 +113,7 @@ class Extension:
         return {}
 
     def describe(self, averages: Mapping[str, Any], names: Sequence[str]) -> Described:
-        """Say what is to be logged of averages of its metrics that are no single numbers; called on rank 0.
+        """Turn its metrics that are vectors or matrices, averaged, into what is logged; called on rank 0.
 
         Args:
             averages: arrays by name, of all extensions.
@@ -121,27 +122,27 @@ class Extension:
         return Described({}, {}, [])
 
     def read_log(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Called once on rank 0 with what was logged before, none for a new run."""
+        """Called once on rank 0 with the rows logged before a resume; there are none in a new run."""
 
     # --- saving -------------------------------------------------------------------------------------------------------
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Return what is equal on all ranks and needed to continue bit for bit."""
+        """Return the state that is equal on all ranks and needed to resume bit for bit."""
         return {}
 
     def load_state_tensors(self, state: dict[str, Tensor]) -> None:
         """Take over what `state_tensors` returned; called before the weights are loaded."""
 
     def rank_state_tensors(self) -> dict[str, Tensor]:
-        """Return what is this rank's own."""
+        """Return the state that differs between ranks."""
         return {}
 
     def load_rank_state_tensors(self, state: dict[str, Tensor] | None, replay: ReplayBuffer) -> None:
-        """Take over what `rank_state_tensors` returned; None where the ranks are other ones than before."""
+        """Take over what `rank_state_tensors` returned; None if the number of ranks has changed."""
 
 
 class Extensions(list[Extension]):
-    """The extensions of a run, asked together."""
+    """The extensions of a run; each method calls that hook of all of them and joins the results."""
 
     @property
     def acts_on_policy(self) -> bool:
@@ -165,14 +166,14 @@ class Extensions(list[Extension]):
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Stand around the computing of a loss."""
+        """Enter `recording` of all of them."""
         with ExitStack() as stack:
             for one in self:
                 stack.enter_context(one.recording())
             yield
 
     def weigh(self, per_slice: Tensor, batch: Batch) -> Tensor:
-        """Turn losses per slice (B,) into one number: by the extension that weighs, else their mean."""
+        """Reduce losses per slice (B,) to one number: by the first extension that weighs, else their mean."""
         weighed = (one.weigh(per_slice, batch) for one in self)
         return next((total for total in weighed if total is not None), per_slice.mean())
 
@@ -184,7 +185,7 @@ class Extensions(list[Extension]):
         return total, metrics
 
     def plays(self, task: str) -> bool:
-        """Whether a task is played: no extension lets it rest."""
+        """Whether a task is played: no extension pauses it."""
         return all(one.plays(task) for one in self)
 
     def lines(self, hook: str, *args: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""One update, from top to bottom: targets, latent rollout, losses, step, target networks, policy, value scale.
+"""One update, from top to bottom: TD targets, latent rollout, losses, step, target networks, policy, value scale.
 
 Source: Newt (arXiv 2511.19584), building on TD-MPC2 (arXiv 2310.16828).
 """
@@ -28,19 +28,19 @@ Loss = tuple[Tensor, Metrics]
 
 
 class UpdateDraws(NamedTuple):
-    """Everything random in one update, so that a test can give it."""
+    """All random numbers of one update, so that a test can fix them."""
 
-    phrasing: Tensor  # (B,) int64 in [0, P), the phrasing of its task's text that each slice is given
-    td_noise: Tensor  # (T, B, A) standard normal, of the actions that TD targets evaluate
+    phrasing: Tensor  # (B,) int64 in [0, P), which phrasing of its task's text each slice is conditioned on
+    td_noise: Tensor  # (T, B, A) standard normal, for the policy's actions in the TD targets
     td_members: tuple[int, int]  # target Q members whose minimum is taken
-    policy_noise: Tensor  # (T + 1, B, A) standard normal, of the actions the policy is trained through
+    policy_noise: Tensor  # (T + 1, B, A) standard normal, for the actions that the policy losses differentiate
     policy_members: tuple[int, int]  # Q members whose mean the policy maximises
 
     @classmethod
     def sample(
         cls, batch: Batch, num_phrasings: int, num_q: int, generator: torch.Generator, members: Any = None
     ) -> UpdateDraws:
-        """Draw for a batch, onto its device; `members`, if given, is the generator that all ranks draw Q members by."""
+        """Draw for a batch, onto its device; Q members from the generator `members`, which is alike on all ranks."""
         (horizon, size, action_dim), device = batch.action.shape, batch.action.device
         normal = torch.randn(2 * horizon + 1, size, action_dim, generator=generator, device=generator.device).to(device)
         phrasing = torch.randint(num_phrasings, (size,), generator=generator, device=generator.device).to(device)
@@ -54,20 +54,19 @@ class UpdateDraws(NamedTuple):
 
 
 class RateSchedule(NamedTuple):
-    """What the learning rate follows from: warmed up over the first updates, cooled down at the end of the run."""
+    """Trapezoidal schedule of the learning rate: linear warm-up by updates, linear cooldown at the end of the run."""
 
     lr: float  # Adam step size
-    scale: float = 1.0  # of this phase
+    scale: float = 1.0  # factor of this phase
     warmup_updates: int = 0  # linear from 0
-    cooldown: float = 0.0  # part of the run, at its end, over which the rate falls linearly to 0
+    cooldown: float = 0.0  # fraction of the run, at its end, over which the rate falls linearly to 0
     total: int = 1  # position at which the run ends
 
 
 def learning_rate(rate: RateSchedule, updates: int, position: int, part: float = 1.0) -> float:
-    """Return the learning rate of update number `updates` (from 0) at `position` of the run, for a part of the model.
+    """Return the learning rate of update number `updates` (from 0); `part` is the `lr_scale` of a parameter group.
 
-    Source: the trapezoidal schedule, Hägele et al. (arXiv 2405.18392): where the rate stays constant to the end, the
-    weights that are kept are one point of a noisy walk.
+    Source: the trapezoidal schedule, Hägele et al. (arXiv 2405.18392); its cooldown averages out the updates' noise.
     """
     warmth = min(1.0, (updates + 1) / rate.warmup_updates) if rate.warmup_updates else 1.0
     left = min(1.0, (rate.total - position) / (rate.cooldown * rate.total)) if rate.cooldown else 1.0
@@ -75,10 +74,10 @@ def learning_rate(rate: RateSchedule, updates: int, position: int, part: float =
 
 
 class Learner:
-    """Owns what learning changes: the model, both optimisers, the value scale, the count of updates.
+    """Trains a world model: holds it with both optimisers, the value scale and the count of updates.
 
     Parameters with `requires_grad` are trained, all others stay as they are: with low-rank adapters injected and the
-    base frozen, the adapters alone move. Put adapters in (and call `model.sync_target()`) before making a learner.
+    base frozen, only the adapters are trained. Inject them (and call `model.sync_target()`) before making a learner.
 
     Args:
         model: the world model, on its device.
@@ -86,14 +85,14 @@ class Learner:
         learning: coefficients and optimiser settings.
         warmup_updates: linear warm-up of the learning rate.
         ranks: the processes that gradients are averaged over; None for one.
-        mode: how products are computed.
-        accumulate: pieces that a batch is computed in, one after the other, for one update in less memory.
-        extensions: other systems' parts in learning.
+        mode: library and precision of matrix products.
+        accumulate: micro-batches per update (gradient accumulation), to save memory.
+        extensions: what other systems add to the update.
 
     Attributes:
-        rate, position: what the learning rate follows from; whoever runs the loop sets them.
-        q_weight: (n,) weight of the value in each task's policy loss; None is 1 for all.
-        value_scale: (1,) running range of values, by which the policy loss divides them.
+        rate, position: schedule of the learning rate, and how far the run is; the loop sets both.
+        q_weight: (n,) weight of Q in each task's policy loss; None is 1 for all.
+        value_scale: (1,) running range of Q values (5th to 95th percentile), by which the policy loss divides Q.
     """
 
     def __init__(
@@ -127,7 +126,7 @@ class Learner:
 
         Args:
             batch: slices, on the model's device; this process's share of the whole batch.
-            mode: "pretrain" imitates the expert within the model's loss; "online" trains the policy on its own.
+            mode: "pretrain" clones the expert within the model's loss; "online" has a policy loss of its own, on Q.
             draws: the update's random numbers, or the generator to draw them from.
 
         Returns:
@@ -143,22 +142,22 @@ class Learner:
         pieces = [(batch.take(which), draws.take(which)) for which in self._pieces(len(batch.task))]
         batches = [piece for piece, _ in pieces]
 
-        # The model takes a step: encoder, dynamics, reward, Q, and in pretraining the policy.
+        # World model: one step on encoder, dynamics, reward and Q; in pretraining on the policy too.
         bc_coef = self.learning.bc_coef if mode == "pretrain" else self.learning.online_bc_coef
         latents: list[Tensor] = []
         losses = (self.model_loss(*piece, bc_coef, latents) for piece in pieces)
         metrics = self.step(self.optimizers.model, self.optimizers.trained[mode], losses, batches)
 
-        # The target networks follow.
+        # Target networks: an exponential moving average of Q.
         self.model.update_target(self.learning.tau)
 
-        # The policy takes a step on the latents that the model's loss was computed at.
+        # Policy: one step, on the latents of the rollout above, detached.
         if mode == "online" and self.optimizers.trained["policy"] and not self.extensions.acts_on_policy:
             values: list[Tensor] = []
             losses = (self.policy_loss(*piece, z, values) for piece, z in zip(pieces, latents, strict=True))
             metrics |= self.step(self.optimizers.policy, self.optimizers.trained["policy"], losses, batches, "policy_")
 
-            # The value scale follows the range of the values.
+            # Value scale: a running range of Q, so that the policy loss is alike for tasks of large and small returns.
             math.update_value_scale(self.value_scale, self.ranks.gather(torch.cat(values)), self.learning.tau)
             metrics["value_scale"] = self.value_scale.clone()
 
@@ -166,12 +165,12 @@ class Learner:
         return metrics
 
     def model_loss(self, batch: Batch, draws: UpdateDraws, bc_coef: float, latents: list[Tensor]) -> Loss:
-        """Return the model's loss on slices and its metrics; the latents (T + 1, B, Z) are appended to `latents`."""
+        """Return the model's loss on slices and its metrics; append the detached latents (T + 1, B, Z) to `latents`."""
         model, learning = self.model, self.learning
         ctx = model.context(self.table, batch.task, draws.phrasing, target_q=draws.td_members)
         weights = math.step_weights(learning.rho, len(batch.action), batch.obs.device)[:-1]
 
-        # Targets: the latents that were really reached, and r + gamma times the smaller of two target Q there.
+        # Targets: latents encoded from the real next observations; r + gamma times the smaller of two target Q there.
         with torch.no_grad():
             next_z = model.observed(batch.obs, batch.action, ctx, batch.past)
             next_action = model.policy(next_z, ctx, draws.td_noise).action
@@ -179,7 +178,7 @@ class Learner:
             target = math.td_target(batch.reward, batch.terminated, ctx.discount, next_value)
 
         with self.extensions.recording():
-            # Latent rollout: from the first observation on, the model follows the actions by itself.
+            # Latent rollout: encode the first observation alone, then predict each latent from the one before.
             state, carry = model.begin(batch.obs[0], ctx, batch.past)
             states = [state]
             for action in batch.action:
@@ -188,8 +187,8 @@ class Learner:
             z, z_next = torch.stack(states[:-1]), torch.stack(states[1:])
             latents.append(torch.stack(states).detach())
 
-            # Losses: consistency, reward, value; terminations and imitation where they are on.
-            each = self.extensions.weighs  # one per slice, so that slices can be weighed
+            # Losses: consistency, reward, value; termination and behaviour cloning where they are on.
+            each = self.extensions.weighs  # one loss per slice, for extensions that weigh slices
             reward, q, metrics = model.reward(z, batch.action, ctx), model.q(z, batch.action, ctx), {}
             parts = {
                 "consistency_loss": math.consistency_loss(model.latent(z_next), model.latent(next_z), weights, each),
@@ -214,9 +213,10 @@ class Learner:
         return total, metrics | more | {"total_loss": total.detach()}
 
     def policy_loss(self, batch: Batch, draws: UpdateDraws, z: Tensor, values: list[Tensor]) -> Loss:
-        """Return the online loss of the policy at latents z (T + 1, B, Z): high value and entropy, near what was done.
+        """Return the online policy loss at latents z (T + 1, B, Z): maximise Q and entropy, with a behaviour prior.
 
-        Q is a judge here and does not move. The values (B,) of the first actions are appended to `values`.
+        The prior is the square error to expert actions, times `batch.imitation`. Gradients pass through Q to the
+        actions; Q's own weights are frozen. Q (B,) at the first latents is appended to `values`.
         """
         model, learning = self.model, self.learning
         ctx = model.context(self.table, batch.task, draws.phrasing, q=draws.policy_members, target_q=())
@@ -247,10 +247,10 @@ class Learner:
         pieces: Sequence[Any],
         prefix: str = "",
     ) -> Metrics:
-        """Take one step on exactly `parameters`; `losses` computes the mean loss of one piece after the other.
+        """Take one optimiser step on exactly `parameters`, with the gradient accumulated over `losses`.
 
-        `pieces` are the batch of each loss, or the tasks (n,) of what else it is a mean over. Returns the metrics,
-        averaged over pieces; gradient norm before clipping, with `prefix`, and learning rate among them.
+        Each loss is the mean over the rows of one of `pieces`: a batch, or the tasks (n,) of its rows. Returns the
+        metrics averaged over pieces, with the learning rate and, under `prefix`, the gradient norm before clipping.
         """
         optimizer.zero_grad(set_to_none=True)
         for group in optimizer.param_groups:
@@ -264,7 +264,7 @@ class Learner:
             part = rows / max(size, 1)
             total = total + part * loss.detach()
             metrics = {name: metrics.get(name, 0) + part * value for name, value in found.items()}
-            if parameters:  # there are none with, e.g., adapters on the policy alone, in online learning
+            if parameters:  # none where, e.g., adapters are on the policy alone and the model's step is online
                 (part * loss).backward()
         norm = torch.zeros_like(total)
         if parameters:
@@ -277,18 +277,18 @@ class Learner:
         return metrics | {"lr": norm.new_tensor(learning_rate(self.rate, self.updates, self.position))}
 
     def rebuild_optimizers(self, origins: dict[nn.Parameter, nn.Parameter] | None = None) -> None:
-        """Train what has `requires_grad` now; `origins` says which new parameter is a copy of which old one."""
+        """Train what has `requires_grad` now; `origins` maps a new parameter to the old one whose moments it takes."""
         self.optimizers = rebuild_optimizers(self.optimizers, self.model, self.learning, self.extensions, origins)
 
     def _pieces(self, size: int) -> list[slice]:
-        """Return the slices of a batch of `size` that are computed one after the other, as equal as possible."""
+        """Split a batch of `size` into `accumulate` micro-batches, as equal as possible."""
         count = min(self.accumulate, size)
         ends = list(itertools.accumulate(size // count + (number < size % count) for number in range(count)))
         return [slice(start, end) for start, end in itertools.pairwise([0, *ends])]
 
     @contextmanager
     def _others_frozen(self, parameters: list[nn.Parameter]) -> Iterator[None]:
-        """Compute a loss whose gradient reaches `parameters` alone: in the policy's step, that of Q is spared."""
+        """Freeze all other parameters while a loss is computed: the policy's step then computes no gradients of Q."""
         moving = set(parameters)
         others = [parameter for parameter in self.optimizers.trained["pretrain"] if parameter not in moving]
         for parameter in others:

@@ -1,4 +1,4 @@
-"""Batches of demonstrations and own episodes: how many slices of each one rank draws."""
+"""Batches mixed of demonstrations and own episodes: how many slices of each a rank samples."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pipeline.shapes import Batch
 
 
 class BatchMixer:
-    """Draws this rank's share of every batch.
+    """Samples this rank's share of every batch.
 
     Args:
         ranks: the processes of the run.
-        settings: batch size and part of demonstrations.
+        settings: `batch_size`, and `demo_fraction`, the fraction of demonstrations in a batch.
         rows: (N,) row of the task table of each environment of the run; rank r has every `ranks.count`-th of them.
         demos: demonstrations; None where there are none.
         replay: own episodes of this rank.
@@ -52,9 +52,9 @@ class BatchMixer:
         return sample_mixture(self._demos, self._replay, size, self.num_demos / size, generator)
 
     def play(self, playing: np.ndarray) -> None:
-        """Draw own episodes only of the tasks whose environments are played, (N,) bool; every rank calls this.
+        """Sample own episodes only of tasks whose environments are played, (N,) bool; every rank calls this.
 
-        A rank that has collected nothing else draws demonstrations alone; where none has, nothing is left out.
+        A rank without such episodes samples demonstrations alone; if no rank has any, all tasks are sampled.
         """
         if playing.all() and not self._rested:
             return
@@ -69,7 +69,7 @@ class BatchMixer:
         self.num_demos, self.num_own = self._shares(drawn if any(drawn) else ranks.collect(replay.weight_of(rows)))
 
     def metrics(self) -> dict[str, float]:
-        """Return how much is in the replay, over all ranks, and how many transitions ago it was collected."""
+        """Return the size of the replay over all ranks, and the mean age of its episodes in transitions."""
         ranks, replay = self._ranks, self._replay
         everyone = ranks.collect((replay.num_episodes, replay.num_transitions, replay.mean_age()))
         episodes, transitions, _ = (float(sum(column)) for column in zip(*everyone, strict=True))
@@ -79,10 +79,10 @@ class BatchMixer:
         return {"replay/episodes_sum": episodes, "replay/transitions_sum": transitions, "replay/age_mean": age}
 
     def _shares(self, drawn: Sequence[float]) -> tuple[int, int]:
-        """Return this rank's slices of demonstrations and of own episodes.
+        """Return how many slices of demonstrations and of own episodes this rank samples.
 
-        In proportion to its environments, so that every environment of the run counts alike in a batch; `drawn` says
-        how often the tasks of each rank are to be drawn.
+        Demonstrations are shared out by the ranks' environments, own episodes by `drawn`, the total sampling weight of
+        each rank's tasks: so every environment of the run has the same share of a batch.
         """
         ranks, size = self._ranks, self._settings.batch_size
         envs = [len(range(rank, len(self._rows), ranks.count)) for rank in range(ranks.count)]

@@ -29,14 +29,13 @@ def learn_online(
 ) -> None:
     """Learn online, up to `settings.env_steps` over all environments of all ranks together, or until the run stops.
 
-    While the environments take a step, the learner makes the updates that are due: they read what was stored before
-    that step, so that the order of everything is fixed, however long either takes. A task that an extension lets rest
-    counts no steps; its own episodes are not drawn, its demonstrations are.
+    Updates run while the environments step and sample what was stored before: results do not depend on timing. A task
+    that an extension pauses counts no steps, and only its demonstrations are sampled.
 
     Args:
         demos: mixed into every batch; None where there are none.
         replay, envs: of this rank; `env_specs` has the tasks of the environments of all ranks.
-        acting: collects; an actor of its own, since evaluation must not disturb its plans.
+        acting: collects episodes; not the actor of the evaluations, or these would overwrite its plans.
     """
     ranks, learner, extensions = run.ranks, run.learner, run.learner.extensions
     names, numbers = [spec.name for spec in env_specs], ranks.shard(range(len(env_specs)))
@@ -55,18 +54,19 @@ def learn_online(
         if stop:
             run.save_and_leave()
 
-        # Act: plan as far from the policy as the constraint allows, and let the environments step.
+        # Choose: which environments plan, and how closely their plans follow the policy.
         plan, weight = constraint.choose(before, not seeding)
+        # Act: one action per environment; the environments step in their own processes.
         with run.clock.phase("act"):
             collector.begin_step(plan[numbers], weight[numbers], playing[numbers])
 
-        # Learn: the updates that are due, while the environments step.
+        # Learn meanwhile: the updates that are due, `utd` per environment step, none while seeding.
         num_playing = int(playing.sum())
         run.updates_owed += 0.0 if seeding else num_playing * settings.utd
         if not extensions.acts_on_policy:
             _update(run, mixer, acting)
 
-        # Store: episodes that ended; every rank gets all of them.
+        # Store: episodes that ended, each in the replay of its rank; their scores, on all ranks, update the constraint.
         if ended := _end_step(run, collector):
             for episode in ended:
                 constraint.record(episode, not seeding)
@@ -74,7 +74,7 @@ def learn_online(
             mixer.play(playing)
         run.advance(num_playing)
 
-        # An extension that trains the policy by itself has its turn, and updates wait for it.
+        # With an extension that trains the policy by itself: its phase, then the updates that are due.
         if extensions.acts_on_policy and _policy_phase(run, acting, before):
             _update(run, mixer, acting)
         run.log_evaluate_save(before)
@@ -103,7 +103,7 @@ def _begin(
     env_specs: Sequence[TaskSpec],
     acting: Actor,
 ) -> tuple[Collector, Schedule | Evidence, BatchMixer]:
-    """Make what collects, chooses the constraint and draws batches, as the save of a resumed run has them."""
+    """Make the collector, the constraint and the batch mixer, with their saved state if the run is resumed."""
     ranks, learner = run.ranks, run.learner
     rows = acting.rows([spec.name for spec in env_specs])
     seed = run.seed + 2 + RANK_SEEDS * ranks.rank
@@ -140,10 +140,10 @@ def _policy_phase(run: TrainingRun, acting: Actor, before: int) -> bool:
 
 
 def _resume(run: TrainingRun, collector: Collector, constraint: Schedule | Evidence, replay: ReplayBuffer) -> None:
-    """Go on from a save: environments and replay as they were, or shared out anew to another number of ranks."""
+    """Load environments and replay from a save; with another number of ranks, redistribute them."""
     saved, ranks, extensions = run.resumed, run.ranks, run.learner.extensions
     assert saved is not None
-    constraint.load_state_tensors(run.saved_part("constraint", 0))  # all ranks have measured the same
+    constraint.load_state_tensors(run.saved_part("constraint", 0))  # equal on all ranks
     if run.same_ranks:
         run.saves.load_replay(saved, replay)
         collector.load_state_tensors(run.saved_part("collector", ranks.rank))
@@ -161,7 +161,7 @@ def _resume(run: TrainingRun, collector: Collector, constraint: Schedule | Evide
 
 
 def _end_step(run: TrainingRun, collector: Collector) -> list[Finished]:
-    """Wait for the environments, and return the episodes that ended on any rank, in the order of the run's ones."""
+    """Wait for the environments; return the episodes that ended on any rank, sorted by environment."""
     ranks = run.ranks
     with run.clock.phase("env_wait"):
         finished = collector.end_step()
@@ -175,7 +175,7 @@ def _end_step(run: TrainingRun, collector: Collector) -> list[Finished]:
 
 
 def _takes(owners: Sequence[set[int]], rank: int) -> Callable[[int, int], bool]:
-    """Return who takes an episode of a task: the ranks that play it take turns."""
+    """Return whether this rank takes a saved episode: the ranks that play its task take turns."""
 
     def takes(task: int, number: int) -> bool:
         able = [other for other, tasks in enumerate(owners) if task in tasks] or list(range(len(owners)))

@@ -30,7 +30,7 @@ _EPISODE = np.dtype(
 
 
 class Drawn(NamedTuple):
-    """Where B sampled slices lie, and what is known of their episodes."""
+    """Positions of B sampled slices, and facts about their episodes."""
 
     start: np.ndarray  # (B,) int64, first row of the slice
     before: np.ndarray  # (B,) int64, transitions of the episode before the slice
@@ -55,11 +55,10 @@ class ReplayBuffer:
         device: where rows are kept and batches come from.
         folder: keep the rows in memory-mapped files there (on the CPU), which may be larger than memory. Existing files
             are overwritten: a run resumes from `state_tensors`, not from them.
-        task_weights: (n,) how often each row of the task table is drawn, relative to the others; None draws the episode
-            uniformly over all tasks.
+        task_weights: (n,) sampling weight of each row of the task table; None samples uniformly over the episodes of
+            all tasks.
         attach: map the files in `folder` that another process has made and filled, instead of making new ones.
-        columns: names of further float32 values per step, (L,), that are stored and returned by `state_tensors`, but
-            are no part of batches.
+        columns: names of further float32 values per step, (L,), that are stored and saved but not put into batches.
 
     Attributes:
         obs, action, reward: (capacity, O), (capacity, A) and (capacity,), the stored rows.
@@ -120,12 +119,12 @@ class ReplayBuffer:
         return self._episodes.num_added
 
     def mean_age(self) -> float:
-        """Return how many transitions were added after a stored episode, averaged over episodes."""
+        """Return the mean age of stored episodes: transitions added after each."""
         lengths = self._episodes.stored["length"].astype(np.float64)
         return float((lengths.sum() - lengths.cumsum()).mean()) if len(lengths) else 0.0
 
     def weight_of(self, rows: Tensor) -> float:
-        """Return the total weight of tasks (n,): how often they are drawn, relative to others."""
+        """Return the total sampling weight of tasks (n,)."""
         return float(len(rows) if self._task_weights is None else self._task_weights[rows].sum())
 
     def leave_out(self, tasks: Sequence[int]) -> bool:
@@ -154,7 +153,7 @@ class ReplayBuffer:
             obs: (L + 1, o) with o <= O; the rest of a row is padding.
             action: (L, a) with a <= A.
             reward: (L,)
-            terminated: whether the episode really ended, so that its last step has no future value.
+            terminated: whether the episode ended for good, not by a time limit: its last step has no future value.
             task: row of the task table.
             expert_action: (L, a), what the expert intended; None for the executed action.
             imitation: in [0, 1], how much the online policy loss imitates this episode.
@@ -183,11 +182,11 @@ class ReplayBuffer:
         return True
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
-        """Sample `batch_size` slices, on the buffer's device. Observations, actions and rewards share one memory."""
+        """Sample `batch_size` slices, on the buffer's device; obs, action and reward are views of one tensor."""
         return self._batch(self._read(self._draw(batch_size, generator)))
 
     def index_tensors(self, since: int = 0) -> dict[str, Tensor]:
-        """Return where the episodes numbered `since` and higher lie, for a buffer attached to the same files."""
+        """Return the positions of the episodes numbered `since` and higher, for a buffer attached to the same files."""
         episodes, imitation = self._episodes.read(since)
         counters = [self.num_added - self.num_episodes, self.num_added, self._next_row]
         return {"episodes": episodes, "imitation": imitation, "counters": torch.tensor(counters)}
@@ -283,7 +282,7 @@ class ReplayBuffer:
                 )
 
     def _make_room(self, rows: int) -> int:
-        """Free `rows` consecutive rows, dropping the oldest episodes that lie there, and return the first."""
+        """Free `rows` consecutive rows by dropping the oldest episodes there; return the first row."""
         start, episodes = self._next_row, self._episodes
         if start + rows > self.capacity:
             # Too few rows are left at the end: the episodes there are the oldest, and are dropped too.
@@ -388,7 +387,7 @@ def from_demos(
 
 
 class _Episodes:
-    """Where the stored episodes lie and what is known of them, the oldest first.
+    """Index of the stored episodes: their positions and facts about them, the oldest first.
 
     Episodes are numbered as they come and leave in the same order: those stored are the newest ones.
 

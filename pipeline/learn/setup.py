@@ -1,4 +1,4 @@
-"""What every run is made of, put together once for pretraining, finetuning and adapting."""
+"""The parts of a run (learner, actor, environments, replay), made alike for pretraining, finetuning and adapting."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from pipeline.tasks.vector import VectorEnv
 
 
 def product_modes(runtime: config.Runtime, device: torch.device) -> tuple[products.Mode, products.Mode]:
-    """Return how products are computed in learning and in acting.
+    """Return library and precision of matrix products in updates and in acting.
 
     Raises:
-        ValueError: this machine lacks what `runtime` asks for.
+        ValueError: `runtime` names a library that this machine lacks.
     """
     learning = products.choose(runtime.matmul, device)
     return learning, "bfloat16" if runtime.plan_products == "bfloat16" else learning
@@ -40,18 +40,18 @@ def product_modes(runtime: config.Runtime, device: torch.device) -> tuple[produc
 
 @dataclass(frozen=True)
 class Setup:
-    """What the runs of one process share, and how their parts are made.
+    """What the runs of one process share, with a method for each part of a run.
 
     Attributes:
-        model, table: learned in place.
+        model, table: the world model and its tasks, changed in place.
         planner, learning, runtime, seed: settings.
         ranks: the processes of the run.
-        folder: takes memory-mapped transitions.
-        task_weights: by task name, how often a task is drawn; others 1, none of them leaves all episodes alike.
+        folder: for memory-mapped transitions.
+        task_weights: sampling weight by task name, 1 for tasks not named; None or empty samples episodes uniformly.
         make_envs: makes environments; called like `VectorEnv`.
-        make_actor: makes what acts; called like `Actor`.
+        make_actor: makes actors; called like `Actor`.
         make_replay: makes replays; called like `ReplayBuffer`.
-        columns: what a replay keeps of each own action, by name of `Actor.columns`.
+        columns: names of `Actor.columns` that the replay stores with each action.
     """
 
     model: WorldModel
@@ -109,7 +109,7 @@ class Setup:
     def learn_online(
         self, run: TrainingRun, settings: config.Finetune, demos: ReplayBuffer | None, specs: Sequence[TaskSpec]
     ) -> ReplayBuffer:
-        """Learn online in environments of these tasks; returns the episodes of this rank."""
+        """Learn online in environments of these tasks; return this rank's replay."""
         env_specs = [spec for spec in specs for _ in range(settings.envs_per_task)]
         numbers = own_environments(self.ranks, env_specs)
         capacity = math.ceil(settings.replay_capacity * len(numbers) / len(env_specs))
@@ -148,7 +148,7 @@ class Setup:
         return buffer if device.type == "cpu" else buffer.copy_to(device)
 
     def _place(self, name: str) -> dict:
-        """Say where transitions are kept: on the device, in files, or in memory."""
+        """Return where transitions are kept, as arguments of a replay: on the device, in files, or in memory."""
         device = self.ranks.device if self.runtime.replay == "device" else torch.device("cpu")
         return {
             "device": device,

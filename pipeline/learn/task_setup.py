@@ -1,4 +1,4 @@
-"""What the model gets to know of the tasks of a run: texts, widths, discounts, observation statistics."""
+"""Builds the task table of a run: text embeddings, action masks, discounts, observation statistics."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ def task_table(
     width_of: Callable[[TaskSpec], int] = lambda spec: spec.obs_dim,
     columns: Mapping[str, Tensor] | None = None,
 ) -> TaskTable:
-    """Build the table of all that training reads of the tasks, one row each.
+    """Build the task table, one row per task.
 
     Args:
         specs: the n tasks.
         embeddings: of their texts.
-        demos: demonstrations by task, as they are observed.
+        demos: demonstrations by task, with observations as the model gets them.
         model: sizes.
         learning: bounds of the discount, and whether observations are normalised.
         seed: of the episodes of random actions that stand in for missing demonstrations.
         width_of: how many values a task observes.
-        columns: (n,) int64 each, what a network asks of a task beside.
+        columns: (n,) int64 each, further indices of a task that some network reads.
 
     Raises:
         ValueError: a task is wider than the model, or the embeddings have another width than model.task_dim.
@@ -136,9 +136,9 @@ def observation_statistics(
 ) -> tuple[Tensor, Tensor]:
     """Return mean and std (n, O) of what each task's body observes in the demonstrations.
 
-    Tasks with the same embodiment and width share them: nothing in an observation tells which of the two it came from.
-    A body without demonstrations has those of one episode of random actions. Dims that hardly move keep their scale,
-    so that noise is not blown up; padding stays 0.
+    Tasks of one embodiment and width share them, since their observations cannot be told apart. A body without
+    demonstrations gets those of one episode of random actions. Dims that hardly vary are not rescaled, which would
+    amplify noise; padding stays 0.
     """
     mean, std = torch.zeros(len(specs), obs_dim), torch.ones(len(specs), obs_dim)
     for body in {(spec.embodiment, spec.obs_dim) for spec in specs}:
@@ -152,7 +152,7 @@ def observation_statistics(
 
 
 def statistics_of(obs: Tensor, obs_dim: int) -> tuple[Tensor, Tensor]:
-    """Return mean and std (1, O) of observations (L, o): dims that hardly move keep their scale, padding stays 0."""
+    """Return mean and std (1, O) of observations (L, o): dims that hardly vary get std 1, padding stays 0."""
     mean, std = torch.zeros(1, obs_dim), torch.ones(1, obs_dim)
     body_std, body_mean = torch.std_mean(obs, dim=0)
     mean[:, : obs.shape[1]] = body_mean

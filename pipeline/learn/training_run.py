@@ -1,4 +1,4 @@
-"""What every run of learning keeps beside the learner, and does alike: log, evaluate, save, resume, leave."""
+"""What both loops, offline and online, have in common: updates, logging, evaluation, saving, resuming, stopping."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _MEMBER_SEED = 17
 
 
 class Savable(Protocol):
-    """What a save holds of this rank beside the learner."""
+    """A part of a run that is saved per rank, beside the learner."""
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Return everything needed to continue bit for bit."""
@@ -46,24 +46,24 @@ class TrainingRun:
 
     Args:
         label: of the progress bar.
-        folder: where the run is saved; a save found there is gone on with.
+        folder: where the run is saved; a save found there is resumed.
         learner: updated in place.
         actor: plays the evaluations.
         settings: sizes and intervals of this run.
         specs: the tasks evaluated.
         evaluator: plays them; closed at the end.
         runtime: how many saves are kept, how long a SIGTERM may take, which trackers get the metrics.
-        seed: of everything drawn.
+        seed: of all random numbers.
         plan: evaluate with planning, else the policy alone.
-        early_stop: may end the run after an evaluation. Where evaluations plan too, each then decides per task, from
-            its own scores, whether the policy does better alone, and writes that into the table.
+        early_stop: may end the run after an evaluation. With `plan`, each evaluation then plays both the policy alone
+            and plans, and writes into the task table which of them scored better on each task.
 
     Attributes:
         position: updates (learning from demonstrations) or env_steps (online) done.
         resumed: the save that was found, if any.
         stopped: the run is to end before its planned length.
-        updates_owed: updates that the environment steps so far ask for, and that were not made yet.
-        parts: what else a save holds of this rank, by name.
+        updates_owed: updates due by the environment steps so far (`utd`) and not made yet; may be fractional.
+        parts: what else is saved of this rank, by name.
         replay: of this rank, saved with the run; None where nothing is collected.
         recent: score and return of the episodes since the last log line, by task.
     """
@@ -134,8 +134,8 @@ class TrainingRun:
 
     @property
     def scores(self) -> list[float]:
-        """The mean score of every evaluation so far; known to rank 0."""
-        return list(dict(self.logged("eval/score")).values())  # once each: one that was owed may be logged twice
+        """The mean score of every evaluation so far; empty on other ranks than 0."""
+        return list(dict(self.logged("eval/score")).values())  # by position: a resume may log one twice
 
     @property
     def same_ranks(self) -> bool:
@@ -144,7 +144,7 @@ class TrainingRun:
 
     @property
     def seconds(self) -> float:
-        """Seconds worked on this run, over all its resumed parts."""
+        """Seconds this run has taken, those before a resume included."""
         return self._seconds_before + time.monotonic() - self._started
 
     # --- updates ------------------------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ class TrainingRun:
         self.progress.update(steps)
 
     def updates_due(self) -> range:
-        """Return the updates that are owed by now."""
+        """Return the whole updates of `updates_owed`, and subtract them."""
         due = int(self.updates_owed)
         self.updates_owed -= due
         return range(due)
@@ -181,9 +181,9 @@ class TrainingRun:
     # --- the end of each step -----------------------------------------------------------------------------------------
 
     def log_evaluate_save(self, before: int, stop: bool = False) -> None:
-        """End a step that began at position `before`: log, evaluate, save and leave where it is time for that.
+        """End a step that began at position `before`: log, evaluate and save where that is due.
 
-        `stop` says that some rank is asked to leave, as all have agreed.
+        With `stop`, equal on all ranks, the run was interrupted: save and exit without evaluating.
         """
         settings, last = self.settings, self.position >= self.total
         if due(before, self.position, settings.log_every) or last:
@@ -197,13 +197,13 @@ class TrainingRun:
             self.save()
 
     def evaluate_first(self, always: bool = False) -> None:
-        """Evaluate before the first step, if that is owed from before an interrupt, or `always`."""
+        """Evaluate before the first step, if an interrupt cut an evaluation off, or `always`."""
         self._owes_evaluation |= always
         if self._owes_evaluation and not self.evaluate():
             self.interrupt.leave()
 
     def evaluate(self) -> bool:
-        """Evaluate on all tasks and log scores per task and their mean; False if it was given up for an interrupt."""
+        """Evaluate on all tasks and log scores per task and their mean; False if an interrupt cut it off."""
         self.actor.refresh()
         try:
             with self.clock.phase("evaluate"):
@@ -220,20 +220,20 @@ class TrainingRun:
             self.log.write(self.position, {**scores, "eval/score": mean, **more, **clock})
         self.progress.write(f"{self.label}: score {mean:.3f} after {self.position} {self.progress.unit}")
         self.show(lines)
-        self.stopped |= not any(map(self.learner.extensions.plays, self._names))  # every task rests: all are solved
+        self.stopped |= not any(map(self.learner.extensions.plays, self._names))  # all tasks are solved and paused
         if self._early_stop is not None:
             enough = self._early_stop.evaluated(self.scores) if self.ranks.is_main else None
             self.stopped |= self.ranks.from_main(enough)
         return True
 
     def _scores_and_constraints(self) -> dict[str, float]:
-        """Return each task's score, and leave in the table how it is to be acted."""
+        """Return each task's score; with early stopping, also write into the table whether plans or policy act best."""
         if not (self._plan and self._early_stop):
             return self._scores(self._plan)
         alone, constraint = self._scores(plan=False), self.actor.table.constraint
         rows = {name: self.actor.table.names.index(name) for name in self._names}
         for row in rows.values():
-            if constraint[row] == POLICY:  # else plans would never be tried again
+            if constraint[row] == POLICY:  # evaluate plans here too, or they would never be tried again
                 constraint[row] = TIED
         planned = self._scores(plan=True)
         for name, row in rows.items():
@@ -314,7 +314,7 @@ class TrainingRun:
     # --- saves --------------------------------------------------------------------------------------------------------
 
     def save_and_leave(self) -> None:
-        """End the process, as SIGTERM or Ctrl-C has asked for."""
+        """Save and end the process, after SIGTERM or Ctrl-C."""
         self.save()
         self.interrupt.leave()
 
@@ -336,7 +336,7 @@ class TrainingRun:
         self.saves.save(self.position, state_tensors(self.learner), (own, counts), common, self.replay)
 
     def saved_part(self, name: str, rank: int) -> dict[str, Tensor]:
-        """Return what the save found holds of a part of one rank."""
+        """Return the saved tensors of one of `parts`, or of an extension, of one rank."""
         assert self.resumed is not None
         tensors, _ = self.resumed.of_rank(rank)
         prefix = f"{name}."
@@ -356,7 +356,7 @@ class TrainingRun:
             self._num_summed, self._batch_size = counts["num_summed"], counts["batch_size"]
             self.recent = {task: [tuple(one) for one in episodes] for task, episodes in counts["recent"].items()}
             return
-        # Not the draws of the beginning again: what they gave has been learned from.
+        # With another number of ranks: new seeds, or the run would draw the batches of its beginning again.
         self.generator.manual_seed(self.seed + RANK_SEEDS * self.ranks.rank + self.position)
         self._members.manual_seed(self.seed + _MEMBER_SEED + self.position)
         if self.ranks.is_main:
@@ -370,7 +370,7 @@ class TrainingRun:
 
 
 def due(before: int, now: int, every: int) -> bool:
-    """Whether a multiple of `every` was reached between two positions: several environments step at once."""
+    """Whether a multiple of `every` was passed between two positions, which may be several steps apart."""
     return before // every != now // every
 
 

@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 
 
 class Actor:
-    """Holds what acting needs between steps: the last plans, whose episode begins, random numbers.
+    """Chooses actions; keeps the last plans (warm starts), which episodes have just begun, and the random state.
 
     Call `reset` before the first step, `begin_episodes` after steps that ended episodes, and `refresh` whenever the
     model's weights have changed.
 
     Args:
         model: the world model; several actors may share one.
-        table: the tasks rows point into, on the model's device.
+        table: the task table, on the model's device.
         planner: settings.
-        mode: how products are computed.
-        adapters: of the model; each acts on the task it is named after, all other tasks by the bare base.
+        mode: library and precision of matrix products.
+        adapters: low-rank adapters of the model; each is used for the task of its name, other tasks use none.
 
     Attributes:
-        columns: what a subclass says of each action of the last step, (N,) each; the replay can keep it.
+        columns: values (N,) of a subclass for each action of the last step, by name; the replay can store them.
     """
 
-    # What `state_tensors` holds with a row per environment, and the dim of these rows.
+    # The state tensors with a row per environment, and which of their dims counts environments.
     ENV_DIMS: ClassVar[dict[str, int]] = {"is_first": 0, "prev_mean": 1}
 
     def __init__(
@@ -81,7 +81,7 @@ class Actor:
         return torch.tensor([self.table.names.index(name) for name in names])
 
     def reset(self, num_envs: int, seed: int) -> None:
-        """Begin an episode in each of `num_envs` environments; what is drawn from here on follows from `seed`."""
+        """Begin an episode in each of `num_envs` environments, and seed the random numbers."""
         self._generator.manual_seed(seed)
         self._prev_mean = torch.zeros(self.planner.horizon, num_envs, self.model.config.action_dim, device=self.device)
         self._is_first = torch.ones(num_envs, dtype=torch.bool, device=self.device)
@@ -91,7 +91,7 @@ class Actor:
         self._is_first |= which.to(self.device)
 
     def refresh(self) -> None:
-        """Drop what was computed from the weights: they have changed."""
+        """Drop the task context, which was computed from weights that have changed."""
         self._context = None
 
     @torch.no_grad()
@@ -109,11 +109,11 @@ class Actor:
         Args:
             obs: (N, O)
             rows: (N,) rows of the task table.
-            plan: by planning, else by the policy alone; for all, or (N,) bool.
+            plan: plan, else use the policy alone; for all, or (N,) bool.
             explore: with noise, as in training.
-            constraint_weight: in [0, 1], how far a plan starts from the policy's own rollouts, for all or (N,); None
-                plans under each task's constraint in the table, which may be the policy's own action.
-            envs: (N,) which of the environments these are, where others rest and keep their plans; None for all.
+            constraint_weight: in [0, 1], weight of the policy rollouts in a plan's first mean and std, for all or
+                (N,); None takes each task's constraint from the table, which may turn planning off.
+            envs: (N,) indices of these environments, where others are paused and keep their plans; None for all.
 
         Returns:
             (N, A) in [-1, 1], on the CPU.
@@ -146,7 +146,7 @@ class Actor:
 
     @contextmanager
     def _adapted(self, rows: Tensor) -> Iterator[None]:
-        """Let the adapter of these tasks act within, or none where they have none."""
+        """Activate the adapter of these tasks, if they have one, within the context."""
         if self.adapters is None or not self.adapters.names:
             yield
             return
@@ -181,11 +181,11 @@ class Actor:
         return self.model.policy(self.policy_input(obs, ctx, envs), ctx, noise)
 
     def policy_input(self, obs: Tensor, ctx: TaskContext, envs: Tensor | None) -> Tensor:
-        """Return what the policy reads at observations (N, O) of these environments."""
+        """Return z, the policy's input, at observations (N, O) of these environments."""
         return self.model.begin(obs, ctx, self.past(envs))[0]
 
     def past(self, envs: Tensor | None) -> Any:
-        """Return what came before in these environments, for a model that reads it."""
+        """Return the earlier steps of these episodes, for a model that reads them; here none."""
         return None
 
     def acted(
@@ -199,7 +199,7 @@ class Actor:
         policy: Policy | None,
         explore: bool,
     ) -> None:
-        """Called after each step with what was observed, chosen and by what; a subclass may keep something of it."""
+        """Called after each step with observations, actions and the plan or policy they came from; for subclasses."""
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Return the plans and the random state, for a bit-for-bit resume."""
@@ -218,10 +218,10 @@ class Actor:
 
 
 def take_envs(whole: Tensor, dim: int, envs: Tensor | None) -> Tensor:
-    """Return the part of some environments, which `dim` counts; None for all."""
+    """Select environments `envs` along `dim`; None for all."""
     return whole if envs is None else whole.index_select(dim, envs)
 
 
 def put_envs(whole: Tensor, dim: int, envs: Tensor | None, part: Tensor) -> Tensor:
-    """Return a copy of `whole` in which the part of some environments is replaced."""
+    """Return a copy of `whole` with the values of environments `envs` along `dim` replaced by `part`."""
     return part if envs is None else whole.index_copy(dim, envs, part)

@@ -1,4 +1,4 @@
-"""A world model made wider in observations and actions, that computes what it did before."""
+"""Widening a world model in observations and actions without changing its outputs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def grow(
 ) -> WorldModel:
     """Return a wider copy of a model without adapters.
 
-    What reads the new observation and action dims has weight zero, and gets its first gradient when they are not zero;
-    the policy's new dims begin with mean 0. Padded as before, old inputs give the old outputs, but for rounding: a
-    product with more columns may be summed in another order.
+    The weights of new observation and action dims are zero, and get gradients as soon as those inputs are not zero;
+    the policy's new dims have mean 0. Zero-padded old inputs give the old outputs up to rounding: a product with more
+    columns may be summed in another order.
 
     Args:
         model: the world model.

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from pipeline.model.products import derived, product, ready
 
-# Without gradients a CPU computes so many rows at a time that what one layer wrote is still in the cache when the next
-# one reads it: the values are the same, and planning for many environments is 1.2 to 1.4 times as fast.
+# Without gradients a CPU computes few enough rows at a time that a layer's output is still in the cache when the next
+# layer reads it: the values are the same, and planning for many environments is 1.2 to 1.4 times as fast.
 _CACHED_BYTES = 2**20  # of one hidden layer
 
 
-# Activations are no modules, and blocks are called as functions: torch takes microseconds to find and to call a module,
-# and one plan calls hundreds.
+# Activations are plain classes, and blocks are called by `forward`: the call of a torch module costs microseconds, and
+# one plan makes hundreds.
 
 
 class SimNorm:
@@ -39,7 +39,7 @@ class SimNorm:
         """Map (..., Z) to (..., Z); Z must be a multiple of `group`."""
         assert x.shape[-1] % self.group == 0, f"a width of {x.shape[-1]} is no multiple of {self.group}"
         groups = x.unflatten(-1, (-1, self.group))
-        # A softmax over so few neighbours is slow; over a stride it runs through whole vectors, copies included.
+        # Transposed: a softmax over few adjacent values is slow, one over a strided dim is vectorised, copies included.
         return groups.transpose(-1, -2).softmax(-2).transpose(-1, -2).flatten(-2)
 
 
@@ -64,7 +64,7 @@ class Mish:
 class Block(nn.Module):
     """Linear, then LayerNorm and activation where there is one; without activation it is an output layer.
 
-    The three are siblings: a low-rank adapter in the place of `linear` acts before the normalisation.
+    The three are siblings, so that a low-rank adapter can replace `linear` alone, before the normalisation.
     """
 
     def __init__(self, in_dim: int, out_dim: int, activation: SimNorm | Mish | None):
@@ -79,11 +79,11 @@ class Block(nn.Module):
         """Map x (rows, in_dim) to (rows, out_dim)."""
         linear: Any = self.linear
         if not isinstance(linear, nn.Linear) and torch.is_grad_enabled():
-            return self.finish(linear(x))  # an adapter that is trained never builds the whole matrix
+            return self.finish(linear(x))  # training an adapter, without building the full matrix
         return self.finish(product(x, effective_weight(linear), linear.bias))
 
     def finish(self, x: Tensor) -> Tensor:
-        """Normalise and activate what the product gave; both in float32."""
+        """Apply LayerNorm and activation to the product, in float32."""
         norm, activation = self.norm, self.activation
         if norm is None or activation is None:
             return x.float() if x.dtype == torch.bfloat16 else x
@@ -138,7 +138,7 @@ class MLP(nn.Sequential):
 
         Args:
             task_emb: (n, E)
-            columns: what else is known of these tasks; a plain MLP reads none of it.
+            columns: further indices of these tasks (`TaskTable.columns`); a plain MLP reads none.
         """
         linear = self.blocks[0].linear
         weight_x, weight_e, weight_a = effective_weight(linear).split(self.widths, dim=1)
@@ -186,7 +186,7 @@ class MLP(nn.Sequential):
             return out
         if out.shape[:-1] != a.shape[:-1]:
             out = out.expand(*a.shape[:-1], -1).clone(memory_format=torch.contiguous_format)
-        # Accumulated in place: one pass over the result less than adding the product.
+        # Accumulate the product in place, which saves a pass over memory.
         out.view(-1, out.shape[-1]).addmm_(a.flatten(0, -2).to(out.dtype), task.weight_a.t().to(out.dtype))
         return out
 
@@ -212,9 +212,9 @@ def effective_weight(linear: Any) -> Tensor:
 
 
 class _MishWithGradient(torch.autograd.Function):
-    """Mish whose derivative is computed on the way forward, while its parts are at hand: 1 - 2 r + 4 x e u r^2.
+    """Mish that computes its derivative in the forward pass, which shares its terms: 1 - 2 r + 4 x e u r^2.
 
-    e stands for e^x, u for e + 1 and r for 1 / (u^2 + 1). What takes time is how often the memory is passed over.
+    e stands for e^x, u for e + 1 and r for 1 / (u^2 + 1). Passes over memory take the time, so there are few.
     """
 
     @staticmethod

@@ -1,7 +1,7 @@
-"""The formulas: scalars as distributions over bins, the squashed Gaussian policy, the losses. Pure functions.
+"""The formulas: two-hot scalars, the squashed Gaussian policy, the losses. Pure functions.
 
-Shapes are time first, then the batch. `bins` is everywhere the (K,) tensor of evenly spaced bin centres, in symlog
-units; `weights` are the weights of a slice's steps over time.
+Shapes are time first, then the batch. `bins` is always the (K,) tensor of evenly spaced bin centres, in symlog units;
+`weights` (T,) are those of a slice's steps (`step_weights`).
 
 Source: Newt (arXiv 2511.19584), TD-MPC2 (arXiv 2310.16828); two-hot scalars: DreamerV3 (arXiv 2301.04104).
 """
@@ -32,11 +32,11 @@ def locate(x: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
     """Find the two bins around scalars.
 
     Args:
-        x: (...) scalars; beyond the outermost bins they count as those.
+        x: (...) scalars; clamped to the outermost bins.
         bins: (K,)
 
     Returns:
-        lower: (...) int64 in [0, K - 2], the bin below; the other one is the next.
+        lower: (...) int64 in [0, K - 2], the bin below; the one above is lower + 1.
         weight: (...) in [0, 1], the share of the upper bin.
     """
     low, high = bins[0], bins[-1]
@@ -135,9 +135,9 @@ def squashed_gaussian(
 
 
 def step_weights(rho: float, horizon: int, device: torch.device | str = "cpu") -> Tensor:
-    """Return the weights (T + 1,) of a slice's steps: rho^t, summing to 1 over all T + 1 of them.
+    """Return the weights (T + 1,) of a slice's steps: rho^t, normalised to sum 1.
 
-    Losses over T steps use the first T as they are: these then sum to a little less than 1.
+    Losses over T steps use the first T without normalising again, so their weights sum to a little less than 1.
     """
     weights = torch.tensor([rho**t for t in range(horizon + 1)], device=device)
     return weights / weights.sum()
@@ -151,7 +151,7 @@ def td_target(reward: Tensor, terminated: Tensor, discount: Tensor, next_value: 
 def consistency_loss(z: Tensor, target: Tensor, weights: Tensor, each: bool = False) -> Tensor:
     """Mean square distance of predicted latents (T, B, Z) from encoded ones, weighted over time by `weights` (T,).
 
-    With `each`, as in the losses below, one per slice (B,) instead of their mean.
+    With `each`, here and in the losses below, one loss per slice (B,) instead of their mean.
     """
     square = (z - target).square()
     return weights @ (square.mean(2) if each else square.mean((1, 2)))
@@ -165,7 +165,7 @@ def scalar_loss(logits: Tensor, target: Tensor, bins: Tensor, weights: Tensor, e
         target: (T, B) scalars.
         bins: (K,)
         weights: (T,)
-        each: one per slice.
+        each: one loss per slice.
     """
     entropies = soft_cross_entropy(logits, locate(target, bins))  # (T, B) or (M, T, B)
     if each:
@@ -174,7 +174,7 @@ def scalar_loss(logits: Tensor, target: Tensor, bins: Tensor, weights: Tensor, e
 
 
 def termination_loss(logits: Tensor, terminated: Tensor, each: bool = False) -> Tensor:
-    """Binary cross-entropy of predicted terminations (T, B), all steps alike; terminated is 1 at an episode's end.
+    """Binary cross-entropy of predicted terminations (T, B), unweighted over time; terminated is 1 at a final step.
 
     Source: TD-MPC2 (arXiv 2310.16828), the option `episodic` of its later release.
     """
@@ -196,9 +196,9 @@ def bc_loss(policy: Policy, error: Tensor, weights: Tensor, entropy_coef: float,
 
 @torch.no_grad()
 def update_value_scale(scale: Tensor, values: Tensor, tau: float) -> None:
-    """Move the value scale (1,) the fraction tau towards the range of values (any shape), in place.
+    """Move the value scale (1,) by the fraction tau towards the range of values (any shape), in place.
 
-    The range is that between the 5th and the 95th percentile, interpolated linearly, and at least 1.
+    The range is the 95th minus the 5th percentile, interpolated linearly, and at least 1.
 
     Source: TD-MPC2 (arXiv 2310.16828), appendix.
     """

@@ -1,4 +1,4 @@
-"""Acting without feedback: one long plan is made, and its first steps are executed without looking again."""
+"""Open-loop control: the first steps of a long plan are executed without new observations."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pipeline.model.task_table import FREE
 
 
 class OpenLoopActor(Actor):
-    """Plans every `steps` steps from what it then observes, and in between executes what it had planned.
+    """Plans every `steps` steps from the present observation, and in between executes the plan.
 
-    A model that reads past steps is shown none: those in between were not looked at.
+    A model that reads past steps gets none, since those in between were not observed.
 
     Args:
-        actor: whose model, tasks and planner settings are taken.
-        steps: executed of each plan.
+        actor: its model, tasks and planner settings are used.
+        steps: how many of each plan are executed.
         horizon: of the plans, at least `steps`.
 
     Source: Newt (arXiv 2511.19584), its experiments on open-loop control.
@@ -51,10 +51,10 @@ class OpenLoopActor(Actor):
         constraint_weight: float | Tensor | None = None,
         envs: Tensor | None = None,
     ) -> Tensor:
-        """Return the actions (N, A) whose turn it is in each environment's plan; `Actor.act` says what it is given."""
+        """Return the next action (N, A) of each environment's plan; arguments as in `Actor.act`."""
         due = self._executed >= self.steps
         if due.any():
-            self._is_first[:] = True  # a plan that was executed is no start for the next
+            self._is_first[:] = True  # no warm start from a plan that was executed
             if constraint_weight is None:
                 constraint_weight = (self.table.constraint[rows.to(self.table.constraint.device)] != FREE).float()
             super().act(obs, rows, True, explore, constraint_weight)

@@ -1,7 +1,7 @@
 """Planning: model-predictive path integral control in latent space (MPPI).
 
-Every tensor here has its plan samples in front of the environments: actions are (T, P, N, A), latents (P, N, Z), so
-that the context of the N environments broadcasts and a product sees P N rows.
+The dim of plan samples P precedes that of environments N: actions are (T, P, N, A), latents (P, N, Z). The context of
+the N environments then broadcasts, and each matrix product has P N rows.
 
 Source: TD-MPC2 (arXiv 2310.16828), appendix; Newt (arXiv 2511.19584) for constrained planning.
 """
@@ -21,13 +21,13 @@ from pipeline.model.world_model import TaskContext, WorldModel, draw_members
 
 
 class PlanDraws(NamedTuple):
-    """Everything random in one plan, so that a test can give it. R of the P samples are the policy's, S the others."""
+    """All random numbers of one plan, so that a test can fix them. Of P samples, R are policy rollouts, S are not."""
 
-    policy_noise: Tensor  # (T, R, N, A) standard normal, of the policy's samples
-    sample_noise: Tensor  # (iterations, T, S, N, A) standard normal, of the other samples
-    value_noise: Tensor  # (iterations, P, N, A) standard normal, of the action the final value is read at
-    members: list[tuple[int, int]]  # per iteration, the Q members whose mean is that value
-    elite_exponential: Tensor  # (elites, N) exponential draws, of the choice among elites
+    policy_noise: Tensor  # (T, R, N, A) standard normal, for the policy rollouts
+    sample_noise: Tensor  # (iterations, T, S, N, A) standard normal, for the other samples
+    value_noise: Tensor  # (iterations, P, N, A) standard normal, for the policy action at the last latent
+    members: list[tuple[int, int]]  # per iteration, the Q members that are averaged there
+    elite_exponential: Tensor  # (elites, N) exponential, for the choice among elites
     explore_noise: Tensor  # (N, A) standard normal, added to the chosen action when exploring
 
     @classmethod
@@ -88,16 +88,16 @@ def plan(
         prev_mean: (T, N, A) `mean` of the previous plan; ignored where `is_first`.
         is_first: (N,) bool, whether this is an episode's first step.
         draws: the plan's random numbers, or the generator to draw them from.
-        constraint_weight: in [0, 1], a number or (N,): how far the plan starts from the policy's own rollouts.
-        explore: add the plan's own noise to the action, as in training.
-        past: what came before in the N episodes, for a model that reads it.
+        constraint_weight: in [0, 1], a number or (N,): weight of the policy rollouts in the first mean and std.
+        explore: add noise of the plan's std to the action, as in training.
+        past: earlier steps of the N episodes, for a model that reads them.
     """
     num_envs, action_dim = ctx.action_mask.shape
     if isinstance(draws, torch.Generator):
         draws = PlanDraws.sample(planner, num_envs, action_dim, model.config.num_q, draws).to(obs.device)
 
     with products.fixed_weights():
-        # Start: encode, and let the policy act in the model. Its rollouts are samples of every iteration.
+        # Start: encode, and roll the policy out in the model once; these are candidates in every iteration.
         z, carry = model.begin(obs, ctx, past)
         discounts = ctx.discount ** torch.arange(planner.horizon + 1, device=obs.device).unsqueeze(1)  # (T + 1, N)
         policy = policy_rollouts(model, ctx, z, discounts, draws.policy_noise, carry)
@@ -105,22 +105,22 @@ def plan(
         mean, std = _first_mean_std(planner, prev_mean, is_first, policy_actions, constraint_weight)
 
         for i in range(planner.iterations):
-            # Sample action sequences around the mean, and follow them in the model.
+            # Sample action sequences around the mean, and roll them out in the model.
             noise = draws.sample_noise[i]
             actions = (mean.unsqueeze(1) + std.unsqueeze(1) * noise).clamp_(-1, 1).mul_(ctx.action_mask)
             samples = _rollout(model, ctx, z, discounts, lambda t, _, actions=actions: actions[t], carry)
 
-            # Their value is the discounted reward, and what two Q members expect of the policy afterwards.
+            # Value: the discounted rewards plus, at the last latent, Q of the policy's action (mean of two members).
             last_value = _last_value(model, ctx, policy, samples, draws.value_noise[i], draws.members[i])
             value = torch.cat([policy.returns, samples.returns]) + discounts[-1] * last_value  # (P, N)
 
-            # The best sequences, weighted by their value, give the next mean and std.
+            # Refit: the elites, with softmax weights of their values, give the next mean and std.
             elites, weights = _elites(torch.cat([policy_actions, actions], dim=1), value, planner)
             mean = (weights * elites).sum(1) * ctx.action_mask
             std = (weights * (elites - mean.unsqueeze(1)).square()).sum(1).sqrt()
             std = std.clamp(planner.min_std, planner.max_std) * ctx.action_mask
 
-    # Execute the first action of one elite: argmax(ln w + G), G Gumbel, draws each with the probability of its weight.
+    # Execute the first action of one elite, drawn by its weight w: argmax(ln w + G), Gumbel noise G = -ln(exponential)
     weights = weights.squeeze(-1)
     choice = (weights.log() - draws.elite_exponential.log()).argmax(0)
     action = elites[0, choice, torch.arange(num_envs, device=obs.device)]
@@ -130,18 +130,18 @@ def plan(
 
 
 class Rollout(NamedTuple):
-    """Sequences of actions, and where the model expects them to lead."""
+    """Sequences of actions, their predicted returns and last latents."""
 
     actions: list[Tensor]  # T of (P', N, A)
     returns: Tensor  # (P', N) discounted reward
     last_z: Tensor  # (P', N, Z)
-    alive: Tensor | None  # (P', N) 1 where the episode still goes on there, else 0; None if no end is predicted
+    alive: Tensor | None  # (P', N) 1 where the episode has not ended by then, else 0; None without termination head
 
 
 def policy_rollouts(
     model: WorldModel, ctx: TaskContext, z: Tensor, discounts: Tensor, noise: Tensor, carry: Any = None
 ) -> Rollout:
-    """Follow the policy from z (N, Z), once per row of its noise (T, R, N, A)."""
+    """Roll the policy out from z (N, Z), R times, with noise (T, R, N, A)."""
     z = z.expand(noise.shape[1], *z.shape)
     return _rollout(model, ctx, z, discounts, lambda t, z: model.policy(z, ctx, noise[t]).action, carry)
 
@@ -154,7 +154,7 @@ def _rollout(
     act: Callable[[int, Tensor], Tensor],
     carry: Any,
 ) -> Rollout:
-    """Follow actions `act(t, z)` (P', N, A) over all steps but the last of `discounts` (T + 1, N)."""
+    """Roll out T steps of actions `act(t, z)` (P', N, A), summing rewards by the first T of `discounts` (T + 1, N)."""
     actions, returns, alive = [], 0.0, None
     for t, weight in enumerate(discounts[:-1]):
         action = act(t, z)
@@ -170,7 +170,7 @@ def _rollout(
 def _last_value(
     model: WorldModel, ctx: TaskContext, policy: Rollout, samples: Rollout, noise: Tensor, members: tuple[int, int]
 ) -> Tensor:
-    """Return the value (P, N) of where rollouts lead, as the mean of two Q members; 0 where the episode has ended."""
+    """Return the value (P, N) at the last latents, as the mean of two Q members; 0 where the episode has ended."""
     z = torch.cat([policy.last_z, samples.last_z])
     action = model.policy(z, ctx, noise).action
     value = decode(model.q(z, action, ctx, members=members), model.bins).mean(0)
@@ -180,9 +180,9 @@ def _last_value(
 
 
 def _still_alive(model: WorldModel, ctx: TaskContext, z: Tensor, alive: Tensor | None) -> Tensor | None:
-    """Return 1 where the episode goes on at latents z (..., N, Z) and did before, else 0; None: it always does.
+    """Return 1 where the episode has not ended by latents z (..., N, Z), else 0; None without termination head.
 
-    What is more likely than not to have ended counts as ended.
+    A termination probability above one half counts as the end.
 
     Source: TD-MPC2 (arXiv 2310.16828), the option `episodic` of its later release.
     """
@@ -199,7 +199,7 @@ def _first_mean_std(
     policy_actions: Tensor,
     constraint_weight: float | Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Return the first mean and std (T, N, A): the previous plan moved on by one step, mixed with the policy's."""
+    """Return the first mean and std (T, N, A): the last plan shifted by one step, mixed with the policy rollouts."""
     mean = torch.zeros_like(prev_mean)
     mean[:-1] = prev_mean[1:]
     mean = mean.masked_fill(is_first.bool().unsqueeze(-1), 0.0)

@@ -23,8 +23,8 @@ from torch import Tensor
 # torch: torch's own. onednn: float32 by oneDNN. bfloat16: products in bfloat16, everything else in float32.
 Mode = Literal["torch", "onednn", "bfloat16"]
 
-# oneDNN takes some 15 us to start and reads small matrices less well than MKL: with fewer multiplications than this,
-# models of the default size came out 3 to 10 % slower with it.
+# A call of oneDNN costs some 15 us, and small matrices are slower in it than in MKL: below this many multiplications,
+# models of the default size were 3 to 10 % slower with it.
 _MIN_ONEDNN_WORK = 2**26
 
 _mode: ContextVar[Mode] = ContextVar("products", default="torch")
@@ -43,7 +43,7 @@ def use(mode: Mode) -> Iterator[None]:
 
 @contextmanager
 def fixed_weights() -> Iterator[None]:
-    """Promise that no weight changes within the context: what is derived from weights is then computed once.
+    """Cache what is derived from weights; the caller promises that no weight changes within the context.
 
     Derived are the sum of a matrix and its low-rank adapter, and copies in bfloat16.
     """
@@ -64,7 +64,7 @@ def choose(matmul: Literal["auto", "torch", "onednn"], device: torch.device | st
         device: where the model is.
 
     Raises:
-        ValueError: oneDNN is asked for, and this torch was built without it.
+        ValueError: `matmul` is "onednn", and this torch was built without it.
     """
     if matmul == "onednn" and not torch.backends.mkldnn.is_available():
         raise ValueError("runtime.matmul is `onednn`, but this torch was built without it. Set it to `auto`.")
@@ -89,10 +89,10 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def ready(weight: Tensor) -> Tensor:
-    """Return a part of a matrix in the form its products want.
+    """Return a slice of a matrix in the memory layout and dtype that `product` needs.
 
-    oneDNN multiplies by a slice of a larger matrix a thousand times slower; one copy costs less than one hundredth of
-    a product. torch's own product takes slices as they are.
+    oneDNN is a thousand times slower with a slice of a larger matrix, and a contiguous copy costs less than one
+    hundredth of a product. torch's own product takes slices as they are.
     """
     mode = _mode.get()
     if mode == "bfloat16":

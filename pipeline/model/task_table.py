@@ -1,4 +1,4 @@
-"""The known tasks as tensors: embeddings of their texts, real action dims, discounts, observation statistics."""
+"""The known tasks as tensors: text embeddings, action masks, discounts, observation statistics, constraints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-# How far plans may leave the policy: its own actions are taken, plans start from its rollouts, or they are free.
+# How a task is acted: by the policy alone, by plans that start from policy rollouts (tied), or by free plans.
 CONSTRAINTS = ("policy", "tied", "free")
 POLICY, TIED, FREE = range(3)
 
@@ -24,10 +24,10 @@ class TaskTable:
     embeddings: Tensor  # (n, P, E) float32, P phrasings of each text, the canonical one first
     action_mask: Tensor  # (n, A) float32, 1 on real action dims
     discount: Tensor  # (n,) float32 in (0, 1]
-    obs_mean: Tensor | None = None  # (n, O) float32 of what each task's body observes; None to take it as it comes
+    obs_mean: Tensor | None = None  # (n, O) float32, per body; None: observations are not normalised
     obs_std: Tensor | None = None  # (n, O) float32, positive
     constraint: Tensor = field(default_factory=lambda: torch.zeros(0))  # (n,) int64 of CONSTRAINTS; left out: all tied
-    columns: dict[str, Tensor] = field(default_factory=dict)  # (n,) int64 each: what a network asks of a task beside
+    columns: dict[str, Tensor] = field(default_factory=dict)  # (n,) int64 each: indices that some network reads
 
     def __post_init__(self) -> None:
         n = len(self.names)
@@ -79,7 +79,7 @@ class TaskTable:
         obs_std: Tensor | None,
         num_trained: int,
     ) -> TaskTable:
-        """Return the table with one more task, whose plans are tied.
+        """Return the table with one more task, whose constraint is "tied".
 
         Its `columns` are those of the nearest of the first `num_trained` tasks, by the cosine of their canonical texts.
 

@@ -1,6 +1,6 @@
 """The world model: encode, next, reward, policy, q. Tensors in, tensors out."""
 
-# Annotations are values here: by that of `config`, the Hub's mixin knows what to make of config.json.
+# No `from __future__ import annotations`: the Hub's mixin reads the type of `config` to rebuild it from config.json.
 import copy
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
@@ -15,8 +15,8 @@ from pipeline.model.layers import MLP, SimNorm
 from pipeline.model.math import Policy, squashed_gaussian
 from pipeline.model.task_table import TaskTable
 
-# What `adapt.parts` calls a part, and the module that it is. The linear layers of a part are `<module>.<i>.linear`
-# (`q_heads.<m>.<i>.linear`); these names are in every saved file.
+# Name of a part in `adapt.parts`, and of its module. The linear layers of a part are `<module>.<i>.linear`
+# (`q_heads.<m>.<i>.linear`); saved files hold these names, so they must not change.
 PARTS = {
     "encoder": "encoder",
     "dynamics": "dynamics",
@@ -28,9 +28,9 @@ _CLAMP = 10.0  # largest normalised observation, in standard deviations
 
 
 class TaskContext(NamedTuple):
-    """Everything the model knows about n tasks, one per row. It is stale once the weights change.
+    """All task inputs of the model for n rows, computed once and used at every step of a rollout or plan.
 
-    The first seven are what `condition` of each network returned.
+    The first seven hold what each network's `condition` returned. They are stale once the weights change.
     """
 
     encoder: Any
@@ -46,7 +46,7 @@ class TaskContext(NamedTuple):
     obs_std: Tensor | None  # (n, O)
 
     def take(self, rows: Tensor) -> "TaskContext":
-        """Repeat the tasks as `rows` (B,) says: row i of the result belongs to task rows[i]."""
+        """Select rows (B,), as indexing does: row i of the result is that of task rows[i]."""
 
         def take(part: Any) -> Any:
             if isinstance(part, dict):
@@ -57,7 +57,7 @@ class TaskContext(NamedTuple):
 
 
 class QEnsemble(nn.ModuleList):
-    """M independent MLPs. They stay apart: on a CPU one batched product over all members is slower."""
+    """M independent MLPs, evaluated one by one: on a CPU one batched product over all members is slower."""
 
     def condition(
         self, task_emb: Tensor, columns: dict[str, Tensor], members: Sequence[int] | None = None
@@ -82,12 +82,13 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
     Every method takes a `TaskContext` of n rows and inputs whose last two dims are (n, width); further dims in front
     (time, plan samples) are free.
 
-    A rollout is `z, carry = begin(...)`, then `z, carry = next(z, a, ctx, carry)`. The carry is opaque: this model has
-    none, a subclass whose dynamics need more than the present latent keeps it there.
+    A rollout is `z, carry = begin(...)`, then `z, carry = next(z, a, ctx, carry)`. Here z is the latent and the carry
+    is None. In a subclass whose dynamics need more than the present latent, the carry holds that, and the heads
+    (reward, policy, Q, termination) may read a wider z that contains the latent.
 
     Args:
         config: sizes.
-        network: makes the networks that are called like an MLP; called with the part's name and the sizes of `MLP`.
+        network: makes the network of a part, called with the part's name and the arguments of `MLP`.
     """
 
     bins: Tensor  # (K,) centres of the two-hot bins, symlog units
@@ -116,12 +117,12 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
 
     @classmethod
     def _from_pretrained(cls, *, strict: bool = True, **more: Any) -> Any:
-        """Load as the Hub's mixin does, but refuse weights of another model: it would leave missing ones random."""
+        """Load as the Hub's mixin does, but strictly: by default it would leave missing weights random."""
         return super()._from_pretrained(strict=strict, **more)
 
     @staticmethod
     def state_dim(config: config.Model) -> int:
-        """Return the width of what reward, policy and Q read: the latent."""
+        """Return the width of z, the input of reward, policy and Q: here that of the latent."""
         return config.latent_dim
 
     def make_dynamics(self, network: Callable[..., Any]) -> Any:
@@ -140,14 +141,14 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
         q: Sequence[int] | None = None,
         target_q: Sequence[int] | None = None,
     ) -> TaskContext:
-        """Condition every network on tasks, each different text once.
+        """Compute what the tasks contribute to every network, once per distinct text.
 
         Args:
             table: the known tasks.
             task: (n,) rows of the table.
             phrasing: (n,) in [0, P), which phrasing of its text each task is given; None for the canonical one.
-            q: the Q members that will be asked; None for all.
-            target_q: the target Q members that will be asked; None for all.
+            q: the Q members to be evaluated; None for all.
+            target_q: the target Q members to be evaluated; None for all.
         """
         num_phrasings = table.embeddings.shape[1]
         index = task * num_phrasings + (0 if phrasing is None else phrasing)
@@ -170,30 +171,30 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
         ).take(rows)
 
     def encode(self, obs: Tensor, ctx: TaskContext) -> Tensor:
-        """Map observations (..., n, O) to latents (..., n, Z), centred and scaled by each body's statistics first.
+        """Map observations (..., n, O), normalised by the statistics of each task's body, to latents (..., n, Z).
 
-        What a body observes often varies by centimetres around a metre: centred, a small network tells it apart.
+        Positions often vary by centimetres around a metre, too little for a small network without normalisation.
         """
         if ctx.obs_mean is not None and ctx.obs_std is not None:
             obs = ((obs - ctx.obs_mean) / ctx.obs_std).clamp(-_CLAMP, _CLAMP)
         return self.encoder(ctx.encoder, obs)
 
     def begin(self, obs: Tensor, ctx: TaskContext, past: Any = None) -> tuple[Tensor, Any]:
-        """Begin a rollout at observations (n, O): what the heads read (n, Z), and the carry.
+        """Begin a rollout at observations (n, O); return z (n, Z) and the carry.
 
         Args:
             obs: (n, O)
             ctx: of n rows.
-            past: what came before, for a model that reads it; None for nothing.
+            past: earlier steps, for a model that reads them; None for none.
         """
         return self.encode(obs, ctx), None
 
     def next(self, z: Tensor, a: Tensor, ctx: TaskContext, carry: Any = None) -> tuple[Tensor, Any]:
-        """Take one step of a rollout: predict z (..., n, Z) after actions a (..., n, A) at z, and the new carry."""
+        """Take one step of a rollout: return the z (..., n, Z) after actions a (..., n, A) at z, and the new carry."""
         return self.dynamics(ctx.dynamics, z, a), carry
 
     def observed(self, obs: Tensor, action: Tensor, ctx: TaskContext, past: Any = None) -> Tensor:
-        """Return what the heads read (T, n, Z) after each of T real steps.
+        """Encode the real observations after each of T steps to z (T, n, Z), the target of the dynamics.
 
         Args:
             obs: (T + 1, n, O)
@@ -204,11 +205,11 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
         return self.encode(obs[1:], ctx)
 
     def latent(self, z: Tensor) -> Tensor:
-        """Return the latents within what the heads read: here they are the same."""
+        """Return the latents contained in z: here z itself."""
         return z
 
     def reward(self, z: Tensor, a: Tensor, ctx: TaskContext) -> Tensor:
-        """Predict the reward of one step as logits (..., n, K); `math.decode` reads them."""
+        """Predict the reward of one step as logits (..., n, K); `math.decode` turns them into numbers."""
         return self.reward_head(ctx.reward, z, a)
 
     def policy(self, z: Tensor, ctx: TaskContext, noise: Tensor | None = None) -> Policy:
@@ -226,10 +227,10 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
             a: (..., n, A)
             ctx: of n rows.
             target: use the target networks.
-            members: which of those that `ctx` was made for; None for all of them.
+            members: some of those that `ctx` was made for; None for all of them.
 
         Returns:
-            (M', ..., n, K) logits; `math.decode` reads them.
+            (M', ..., n, K) logits; `math.decode` turns them into numbers.
         """
         if target:
             return self.target_q_heads(ctx.target_q, z, a, members)
@@ -238,7 +239,7 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
     def termination(self, z: Tensor, ctx: TaskContext) -> Tensor:
         """Predict whether the episode has ended for good at latents z (..., n, Z), as logits (...).
 
-        Only for a model with `config.termination`. The prediction looks at the latent that a step leads to.
+        Only for a model with `config.termination`. Its input is the latent after a step, not before it.
 
         Source: TD-MPC2 (arXiv 2310.16828), the option `episodic` of its later release.
         """
@@ -248,19 +249,19 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
     def sync_target(self) -> None:
         """Make the target Q heads a fresh copy of the online ones, low-rank adapters included.
 
-        Needed after adapters were put into `q_heads`: the copies then follow the online adapters.
+        Needed after adapters were injected into `q_heads`, so that the target copies have them too.
         """
         self.target_q_heads = _frozen_copy(self.q_heads)
 
     @torch.no_grad()
     def update_target(self, tau: float) -> None:
-        """Move the target Q heads the fraction tau towards the online ones."""
+        """Move the target Q heads by the fraction tau towards the online ones (exponential moving average)."""
         target, online = (tuple(heads.parameters()) for heads in (self.target_q_heads, self.q_heads))
         get_ema_multi_avg_fn(1 - tau)(target, online, 0)
 
 
 def _frozen_copy(heads: QEnsemble) -> QEnsemble:
-    """Copy an ensemble into one that no optimiser moves."""
+    """Copy an ensemble, without `requires_grad`."""
     return copy.deepcopy(heads).requires_grad_(False)
 
 
