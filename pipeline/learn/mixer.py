@@ -40,7 +40,7 @@ class BatchMixer:
         replay: ReplayBuffer,
     ):
         self._ranks, self._settings, self._rows, self._demos, self._replay = ranks, settings, rows, demos, replay
-        self._rested = False
+        self._rested = settings.scaling is not None  # a task may have rested before the run was saved
         own = torch.tensor(ranks.shard(rows.tolist()))
         self.num_demos, self.num_own = self._shares(ranks.collect(replay.weight_of(own)))
 
