@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.model.world_model import PARTS, WorldModel
 
@@ -80,7 +80,7 @@ class Adapters:
         unknown = [part for part in parts if part not in PARTS]
         if unknown or not parts:
             raise ValueError(f"adapt.parts is {list(parts)}: expected some of {', '.join(PARTS)}.")
-        if not (1 <= rank <= _MAX_RANK and 0 < alpha < math.inf):
+        if not (rank in range(1, _MAX_RANK + 1) and 0 < alpha < math.inf):
             raise ValueError(f"an adapter has a rank of 1 to {_MAX_RANK} and an alpha above 0, not {rank} and {alpha}.")
         modules = _target_modules([_path(self.model, part, copy) for part in PARTS if part in parts])
         config = _lora_config(rank, alpha, modules)
@@ -177,6 +177,8 @@ class Adapters:
             raise ValueError(f"there is already an adapter called {name!r}. Give this one another name.")
         if not name or "." in name or "/" in name or name in "lora_":
             raise ValueError(f"{name!r} cannot name an adapter: use letters, digits and hyphens, e.g. the task's name.")
+        if hasattr(nn.ModuleDict(), name):  # PEFT keeps the adapters' matrices in these, by name
+            raise ValueError(f"{name!r} cannot name an adapter, torch needs this word: give the task a longer name.")
         self.model.name_or_path = "eft"  # pyright: ignore[reportArgumentType]  # PEFT asks for it
         if self._peft is None:
             from peft import get_peft_model

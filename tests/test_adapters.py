@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -213,11 +214,11 @@ def test_another_adapter_acts_for_a_while_and_training_goes_on_after_it(model: W
     assert adapters.active is None  # nothing is trained, so nothing is put back
 
 
-@pytest.mark.parametrize(("rank", "alpha"), [(0, 8.0), (-1, 8.0), (10**9, 8.0), (4, 0.0), (4, float("nan"))])
-def test_an_unusable_size_is_refused_and_changes_nothing(model: WorldModel, rank: int, alpha: float) -> None:
+@pytest.mark.parametrize(("rank", "alpha"), [(0, 8.0), (-1, 8.0), (10**9, 8.0), (2.5, 8.0), (4, 0.0), (4, math.nan)])
+def test_an_unusable_size_is_refused_and_changes_nothing(model: WorldModel, rank: float, alpha: float) -> None:
     before, adapters = outputs(model), Adapters(model)
     with pytest.raises(ValueError, match="a rank of 1 to 4096 and an alpha above 0"):
-        adapters.create("door", ALL, rank=rank, alpha=alpha)
+        adapters.create("door", ALL, rank=rank, alpha=alpha)  # type: ignore[arg-type]
     assert adapters.names == ()
     assert all(parameter.requires_grad for name, parameter in model.named_parameters() if "target_q" not in name)
     assert same(outputs(model), before)
@@ -256,7 +257,7 @@ def test_a_model_is_not_wrapped_twice(model: WorldModel) -> None:
         Adapters(model)
 
 
-@pytest.mark.parametrize("name", ["", "a.b", "a/b", "lora", "door"])
+@pytest.mark.parametrize("name", ["", "a.b", "a/b", "lora", "door", "forward", "pop"])
 def test_unusable_names_are_refused(model: WorldModel, name: str) -> None:
     adapters = Adapters(model)
     adapters.create("door", ALL, rank=4, alpha=8.0)

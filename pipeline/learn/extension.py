@@ -35,12 +35,14 @@ class Extension:
         name: prefix of the tensors it saves.
         acts_on_policy: the policy is trained by `phase` and not in the update, and updates are made after a phase.
         plans: whether episodes are collected by planning; else by the policy alone.
+        pauses: it may let tasks rest.
         weighs: it weighs slices in `weigh`, so the model's losses are computed per slice.
     """
 
     name = ""
     acts_on_policy = False
     plans = True
+    pauses = False
     weighs = False
 
     # --- one update ---------------------------------------------------------------------------------------------------
@@ -153,6 +155,11 @@ class Extensions(list[Extension]):
     def plans(self) -> bool:
         """Whether episodes are collected by planning."""
         return all(one.plans for one in self)
+
+    @property
+    def pauses(self) -> bool:
+        """Whether one of them may let tasks rest."""
+        return any(one.pauses for one in self)
 
     def phase(self, replay: ReplayBuffer, before: int, now: int, total: int) -> bool:
         """Let each train the policy if it is time for that; return whether one did."""

@@ -23,6 +23,7 @@ class BatchMixer:
         rows: (N,) row of the task table of each environment of the run; rank r has every `ranks.count`-th of them.
         demos: demonstrations; None where there are none.
         replay: own episodes of this rank.
+        pauses: tasks may rest, or may have rested before this run was resumed.
 
     Attributes:
         num_demos, num_own: slices of each batch that this rank draws.
@@ -38,9 +39,10 @@ class BatchMixer:
         rows: Tensor,
         demos: ReplayBuffer | None,
         replay: ReplayBuffer,
+        pauses: bool = False,
     ):
         self._ranks, self._settings, self._rows, self._demos, self._replay = ranks, settings, rows, demos, replay
-        self._rested = False
+        self._rested = pauses
         own = torch.tensor(ranks.shard(rows.tolist()))
         self.num_demos, self.num_own = self._shares(ranks.collect(replay.weight_of(own)))
 

@@ -113,7 +113,7 @@ class TrainingRun:
         self.log = self._open_log() if self.ranks.is_main else None
         self._logged = self.position, learner.updates
         reached = early_stop is not None and self.resumed is not None and early_stop.reached(self.scores)
-        self.stopped = self.ranks.from_main(reached)
+        self.stopped = self.ranks.from_main(reached) or self._all_rest
 
     def __enter__(self) -> TrainingRun:
         with ExitStack() as stack:
@@ -131,6 +131,11 @@ class TrainingRun:
     def unfinished(self) -> bool:
         """Whether there is more to learn."""
         return self.position < self.total and not self.stopped
+
+    @property
+    def _all_rest(self) -> bool:
+        """Whether every task rests, because all are solved: there is nothing left to play."""
+        return not any(map(self.learner.extensions.plays, self._names))
 
     @property
     def scores(self) -> list[float]:
@@ -220,7 +225,7 @@ class TrainingRun:
             self.log.write(self.position, {**scores, "eval/score": mean, **more, **clock})
         self.progress.write(f"{self.label}: score {mean:.3f} after {self.position} {self.progress.unit}")
         self.show(lines)
-        self.stopped |= not any(map(self.learner.extensions.plays, self._names))  # all tasks are solved and paused
+        self.stopped |= self._all_rest
         if self._early_stop is not None:
             enough = self._early_stop.evaluated(self.scores) if self.ranks.is_main else None
             self.stopped |= self.ranks.from_main(enough)

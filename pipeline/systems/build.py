@@ -171,7 +171,11 @@ def online_extensions(
         learning: says whether tasks are weighed or predicted, and whether the policy learns by a clipped ratio.
         scaling: the stages in which the model grows; None for none.
         seed: of the run.
+
+    Raises:
+        ValueError: model and policy step do not go together.
     """
+    _check_clipped(model.config, learning)
     found = _losses(model, table, learning)
     if scaling is not None:
         from pipeline.systems.scalezero.curriculum import Curriculum
@@ -235,11 +239,7 @@ def check_finetuning(
     Raises:
         ValueError: says what to change.
     """
-    if learning.clipped is not None and model.history is not None:
-        raise ValueError(
-            "learning.clipped values single steps, and model.history makes dynamics that see past ones: set one of the "
-            "two to null"
-        )
+    _check_clipped(model, learning)
     if settings.scaling is None:
         return
     from pipeline.systems.scalezero.curriculum import check_targets
@@ -263,6 +263,15 @@ def _check_model(sizes: config.Model) -> None:
     """Refuse parts of a model that do not go together."""
     if sizes.clusters is not None and sizes.history is not None:
         raise ValueError("model.clusters and model.history were never tried together: set one of the two to null")
+
+
+def _check_clipped(model: config.Model, learning: config.Learning) -> None:
+    """Refuse a policy step that does not go together with the model."""
+    if learning.clipped is not None and model.history is not None:
+        raise ValueError(
+            "learning.clipped values single steps, and model.history makes dynamics that see past ones: set one of the "
+            "two to null"
+        )
 
 
 def _network(experts: config.Experts | None, part: str, *sizes: Any, **more: Any) -> MLP:

@@ -127,6 +127,13 @@ def test_a_rank_whose_tasks_all_rest_draws_demonstrations_alone_and_the_others_i
     assert found == [(4, 0), (4, 8)]
 
 
+def test_a_resumed_rank_whose_tasks_come_back_without_an_episode_draws_demonstrations_alone() -> None:
+    ranks, demos = FakeRanks(1, lambda other: 1.0, 2), make_replay(DEMO, [0, 1])
+    mixer = BatchMixer(ranks, FINETUNE, torch.arange(2), demos, make_replay(OWN, []), pauses=True)
+    mixer.play(np.array([True, True]))  # task 1 rested until just before the save, and has collected nothing
+    assert drawn(mixer) == shares(mixer) == (4, 0)
+
+
 def test_what_is_logged_counts_the_episodes_of_all_ranks() -> None:
     ranks = FakeRanks(0, lambda other: 1.0, 2)
     mixer = BatchMixer(ranks, FINETUNE, torch.arange(2), None, make_replay(OWN, [0, 0]))

@@ -138,6 +138,8 @@ def check(systems: tuple[str, ...], **changes: Any) -> None:
 def test_what_does_not_go_together_is_refused() -> None:
     with pytest.raises(ValueError, match=r"learning\.clipped values single steps.*set one of the two to null"):
         check(("history", "clipped"))
+    with pytest.raises(ValueError, match=r"learning\.clipped values single steps.*set one of the two to null"):
+        make_learner(("history", "clipped"))  # adapting, which makes no other check
     with pytest.raises(ValueError, match=r"learning\.clipped learns from new episodes alone: set one of the two"):
         check(("scaling", "clipped"))
     both, _, _ = options(("history", "clusters"))

@@ -51,6 +51,7 @@ class Curriculum(Extension):
     """
 
     name = "staged_lora"
+    pauses = True
 
     def __init__(self, lora: StagedLora, tasks: Sequence[str]):
         check_targets(lora.settings, tasks)
