@@ -85,10 +85,26 @@ def train(learner: Learner, updates: range) -> None:
                 extension._enter(1)
 
 
-PAIRS = [pair for pair in itertools.combinations(SYSTEMS, 2) if set(pair) not in REFUSED]
+def go_together(systems: tuple[str, ...]) -> bool:
+    return not any(refused <= set(systems) for refused in REFUSED)
 
 
-@pytest.mark.parametrize("systems", [*PAIRS, ("experts", "clusters", "tasks")], ids="-".join)
+PAIRS = [pair for pair in itertools.combinations(SYSTEMS, 2) if go_together(pair)]
+# As many systems at once as go together: no further one could be turned on.
+MOST = [
+    systems
+    for number in range(3, len(SYSTEMS) + 1)
+    for systems in itertools.combinations(SYSTEMS, number)
+    if go_together(systems) and not any(go_together((*systems, more)) for more in SYSTEMS if more not in systems)
+]
+
+
+def test_every_system_is_on_in_one_of_the_largest_combinations() -> None:
+    assert set().union(*MOST) == set(SYSTEMS)
+    assert max(map(len, MOST)) >= 4
+
+
+@pytest.mark.parametrize("systems", [*PAIRS, *MOST], ids="-".join)
 def test_systems_learn_act_and_are_resumed_together(systems: tuple[str, ...], tmp_path: Path) -> None:
     sizes, learning, scaling = options(systems)
     settings = replace(FINETUNE, scaling=scaling)
