@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -233,7 +234,8 @@ def run_loop(run_dir: Path, points: int, *lengths: int) -> dict[str, torch.Tenso
         learner = make_learner(replace(CLUSTERS, points=points), demos=demos, seed=1)
         actor = Actor(learner.model, learner.table, TINY_PLANNER)
         evaluator = Evaluator([], 1, TINY.obs_dim, TINY.action_dim, 0, 0)
-        run = TrainingRun("clusters", run_dir, learner, actor, settings, [], evaluator, runtime, 1)
+        specs = [SimpleNamespace(name=name) for name in learner.table.names]
+        run = TrainingRun("clusters", run_dir, learner, actor, settings, specs, evaluator, runtime, 1)
         run.evaluate = lambda: True  # there is nothing to play
         with run:
             learn_offline(run, demos)
