@@ -28,13 +28,10 @@ from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.results import read_results
 from pipeline.tasks.spec import TaskSpec
+from tests.tiny_agent import SIZES
 
 SERVER = runpy.run_path(str(Path(__file__).with_name("server.py")))
 PROJECT = Path(__file__).parents[2]
-SIZES = config.Model(
-    obs_dim=6, action_dim=3, task_dim=16, latent_dim=16, enc_dim=12, num_enc_layers=2, mlp_dim=16, num_q=2,
-    num_bins=11, bin_min=-5.0, bin_max=5.0, simnorm_dim=8, log_std_min=-10.0, log_std_max=2.0, termination=False,
-)  # fmt: skip
 PLANNER = config.Planner(
     horizon=2, iterations=1, num_samples=8, num_policy_samples=2, num_elites=4, min_std=0.05, max_std=2.0,
     temperature=0.5,

@@ -22,6 +22,7 @@ from pipeline.systems.history.actor import HistoryActor
 from pipeline.systems.history.past import Past
 from pipeline.systems.history.transformer import HistoryDynamics, KeysValues, Memory
 from pipeline.systems.history.world_model import HistoryWorldModel
+from tests.acting import check_a_part_acts_as_if_alone
 from tests.tiny import TINY_PLANNER
 
 CONTEXT, N = 4, 3
@@ -183,25 +184,7 @@ def test_what_an_actor_saves_brings_back_its_past() -> None:
 @pytest.mark.parametrize("plan", [True, False, torch.tensor([False, True])])
 def test_a_part_acts_as_if_alone_and_the_others_keep_their_past(plan: bool | Tensor) -> None:
     actor, alone = (HistoryActor(make(SHARED), make_table(), TINY_PLANNER) for _ in range(2))
-    draw, rows, dims = torch.Generator().manual_seed(3), torch.arange(N), HistoryActor.ENV_DIMS
-    seen = [torch.randn(N, TINY.obs_dim, generator=draw) for _ in range(5)]
-    actor.reset(N, seed=1)
-    alone.reset(2, seed=1)
-    actor.act(seen[0], rows, True, True, 0.5)
-    actor.begin_episodes(torch.tensor([False, True, True]))
-    before, part = actor.state_tensors(), torch.tensor([0, 2])
-    assert before.keys() == dims.keys() | {"generator"}
-    alone.load_state_tensors(
-        {name: value.index_select(dims[name], part) if name in dims else value for name, value in before.items()}
-    )
-    kept = {name: before[name].select(dim, 1).clone() for name, dim in dims.items()}
-    for obs in seen[1:]:
-        action = actor.act(obs[part], rows[part], plan, True, torch.tensor([0.5, 0.0]), part)
-        assert torch.equal(action, alone.act(obs[part], rows[part], plan, True, torch.tensor([0.5, 0.0])))
-    after = actor.state_tensors()
-    assert all(torch.equal(after[name].select(dims[name], 1), value) for name, value in kept.items())
-    for name, value in alone.state_tensors().items():
-        assert torch.equal(after[name].index_select(dims[name], part) if name in dims else after[name], value), name
+    check_a_part_acts_as_if_alone(actor, alone, plan)
 
 
 @EVERY_KIND

@@ -29,18 +29,6 @@ from tests.tiny_agent import (
     obs_for,
 )
 
-
-@pytest.fixture
-def agent() -> Agent:
-    return make_agent()
-
-
-@pytest.fixture
-def checkpoint(agent: Agent, tmp_path: Path) -> Path:
-    agent.save_pretrained(tmp_path / "checkpoint")
-    return tmp_path / "checkpoint"
-
-
 # --- saving and loading -----------------------------------------------------------------------------------------------
 
 

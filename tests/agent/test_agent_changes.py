@@ -33,17 +33,6 @@ from tests.tiny_agent import (
 )
 
 
-@pytest.fixture
-def agent() -> Agent:
-    return make_agent()
-
-
-@pytest.fixture
-def checkpoint(agent: Agent, tmp_path: Path) -> Path:
-    agent.save_pretrained(tmp_path / "checkpoint")
-    return tmp_path / "checkpoint"
-
-
 def change(name: str, **values) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         path = folder / name

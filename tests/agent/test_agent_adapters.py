@@ -23,17 +23,6 @@ from tests.tiny_agent import (
 )
 
 
-@pytest.fixture
-def agent() -> Agent:
-    return make_agent()
-
-
-@pytest.fixture
-def checkpoint(agent: Agent, tmp_path: Path) -> Path:
-    agent.save_pretrained(tmp_path / "checkpoint")
-    return tmp_path / "checkpoint"
-
-
 def test_an_adapter_brings_its_task_and_leaves_the_others(checkpoint: Path, tmp_path: Path) -> None:
     trained = adapted(checkpoint, tmp_path / "adapter")
     agent = Agent.from_pretrained(checkpoint)
