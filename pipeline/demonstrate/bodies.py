@@ -7,11 +7,14 @@ on their feet further than a plan can see.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from pipeline.demonstrate.simulator import Reward, States
+from pipeline.batched.states import States
+
+Reward = Callable[[States], np.ndarray]  # (P, T): what is wanted of each state
 
 
 def ant(states: States) -> np.ndarray:

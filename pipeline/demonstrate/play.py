@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from pipeline.batched.env import simulation
+from pipeline.batched.forms import array_form
+from pipeline.batched.states import States
 from pipeline.data.episode import Episode
 from pipeline.demonstrate.bodies import BODIES, ogbench_ant
 from pipeline.demonstrate.box2d import PILOTED, WalkerSimulator, pilot
 from pipeline.demonstrate.desk import desk_script, has_desk_script
 from pipeline.demonstrate.paths import has_path, path
 from pipeline.demonstrate.planner import Planner, RollOut, load_recipes
-from pipeline.demonstrate.rewards import REWARDS, SHAPING
 from pipeline.demonstrate.scripted import Script, has_script
-from pipeline.demonstrate.simulator import PlanningSimulator, States, suite_reward
+from pipeline.demonstrate.shaping import SHAPING
+from pipeline.demonstrate.simulator import PlanningSimulator
 from pipeline.tasks.registry import make
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.task_env import TaskEnv
@@ -166,15 +169,15 @@ def planned_atari(spec: TaskSpec, env: TaskEnv, rng: np.random.Generator) -> Pla
 
 def planned(spec: TaskSpec, env: TaskEnv, rng: np.random.Generator) -> Planner:
     """Return the planner of a dm_control task."""
-    recipe = load_recipes()[spec.name]
-    inner = env.simulator.env  # type: ignore[attr-defined]  # dm_control's environment
-    substeps = round(inner.control_timestep() / inner.physics.timestep())
-    model, data = inner.physics.model.ptr, inner.physics.data.ptr
-    simulator = PlanningSimulator(model, data, substeps * spec.action_repeat, recipe.coarseness, recipe.runge_kutta)
-    base, shaping = REWARDS.get(spec.name) or suite_reward(inner.task, inner.physics), SHAPING.get(spec.name)
+    recipe, form = load_recipes()[spec.name], array_form(spec)
+    model, data, substeps = simulation(spec, env.simulator)
+    steps, drawn = substeps * spec.action_repeat, form.drawn(env.simulator)
+    simulator = PlanningSimulator(model, data, steps, recipe.coarseness, recipe.runge_kutta, drawn)
+    shaping = SHAPING.get(spec.name)
 
     def reward(states: States) -> np.ndarray:
-        return base(states) if shaping is None else base(states) + shaping(states)
+        base = form.reward(states, states)  # these tasks' rewards are of the state after a step alone
+        return base if shaping is None else base + shaping(states)
 
     return Planner(recipe, simulator, reward, rng)
 

@@ -6,34 +6,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import mujoco
 import numpy as np
 from mujoco.rollout import Rollout
 
+from pipeline.batched.states import States
+
 _FULL = mujoco.mjtState.mjSTATE_FULLPHYSICS
-
-
-class States(NamedTuple):
-    """P x T simulated states, one after each agent step."""
-
-    qpos: np.ndarray  # (P, T, nq)
-    qvel: np.ndarray  # (P, T, nv)
-    ctrl: np.ndarray  # (P, T, nu) in the simulator's own units
-    sensordata: np.ndarray  # (P, T, nsensordata)
-    full: np.ndarray  # (P, T, n) MuJoCo's full-physics state
-    model: mujoco.MjModel
-
-    def sensor(self, name: str) -> np.ndarray:
-        """Return the readings (P, T, width) of a sensor of the model."""
-        sensor = self.model.sensor(name)
-        start = int(sensor.adr[0])
-        return self.sensordata[..., start : start + int(sensor.dim[0])]
-
-
-Reward = Callable[[States], np.ndarray]  # (P, T) reward of one control step in each state
 
 
 class PlanningSimulator:
@@ -45,13 +25,20 @@ class PlanningSimulator:
         steps: physics steps per agent step.
         coarseness: the copy takes `steps / coarseness` longer physics steps instead: cheaper and hardly worse.
         runge_kutta: whether the copy uses this method where the model does, else MuJoCo's implicit one.
+        drawn: what the reset drew beside the state, (k,), for rewards that read it.
 
     Raises:
         ValueError: `coarseness` does not divide `steps`.
     """
 
     def __init__(
-        self, model: mujoco.MjModel, data: mujoco.MjData, steps: int, coarseness: int, runge_kutta: bool = True
+        self,
+        model: mujoco.MjModel,
+        data: mujoco.MjData,
+        steps: int,
+        coarseness: int,
+        runge_kutta: bool = True,
+        drawn: np.ndarray | None = None,
     ):
         if steps % coarseness:
             raise ValueError(f"coarseness {coarseness} does not divide the {steps} physics steps of an agent step")
@@ -61,6 +48,7 @@ class PlanningSimulator:
         if not runge_kutta and self.model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4:
             self.model.opt.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
         self.action_dim = self.model.nu
+        self._drawn = np.zeros((1, 1, 0)) if drawn is None else drawn[None, None]
         self._low, self._high = model.actuator_ctrlrange.T
         self._data = mujoco.MjData(self.model)
         self._rollout = Rollout(nthread=0)  # in this thread: whole episodes are what runs in parallel
@@ -90,26 +78,4 @@ class PlanningSimulator:
         )
         full = states[:, self.steps - 1 : -1 : self.steps]
         qpos, qvel = full[..., 1 : 1 + self.model.nq], full[..., 1 + self.model.nq :][..., : self.model.nv]
-        return States(qpos, qvel, ctrl, sensors[:, self.steps :: self.steps], full, self.model)
-
-
-def suite_reward(task: Any, physics: Any) -> Reward:
-    """Evaluate a dm_control task's own reward on rolled-out states: works for every task, slower than arrays.
-
-    Args:
-        task: the dm_control task; its `get_reward` must depend on the physics alone.
-        physics: the episode's physics; a copy of its data is used.
-    """
-    scratch = physics.copy(share_model=True)
-
-    def reward(states: States) -> np.ndarray:
-        model, data = scratch.model.ptr, scratch.data.ptr
-        values = np.empty(states.full.shape[:2])
-        for index in np.ndindex(*values.shape):
-            mujoco.mj_setState(model, data, states.full[index], _FULL)
-            data.ctrl[:] = states.ctrl[index]
-            mujoco.mj_forward(model, data)
-            values[index] = task.get_reward(scratch)
-        return values
-
-    return reward
+        return States(qpos, qvel, ctrl, sensors[:, self.steps :: self.steps], full, self.model, self._drawn, qpos)

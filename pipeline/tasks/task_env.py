@@ -72,7 +72,7 @@ class TaskEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (obs_dim,), np.float32)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (action_dim,), np.float32)
         low, high = np.asarray(simulator.low, np.float64).ravel(), np.asarray(simulator.high, np.float64).ravel()
-        self._center, self._half = (low + high) / 2, (high - low) / 2
+        self.action_center, self.action_half = (low + high) / 2, (high - low) / 2
         self._blank = np.zeros(obs_dim, np.float32)
         self._steps_left = 0
 
@@ -122,8 +122,8 @@ class TaskEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._steps_left -= 1
         used = action[: self.task.action_dim].astype(np.float64)
         np.minimum(np.maximum(used, -1.0, out=used), 1.0, out=used)
-        used *= self._half
-        used += self._center
+        used *= self.action_half
+        used += self.action_center
         total, terminated, truncated, success = 0.0, False, False, False
         try:
             for _ in range(self.task.action_repeat):

@@ -1,0 +1,244 @@
+"""Many copies of one MuJoCo task, stepped together in C."""
+
+# Beside the import of a submodule pyright does not see MuJoCo's native names.
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple
+
+import mujoco
+import numpy as np
+from mujoco.rollout import Rollout
+
+from pipeline.batched.form import ArrayForm
+from pipeline.batched.forms import array_form
+from pipeline.batched.states import States
+from pipeline.tasks.registry import make
+from pipeline.tasks.spec import TaskSpec
+
+_FULL = mujoco.mjtState.mjSTATE_FULLPHYSICS
+_POOL = 1024  # real starts that are kept
+
+
+class Simulation(NamedTuple):
+    """What of a real environment is MuJoCo's own."""
+
+    model: mujoco.MjModel
+    data: mujoco.MjData
+    substeps: int  # physics steps per control step
+
+
+def simulation(spec: TaskSpec, simulator: Any) -> Simulation:
+    """Return MuJoCo's part of a task's adapter."""
+    if spec.suite in ("dmcontrol", "dmcontrol-ext"):
+        physics = simulator.physics
+        return Simulation(
+            physics.model.ptr, physics.data.ptr, round(simulator.env.control_timestep() / physics.timestep())
+        )
+    body = simulator.env.unwrapped
+    return Simulation(body.model, body.data, body.frame_skip)
+
+
+def full_state(now: Simulation) -> np.ndarray:
+    """Return MuJoCo's full-physics state, (n,): time, qpos, qvel, activations."""
+    out = np.empty(mujoco.mj_stateSize(now.model, _FULL))
+    mujoco.mj_getState(now.model, now.data, out, _FULL)
+    return out
+
+
+class Starts:
+    """States that the real environment begins episodes with.
+
+    A real reset costs as much as many batched steps. So the last `_POOL` are kept, and each draw adds one new.
+
+    Args:
+        spec: the task.
+        form: the task on arrays.
+        rng: draws the seeds of the resets, and which starts are taken.
+    """
+
+    def __init__(self, spec: TaskSpec, form: ArrayForm, rng: np.random.Generator):
+        self.env = make(spec, spec.obs_dim, spec.action_dim)
+        self._form, self._rng = form, rng
+        self._starts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._next = 0
+        self.add()
+
+    def add(self) -> None:
+        """Reset the real environment once and keep how it began."""
+        obs, _ = self.env.reset(seed=int(self._rng.integers(2**32)))
+        if self._form.hidden is not None:
+            obs[self._form.hidden] = 0
+        start = full_state(simulation(self.env.task, self.env.simulator)), obs, self._form.drawn(self.env.simulator)
+        if len(self._starts) < _POOL:
+            self._starts.append(start)
+        else:
+            self._starts[self._next % _POOL] = start
+        self._next += 1
+
+    def draw(self, count: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Return (full state, observation, what else was drawn) of `count` starts, one of them new."""
+        self.add()
+        newest = self._starts[(self._next - 1) % _POOL]
+        return [newest, *(self._starts[k] for k in self._rng.integers(len(self._starts), size=count - 1))]
+
+    def close(self) -> None:
+        """Release the real environment."""
+        self.env.close()
+
+
+class Step(NamedTuple):
+    """What a step of N copies led to. Copies whose episode ended have begun a new one."""
+
+    obs: np.ndarray  # (N, O) float32, where the episode ended that of the new one
+    reward: np.ndarray  # (N,) summed over the control steps of an agent step
+    terminated: np.ndarray  # (N,) bool, for good
+    truncated: np.ndarray  # (N,) bool, by the time limit, or because the physics diverged
+    success: np.ndarray  # (N,) bool
+    final_obs: np.ndarray  # (N, O) float32, before any new episode
+
+
+class BatchedEnv:
+    """N copies of a task. Episodes begin as the real environment's do, at different times of the copies.
+
+    Args:
+        spec: the task; `pipeline.batched.forms` must know it.
+        num: N.
+        seed: of all randomness.
+        coarseness: physics steps of the real environment that one of the copies' replaces. 1: the same physics.
+        threads: of the physics; 0 is this thread alone.
+        form: the task on arrays; None for the catalogue's.
+
+    Raises:
+        ValueError: the task has no array form, or `coarseness` does not divide its physics steps.
+    """
+
+    def __init__(
+        self,
+        spec: TaskSpec,
+        num: int,
+        seed: int,
+        coarseness: int = 1,
+        threads: int = 0,
+        form: ArrayForm | None = None,
+    ):
+        self.task, self.num = spec, num
+        self.form = form or array_form(spec)
+        self.rng = np.random.default_rng(seed)
+        self.starts = Starts(spec, self.form, self.rng)
+        real = simulation(spec, self.starts.env.simulator)
+        if real.substeps % coarseness:
+            raise ValueError(
+                f"{spec.name}: coarseness {coarseness} does not divide the {real.substeps} physics steps of a control "
+                "step."
+            )
+        self.model = copy.deepcopy(real.model)
+        self.model.opt.timestep *= coarseness
+        self._substeps = real.substeps // coarseness
+        self._repeat = spec.action_repeat
+        self._center, self._half = self.starts.env.action_center, self.starts.env.action_half
+        self._data = [mujoco.MjData(self.model) for _ in range(max(threads, 1))]
+        self._rollout = Rollout(nthread=threads)
+        # One physics step more where there are sensors: MuJoCo's readings at a step belong to the state before it.
+        steps = self._substeps * self._repeat + (self.model.nsensor > 0)
+        size = mujoco.mj_stateSize(self.model, _FULL)
+        self._states = np.empty((num, steps, size))
+        self._sensors = np.empty((num, steps, self.model.nsensordata))
+        self._late = _late_columns(self.model)
+        self.full = np.empty((num, size))  # where each copy stands
+        self.late_qpos = np.empty((num, self.model.nq))
+        self.drawn = np.empty((num, 1, self.form.drawn(self.starts.env.simulator).size))
+        self.obs = np.empty((num, spec.obs_dim), np.float32)
+        self.steps = self.rng.integers(spec.episode_length, size=num)  # taken in each copy's episode
+        self._begin(np.arange(num))
+
+    def step(self, actions: np.ndarray, warmstart: np.ndarray | None = None) -> Step:
+        """Take one agent step with every copy.
+
+        Args:
+            actions: (N, a), clipped to [-1, 1].
+            warmstart: (N, nv) where the solver begins; None for from nothing, as good up to its tolerance.
+
+        Raises:
+            FloatingPointError: a reward is not finite although the state is; names task, step and copy.
+        """
+        before, after = self.roll(actions, warmstart)
+        with np.errstate(all="ignore"):  # diverged copies are put aside below
+            reward = self.form.reward(after, before).sum(axis=1)
+            last = States(*(part[:, -1:] if isinstance(part, np.ndarray) else part for part in after))
+            last = last._replace(drawn=self.drawn)
+            obs = self.form.observe(last)[:, 0].astype(np.float32)
+            success = _all(self.form.success, last)
+            terminated = _all(self.form.terminated, last)
+        self.steps += 1
+        self.full[:], self.late_qpos[:] = after.full[:, -1], after.late_qpos[:, -1]
+        diverged = ~(np.isfinite(obs).all(axis=1) & np.isfinite(self.full).all(axis=1))
+        obs[diverged], reward[diverged] = 0, 0
+        if not np.isfinite(reward).all():
+            copy_ = int(np.flatnonzero(~np.isfinite(reward))[0])
+            raise FloatingPointError(
+                f"{self.task.name}: the array form's reward of copy {copy_} at step {self.steps[copy_]} is "
+                f"{reward[copy_]}, of the finite state qpos {after.qpos[copy_, -1].tolist()}, action "
+                f"{actions[copy_].tolist()}."
+            )
+        truncated = ((self.steps >= self.task.episode_length) | diverged) & ~terminated
+        final = obs
+        over = np.flatnonzero(terminated | truncated)
+        self.obs = obs.copy()
+        if over.size:
+            self._begin(over)
+            self.steps[over] = 0
+        return Step(self.obs, reward, terminated, truncated, success, final)
+
+    def roll(self, actions: np.ndarray, warmstart: np.ndarray | None = None) -> tuple[States, States]:
+        """Return the states before and after each control step of an agent step, without going there."""
+        clipped = np.clip(actions, -1, 1)
+        ctrl = np.repeat((self._center + self._half * clipped)[:, None], self._states.shape[1], axis=1)
+        self._rollout.rollout(
+            self.model,
+            self._data,
+            self.full,
+            ctrl,
+            state=self._states,
+            sensordata=self._sensors,
+            initial_warmstart=warmstart,
+        )
+        ends = self._substeps * np.arange(1, self._repeat + 1)
+        full = np.concatenate([self.full[:, None], self._states[:, ends - 1]], axis=1)
+        nq, nv = self.model.nq, self.model.nv
+        qpos, qvel = full[..., 1 : 1 + nq], full[..., 1 + nq : 1 + nq + nv]
+        one_earlier = np.concatenate([self.full[:, None], self._states[:, :-1]], axis=1)[:, ends - 1, 1 : 1 + nq]
+        late = np.concatenate([self.late_qpos[:, None], one_earlier], axis=1)
+        sensors = self._sensors[:, ends] if self.model.nsensor else self._sensors[:, ends - 1]
+        sensors[..., self._late] = self._sensors[:, ends - 1][..., self._late]
+        held = ctrl[:, : self._repeat]
+        before = States(qpos[:, :-1], qvel[:, :-1], held, sensors, full[:, :-1], self.model, self.drawn, late[:, :-1])
+        after = States(qpos[:, 1:], qvel[:, 1:], held, sensors, full[:, 1:], self.model, self.drawn, late[:, 1:])
+        return before, after
+
+    def close(self) -> None:
+        """Release the real environment and the threads."""
+        self.starts.close()
+        self._rollout.close()
+
+    def _begin(self, copies: np.ndarray) -> None:
+        """Begin new episodes."""
+        for number, (full, obs, drawn) in zip(copies, self.starts.draw(len(copies)), strict=True):
+            self.full[number], self.obs[number], self.drawn[number, 0] = full, obs, drawn
+            self.late_qpos[number] = full[1 : 1 + self.model.nq]
+
+
+def _all(condition: Any, states: States) -> np.ndarray:
+    return np.zeros(len(states.qpos), bool) if condition is None else condition(states)[:, -1]
+
+
+def _late_columns(model: mujoco.MjModel) -> np.ndarray:
+    """Return which readings the real environment has of the last physics step: those of forces and accelerations."""
+    columns = [
+        np.arange(model.sensor_adr[number], model.sensor_adr[number] + model.sensor_dim[number])
+        for number in range(model.nsensor)
+        if model.sensor_needstage[number] == mujoco.mjtStage.mjSTAGE_ACC
+    ]
+    return np.concatenate(columns).astype(int) if columns else np.zeros(0, int)

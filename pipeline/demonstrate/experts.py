@@ -1,0 +1,72 @@
+"""Experts that can be asked in every state: scripts, the way through a maze, and teachers.
+
+A planner is none of them: what it does depends on what it planned before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.demonstrate.box2d import PILOTED, pilot
+from pipeline.demonstrate.desk import desk_script, has_desk_script
+from pipeline.demonstrate.paths import has_path, path
+from pipeline.demonstrate.scripted import Script, has_script
+from pipeline.demonstrate.teacher import load_teacher, teacher_file
+from pipeline.tasks.spec import TaskSpec
+from pipeline.tasks.task_env import TaskEnv
+
+Label = Callable[[np.ndarray, bool], np.ndarray]  # observation (O,), whether it is successful -> action (a,)
+
+
+def expert_kind(spec: TaskSpec, teachers: str | Path | None) -> str | None:
+    """Return who can be asked in every state of a task: `scripted`, `path`, `teacher`, or None for nobody.
+
+    Args:
+        spec: the task.
+        teachers: folder of trained teachers; None for no teachers.
+    """
+    scripted = (
+        (spec.suite == "metaworld" and has_script(spec.env_id))
+        or (spec.suite == "robodesk" and has_desk_script(spec.env_id))
+        or (spec.suite == "box2d" and spec.env_id in PILOTED)
+    )
+    if scripted:
+        return "scripted"
+    if has_path(spec):
+        return "path"
+    if teachers is not None and teacher_file(teachers, spec).exists():
+        return "teacher"
+    return None
+
+
+def open_expert(spec: TaskSpec, env: TaskEnv, teachers: str | Path | None) -> Label:
+    """Return the expert of a task's environment, for this and all later episodes of it.
+
+    Args:
+        spec: the task.
+        env: its environment; the way through a maze reads where it stands.
+        teachers: folder of trained teachers; None for no teachers.
+
+    Raises:
+        ValueError: the task has no such expert, or its teacher is of another version of the task.
+    """
+    kind = expert_kind(spec, teachers)
+    if kind == "path":
+        return path(env)
+    if kind == "teacher":
+        assert teachers is not None  # else there is no such kind
+        teacher = load_teacher(teacher_file(teachers, spec), spec)
+        return lambda obs, success: teacher.label(obs)
+    if kind is None:
+        raise ValueError(
+            f"{spec.name} has no expert that can be asked in every state: Meta-World, RoboDesk and the landers have "
+            "scripts, points in mazes follow the way, and for a task on MuJoCo `eft teach` trains a teacher."
+        )
+    if spec.suite == "metaworld":
+        return Script(spec.env_id).act
+    if spec.suite == "robodesk":
+        return desk_script(spec.env_id)
+    return lambda obs, success: pilot(spec.env_id, obs)

@@ -1,0 +1,210 @@
+"""Proximal policy optimisation of one task on many copies of it: how a teacher is trained.
+
+Source: Schulman et al. 2017, with generalised advantages (Schulman et al. 2016), the learning rate steered by the
+divergence of new from old policy (Rudin et al. 2022), and bootstrapped values where the time limit cut an episode.
+"""
+
+from __future__ import annotations
+
+
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as checked
+from torch import nn
+
+from pipeline.batched.env import BatchedEnv
+from pipeline.demonstrate.teacher import Teacher
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+@checked(frozen=True, config=ConfigDict(extra="forbid"))
+class PPORecipe:
+    """How one teacher is trained. The values live in teachers.yaml."""
+
+    steps: Count  # agent steps of all copies together
+    copies: Count  # N
+    unroll: Count  # T, agent steps of every copy between two updates
+    epochs: Count  # times that the data of an update are gone through
+    minibatch: Count
+    lr: Positive  # at the start; then steered between 1/20 and twice that
+    kl: Positive  # divergence of the new from the old policy that an update should make
+    clip: Positive  # of the ratio of new to old probability
+    discount: Fraction
+    gae: Fraction  # lambda
+    entropy: float  # weight of the policy's entropy
+    std: Positive  # of the actions, at the start
+    min_std: Positive
+    hidden: Count  # width of both networks, of two hidden layers each
+    coarseness: Count  # physics steps of the real environment that one of training replaces
+    shaping: Fraction  # part of the training after which what `SHAPING` adds to the reward is gone; 0: it adds nothing
+    starts: Fraction  # part of the episodes that begin somewhere along a planned demonstration
+    evaluate: Count  # agent steps between two evaluations
+    patience: Count  # evaluations without a gain of 0.01 after which the training ends
+
+
+class Rollout(NamedTuple):
+    """T steps of N copies."""
+
+    obs: np.ndarray  # (T, N, O), normalised
+    action: np.ndarray  # (T, N, a)
+    log_prob: np.ndarray  # (T, N)
+    advantage: np.ndarray  # (T, N)
+    target: np.ndarray  # (T, N) of the value
+
+
+class Normaliser:
+    """Running mean and standard deviation of observations."""
+
+    def __init__(self, width: int):
+        self.mean, self.var, self.count = np.zeros(width), np.ones(width), 0.0
+
+    def add(self, obs: np.ndarray) -> None:
+        """Count observations (..., O)."""
+        rows = obs.reshape(-1, obs.shape[-1]).astype(np.float64)
+        number, mean, var = len(rows), rows.mean(0), rows.var(0)
+        total, off = self.count + number, mean - self.mean
+        spread = self.var * self.count + var * number + np.square(off) * self.count * number / total
+        self.mean, self.var, self.count = self.mean + off * number / total, spread / total, total
+
+    @property
+    def std(self) -> np.ndarray:
+        """Standard deviation, at least 0.01: what hardly ever moves is not blown up."""
+        return np.maximum(np.sqrt(self.var), 1e-2)
+
+    def __call__(self, obs: np.ndarray) -> np.ndarray:
+        return ((obs - self.mean) / self.std).clip(-10, 10).astype(np.float32)
+
+
+def network(inputs: int, outputs: int, hidden: int, gain: float) -> nn.Sequential:
+    """Two hidden layers; `gain` scales the last layer's first weights."""
+    net = nn.Sequential(
+        nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, outputs)
+    )
+    with torch.no_grad():
+        for layer in net[::2]:
+            nn.init.orthogonal_(layer.weight, 2**0.5)  # type: ignore[arg-type]
+            layer.bias.zero_()  # type: ignore[operator]
+        net[-1].weight.mul_(gain / 2**0.5)  # type: ignore[operator]
+    return net
+
+
+class PPO:
+    """Trains the policy of one task.
+
+    Args:
+        recipe: how.
+        env: N copies of the task.
+        seed: of weights, actions and minibatches.
+    """
+
+    def __init__(self, recipe: PPORecipe, env: BatchedEnv, seed: int):
+        self.recipe, self.env = recipe, env
+        self.rng, self.generator = np.random.default_rng([seed, 2]), torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)
+        obs_dim, action_dim = env.task.obs_dim, env.task.action_dim
+        self.policy = network(obs_dim, action_dim, recipe.hidden, 0.01)
+        self.value = network(obs_dim, 1, recipe.hidden, 1.0)
+        self.log_std = nn.Parameter(torch.full((action_dim,), float(np.log(recipe.std))))
+        self.parameters = [*self.policy.parameters(), *self.value.parameters(), self.log_std]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=recipe.lr, eps=1e-5, fused=True)
+        self.normaliser = Normaliser(obs_dim)
+        self.normaliser.add(env.obs)
+        self.steps = 0
+
+    def update(self) -> dict[str, float]:
+        """Collect T steps of every copy and learn from them; return what happened."""
+        rollout, reward = self.collect()
+        metrics = self.learn(rollout)
+        return {"train_reward": reward, "std": float(self.log_std.exp().mean()), **metrics}
+
+    def collect(self) -> tuple[Rollout, float]:
+        """Act with every copy; return the rollout and the mean reward of a step."""
+        recipe, env = self.recipe, self.env
+        shape = recipe.unroll, env.num
+        obs = np.empty((recipe.unroll + 1, env.num, env.task.obs_dim), np.float32)
+        raw = np.empty_like(obs[:-1])
+        action = np.empty((*shape, env.task.action_dim), np.float32)
+        reward, log_prob = np.empty(shape), np.empty(shape, np.float32)
+        over, cut = np.empty(shape, bool), []  # where an episode ended; and what was seen where it was cut
+        std = self.log_std.detach().exp().numpy()
+        for t in range(recipe.unroll):
+            raw[t], obs[t] = env.obs, self.normaliser(env.obs)
+            with torch.no_grad():
+                mean = self.policy(torch.from_numpy(obs[t])).numpy()
+            noise = self.rng.standard_normal(mean.shape, np.float32)
+            action[t], log_prob[t] = mean + std * noise, (-0.5 * noise**2 - np.log(std)).sum(axis=1)
+            step = env.step(action[t].astype(np.float64))
+            reward[t], over[t] = step.reward, step.terminated | step.truncated
+            cut += [(t, n, self.normaliser(step.final_obs[n])) for n in np.flatnonzero(step.truncated)]
+        obs[-1] = self.normaliser(env.obs)
+        with torch.no_grad():
+            values = self.value(torch.from_numpy(obs))[..., 0].double().numpy()
+            following = np.where(over, 0, values[1:])
+            if cut:
+                last = self.value(torch.from_numpy(np.stack([seen for _, _, seen in cut])))[..., 0].double().numpy()
+                following[[t for t, _, _ in cut], [n for _, n, _ in cut]] = last
+        # Rewards are scaled so that values have about the size of one step's reward.
+        scaled = reward * (1 - recipe.discount) / env.task.action_repeat
+        advantage = np.zeros(shape)
+        running = np.zeros(env.num)
+        for t in reversed(range(recipe.unroll)):
+            error = scaled[t] + recipe.discount * following[t] - values[t]
+            running = error + recipe.discount * recipe.gae * running * ~over[t]
+            advantage[t] = running
+        self.normaliser.add(raw)
+        self.steps += reward.size
+        return Rollout(obs[:-1], action, log_prob, advantage, advantage + values[:-1]), float(reward.mean())
+
+    def learn(self, rollout: Rollout) -> dict[str, float]:
+        """Go through a rollout several times; return losses and divergence."""
+        recipe = self.recipe
+        obs, action, log_prob, advantage, target = (
+            torch.from_numpy(part.reshape(-1, *part.shape[2:]).astype(np.float32)) for part in rollout
+        )
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        spread = target.std().clamp(min=1e-3)
+        divergence, losses = 0.0, []
+        for _ in range(recipe.epochs):
+            divergences = []
+            for rows in torch.randperm(len(obs), generator=self.generator).split(recipe.minibatch):
+                mean = self.policy(obs[rows])
+                new = (-0.5 * ((action[rows] - mean) / self.log_std.exp()) ** 2 - self.log_std).sum(1)
+                ratio = (new - log_prob[rows]).exp()
+                clipped = ratio.clamp(1 - recipe.clip, 1 + recipe.clip)
+                policy_loss = -torch.minimum(ratio * advantage[rows], clipped * advantage[rows]).mean()
+                value_loss = ((self.value(obs[rows])[:, 0] - target[rows]) / spread).square().mean()
+                # Means far outside [-1, 1] are all the same action, and hard to come back from.
+                outside = (mean.abs() - 1).clamp(min=0).square().mean()
+                loss = policy_loss + 0.5 * value_loss + 0.01 * outside - recipe.entropy * self.log_std.sum()
+                self.optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(self.parameters, 1.0)
+                self.optimizer.step()
+                with torch.no_grad():
+                    self.log_std.clamp_(float(np.log(recipe.min_std)), 0.0)
+                    divergences.append(float((ratio - 1 - (new - log_prob[rows])).mean()))
+                    losses.append(float(value_loss))
+            divergence = float(np.mean(divergences))
+            if divergence > 4 * recipe.kl:
+                break
+        self._steer(divergence)
+        return {"kl": divergence, "value_loss": float(np.mean(losses)), "lr": self.optimizer.param_groups[0]["lr"]}
+
+    def _steer(self, divergence: float) -> None:
+        """Take smaller steps where the policy changed more than it should, and larger ones where less."""
+        for group in self.optimizer.param_groups:
+            if divergence > 2 * self.recipe.kl:
+                group["lr"] = max(group["lr"] / 1.5, self.recipe.lr / 20)
+            elif divergence < self.recipe.kl / 2:
+                group["lr"] = min(group["lr"] * 1.2, self.recipe.lr * 2)
+
+    def teacher(self) -> Teacher:
+        """Return the policy as it is now."""
+        weights = [part.detach().numpy().copy() for part in self.policy.parameters()]
+        return Teacher(self.env.task, self.normaliser.mean.copy(), self.normaliser.std.copy(), weights)

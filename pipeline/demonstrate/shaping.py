@@ -1,0 +1,69 @@
+"""What leads on where a task's reward is flat: added to it in planning, and early in a teacher's training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from dm_control.utils.rewards import tolerance
+
+from pipeline.batched.dmcontrol import ball_to_target, cartpole, finger_to_target, mouth_to_target, torso_over_foot
+from pipeline.batched.states import States
+
+
+def toward_upright_energy(states: States) -> np.ndarray:
+    """Draw the pole to the energy of standing still upright, and a little upwards.
+
+    With it a planner that looks half a second ahead pumps the same way in the same state, which a clone can learn;
+    from the bare reward it would have to see the whole swing-up.
+    """
+    angle, velocity = states.qpos[..., 0], states.qvel[..., 0]
+    length, radius = states.model.geom("mass").pos[2], states.model.geom("mass").size[0]
+    frequency_squared = 9.81 * length / (length**2 + 0.4 * radius**2)  # of small swings: gravity over inertia
+    energy = velocity**2 / (2 * frequency_squared) + np.cos(angle) - 1
+    return tolerance(np.cos(angle), (np.cos(np.deg2rad(8)), 1), margin=1) - 0.5 * np.abs(energy) + 0.1 * np.cos(angle)
+
+
+def toward_middle(states: States) -> np.ndarray:
+    """The dense reward, and the cart drawn to the middle more strongly: the sparse one leaves it little room."""
+    return cartpole(states) - 0.1 * np.abs(states.qpos[..., 0])
+
+
+def toward_cup(states: States) -> np.ndarray:
+    """Draw the ball to the cup."""
+    return -0.3 * np.linalg.norm(ball_to_target(states), axis=-1)
+
+
+def toward_spin(states: States) -> np.ndarray:
+    """Draw the free body into turning the right way round."""
+    return -0.01 * states.qvel[..., 2].clip(-30, 15)
+
+
+def toward_target(states: States) -> np.ndarray:
+    """Draw the finger to the target, and let it come to rest there."""
+    return -finger_to_target(states) - 0.001 * np.square(states.qvel).sum(axis=-1)
+
+
+def toward_food(states: States) -> np.ndarray:
+    """Draw the mouth to the target."""
+    return -2 * mouth_to_target(states)
+
+
+def toward_standing(states: States) -> np.ndarray:
+    """Draw the torso up over the foot, and upright."""
+    angle = np.arctan2(np.sin(states.qpos[..., 2]), np.cos(states.qpos[..., 2]))
+    return torso_over_foot(states).clip(None, 0.9) - 0.2 * np.abs(angle)
+
+
+SHAPING: dict[str, Callable[[States], np.ndarray]] = {
+    "pendulum-swingup": toward_upright_energy,
+    "cartpole-balance-sparse": toward_middle,
+    "cartpole-balance-long-sparse": toward_middle,
+    "cartpole-swingup-sparse": toward_middle,
+    "reacher-easy": toward_target,
+    "reacher-hard": toward_target,
+    "cup-catch": toward_cup,
+    "finger-spin": toward_spin,
+    "fish-swim": toward_food,
+    "hopper-stand": toward_standing,
+}
