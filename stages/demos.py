@@ -9,6 +9,7 @@ from pathlib import Path
 import pipeline
 from pipeline import config
 from pipeline.demonstrate.collect import collect
+from pipeline.demonstrate.teacher import TEACHERS
 from pipeline.files import read_json, write_json
 from pipeline.run.launch import run_stage
 from pipeline.run.run_dir import open_run_dir
@@ -26,12 +27,13 @@ def main() -> None:
     # Neither which tasks and how many episodes nor who plays changes an attempt: those of before still count.
     shaping = {"action_noise": demos.action_noise}
     code = [path for name in ("demonstrate", "tasks") for path in code_files(Path(pipeline.__path__[0]) / name)]
-    with open_run_dir("demos", [shaping], [*code, *code_files(Path(tasks.folder))], seed) as folder:
+    teachers = sorted(TEACHERS.glob("*/teacher.safetensors"))
+    with open_run_dir("demos", [shaping], [*code, *code_files(Path(tasks.folder)), *teachers], seed) as folder:
         clock = folder / "seconds.json"
         before = read_json(clock, "`dvc repro demos`") if clock.exists() else 0.0
         started = time.monotonic()
         try:
-            report = collect(wanted, demos, seed, OUT, folder, Path(tasks.folder) / "demos")
+            report = collect(wanted, demos, seed, OUT, folder, Path(tasks.folder) / "demos", TEACHERS)
         finally:
             seconds = round(before + time.monotonic() - started, 1)
             write_json(clock, seconds)

@@ -243,14 +243,15 @@ def hopper_hop(states: States, before: States | None = None, *, direction: int =
     """The torso over the foot, and speed into `direction`, full at 2 m/s."""
     standing = tolerance(torso_over_foot(states), (0.6, 2))
     speed = direction * states.sensor("torso_subtreelinvel")[..., 0]
-    return standing * tolerance(speed, (2, _INF), margin=1, value_at_margin=0.5, sigmoid="linear")
+    return standing * np.asarray(tolerance(speed, (2, _INF), margin=1, value_at_margin=0.5, sigmoid="linear"))
 
 
 def quadruped(states: States, before: States | None = None, *, speed: float) -> np.ndarray:
     """Upright, and forward speed of the torso, full at `speed` m/s."""
     forward = states.sensor("velocimeter")[..., 0]
     move = tolerance(forward, (speed, _INF), margin=speed, value_at_margin=0.5, sigmoid="linear")
-    return move * tolerance(_upright(states, 3), (1, _INF), margin=2, value_at_margin=0, sigmoid="linear")
+    upright = tolerance(_upright(states, 3), (1, _INF), margin=2, value_at_margin=0, sigmoid="linear")
+    return np.asarray(move * upright)
 
 
 def jumper(states: States, before: States | None = None) -> np.ndarray:

@@ -84,6 +84,16 @@ class Starts:
         newest = self._starts[(self._next - 1) % _POOL]
         return [newest, *(self._starts[k] for k in self._rng.integers(len(self._starts), size=count - 1))]
 
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Return the starts that are kept, and how many there have been."""
+        full, obs, drawn = (np.stack(part) for part in zip(*self._starts, strict=True))
+        return {"starts.full": full, "starts.obs": obs, "starts.drawn": drawn}, {"starts": self._next}
+
+    def load_state(self, arrays: dict[str, np.ndarray], values: dict[str, Any]) -> None:
+        """Go back to a state that `state` returned."""
+        parts = arrays["starts.full"], arrays["starts.obs"], arrays["starts.drawn"]
+        self._starts, self._next = list(zip(*parts, strict=True)), values["starts"]
+
     def close(self) -> None:
         """Release the real environment."""
         self.env.close()
@@ -148,7 +158,6 @@ class BatchedEnv:
         self._sensors = np.empty((num, steps, self.model.nsensordata))
         self._late = _late_columns(self.model)
         self.full = np.empty((num, size))  # where each copy stands
-        self.late_qpos = np.empty((num, self.model.nq))
         self.drawn = np.empty((num, 1, self.form.drawn(self.starts.env.simulator).size))
         self.obs = np.empty((num, spec.obs_dim), np.float32)
         self.steps = self.rng.integers(spec.episode_length, size=num)  # taken in each copy's episode
@@ -173,7 +182,7 @@ class BatchedEnv:
             success = _all(self.form.success, last)
             terminated = _all(self.form.terminated, last)
         self.steps += 1
-        self.full[:], self.late_qpos[:] = after.full[:, -1], after.late_qpos[:, -1]
+        self.full[:] = after.full[:, -1]
         diverged = ~(np.isfinite(obs).all(axis=1) & np.isfinite(self.full).all(axis=1))
         obs[diverged], reward[diverged] = 0, 0
         if not np.isfinite(reward).all():
@@ -209,14 +218,25 @@ class BatchedEnv:
         full = np.concatenate([self.full[:, None], self._states[:, ends - 1]], axis=1)
         nq, nv = self.model.nq, self.model.nv
         qpos, qvel = full[..., 1 : 1 + nq], full[..., 1 + nq : 1 + nq + nv]
-        one_earlier = np.concatenate([self.full[:, None], self._states[:, :-1]], axis=1)[:, ends - 1, 1 : 1 + nq]
-        late = np.concatenate([self.late_qpos[:, None], one_earlier], axis=1)
         sensors = self._sensors[:, ends] if self.model.nsensor else self._sensors[:, ends - 1]
         sensors[..., self._late] = self._sensors[:, ends - 1][..., self._late]
         held = ctrl[:, : self._repeat]
-        before = States(qpos[:, :-1], qvel[:, :-1], held, sensors, full[:, :-1], self.model, self.drawn, late[:, :-1])
-        after = States(qpos[:, 1:], qvel[:, 1:], held, sensors, full[:, 1:], self.model, self.drawn, late[:, 1:])
+        before = States(qpos[:, :-1], qvel[:, :-1], held, sensors, full[:, :-1], self.model, self.drawn)
+        after = States(qpos[:, 1:], qvel[:, 1:], held, sensors, full[:, 1:], self.model, self.drawn)
         return before, after
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Return where every copy stands: arrays, and the random generator."""
+        now = {"full": self.full, "drawn": self.drawn, "obs": self.obs, "steps": self.steps}
+        arrays, values = self.starts.state()
+        return {**now, **arrays}, {**values, "rng": self.rng.bit_generator.state}
+
+    def load_state(self, arrays: dict[str, np.ndarray], values: dict[str, Any]) -> None:
+        """Go back to a state that `state` returned."""
+        self.starts.load_state(arrays, values)
+        for name in ("full", "drawn", "obs", "steps"):
+            getattr(self, name)[:] = arrays[name]
+        self.rng.bit_generator.state = values["rng"]
 
     def close(self) -> None:
         """Release the real environment and the threads."""
@@ -227,7 +247,6 @@ class BatchedEnv:
         """Begin new episodes."""
         for number, (full, obs, drawn) in zip(copies, self.starts.draw(len(copies)), strict=True):
             self.full[number], self.obs[number], self.drawn[number, 0] = full, obs, drawn
-            self.late_qpos[number] = full[1 : 1 + self.model.nq]
 
 
 def _all(condition: Any, states: States) -> np.ndarray:

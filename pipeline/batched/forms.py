@@ -22,7 +22,8 @@ def array_form(spec: TaskSpec) -> ArrayForm:
 
         return bodies[spec.env_id]
     elif spec.suite == "ogbench":
-        from pipeline.batched.ogbench import form
+        from pipeline.batched.ogbench import form, has_form
 
-        return form(spec.env_id)
+        if has_form(spec.env_id):
+            return form(spec.env_id)
     raise ValueError(f"{spec.name} has no array form: only tasks on MuJoCo can have one (pipeline/batched).")

@@ -21,7 +21,6 @@ class States(NamedTuple):
     full: np.ndarray  # (P, T, n) MuJoCo's full-physics state: time, qpos, qvel, activations
     model: mujoco.MjModel
     drawn: np.ndarray  # (P, 1, k) what the reset drew beside the state, e.g. where the target is
-    late_qpos: np.ndarray  # (P, T, nq) one physics step earlier: Gymnasium reads where bodies are from that
 
     def sensor(self, *names: str) -> np.ndarray:
         """Return the readings (P, T, width) of sensors of the model, side by side."""

@@ -70,6 +70,14 @@ class Tasks:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Teach:
+    """Which tasks get a teacher before demonstrations are made."""
+
+    enabled: bool  # every task with a recipe in pipeline/demonstrate/teachers.yaml; else none
+    workers: CountOrZero  # teachers trained at once; 0 = one per CPU core
+
+
+@dataclass(frozen=True, config=STRICT)
 class Demos:
     """How demonstrations are made."""
 
@@ -327,6 +335,7 @@ class Publish:
 
 SECTIONS: dict[str, type] = {
     "tasks": Tasks,
+    "teach": Teach,
     "demos": Demos,
     "language": Language,
     "vision": Vision,

@@ -10,6 +10,7 @@ Tasks that nobody demonstrates, or not well enough, end the collection or are le
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +19,14 @@ from typing import Any
 from pipeline import config
 from pipeline.data.demos import FILE, read_episodes, write_card, write_episodes, write_missing
 from pipeline.data.episode import Episode
-from pipeline.demonstrate.attempts import Attempts
-from pipeline.demonstrate.play import expert_method, least_score
-from pipeline.files import atomic_folder, read_json
+from pipeline.demonstrate.play import expert_method, least_score, play
+from pipeline.files import atomic_folder, read_json, write_json
 from pipeline.progress import Progress
 from pipeline.run.cores import available_cores
+from pipeline.run.workers import Workers
 from pipeline.tasks.spec import TaskSpec
+
+_ADVICE = "lower demos.workers. What was collected is kept: the same command goes on from there."
 
 
 @dataclass
@@ -34,6 +37,7 @@ class TaskState:
     wanted: int
     most_attempts: int
     folder: Path
+    teachers: Path | None = None
     notes: dict[int, dict[str, Any]] = field(default_factory=dict)  # outcome of each finished attempt
     in_flight: set[int] = field(default_factory=set)
 
@@ -61,7 +65,7 @@ class TaskState:
         best = max(note["score"] for note in self.notes.values())
         return (
             f"{len(self.kept)} of {self.wanted} demonstrations after {len(self.notes)} attempts; the best scored "
-            f"{best:.3f}, kept is what scores {least_score(self.spec):g} or more"
+            f"{best:.3f}, kept is what scores {least_score(self.spec, self.teachers):g} or more"
         )
 
 
@@ -72,6 +76,7 @@ def collect(
     folder: str | Path,
     run_dir: str | Path,
     own: str | Path,
+    teachers: Path | None = None,
 ) -> dict[str, Any]:
     """Write demonstrations of every task to `folder/<task>/`, and what the `datasets` library needs beside them.
 
@@ -82,6 +87,7 @@ def collect(
         folder: where the demonstrations go; replaced whole, when all are there.
         run_dir: where finished attempts wait; the caller removes it on success.
         own: folder of the user's own demonstrations; a task found there is taken from there, not played.
+        teachers: folder of trained teachers; None for none.
 
     Returns:
         `tasks`: for each `kept`, `attempts`, `score` (mean), `seconds` (of one core), `method`, `steps`; `missing`:
@@ -93,11 +99,14 @@ def collect(
     """
     wanted = [(spec, count) for spec, count in wanted if count]
     brought = {spec.name: read_own(spec, Path(own)) for spec, _ in wanted if (Path(own) / spec.name).exists()}
-    missing = without_expert([spec for spec, _ in wanted if spec.name not in brought], demos)
+    missing = without_expert([spec for spec, _ in wanted if spec.name not in brought], demos, teachers)
     played = [(spec, count) for spec, count in wanted if spec.name not in brought and spec.name not in missing]
     # Planners first: with the long episodes at the end one worker would play while the others wait.
-    played.sort(key=lambda one: expert_method(one[0]) != "planner")
-    states = [TaskState(spec, count, count * demos.max_attempts, Path(run_dir) / spec.name) for spec, count in played]
+    played.sort(key=lambda one: expert_method(one[0], teachers) != "planner")
+    states = [
+        TaskState(spec, count, count * demos.max_attempts, Path(run_dir) / spec.name, teachers)
+        for spec, count in played
+    ]
     for state in states:
         read_notes(state)
     play_all(states, demos, seed)
@@ -121,7 +130,7 @@ def collect(
     return {"tasks": report, "missing": missing}
 
 
-def without_expert(specs: Sequence[TaskSpec], demos: config.Demos) -> dict[str, str]:
+def without_expert(specs: Sequence[TaskSpec], demos: config.Demos, teachers: Path | None = None) -> dict[str, str]:
     """Return the tasks that nobody demonstrates, and why.
 
     Raises:
@@ -130,7 +139,7 @@ def without_expert(specs: Sequence[TaskSpec], demos: config.Demos) -> dict[str, 
     found = {}
     for spec in specs:
         try:
-            expert_method(spec)
+            expert_method(spec, teachers)
         except ValueError as error:
             found[spec.name] = str(error).removeprefix(f"{spec.name} has ")
     if found and demos.missing == "stop":
@@ -155,22 +164,49 @@ def play_all(states: list[TaskState], demos: config.Demos, seed: int) -> None:
     total, done = sum(state.wanted for state in states), sum(min(len(s.kept), s.wanted) for s in states)
     by_name = {state.spec.name: state for state in states}
     with (
-        Attempts(min(demos.workers or available_cores(), total - done)) as attempts,
+        Workers(min(demos.workers or available_cores(), total - done), _ADVICE) as workers,
         Progress("demos", total, "episodes", done) as progress,
     ):
         while True:
             refuse_shortfall(states, demos)
-            while not attempts.full and (found := _next_attempt(states)):
+            while not workers.full and (found := _next_attempt(states)):
                 state, attempt = found
                 state.in_flight.add(attempt)
-                attempts.start(state.spec, attempt, seed, demos.action_noise, state.folder)
-            if not attempts.playing:
+                name = f"{state.spec.name}, attempt {attempt}"
+                work = state.spec, attempt, seed, demos.action_noise, state.folder, state.teachers
+                workers.start(name, play_attempt, *work)
+            if not workers.working:
                 return
-            for note in attempts.wait():
+            for note in workers.wait():
                 state = by_name[note["task"]]
                 state.in_flight.discard(note["attempt"])
                 state.notes[note["attempt"]] = note
                 progress.update(int(note["kept"]), task=note["task"], score=float(note["score"]))
+
+
+def play_attempt(
+    spec: TaskSpec, attempt: int, seed: int, action_noise: float, folder: Path, teachers: Path | None
+) -> dict[str, Any]:
+    """Play one attempt, store it if it is good enough, then note its outcome: the note is what makes it count.
+
+    Returns:
+        The note: `task`, `attempt`, `seed`, `score`, `kept`, and the core-`seconds` it took.
+    """
+    started = time.process_time()
+    episode = play(spec, seed, attempt, action_noise, teachers)
+    kept = episode.score >= least_score(spec, teachers)
+    if kept:
+        write_episodes(folder / f"{attempt:06d}.parquet", [episode])
+    note = {
+        "task": spec.name,
+        "attempt": attempt,
+        "seed": episode.seed,
+        "score": episode.score,
+        "kept": kept,
+        "seconds": round(time.process_time() - started, 3),
+    }
+    write_json(folder / f"{attempt:06d}.json", note)
+    return note
 
 
 def refuse_shortfall(states: list[TaskState], demos: config.Demos) -> None:

@@ -41,6 +41,7 @@ class Recipe:
     coarseness: Count  # how many physics steps of the true simulator one planned physics step replaces
     runge_kutta: bool  # plan with the Runge-Kutta method where the true simulator has it: 4 times the work per step
     control_cost: Annotated[float, Field(ge=0)]  # times the mean squared action, taken off the planned reward
+    score: Annotated[float, Field(ge=0, le=1)] | None = None  # mean of undisturbed episodes, where it was measured
 
 
 @cache

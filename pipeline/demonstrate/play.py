@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -14,13 +14,12 @@ from pipeline.batched.forms import array_form
 from pipeline.batched.states import States
 from pipeline.data.episode import Episode
 from pipeline.demonstrate.bodies import BODIES, ogbench_ant
-from pipeline.demonstrate.box2d import PILOTED, WalkerSimulator, pilot
-from pipeline.demonstrate.desk import desk_script, has_desk_script
-from pipeline.demonstrate.paths import has_path, path
+from pipeline.demonstrate.box2d import PILOTED, WalkerSimulator
+from pipeline.demonstrate.experts import Label, expert_kind, open_expert
 from pipeline.demonstrate.planner import Planner, RollOut, load_recipes
-from pipeline.demonstrate.scripted import Script, has_script
 from pipeline.demonstrate.shaping import SHAPING
 from pipeline.demonstrate.simulator import PlanningSimulator
+from pipeline.demonstrate.teacher import load_teacher, teacher_file
 from pipeline.tasks.registry import make
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.task_env import TaskEnv
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
     from pipeline.tasks.maniskill import ManiSkill
     from pipeline.tasks.miniarcade.adapter import MiniArcade
 
-Act = Callable[[np.ndarray, bool], np.ndarray]  # observation and success -> action (a,) in [-1, 1]
-
+_HARDLY_WORSE = 0.05  # of the score, that a teacher may be below the planner
+_KEPT_OF_TEACHERS = 0.7  # of a teacher's own mean score; disturbed attempts score less
 _PLANNED = ("dmcontrol", "dmcontrol-ext", "mujoco", "ogbench", "box2d", "miniarcade", "atari", "maniskill")
 
 # Every second attempt is disturbed, so that a clone sees what to do after its own mistakes and the world model sees
@@ -42,33 +41,46 @@ _DISTURBED_FRACTION = 0.5
 _QUIET_END = 0.2
 
 
-def expert_method(spec: TaskSpec) -> str:
-    """Return `scripted`, `path` (follows the way through a maze) or `planner`: who demonstrates this task.
+def expert_method(spec: TaskSpec, teachers: str | Path | None = None) -> str:
+    """Return `scripted`, `path` (follows the way through a maze), `teacher` or `planner`: who demonstrates this task.
+
+    A teacher does where it scores better than the planner, or hardly worse: what it does depends on the observation
+    alone, so that a clone can learn it.
+
+    Args:
+        spec: the task.
+        teachers: folder of trained teachers; None for none.
 
     Raises:
         ValueError: nobody does.
     """
-    if spec.suite == "metaworld" and has_script(spec.env_id):
-        return "scripted"
-    if spec.suite == "robodesk" and has_desk_script(spec.env_id):
-        return "scripted"
-    if spec.suite == "box2d" and spec.env_id in PILOTED:
-        return "scripted"
-    if has_path(spec):
-        return "path"
-    if spec.name in load_recipes() and spec.suite in _PLANNED:
+    kind, planned = expert_kind(spec, teachers), spec.name in load_recipes() and spec.suite in _PLANNED
+    if kind in ("scripted", "path"):
+        return kind
+    if kind == "teacher":
+        assert teachers is not None  # else there is no such kind
+        score = load_teacher(teacher_file(teachers, spec), spec).notes["score"]
+        planners = load_recipes()[spec.name].score if planned else None
+        if planners is None or score >= planners - _HARDLY_WORSE:
+            return "teacher"
+    if planned:
         return "planner"
     raise ValueError(
         f"{spec.name} has no expert: Meta-World, RoboDesk and landers have scripted ones, points in mazes follow the "
-        "way, DeepMind Control, Gymnasium's MuJoCo, OGBench's ant, Box2D's walkers, MiniArcade, Atari and "
-        "ManiSkill need a recipe in pipeline/demonstrate/recipes.yaml."
+        "way, a task on MuJoCo can have a teacher (`teach.enabled`, or `eft teach`), and DeepMind Control, Gymnasium's "
+        "MuJoCo, OGBench's ant, Box2D's walkers, MiniArcade, Atari and ManiSkill can be planned: a recipe in "
+        "pipeline/demonstrate/recipes.yaml."
     )
 
 
-def least_score(spec: TaskSpec) -> float:
+def least_score(spec: TaskSpec, teachers: str | Path | None = None) -> float:
     """Return the score from which on a demonstration is good enough to be kept."""
-    if expert_method(spec) == "planner":
+    method = expert_method(spec, teachers)
+    if method == "planner":
         return load_recipes()[spec.name].min_score
+    if method == "teacher":
+        assert teachers is not None  # else nobody is a teacher
+        return _KEPT_OF_TEACHERS * load_teacher(teacher_file(teachers, spec), spec).notes["score"]
     return PILOTED.get(spec.env_id, 1.0)
 
 
@@ -77,7 +89,7 @@ def attempt_seed(seed: int, task: str, attempt: int) -> int:
     return int(np.random.SeedSequence([seed, zlib.crc32(task.encode()), attempt]).generate_state(1)[0])
 
 
-def play(spec: TaskSpec, seed: int, attempt: int, action_noise: float) -> Episode:
+def play(spec: TaskSpec, seed: int, attempt: int, action_noise: float, teachers: str | Path | None = None) -> Episode:
     """Play one attempt.
 
     Args:
@@ -85,19 +97,23 @@ def play(spec: TaskSpec, seed: int, attempt: int, action_noise: float) -> Episod
         seed: the run's seed.
         attempt: number of the attempt, from 0; odd ones are disturbed.
         action_noise: std of the disturbance; actions span [-1, 1].
+        teachers: folder of trained teachers; None for none.
 
     Raises:
         ValueError: the task has no expert.
         SimulationError: the simulator failed.
     """
-    method = expert_method(spec)
+    method = expert_method(spec, teachers)
     episode_seed = attempt_seed(seed, spec.name, attempt)
     rng = np.random.default_rng([episode_seed, 1])
     with ExitStack() as opened:
         env = make(spec, spec.obs_dim, spec.action_dim)
         opened.callback(env.close)
         obs, info = env.reset(seed=episode_seed)
-        act = expert(spec, env, episode_seed, rng, opened)
+        if method == "planner":
+            act = planning(spec, env, episode_seed, rng, opened)
+        else:
+            act = open_expert(spec, env, teachers)
         noise = disturbance(spec, action_noise if attempt % 2 else 0.0, rng)
         observations, actions, intended, rewards = [obs], [], [], []
         success, over, terminated = bool(info["success"]), False, False
@@ -126,15 +142,8 @@ def play(spec: TaskSpec, seed: int, attempt: int, action_noise: float) -> Episod
     )
 
 
-def expert(spec: TaskSpec, env: TaskEnv, seed: int, rng: np.random.Generator, opened: ExitStack) -> Act:
-    """Return who acts in an episode that has just been reset with a seed; `opened` closes what else it opens."""
-    method = expert_method(spec)
-    if method == "path":
-        return path(env)
-    if method == "scripted":
-        if spec.suite == "box2d":
-            return lambda obs, success: pilot(spec.env_id, obs)
-        return desk_script(spec.env_id) if spec.suite == "robodesk" else Script(spec.env_id).act
+def planning(spec: TaskSpec, env: TaskEnv, seed: int, rng: np.random.Generator, opened: ExitStack) -> Label:
+    """Return the planner of an episode that has just been reset with a seed; `opened` closes what else it opens."""
     if spec.suite in ("box2d", "maniskill"):
         planner = planned_on_a_twin(spec, env, seed, rng, opened)
     else:

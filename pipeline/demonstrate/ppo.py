@@ -6,8 +6,7 @@ divergence of new from old policy (Rudin et al. 2022), and bootstrapped values w
 
 from __future__ import annotations
 
-
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,7 +42,6 @@ class PPORecipe:
     hidden: Count  # width of both networks, of two hidden layers each
     coarseness: Count  # physics steps of the real environment that one of training replaces
     shaping: Fraction  # part of the training after which what `SHAPING` adds to the reward is gone; 0: it adds nothing
-    starts: Fraction  # part of the episodes that begin somewhere along a planned demonstration
     evaluate: Count  # agent steps between two evaluations
     patience: Count  # evaluations without a gain of 0.01 after which the training ends
 
@@ -86,11 +84,10 @@ def network(inputs: int, outputs: int, hidden: int, gain: float) -> nn.Sequentia
     net = nn.Sequential(
         nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, outputs)
     )
-    with torch.no_grad():
-        for layer in net[::2]:
-            nn.init.orthogonal_(layer.weight, 2**0.5)  # type: ignore[arg-type]
-            layer.bias.zero_()  # type: ignore[operator]
-        net[-1].weight.mul_(gain / 2**0.5)  # type: ignore[operator]
+    linears = [layer for layer in net if isinstance(layer, nn.Linear)]
+    for layer in linears:
+        nn.init.orthogonal_(layer.weight, gain if layer is linears[-1] else 2**0.5)
+        nn.init.zeros_(layer.bias)
     return net
 
 
@@ -208,3 +205,43 @@ class PPO:
         """Return the policy as it is now."""
         weights = [part.detach().numpy().copy() for part in self.policy.parameters()]
         return Teacher(self.env.task, self.normaliser.mean.copy(), self.normaliser.std.copy(), weights)
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Return everything that the next update depends on: tensors, and what can be written as JSON."""
+        arrays, values = self.env.state()
+        tensors = {f"env.{name}": torch.from_numpy(np.ascontiguousarray(part)) for name, part in arrays.items()}
+        moments = self.optimizer.state_dict()["state"]
+        for number, parameter in enumerate(self.parameters):
+            tensors[f"parameter.{number}"] = parameter.detach()
+            for name, part in moments.get(number, {}).items():
+                tensors[f"adam.{number}.{name}"] = part
+        tensors["generator"] = self.generator.get_state()
+        tensors["obs_mean"] = torch.from_numpy(self.normaliser.mean)
+        tensors["obs_var"] = torch.from_numpy(self.normaliser.var)
+        return tensors, {
+            "env": values,
+            "rng": self.rng.bit_generator.state,
+            "obs_count": self.normaliser.count,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "steps": self.steps,
+        }
+
+    def load_state(self, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+        """Go back to a state that `state` returned."""
+        env = {name.removeprefix("env."): part.numpy() for name, part in tensors.items() if name.startswith("env.")}
+        self.env.load_state(env, values["env"])
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        with torch.no_grad():
+            for number, parameter in enumerate(self.parameters):
+                parameter.copy_(tensors[f"parameter.{number}"])
+        for name, part in tensors.items():
+            if name.startswith("adam."):
+                _, number, kind = name.split(".")
+                moments.setdefault(int(number), {})[kind] = part
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        for group in self.optimizer.param_groups:
+            group["lr"] = values["lr"]
+        self.generator.set_state(tensors["generator"])
+        self.rng.bit_generator.state = values["rng"]
+        self.normaliser.mean, self.normaliser.var = tensors["obs_mean"].numpy(), tensors["obs_var"].numpy()
+        self.normaliser.count, self.steps = values["obs_count"], values["steps"]

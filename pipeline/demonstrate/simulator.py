@@ -78,4 +78,4 @@ class PlanningSimulator:
         )
         full = states[:, self.steps - 1 : -1 : self.steps]
         qpos, qvel = full[..., 1 : 1 + self.model.nq], full[..., 1 + self.model.nq :][..., : self.model.nv]
-        return States(qpos, qvel, ctrl, sensors[:, self.steps :: self.steps], full, self.model, self._drawn, qpos)
+        return States(qpos, qvel, ctrl, sensors[:, self.steps :: self.steps], full, self.model, self._drawn)

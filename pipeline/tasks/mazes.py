@@ -38,6 +38,12 @@ class Maze:
         if (way.at(np.concatenate([self.starts, self.goals])) > way.longest).any():
             raise ValueError(f"no body {2 * clearance:g} cells wide gets from every start to every goal of\n{drawing}")
 
+    @property
+    def grid_shape(self) -> tuple[int, int]:
+        """Rows and columns of the distance grid."""
+        rows, columns = self._free.shape
+        return rows, columns
+
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Draw a start and a goal, (2,) each, up to a quarter of a cell off the middles of their cells."""
         ends = self.starts[rng.integers(len(self.starts))], self.goals[rng.integers(len(self.goals))]
@@ -83,24 +89,30 @@ class Distances:
     """
 
     def __init__(self, values: np.ndarray, longest: float):
-        self._values, self.longest = values, longest
+        self.values, self.longest = values, longest
 
     def at(self, xy: np.ndarray) -> np.ndarray:
         """Return the length of the way from xy (..., 2), interpolated between the nodes, (...)."""
-        rows, columns = self._values.shape
-        place = (xy + 0.5) * _NODES - 0.5
-        x, y = np.clip(place[..., 0], 0, columns - 1.001), np.clip(place[..., 1], 0, rows - 1.001)
-        column, row = x.astype(int), y.astype(int)
-        x, y = x - column, y - row
-        below = self._values[row, column] * (1 - x) + self._values[row, column + 1] * x
-        above = self._values[row + 1, column] * (1 - x) + self._values[row + 1, column + 1] * x
-        return below * (1 - y) + above * y
+        return interpolate(self.values, xy)
 
     def way(self, xy: np.ndarray, ahead: float) -> np.ndarray:
         """Return the unit vector (2,) along which a step of length `ahead` from xy (2,) shortens the way most."""
         angles = np.linspace(0, 2 * np.pi, 32, endpoint=False)
         around = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
         return around[np.argmin(self.at(xy + ahead * around))]
+
+
+def interpolate(values: np.ndarray, xy: np.ndarray) -> np.ndarray:
+    """Return lengths of ways from xy (..., 2), (...), between the nodes of a grid (rows, columns), or one grid each."""
+    *_, rows, columns = values.shape
+    place = (xy + 0.5) * _NODES - 0.5
+    x, y = np.clip(place[..., 0], 0, columns - 1.001), np.clip(place[..., 1], 0, rows - 1.001)
+    column, row = x.astype(int), y.astype(int)
+    x, y = x - column, y - row
+    which = tuple(np.indices(column.shape)[: values.ndim - 2])  # of one grid each, its own
+    below = values[(*which, row, column)] * (1 - x) + values[(*which, row, column + 1)] * x
+    above = values[(*which, row + 1, column)] * (1 - x) + values[(*which, row + 1, column + 1)] * x
+    return below * (1 - y) + above * y
 
 
 def _spread(values: np.ndarray, free: np.ndarray) -> np.ndarray:

@@ -36,11 +36,11 @@ from pipeline.config import near
 from pipeline.tasks.mazes import Distances, Maze
 from pipeline.tasks.rendering import Camera
 
-_CELL, _WALL_HEIGHT = 4.0, 2.0  # m
+CELL, _WALL_HEIGHT = 4.0, 2.0  # m
 _BODIES = {"point": PointEnv, "ant": AntEnv}
 _WIDTH = {"point": 0.75, "ant": 1.0}  # m that the middle of the body keeps from walls on its way
-_REACHED = {"point": 1.0, "ant": 0.5}  # m from the goal
-_BALL_REACHED = 0.5
+REACHED = {"point": 1.0, "ant": 0.5}  # m from the goal
+BALL_REACHED = 0.5
 
 LAYOUTS = {
     "arena": """
@@ -111,7 +111,7 @@ class OGBench:
                 f"like `point/spiral`, without env_kwargs.{near(env_id, known)}"
             )
         body, _, place = env_id.partition("/")
-        kinds = {"run": _Run, "ball": _Ball}
+        kinds = {"run": Run, "ball": _Ball}
         self.goal = kinds[place]() if place in kinds else _Way(body, place)
         tree = ET.parse(_BODIES[body].xml_file)
         world = tree.find(".//worldbody")
@@ -156,47 +156,52 @@ class OGBench:
         self.env.close()
 
 
+def maze_of(body: str, layout: str) -> tuple[Maze, np.ndarray]:
+    """Return a maze for `point` or `ant`, and the cell coordinates (2,) of its middle."""
+    maze = Maze(LAYOUTS[layout], _WIDTH[body] / CELL)
+    return maze, (np.array(maze.walls.shape[::-1]) - 1) / 2
+
+
 class _Way:
     """Go to a goal in a maze."""
 
     fixed_camera = True
 
     def __init__(self, body: str, layout: str):
-        self.maze = Maze(LAYOUTS[layout], _WIDTH[body] / _CELL)
-        self._middle = (np.array(self.maze.walls.shape[::-1]) - 1) / 2
-        self._reached = _REACHED[body]
+        self.maze, self.middle = maze_of(body, layout)
+        self.reached = REACHED[body]
         self.target = np.zeros(2)  # m
-        self._distances: Distances
+        self.distances: Distances
 
     def build(self, world: ET.Element) -> None:
         for row, column in np.argwhere(self.maze.walls):
-            x, y = _CELL * (np.array([column, row]) - self._middle)
-            half = _CELL / 2
+            x, y = CELL * (np.array([column, row]) - self.middle)
+            half = CELL / 2
             place = {"pos": f"{x} {y} {_WALL_HEIGHT / 2}", "size": f"{half} {half} {_WALL_HEIGHT / 2}"}
             ET.SubElement(world, "geom", place, type="box", contype="1", conaffinity="1", material="wall")
         _add_target(world)
-        height = 1.35 * _CELL * max(self.maze.walls.shape)
+        height = 1.35 * CELL * max(self.maze.walls.shape)
         ET.SubElement(world, "camera", name="above", pos=f"0 0 {height}", xyaxes="1 0 0 0 1 0")
 
     def start(self, env: Any, rng: np.random.Generator) -> None:
         start, goal = self.maze.draw(rng)
-        self._distances = self.maze.distances(goal)
-        self.target = _CELL * (goal - self._middle)
+        self.distances = self.maze.distances(goal)
+        self.target = CELL * (goal - self.middle)
         env.model.geom("target").pos[:2] = self.target
-        env.set_xy(_CELL * (start - self._middle))
+        env.set_xy(CELL * (start - self.middle))
 
     def judge(self, env: Any, before: np.ndarray) -> tuple[float, bool]:
         place = env.data.qpos[:2]
-        success = bool(np.linalg.norm(place - self.target) <= self._reached)
-        return 0.0 if success else -min(float(self.left(place)) / (_CELL * self._distances.longest), 1.0), success
+        success = bool(np.linalg.norm(place - self.target) <= self.reached)
+        return 0.0 if success else -min(float(self.left(place)) / (CELL * self.distances.longest), 1.0), success
 
     def left(self, place: np.ndarray) -> np.ndarray:
         """Return the length of the way from places (..., 2) to the goal, (...), all in m."""
-        return _CELL * self._distances.at(place / _CELL + self._middle)
+        return CELL * self.distances.at(place / CELL + self.middle)
 
     def way(self, place: np.ndarray) -> np.ndarray:
         """Return the unit vector (2,) along the shortest way from a place (2,)."""
-        return self._distances.way(place / _CELL + self._middle, 0.4)
+        return self.distances.way(place / CELL + self.middle, 0.4)
 
     def observe(self, env: Any) -> np.ndarray:
         qpos, qvel = env.data.qpos, env.data.qvel
@@ -205,7 +210,7 @@ class _Way:
         return np.concatenate([qpos, to_goal] if len(qpos) == 2 else [qpos, qvel, to_goal])
 
 
-class _Run:
+class Run:
     """Run along a direction that changes."""
 
     fixed_camera = False
@@ -216,13 +221,13 @@ class _Run:
 
     def start(self, env: Any, rng: np.random.Generator) -> None:
         angles = rng.uniform(0, 2 * np.pi, self.changes)
-        self._directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        self.directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)
         self._steps = 0
 
     @property
     def direction(self) -> np.ndarray:
         """The direction of now, (2,)."""
-        return self._directions[self._steps // self.every % self.changes]
+        return self.directions[self._steps // self.every % self.changes]
 
     def judge(self, env: Any, before: np.ndarray) -> tuple[float, bool]:
         reward = float((env.data.qpos[:2] - before[:2]) @ self.direction)
@@ -263,7 +268,7 @@ class _Ball:
 
     def judge(self, env: Any, before: np.ndarray) -> tuple[float, bool]:
         (near_then, left_then), (near, left) = self.distances(before), self.distances(env.data.qpos)
-        return float(25 * (left_then - left) + 10 * (near_then - near)), bool(left <= _BALL_REACHED)
+        return float(25 * (left_then - left) + 10 * (near_then - near)), bool(left <= BALL_REACHED)
 
     def observe(self, env: Any) -> np.ndarray:
         qpos = env.data.qpos

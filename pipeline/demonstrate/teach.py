@@ -1,0 +1,188 @@
+"""Training one teacher: PPO on copies, judged in the real environment, resumable at every evaluation.
+
+A run folder holds `state.safetensors` (networks, optimiser, copies, and in its header all random generators) and
+`curve.json`, both replaced whole at each evaluation; `teacher.safetensors` is the best policy so far.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from pydantic import TypeAdapter
+from ruamel.yaml import YAML
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from pipeline.batched.env import BatchedEnv
+from pipeline.batched.form import ArrayForm
+from pipeline.batched.forms import array_form
+from pipeline.batched.states import States
+from pipeline.demonstrate.ppo import PPO, PPORecipe
+from pipeline.demonstrate.shaping import SHAPING
+from pipeline.demonstrate.teacher import Teacher, load_teacher
+from pipeline.files import atomic_file
+from pipeline.tasks.registry import make
+from pipeline.tasks.spec import TaskSpec
+
+RECIPES = Path(__file__).with_name("teachers.yaml")
+EPISODES_ON_THE_WAY, EPISODES = 8, 40  # of an evaluation
+_GAIN = 0.01  # of the score that counts as one
+_FRESH = 1_000_000  # where the seeds of the last evaluation begin; none was played before
+
+
+@cache
+def load_recipes() -> dict[str, PPORecipe]:
+    """Read teachers.yaml: for each task the common values with its own laid over them.
+
+    Raises:
+        pydantic.ValidationError: a value is missing, unknown or out of bounds.
+    """
+    content = YAML(typ="safe").load(RECIPES.read_text(encoding="utf-8"))
+    parse = TypeAdapter(PPORecipe).validate_python
+    return {task: parse({**content["all"], **(own or {})}) for task, own in content["tasks"].items()}
+
+
+class Shaped:
+    """A task's array form with `SHAPING` added to the reward, times a weight that falls while training goes on."""
+
+    def __init__(self, spec: TaskSpec, form: ArrayForm):
+        self.weight, self._shaping, self._reward = 0.0, SHAPING[spec.name], form.reward
+        self.form = replace(form, reward=self._shaped)
+
+    def _shaped(self, states: States, before: States) -> np.ndarray:
+        reward = self._reward(states, before)
+        return reward + self.weight * self._shaping(states) if self.weight else reward
+
+
+class Training:
+    """The training of one teacher.
+
+    Args:
+        spec: the task.
+        recipe: how.
+        seed: of everything.
+        folder: where it keeps what it needs to go on; one that was begun goes on.
+        form: the task on arrays; None for the catalogue's.
+
+    Raises:
+        ValueError: the task has no array form, or none to shape its reward by.
+    """
+
+    def __init__(self, spec: TaskSpec, recipe: PPORecipe, seed: int, folder: Path, form: ArrayForm | None = None):
+        self.spec, self.recipe, self.seed, self.folder = spec, recipe, seed, folder
+        form = form or array_form(spec)
+        self._shaped = None
+        if recipe.shaping:
+            if spec.name not in SHAPING:
+                raise ValueError(
+                    f"{spec.name}: teachers.yaml asks for shaping, pipeline/demonstrate/shaping.py has none."
+                )
+            self._shaped = Shaped(spec, form)
+            form = self._shaped.form
+        self.env = BatchedEnv(spec, recipe.copies, seed, recipe.coarseness, form=form)
+        self.ppo = PPO(recipe, self.env, seed)
+        self.curve: list[dict[str, float]] = []
+        self._before, self._started = 0.0, time.process_time()
+        if (folder / "state.safetensors").exists():
+            self._load()
+
+    @property
+    def seconds(self) -> float:
+        """Core-seconds so far, of all runs that this one went on from."""
+        return self._before + time.process_time() - self._started
+
+    @property
+    def best(self) -> float:
+        """The best score of an evaluation so far; -1 before the first."""
+        return max((row["score"] for row in self.curve), default=-1.0)
+
+    @property
+    def over(self) -> bool:
+        """Whether the steps are used up, or the last evaluations brought nothing."""
+        if self.ppo.steps >= self.recipe.steps:
+            return True
+        recent = [row["score"] for row in self.curve[-self.recipe.patience :]]
+        earlier = [row["score"] for row in self.curve[: -self.recipe.patience]]
+        shaping_gone = self.ppo.steps > self.recipe.shaping * self.recipe.steps
+        return bool(earlier) and shaping_gone and max(recent) < max(earlier) + _GAIN
+
+    def run(self, tell: Callable[[dict[str, float]], None] = lambda row: None) -> None:
+        """Train until it is over. What is stopped before goes on from the last evaluation.
+
+        Args:
+            tell: called after each evaluation with the curve's new row.
+        """
+        while not self.over:
+            if self._shaped is not None:
+                end = self.recipe.shaping * self.recipe.steps
+                self._shaped.weight = max(0.0, 1 - self.ppo.steps / end)
+            metrics = self.ppo.update()
+            if self.ppo.steps // self.recipe.evaluate > (self.ppo.steps - self._update_steps) // self.recipe.evaluate:
+                self._evaluate(metrics)
+                tell(self.curve[-1])
+
+    def finish(self) -> Teacher:
+        """Judge the best policy by fresh episodes and return it with its notes."""
+        teacher = load_teacher(self.folder / "teacher.safetensors", self.spec)
+        scores = play_teacher(teacher, EPISODES, _FRESH)
+        teacher.notes = {
+            "score": round(float(scores.mean()), 4),
+            "standard_error": round(float(scores.std(ddof=1) / len(scores) ** 0.5), 4),
+            "episodes": EPISODES,
+            "lowest": round(float(scores.min()), 4),
+            "steps": int(self.curve[int(np.argmax([row["score"] for row in self.curve]))]["steps"]),
+            "trained_steps": int(self.ppo.steps),
+            "seconds": round(self.seconds, 1),
+            "seed": self.seed,
+            "recipe": TypeAdapter(PPORecipe).dump_python(self.recipe),
+        }
+        return teacher
+
+    def close(self) -> None:
+        """Release the simulators."""
+        self.env.close()
+
+    @property
+    def _update_steps(self) -> int:
+        return self.recipe.copies * self.recipe.unroll
+
+    def _evaluate(self, metrics: dict[str, float]) -> None:
+        teacher = self.ppo.teacher()
+        score = float(play_teacher(teacher, EPISODES_ON_THE_WAY, 0).mean())
+        if score >= self.best:
+            teacher.save(self.folder / "teacher.safetensors")
+        row = {"steps": self.ppo.steps, "seconds": round(self.seconds, 1), "score": round(score, 4)}
+        self.curve.append({**row, **{key: float(f"{value:.4g}") for key, value in metrics.items()}})
+        tensors, values = self.ppo.state()
+        values |= {"curve": self.curve, "seconds": self.seconds}
+        with atomic_file(self.folder / "state.safetensors") as partial:
+            save_file(tensors, partial, {"values": json.dumps(values)})
+
+    def _load(self) -> None:
+        with safe_open(self.folder / "state.safetensors", "pt") as file:
+            values = json.loads(file.metadata()["values"])
+            self.ppo.load_state({name: file.get_tensor(name) for name in file.keys()}, values)  # noqa: SIM118
+        self.curve, self._before = values["curve"], values["seconds"]
+
+
+def play_teacher(teacher: Teacher, episodes: int, first_seed: int) -> np.ndarray:
+    """Play whole episodes in the real environment; return the scores, (episodes,)."""
+    spec, scores = teacher.spec, []
+    env = make(spec, spec.obs_dim, spec.action_dim)
+    try:
+        for number in range(episodes):
+            obs, info = env.reset(seed=first_seed + number)
+            total, over = 0.0, False
+            while not over:
+                obs, reward, terminated, truncated, info = env.step(teacher.label(obs))
+                total, over = total + reward, terminated or truncated
+            scores.append(spec.evaluate(total, bool(info["success"])))
+    finally:
+        env.close()
+    return np.array(scores)

@@ -1,0 +1,138 @@
+"""Teachers of many tasks, one core each, so that an interrupted training goes on and one changed recipe trains one."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from pipeline.demonstrate.ppo import PPORecipe
+from pipeline.demonstrate.teach import Training
+from pipeline.demonstrate.teacher import load_teacher, teacher_file
+from pipeline.files import atomic_folder, read_json, write_json
+from pipeline.progress import Progress
+from pipeline.run.cores import available_cores
+from pipeline.run.run_dir import open_run_dir
+from pipeline.run.workers import Workers
+from pipeline.tasks.spec import TaskSpec
+
+CURVE = "curve.json"
+_ADVICE = "use fewer workers. What was learned up to each last evaluation is kept: the same command goes on from there."
+_LOOK_EVERY = 2.0  # seconds between two looks at how far the trainings are
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One teacher that is wanted."""
+
+    spec: TaskSpec
+    recipe: PPORecipe
+    seed: int
+
+    def is_taught(self, folder: Path) -> bool:
+        """Return whether its teacher is there already, by this recipe, seed and version of the task."""
+        path = teacher_file(folder, self.spec)
+        if not path.exists():
+            return False
+        try:
+            notes = load_teacher(path, self.spec).notes
+        except ValueError:
+            return False  # damaged, or of another version of the task: it is trained anew
+        wanted = TypeAdapter(PPORecipe).dump_python(self.recipe)
+        return notes.get("recipe") == wanted and notes.get("seed") == self.seed
+
+
+def teach_tasks(lessons: Sequence[Lesson], folder: str | Path, workers: int = 0) -> dict[str, dict[str, Any]]:
+    """Train the teachers that are not there yet, the longest first.
+
+    Args:
+        lessons: what is wanted.
+        folder: gets `<task>/teacher.safetensors` and `<task>/curve.json`.
+        workers: processes at once; 0 = one per core.
+
+    Returns:
+        The notes of each teacher, `score` and `seconds` among them.
+
+    Raises:
+        RuntimeError: a training failed, or its process died; the others' are kept.
+        ValueError: another run trains the same teacher.
+    """
+    folder = Path(folder)
+    waiting = [lesson for lesson in lessons if not lesson.is_taught(folder)]
+    for lesson in lessons:
+        if lesson not in waiting:
+            print(f"teach: {lesson.spec.name}: there already, by the same recipe and seed", file=sys.stderr)
+    waiting.sort(key=lambda lesson: lesson.recipe.steps)  # taken from the end
+    if waiting:
+        _train_all(waiting, folder, min(workers or available_cores(), len(waiting)))
+    return {lesson.spec.name: load_teacher(teacher_file(folder, lesson.spec), lesson.spec).notes for lesson in lessons}
+
+
+def _train_all(waiting: list[Lesson], folder: Path, count: int) -> None:
+    steps, at_work = dict.fromkeys([lesson.spec.name for lesson in waiting], 0), set()
+    total = sum(lesson.recipe.steps for lesson in waiting)
+    recipes = {lesson.spec.name: lesson.recipe for lesson in waiting}
+    began = time.time()
+    with Workers(count, _ADVICE) as pool, Progress("teach", total, "steps") as progress:
+        while waiting or pool.working:
+            while waiting and not pool.full:
+                lesson = waiting.pop()
+                at_work.add(lesson.spec.name)
+                pool.start(f"the teacher of {lesson.spec.name}", train, lesson, folder)
+            for notes in pool.wait(_LOOK_EVERY):
+                name = notes["task"]
+                at_work.discard(name)
+                # What an early end left out counts as done, so that the estimate of the end is right.
+                progress.update(recipes[name].steps - steps[name], task=name, score=notes["score"])
+                progress.write(
+                    f"teach: {name}: {notes['score']:.2f} after {notes['trained_steps']:,} steps, "
+                    f"{notes['seconds']:.0f} core-seconds"
+                )
+            for name in at_work:
+                row = _last_row(folder / name / CURVE, began)
+                if row and row["steps"] > steps[name]:
+                    progress.update(int(row["steps"]) - steps[name], task=name, score=row["score"])
+                    steps[name] = int(row["steps"])
+
+
+def train(lesson: Lesson, folder: Path) -> dict[str, Any]:
+    """Train one teacher in this process, write it and its curve, and return its notes with the task's name."""
+    import torch
+
+    torch.set_num_threads(1)
+    spec, out = lesson.spec, folder / lesson.spec.name
+    with open_run_dir(f"teach-{spec.name}", [lesson.recipe, spec], [], lesson.seed) as run_dir:
+        training = Training(spec, lesson.recipe, lesson.seed, run_dir)
+        try:
+            training.run(lambda row: write_json(out / CURVE, training.curve))
+            teacher = training.finish()
+        finally:
+            training.close()
+        with atomic_folder(out) as partial:
+            teacher.save(partial / "teacher.safetensors")
+            write_json(partial / CURVE, training.curve)
+    return {"task": spec.name, **teacher.notes}
+
+
+def remove_others(folder: Path, specs: Sequence[TaskSpec]) -> None:
+    """Remove teachers of tasks that are not wanted."""
+    wanted = {spec.name for spec in specs}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name not in wanted:
+            shutil.rmtree(path)
+
+
+def _last_row(path: Path, since: float) -> dict[str, float] | None:
+    """Return the last row of a curve that was written since then."""
+    try:
+        if path.stat().st_mtime < since:
+            return None
+        return read_json(path, "the training")[-1]
+    except (FileNotFoundError, IndexError):
+        return None
