@@ -19,13 +19,14 @@ REPORT = Path("checkpoints/teach.json")
 
 def main() -> None:
     tasks, settings, seed = config.load(config.Tasks), config.load(config.Teach), config.load_seed()
-    specs, recipes = registry.get([*tasks.train, *tasks.held_out], tasks.folder), load_recipes()
+    specs, recipes = registry.get([*tasks.train, *tasks.held_out], tasks.folder), load_recipes(tasks.folder)
     taught = [spec for spec in specs if settings.enabled and spec.name in recipes]
     availability.require(taught)
     TEACHERS.mkdir(parents=True, exist_ok=True)
     remove_others(TEACHERS, taught)
     started = time.monotonic()
-    notes = teach_tasks([Lesson(spec, recipes[spec.name], seed) for spec in taught], TEACHERS, settings.workers)
+    lessons = [Lesson(spec, recipes[spec.name], seed) for spec in taught]
+    notes = teach_tasks(lessons, TEACHERS, settings.workers, settings.shipped)
     seconds = round(time.monotonic() - started, 1)
     write_json(REPORT, {"seed": seed, "seconds": seconds, "tasks": notes})
     print(f"teach: {len(notes)} teachers in {seconds:.0f} s -> {TEACHERS}", file=sys.stderr)

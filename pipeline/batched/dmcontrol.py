@@ -86,7 +86,7 @@ def observe_finger(states: States, turning: bool) -> np.ndarray:
         np.log1p(states.sensor("touchtop", "touchbottom")),
     ]
     if turning:
-        parts += [np.broadcast_to(states.drawn - middle, middle.shape), _turn_left(states)[..., None]]
+        parts += [np.broadcast_to(states.drawn - middle, middle.shape), turn_left(states)[..., None]]
     return np.concatenate(parts, axis=-1)
 
 
@@ -100,7 +100,7 @@ def observe_fish(states: States) -> np.ndarray:
 
 
 def observe_quadruped(states: States) -> np.ndarray:
-    """Joints and actuators, velocity and tilt of the torso, acceleration and turning, forces and torques at the toes."""
+    """Joints and actuators, velocity and tilt of the torso, acceleration, turning, forces and torques at the toes."""
     toes = ("front_left", "front_right", "back_right", "back_left")
     forces = states.sensor(*(f"{kind}_toe_{toe}" for kind in ("force", "torque") for toe in toes))
     return np.concatenate(
@@ -222,7 +222,7 @@ def finger_spin(states: States, before: States | None = None) -> np.ndarray:
 
 def finger_turn(states: States, before: States | None = None) -> np.ndarray:
     """1 while the tip of the free body is in the target."""
-    return (_turn_left(states) <= 0).astype(float)
+    return (turn_left(states) <= 0).astype(float)
 
 
 def fish_swim(states: States, before: States | None = None) -> np.ndarray:
@@ -318,7 +318,7 @@ def _mouth_to_target(states: States) -> np.ndarray:
     return states.drawn - (states.qpos[..., :3] + forward)
 
 
-def _turn_left(states: States) -> np.ndarray:
+def turn_left(states: States) -> np.ndarray:
     """Return how far the spinner's tip is from the target's surface, (P, T), m; negative inside."""
     to_target = states.drawn - states.sensor("tip")[..., [0, 2]]
     return np.linalg.norm(to_target, axis=-1) - states.model.site("target").size[0]

@@ -148,6 +148,7 @@ class BatchedEnv:
         self.model.opt.timestep *= coarseness
         self._substeps = real.substeps // coarseness
         self._repeat = spec.action_repeat
+        self._seconds = self.model.opt.timestep * self._substeps * self._repeat  # of an agent step
         self._center, self._half = self.starts.env.action_center, self.starts.env.action_half
         self._data = [mujoco.MjData(self.model) for _ in range(max(threads, 1))]
         self._rollout = Rollout(nthread=threads)
@@ -183,7 +184,9 @@ class BatchedEnv:
             terminated = _all(self.form.terminated, last)
         self.steps += 1
         self.full[:] = after.full[:, -1]
-        diverged = ~(np.isfinite(obs).all(axis=1) & np.isfinite(self.full).all(axis=1))
+        # MuJoCo puts a state that diverged back to its rest, where time begins anew.
+        late = np.abs(last.time[:, 0] - before.time[:, 0] - self._seconds) > 1e-6
+        diverged = ~(np.isfinite(obs).all(axis=1) & np.isfinite(self.full).all(axis=1)) | late
         obs[diverged], reward[diverged] = 0, 0
         if not np.isfinite(reward).all():
             copy_ = int(np.flatnonzero(~np.isfinite(reward))[0])

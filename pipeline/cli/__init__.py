@@ -11,9 +11,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pipeline.cli import act, adapt, grow, hub, importing, preset, tasks
+from pipeline.cli import act, adapt, grow, hub, importing, preset, tasks, teach
 
-GROUPS = (tasks, act, adapt, grow, hub, importing, preset)  # in the order of the help
+GROUPS = (tasks, act, adapt, teach, grow, hub, importing, preset)  # in the order of the help
 
 DESCRIPTION = """\
 Eft pretrains a language-conditioned world model on demonstrations, finetunes it on many tasks at once,
@@ -29,6 +29,7 @@ examples:
   eft act checkpoints/finetune/model --task walker-run --video run.mp4
   eft act checkpoints/finetune/model --task walker-run --instruction "Stand still."
   eft adapt checkpoints/finetune/model --task my_tasks/juggle.yaml --demos my_demos --env-steps 20000
+  eft teach cheetah-run                        a small expert, for demonstrations
   eft grow checkpoints/finetune/model wider --obs-dim 192
   eft info user/name                           sizes, tasks and scores of a release on the Hub
   eft act user/name --task walker-run --video run.mp4

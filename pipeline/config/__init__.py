@@ -74,6 +74,7 @@ class Teach:
     """Which tasks get a teacher before demonstrations are made."""
 
     enabled: bool  # every task with a recipe in pipeline/demonstrate/teachers.yaml; else none
+    shipped: bool  # take the teachers that come with Eft where there are such; else train every one
     workers: CountOrZero  # teachers trained at once; 0 = one per CPU core
 
 

@@ -14,12 +14,16 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked
 from torch import nn
 
-from pipeline.batched.env import BatchedEnv
+from pipeline.batched.stepped import Copies
 from pipeline.demonstrate.teacher import Teacher
 
 Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+_CLONING_UPDATES, _CLONING_BATCH = 3000, 256
+_WARM_UP = 15  # updates of the value alone, after cloning: at first its errors would undo what was cloned
 
 
 @checked(frozen=True, config=ConfigDict(extra="forbid"))
@@ -31,17 +35,18 @@ class PPORecipe:
     unroll: Count  # T, agent steps of every copy between two updates
     epochs: Count  # times that the data of an update are gone through
     minibatch: Count
-    lr: Positive  # at the start; then steered between 1/20 and twice that
+    lr: Positive  # at the start; then steered between 1/20 and twice that, and falling to 1/10 of it at the end
     kl: Positive  # divergence of the new from the old policy that an update should make
     clip: Positive  # of the ratio of new to old probability
     discount: Fraction
     gae: Fraction  # lambda
     entropy: float  # weight of the policy's entropy
     std: Positive  # of the actions, at the start
-    min_std: Positive
+    min_std: tuple[Positive, Positive]  # the least, at the start and, falling linearly, at the end
     hidden: Count  # width of both networks, of two hidden layers each
     coarseness: Count  # physics steps of the real environment that one of training replaces
-    shaping: Fraction  # part of the training after which what `SHAPING` adds to the reward is gone; 0: it adds nothing
+    shaping: Fraction  # part of the training after which what `TEACHING` adds to the reward is gone; 0: it adds nothing
+    demos: CountOrZero  # planned demonstrations that the policy is cloned from before it begins
     evaluate: Count  # agent steps between two evaluations
     patience: Count  # evaluations without a gain of 0.01 after which the training ends
 
@@ -100,7 +105,7 @@ class PPO:
         seed: of weights, actions and minibatches.
     """
 
-    def __init__(self, recipe: PPORecipe, env: BatchedEnv, seed: int):
+    def __init__(self, recipe: PPORecipe, env: Copies, seed: int):
         self.recipe, self.env = recipe, env
         self.rng, self.generator = np.random.default_rng([seed, 2]), torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)
@@ -112,13 +117,27 @@ class PPO:
         self.optimizer = torch.optim.Adam(self.parameters, lr=recipe.lr, eps=1e-5, fused=True)
         self.normaliser = Normaliser(obs_dim)
         self.normaliser.add(env.obs)
-        self.steps = 0
+        self.steps, self._value_alone = 0, 0  # agent steps; updates that are still to be of the value alone
+
+    def clone(self, obs: np.ndarray, action: np.ndarray) -> None:
+        """Begin with a policy that does what was demonstrated: obs (n, O), action (n, a)."""
+        self.normaliser = Normaliser(obs.shape[-1])
+        self.normaliser.add(obs)
+        seen, wanted = torch.from_numpy(self.normaliser(obs)), torch.from_numpy(action.astype(np.float32))
+        optimizer = torch.optim.Adam(self.policy.parameters(), lr=1e-3)
+        for _ in range(_CLONING_UPDATES):
+            rows = torch.randint(len(seen), (_CLONING_BATCH,), generator=self.generator)
+            loss = (self.policy(seen[rows]) - wanted[rows]).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        self._value_alone = _WARM_UP
 
     def update(self) -> dict[str, float]:
         """Collect T steps of every copy and learn from them; return what happened."""
         rollout, reward = self.collect()
         metrics = self.learn(rollout)
-        return {"train_reward": reward, "std": float(self.log_std.exp().mean()), **metrics}
+        return {"train_reward": reward, "std": float(self.log_std.detach().exp().mean()), **metrics}
 
     def collect(self) -> tuple[Rollout, float]:
         """Act with every copy; return the rollout and the mean reward of a step."""
@@ -178,28 +197,45 @@ class PPO:
                 value_loss = ((self.value(obs[rows])[:, 0] - target[rows]) / spread).square().mean()
                 # Means far outside [-1, 1] are all the same action, and hard to come back from.
                 outside = (mean.abs() - 1).clamp(min=0).square().mean()
-                loss = policy_loss + 0.5 * value_loss + 0.01 * outside - recipe.entropy * self.log_std.sum()
-                self.optimizer.zero_grad()
+                loss = 0.5 * value_loss
+                if not self._value_alone:
+                    loss = loss + policy_loss + 0.01 * outside - recipe.entropy * self.log_std.sum()
+                self.optimizer.zero_grad()  # of no gradient, Adam leaves a parameter alone
                 loss.backward()
                 nn.utils.clip_grad_norm_(self.parameters, 1.0)
                 self.optimizer.step()
                 with torch.no_grad():
-                    self.log_std.clamp_(float(np.log(recipe.min_std)), 0.0)
+                    self.log_std.clamp_(self._least_log_std(), 0.0)
                     divergences.append(float((ratio - 1 - (new - log_prob[rows])).mean()))
                     losses.append(float(value_loss))
             divergence = float(np.mean(divergences))
             if divergence > 4 * recipe.kl:
                 break
-        self._steer(divergence)
+        if self._value_alone:
+            self._value_alone -= 1
+        else:
+            self._steer(divergence)
         return {"kl": divergence, "value_loss": float(np.mean(losses)), "lr": self.optimizer.param_groups[0]["lr"]}
+
+    @property
+    def _left(self) -> float:
+        """The part of the training that is left."""
+        return max(1 - self.steps / self.recipe.steps, 0.0)
+
+    def _least_log_std(self) -> float:
+        start, end = self.recipe.min_std
+        return float(np.log(end + (start - end) * self._left))
 
     def _steer(self, divergence: float) -> None:
         """Take smaller steps where the policy changed more than it should, and larger ones where less."""
+        highest = 2 * self.recipe.lr * (0.1 + 0.9 * self._left)
         for group in self.optimizer.param_groups:
+            lr = group["lr"]
             if divergence > 2 * self.recipe.kl:
-                group["lr"] = max(group["lr"] / 1.5, self.recipe.lr / 20)
+                lr /= 1.5
             elif divergence < self.recipe.kl / 2:
-                group["lr"] = min(group["lr"] * 1.2, self.recipe.lr * 2)
+                lr *= 1.2
+            group["lr"] = min(max(lr, self.recipe.lr / 20), highest)
 
     def teacher(self) -> Teacher:
         """Return the policy as it is now."""
@@ -224,6 +260,7 @@ class PPO:
             "obs_count": self.normaliser.count,
             "lr": self.optimizer.param_groups[0]["lr"],
             "steps": self.steps,
+            "value_alone": self._value_alone,
         }
 
     def load_state(self, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
@@ -245,3 +282,4 @@ class PPO:
         self.rng.bit_generator.state = values["rng"]
         self.normaliser.mean, self.normaliser.var = tensors["obs_mean"].numpy(), tensors["obs_var"].numpy()
         self.normaliser.count, self.steps = values["obs_count"], values["steps"]
+        self._value_alone = values["value_alone"]

@@ -12,19 +12,21 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from pipeline.batched.env import BatchedEnv
 from pipeline.batched.form import ArrayForm
 from pipeline.batched.forms import array_form
 from pipeline.batched.states import States
+from pipeline.batched.stepped import open_copies
+from pipeline.demonstrate.play import play
 from pipeline.demonstrate.ppo import PPO, PPORecipe
-from pipeline.demonstrate.shaping import SHAPING
+from pipeline.demonstrate.shaping import TEACHING
 from pipeline.demonstrate.teacher import Teacher, load_teacher
 from pipeline.files import atomic_file
 from pipeline.tasks.registry import make
@@ -32,27 +34,54 @@ from pipeline.tasks.spec import TaskSpec
 
 RECIPES = Path(__file__).with_name("teachers.yaml")
 EPISODES_ON_THE_WAY, EPISODES = 8, 40  # of an evaluation
+_DISTURBANCE = 0.5  # std of what disturbs every second demonstration to begin with
 _GAIN = 0.01  # of the score that counts as one
 _FRESH = 1_000_000  # where the seeds of the last evaluation begin; none was played before
 
 
-@cache
-def load_recipes() -> dict[str, PPORecipe]:
+def load_recipes(folder: str | Path | None = None) -> dict[str, PPORecipe]:
     """Read teachers.yaml: for each task the common values with its own laid over them.
 
+    Args:
+        folder: of the user's own tasks, whose teachers.yaml, if there is one, adds tasks or changes them.
+
     Raises:
-        pydantic.ValidationError: a value is missing, unknown or out of bounds.
+        ValueError: a value is missing, unknown or out of bounds, or a file has another form.
     """
-    content = YAML(typ="safe").load(RECIPES.read_text(encoding="utf-8"))
-    parse = TypeAdapter(PPORecipe).validate_python
-    return {task: parse({**content["all"], **(own or {})}) for task, own in content["tasks"].items()}
+    recipes = _read(RECIPES)
+    own = Path(folder) / RECIPES.name if folder is not None else None
+    return recipes | (_read(own) if own is not None and own.is_file() else {})
+
+
+def usual_recipe() -> PPORecipe:
+    """Return the common values."""
+    return TypeAdapter(PPORecipe).validate_python(_common())
+
+
+@cache
+def _common() -> dict[str, Any]:
+    return YAML(typ="safe").load(RECIPES.read_text(encoding="utf-8"))["all"]
+
+
+def _read(path: Path) -> dict[str, PPORecipe]:
+    content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or not isinstance(content.get("tasks"), dict):
+        raise ValueError(f"{path}: expected `tasks:` with a line `<task>: {{<what differs>}}` for each.")
+    recipes = {}
+    for task, own in content["tasks"].items():
+        try:
+            recipes[task] = TypeAdapter(PPORecipe).validate_python({**_common(), **(own or {})})
+        except ValidationError as error:
+            problems = "; ".join(f"`{'.'.join(map(str, one['loc']))}`: {one['msg']}" for one in error.errors())
+            raise ValueError(f"{path}: {task}: {problems}") from None
+    return recipes
 
 
 class Shaped:
-    """A task's array form with `SHAPING` added to the reward, times a weight that falls while training goes on."""
+    """A task's array form with `TEACHING` added to the reward, times a weight that falls while training goes on."""
 
     def __init__(self, spec: TaskSpec, form: ArrayForm):
-        self.weight, self._shaping, self._reward = 0.0, SHAPING[spec.name], form.reward
+        self.weight, self._shaping, self._reward = 0.0, TEACHING[spec.name], form.reward
         self.form = replace(form, reward=self._shaped)
 
     def _shaped(self, states: States, before: States) -> np.ndarray:
@@ -68,29 +97,39 @@ class Training:
         recipe: how.
         seed: of everything.
         folder: where it keeps what it needs to go on; one that was begun goes on.
-        form: the task on arrays; None for the catalogue's.
+        form: the task on arrays; None for its own, or for a task without one the environment itself.
+        workers: processes that step a task without an array form; 0 is this one.
 
     Raises:
-        ValueError: the task has no array form, or none to shape its reward by.
+        ValueError: there is nothing to shape the task's reward by.
     """
 
-    def __init__(self, spec: TaskSpec, recipe: PPORecipe, seed: int, folder: Path, form: ArrayForm | None = None):
+    def __init__(
+        self,
+        spec: TaskSpec,
+        recipe: PPORecipe,
+        seed: int,
+        folder: Path,
+        form: ArrayForm | None = None,
+        workers: int = 0,
+    ):
         self.spec, self.recipe, self.seed, self.folder = spec, recipe, seed, folder
-        form = form or array_form(spec)
         self._shaped = None
         if recipe.shaping:
-            if spec.name not in SHAPING:
+            if spec.name not in TEACHING:
                 raise ValueError(
                     f"{spec.name}: teachers.yaml asks for shaping, pipeline/demonstrate/shaping.py has none."
                 )
-            self._shaped = Shaped(spec, form)
+            self._shaped = Shaped(spec, form or array_form(spec))
             form = self._shaped.form
-        self.env = BatchedEnv(spec, recipe.copies, seed, recipe.coarseness, form=form)
+        self.env = open_copies(spec, recipe.copies, seed, recipe.coarseness, workers, form)
         self.ppo = PPO(recipe, self.env, seed)
         self.curve: list[dict[str, float]] = []
         self._before, self._started = 0.0, time.process_time()
         if (folder / "state.safetensors").exists():
             self._load()
+        elif recipe.demos:
+            self._clone()
 
     @property
     def seconds(self) -> float:
@@ -123,7 +162,8 @@ class Training:
                 end = self.recipe.shaping * self.recipe.steps
                 self._shaped.weight = max(0.0, 1 - self.ppo.steps / end)
             metrics = self.ppo.update()
-            if self.ppo.steps // self.recipe.evaluate > (self.ppo.steps - self._update_steps) // self.recipe.evaluate:
+            due = self.ppo.steps // self.recipe.evaluate > (self.ppo.steps - self._update_steps) // self.recipe.evaluate
+            if due or self.ppo.steps >= self.recipe.steps:
                 self._evaluate(metrics)
                 tell(self.curve[-1])
 
@@ -151,6 +191,12 @@ class Training:
     @property
     def _update_steps(self) -> int:
         return self.recipe.copies * self.recipe.unroll
+
+    def _clone(self) -> None:
+        """Begin with what the planner does; every second demonstration is disturbed."""
+        episodes = [play(self.spec, self.seed, attempt, _DISTURBANCE) for attempt in range(self.recipe.demos)]
+        obs = np.concatenate([episode.obs[:-1] for episode in episodes])
+        self.ppo.clone(obs, np.concatenate([episode.expert_action for episode in episodes]))
 
     def _evaluate(self, metrics: dict[str, float]) -> None:
         teacher = self.ppo.teacher()

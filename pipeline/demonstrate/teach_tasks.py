@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from pipeline.demonstrate.ppo import PPORecipe
 from pipeline.demonstrate.teach import Training
-from pipeline.demonstrate.teacher import load_teacher, teacher_file
+from pipeline.demonstrate.teacher import SHIPPED, load_teacher, teacher_file
 from pipeline.files import atomic_folder, read_json, write_json
 from pipeline.progress import Progress
 from pipeline.run.cores import available_cores
@@ -35,8 +35,8 @@ class Lesson:
     recipe: PPORecipe
     seed: int
 
-    def is_taught(self, folder: Path) -> bool:
-        """Return whether its teacher is there already, by this recipe, seed and version of the task."""
+    def is_taught(self, folder: Path, any_seed: bool = False) -> bool:
+        """Return whether its teacher lies in a folder, by this recipe, version of the task and, mostly, seed."""
         path = teacher_file(folder, self.spec)
         if not path.exists():
             return False
@@ -45,16 +45,29 @@ class Lesson:
         except ValueError:
             return False  # damaged, or of another version of the task: it is trained anew
         wanted = TypeAdapter(PPORecipe).dump_python(self.recipe)
-        return notes.get("recipe") == wanted and notes.get("seed") == self.seed
+        return notes.get("recipe") == wanted and (any_seed or notes.get("seed") == self.seed)
 
 
-def teach_tasks(lessons: Sequence[Lesson], folder: str | Path, workers: int = 0) -> dict[str, dict[str, Any]]:
+def take_shipped(lessons: Sequence[Lesson], folder: Path) -> None:
+    """Copy those teachers that come with Eft and were trained by the same recipe, whatever the seed."""
+    for lesson in lessons:
+        source, target = SHIPPED / lesson.spec.name, folder / lesson.spec.name
+        if lesson.is_taught(SHIPPED, any_seed=True) and not lesson.is_taught(folder, any_seed=True):
+            with atomic_folder(target) as partial:
+                shutil.copytree(source, partial, dirs_exist_ok=True)
+            print(f"teach: {lesson.spec.name}: the teacher that comes with Eft", file=sys.stderr)
+
+
+def teach_tasks(
+    lessons: Sequence[Lesson], folder: str | Path, workers: int = 0, shipped: bool = False
+) -> dict[str, dict[str, Any]]:
     """Train the teachers that are not there yet, the longest first.
 
     Args:
         lessons: what is wanted.
         folder: gets `<task>/teacher.safetensors` and `<task>/curve.json`.
         workers: processes at once; 0 = one per core.
+        shipped: take the teachers that come with Eft where they are of the same recipe, whatever the seed.
 
     Returns:
         The notes of each teacher, `score` and `seconds` among them.
@@ -64,7 +77,9 @@ def teach_tasks(lessons: Sequence[Lesson], folder: str | Path, workers: int = 0)
         ValueError: another run trains the same teacher.
     """
     folder = Path(folder)
-    waiting = [lesson for lesson in lessons if not lesson.is_taught(folder)]
+    if shipped:
+        take_shipped(lessons, folder)
+    waiting = [lesson for lesson in lessons if not lesson.is_taught(folder, any_seed=shipped)]
     for lesson in lessons:
         if lesson not in waiting:
             print(f"teach: {lesson.spec.name}: there already, by the same recipe and seed", file=sys.stderr)

@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipeline.batched.states import States
 from pipeline.demonstrate.bodies import BODIES, ogbench_ant
 from pipeline.demonstrate.box2d import PILOTED, WalkerSimulator, fly
-from pipeline.demonstrate.play import expert, expert_method, least_score, play
-from pipeline.demonstrate.simulator import PlanningSimulator, States
+from pipeline.demonstrate.play import expert_method, least_score, planning, play
+from pipeline.demonstrate.simulator import PlanningSimulator
 from pipeline.tasks.registry import get, load_catalogue, make
 
 MUJOCO = [name for name, spec in load_catalogue().items() if spec.suite == "mujoco"]
@@ -53,7 +54,7 @@ def test_an_ant_is_led_through_its_maze() -> None:
     nearer = []
     for seed in (2, 3):  # of some starts it turns over
         spec, env, body = build("og-ant-maze", seed)
-        act, goal = expert(spec, env, seed, np.random.default_rng(0), ExitStack()), env.simulator.goal
+        act, goal = planning(spec, env, seed, np.random.default_rng(0), ExitStack()), env.simulator.goal
         before, obs = float(goal.left(body.data.qpos[:2])), env.reset(seed=seed)[0]
         for _ in range(60):
             obs, *_ = env.step(act(obs, False).astype(np.float32))
@@ -72,13 +73,13 @@ def test_what_ogbenchs_ant_wants() -> None:
             to_goal = goal.target - qpos[..., :2] if name == "og-ant-maze" else qpos[..., -7:-5] - qpos[..., :2]
             qpos[1, :, :2] += 0.5 * to_goal[1]  # straight, which in this maze is not the way, but nearer
         wanted = ogbench_ant(spec.env_id, goal)(
-            States(qpos, qvel, np.zeros((2, 3, 8)), np.zeros(0), np.zeros(0), body.model)
+            States(qpos, qvel, np.zeros((2, 3, 8)), np.zeros(0), np.zeros(0), body.model, np.zeros(0))
         )
         assert wanted.shape == (2, 3)
         assert (wanted[1] > wanted[0]).all(), name
         qpos[..., 3:7] = 0, 1, 0, 0  # on its back
         fallen = ogbench_ant(spec.env_id, goal)(
-            States(qpos, qvel, np.zeros((2, 3, 8)), np.zeros(0), np.zeros(0), body.model)
+            States(qpos, qvel, np.zeros((2, 3, 8)), np.zeros(0), np.zeros(0), body.model, np.zeros(0))
         )
         assert (fallen < wanted - 5).all()
 
@@ -90,7 +91,7 @@ def states_of(body, **changes: dict[int, float]) -> States:
         qpos[row] = value
     for row, value in changes.get("qvel", {}).items():
         qvel[row] = value
-    return States(qpos, qvel, np.zeros(body.model.nu), np.zeros(0), np.zeros(0), body.model)
+    return States(qpos, qvel, np.zeros(body.model.nu), np.zeros(0), np.zeros(0), body.model, np.zeros(0))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_the_reachers_arm_is_as_long_as_the_simulators() -> None:
     spec, env, body = build("mujoco-reacher")
     for _ in range(3):
         _, reward, *_ = env.step(np.zeros(2, np.float32))
-    state = States(body.data.qpos, body.data.qvel, np.zeros(2), np.zeros(0), np.zeros(0), body.model)
+    state = States(body.data.qpos, body.data.qvel, np.zeros(2), np.zeros(0), np.zeros(0), body.model, np.zeros(0))
     assert float(BODIES[spec.env_id](state)) == pytest.approx(reward / spec.action_repeat, rel=0.05)
 
 

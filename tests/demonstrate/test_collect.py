@@ -19,9 +19,9 @@ import pytest
 from pipeline import config
 from pipeline.data.demos import FILE, load_demos, write_episodes
 from pipeline.data.episode import Episode
-from pipeline.demonstrate.attempts import Attempts
-from pipeline.demonstrate.collect import TaskState, collect
+from pipeline.demonstrate.collect import TaskState, collect, play_attempt
 from pipeline.demonstrate.play import play
+from pipeline.run.workers import Workers
 from pipeline.tasks.registry import get
 
 pytestmark = pytest.mark.slow  # simulators, processes or a server run for real
@@ -157,12 +157,12 @@ def test_no_demonstration_at_all_is_a_folder_that_says_so(tmp_path):
 
 def test_a_dead_worker_is_an_error_that_names_what_was_played(tmp_path):
     (spec,) = get(["pendulum-swingup"])
-    with Attempts(1) as attempts:
-        attempts.start(spec, 7, 1, 0.0, tmp_path)
+    with Workers(1, "do less.") as workers:
+        workers.start("pendulum-swingup, attempt 7", play_attempt, spec, 7, 1, 0.0, tmp_path, None)
         (process,) = multiprocessing.active_children()
         process.kill()
-        with pytest.raises(RuntimeError, match=r"died \(exit code -9\).*: pendulum-swingup, attempt 7\."):
-            attempts.wait()
+        with pytest.raises(RuntimeError, match=r"died \(exit code -9\).*: pendulum-swingup, attempt 7\..*do less"):
+            workers.wait()
     assert not list(tmp_path.iterdir())
 
 
@@ -172,12 +172,13 @@ def test_a_process_brings_nothing_of_the_module_that_was_run(tmp_path):
         "import multiprocessing, sys, time\n"
         "from pathlib import Path\n"
         "Path(sys.argv[1], __name__).touch()\n"
-        "from pipeline.demonstrate.attempts import Attempts\n"
+        "from pipeline.demonstrate.collect import play_attempt\n"
+        "from pipeline.run.workers import Workers\n"
         "from pipeline.tasks.registry import get\n"
         "if __name__ == '__main__':\n"
-        "    with Attempts(1) as attempts:\n"
-        "        attempts.start(get(['mw-reach'])[0], 0, 1, 0.0, Path(sys.argv[1]))\n"
-        "        print(attempts.wait()[0]['attempt'])\n"
+        "    with Workers(1, '') as workers:\n"
+        "        workers.start('it', play_attempt, get(['mw-reach'])[0], 0, 1, 0.0, Path(sys.argv[1]), None)\n"
+        "        print(workers.wait()[0]['attempt'])\n"
     )
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
     command = [sys.executable, "-m", "heavy", str(tmp_path)]
@@ -191,10 +192,10 @@ def test_an_error_in_a_worker_arrives(tmp_path):
     file = tmp_path / "run"
     file.write_text("not a folder")
     (spec,) = get(["mw-drawer-open"])
-    with Attempts(1) as attempts:
-        attempts.start(spec, 0, 1, 0.0, file)
+    with Workers(1, "") as workers:
+        workers.start("mw-drawer-open, attempt 0", play_attempt, spec, 0, 1, 0.0, file, None)
         with pytest.raises(RuntimeError, match="mw-drawer-open, attempt 0: (NotADirectory|FileExists)Error"):
-            attempts.wait()
+            workers.wait()
 
 
 def test_own_demonstrations_are_taken_instead_of_an_expert(tmp_path):

@@ -1,0 +1,98 @@
+"""Teachers on batched physics: how fast, how good, at what cost, and what their demonstrations and labels are worth.
+
+    python -m benchmarks.teachers physics                  agent steps per core-second of every task: 2 minutes
+    python -m benchmarks.teachers teach --suite dmcontrol  train what is not there: hours; resumable
+    python -m benchmarks.teachers planners --tasks ...     what planning scores where it may be better: minutes a task
+
+Teachers lie in pipeline/demonstrate/teachers/, with the package. A figure stands in results/teachers.json with the
+command, commit and machine it came from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks import results
+from pipeline.batched.env import BatchedEnv
+from pipeline.batched.forms import has_array_form
+from pipeline.demonstrate.teach import load_recipes
+from pipeline.demonstrate.teach_tasks import Lesson, teach_tasks
+from pipeline.demonstrate.teacher import SHIPPED
+from pipeline.tasks.registry import get, load_catalogue
+from pipeline.tasks.spec import TaskSpec
+
+SUITES = ("dmcontrol", "dmcontrol-ext", "mujoco", "ogbench")
+STEPS_PER_SECOND = 40_000  # promised of cheetah-run, physics alone, one core
+COPIES, ROUNDS, STEPS = 128, 5, 20
+SEED = 1
+
+
+def on_mujoco() -> list[TaskSpec]:
+    """Return the catalogue's tasks that have an array form."""
+    return [spec for spec in load_catalogue().values() if spec.suite in SUITES and has_array_form(spec)]
+
+
+def measure_physics(tasks: Sequence[TaskSpec]) -> dict[str, int]:
+    """Return agent steps per core-second of each task, the median of some rounds, with the catalogue's own physics."""
+    rates = {}
+    for spec in tasks:
+        env, rng = BatchedEnv(spec, COPIES, seed=0), np.random.default_rng(0)
+        actions = rng.uniform(-1, 1, (STEPS, COPIES, spec.action_dim))
+        found = []
+        for _ in range(ROUNDS):
+            started = time.process_time()
+            for action in actions:
+                env.step(action)
+            found.append(STEPS * COPIES / (time.process_time() - started))
+        env.close()
+        rates[spec.name] = round(statistics.median(found))
+        print(f"{spec.name}: {rates[spec.name]:,} agent steps per core-second", file=sys.stderr)
+    return rates
+
+
+def physics() -> None:
+    """Measure the physics of every task."""
+    started = time.monotonic()
+    rates = measure_physics(on_mujoco())
+    claims = {"cheetah_run_steps_per_core_second": results.claim(rates["cheetah-run"], STEPS_PER_SECOND, "above")}
+    command = "python -m benchmarks.teachers physics"
+    seconds = time.monotonic() - started
+    results.add("teachers", "physics", command, seconds, claims, copies=COPIES, steps_per_core_second=rates)
+
+
+def teach(suites: Sequence[str], names: Sequence[str], workers: int) -> None:
+    """Train the teachers that are wanted and not there."""
+    recipes = load_recipes()
+    wanted = get(names) if names else [spec for spec in on_mujoco() if spec.suite in suites]
+    without = [spec.name for spec in wanted if spec.name not in recipes]
+    if without:
+        print(f"no recipe in teachers.yaml: {', '.join(without)}", file=sys.stderr)
+    lessons = [Lesson(spec, recipes[spec.name], SEED) for spec in wanted if spec.name in recipes]
+    for name, notes in teach_tasks(lessons, SHIPPED, workers).items():
+        print(f"{name}: {notes['score']:.3f} +- {notes['standard_error']:.3f}, {notes['seconds']:.0f} core-seconds")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("physics")
+    teaching: Any = commands.add_parser("teach")
+    teaching.add_argument("--suite", nargs="+", default=list(SUITES), choices=SUITES)
+    teaching.add_argument("--tasks", nargs="+", default=[])
+    teaching.add_argument("--workers", type=int, default=0)
+    options = parser.parse_args(arguments)
+    if options.command == "physics":
+        physics()
+    else:
+        teach(options.suite, options.tasks, options.workers)
+
+
+if __name__ == "__main__":
+    main()
