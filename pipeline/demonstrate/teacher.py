@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from pipeline.tasks.spec import TaskSpec
 
+TEACHERS = Path("checkpoints/teach")  # <task>/teacher.safetensors of each
 _DEFINING = (
     "name", "suite", "env_id", "env_kwargs", "obs_dim", "action_dim", "action_repeat", "episode_length", "score",
 )  # fmt: skip
