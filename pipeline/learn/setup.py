@@ -53,7 +53,7 @@ class Setup:
         make_actor: makes actors; called like `Actor`.
         make_replay: makes replays; called like `ReplayBuffer`.
         columns: names of `Actor.columns` that the replay stores with each action.
-        labels: whose experts say what they would do in the states that are collected; None asks nobody.
+        labels: who says what an expert would do in every state that is collected; None asks nobody.
     """
 
     model: WorldModel
