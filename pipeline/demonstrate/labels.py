@@ -54,13 +54,9 @@ def find_labels(
         if kinds.get(spec.name) == "teacher":
             load_teacher(teacher_file(TEACHERS, spec), spec)  # a wrong one is refused before anything is collected
     if ranks.is_main:
-        found = [f"{', '.join(name for name in kinds if kinds[name] == kind)} ({kind})" for kind in _in_order(kinds)]
-        others = [spec.name for spec in specs if spec.name not in kinds]
-        nobody = [f"nobody can in {', '.join(others)}"] if others else []
-        told = [f"experts label what is done in {', '.join(found)}"] if found else []
-        print(f"{label}: {'; '.join([*told, *nobody])}", file=sys.stderr)
+        by: dict[str, list[str]] = {}
+        for spec in specs:
+            by.setdefault(kinds.get(spec.name, "nobody"), []).append(spec.name)
+        told = "; ".join(f"{', '.join(names)} by {kind}" for kind, names in by.items())
+        print(f"{label}: what is done is labelled, in {told}", file=sys.stderr)
     return Labels(kinds, partial(open_expert, teachers=TEACHERS)) if kinds else None
-
-
-def _in_order(kinds: dict[str, str]) -> list[str]:
-    return list(dict.fromkeys(kinds.values()))
