@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from pipeline.demonstrate.teacher import Teacher
 from pipeline.tasks.labels import Expert
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.task_env import TaskEnv
@@ -32,3 +33,13 @@ def open_bad(fault: str, above: float, spec: TaskSpec, env: TaskEnv) -> Expert:
         return np.array([np.nan]) if fault == "nan" else np.zeros(3)
 
     return act
+
+
+def untrained_teacher(spec: TaskSpec) -> Teacher:
+    """Return a teacher with random weights."""
+    draw, sizes = np.random.default_rng(0), (spec.obs_dim, 8, 8, spec.action_dim)
+    weights = []
+    for n in range(3):
+        weights += [draw.normal(size=(sizes[n + 1], sizes[n])), draw.normal(size=sizes[n + 1])]
+    weights = [part.astype(np.float32) for part in weights]
+    return Teacher(spec, np.zeros(spec.obs_dim, np.float32), np.ones(spec.obs_dim, np.float32), weights)

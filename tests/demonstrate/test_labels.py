@@ -10,23 +10,13 @@ import numpy as np
 import pytest
 
 from pipeline.demonstrate.labels import find_labels, teachers_of, who_labels
-from pipeline.demonstrate.teacher import Teacher
 from pipeline.tasks.registry import get
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv
+from tests.experts import untrained_teacher
 
 SPECS = get(["mw-reach", "pendulum-spin", "mw-door-open", "cup-spin"])
 FILE = Path("checkpoints/teach/pendulum-spin/teacher.safetensors")
-
-
-def teach(spec: TaskSpec) -> Teacher:
-    """A teacher of a task, untrained."""
-    draw, sizes = np.random.default_rng(0), (spec.obs_dim, 8, 8, spec.action_dim)
-    weights = [
-        part for n in range(3) for part in (draw.normal(size=(sizes[n + 1], sizes[n])), draw.normal(size=sizes[n + 1]))
-    ]
-    weights = [part.astype(np.float32) for part in weights]
-    return Teacher(spec, np.zeros(spec.obs_dim, np.float32), np.ones(spec.obs_dim, np.float32), weights)
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +32,7 @@ def test_off_asks_nobody_and_says_nothing(capsys):
 
 
 def test_it_is_said_who_labels_what_and_where_nobody_can(capsys):
-    teach(SPECS[1]).save(FILE)
+    untrained_teacher(SPECS[1]).save(FILE)
     labels = find_labels("finetune", SPECS, "label")
     assert labels is not None
     assert labels.kinds == {"mw-reach": "scripted", "pendulum-spin": "teacher", "mw-door-open": "scripted"}
@@ -65,7 +55,7 @@ def changed(specs: Sequence[TaskSpec]) -> TaskSpec:
 
 @pytest.mark.parametrize(("damage", "message"), [("other", "this teacher is of 'pendulum-spin-"), ("bytes", "not a t")])
 def test_a_teacher_of_no_use_is_refused_before_anything_is_collected(damage, message):
-    teach(changed(SPECS)).save(FILE)
+    untrained_teacher(changed(SPECS)).save(FILE)
     if damage == "bytes":
         FILE.write_bytes(b"0" * 100)
     with pytest.raises(ValueError, match=f"{FILE}: {message}"):
@@ -75,7 +65,7 @@ def test_a_teacher_of_no_use_is_refused_before_anything_is_collected(damage, mes
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_teacher_labels_in_a_worker_what_it_says_of_the_state(num_workers):
-    teacher = teach(SPECS[1])
+    teacher = untrained_teacher(SPECS[1])
     teacher.save(FILE)
     labels = find_labels("finetune", SPECS[1:2], "label")
     with VectorEnv(SPECS[1:2], 10, 3, 0, num_workers, labels=labels) as envs:
