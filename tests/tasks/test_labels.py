@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,3 +119,12 @@ def test_an_expert_that_cannot_be_opened_is_named_with_its_task(num_workers, err
     labels = Labels({"pendulum-spin": "scripted"}, SCRIPTED.open_expert)
     with pytest.raises(error, match="pendulum-spin has no expert that can be asked in every state"):
         make_envs(num_workers, labels)
+
+
+def test_a_worker_that_asks_experts_never_imports_torch():
+    with make_envs(1) as envs:
+        envs.reset()
+        maps = Path(f"/proc/{envs._workers[0]._process.pid}/maps")
+        if not maps.exists():
+            pytest.skip("needs /proc")
+        assert "libtorch" not in maps.read_text()
