@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from pipeline import config
 from pipeline.agent import Agent
 from pipeline.data.episode import Episode
+from pipeline.demonstrate.labels import find_labels, who_labels
 from pipeline.language.embeddings import TaskEmbeddings
 from pipeline.learn.early_stop import EarlyStop
 from pipeline.learn.evaluator import Evaluator, summarise
@@ -56,6 +57,7 @@ class Adapted(NamedTuple):
     adapter_parameters: int
     base_parameters: int
     demos: int
+    labels: dict[str, str] | None  # who labelled the task while it was learned online; None where nobody was asked
 
     def summary(self, task: str) -> dict[str, Any]:
         """Return what goes into summary.json."""
@@ -68,6 +70,7 @@ class Adapted(NamedTuple):
             "adapter_parameters": self.adapter_parameters,
             "base_parameters": self.base_parameters,
             "demos": self.demos,
+            "labels": self.labels,
         }
 
 
@@ -181,7 +184,10 @@ def adapt(
     watch("adapted", points)
     base = [p.numel() for key, p in agent.model.named_parameters() if ".lora_" not in key and "target_q" not in key]
     trained = sum(p.numel() for p in agent.model.parameters() if p.requires_grad)
-    return Adapted(zero_shot, adapted, points, runs, points[-1]["seconds"], trained, sum(base), len(demonstrations))
+    online = settings.adapt.finetune
+    labels = who_labels([spec], online.teacher) if online.env_steps else None
+    seconds = points[-1]["seconds"]
+    return Adapted(zero_shot, adapted, points, runs, seconds, trained, sum(base), len(demonstrations), labels)
 
 
 def _score(
@@ -215,9 +221,11 @@ def learn(
     offline, online = settings.adapt.pretrain, settings.adapt.finetune
     # There is one task: nothing to weigh it against, nothing to tell it from.
     learning = dataclasses.replace(settings.learning, weighting="even", task_id_coef=0.0)
+    labels = find_labels(f"adapt {spec.name}", [spec], online.teacher) if online.env_steps else None
     setup = Setup(
         agent.model, agent.table, agent.planner, learning, settings.runtime, settings.seed, ranks or Ranks(), folder,
-        make_envs=Observing(agent.pixel_encoder).make_envs, **build.acting_and_replay(agent.model.config, learning),
+        make_envs=Observing(agent.pixel_encoder).make_envs, labels=labels,
+        **build.acting_and_replay(agent.model.config, learning),
     )  # fmt: skip
     demos = setup.demo_replay({spec.name: list(demonstrations)})
     on_demos = demos is not None and offline.updates > 0

@@ -36,6 +36,7 @@ class RunSummary(BaseModel):
     commit: str
     versions: dict[str, str]
     machine: dict[str, Any]
+    labels: dict[str, str] | None = None  # which expert labelled each task that has one; None where labels were off
 
 
 class Pair(BaseModel):

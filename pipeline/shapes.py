@@ -27,11 +27,13 @@ class Batch(NamedTuple):
 
     obs: Tensor  # (T + 1, B, O) float32, zero-padded
     action: Tensor  # (T, B, A) float32 in [-1, 1], what was executed, zero-padded
-    expert_action: Tensor  # (T, B, A) float32, what the behaviour-cloning term imitates (= action for online data)
+    expert_action: (
+        Tensor  # (T, B, A) float32, what the behaviour-cloning term imitates (own data without labels: = action)
+    )
     reward: Tensor  # (T, B) float32
     terminated: Tensor  # (T, B) float32, 1 where the episode ended for good after this step
     task: Tensor  # (B,) int64, row of the task table
-    imitation: Tensor  # (B,) float32 in [0, 1], weight of the online imitation term: 1 for demonstrations
+    imitation: Tensor  # (B,) float32 in [0, 1], weight of the online imitation term: 1 for demonstrations and labels
     past: Any = None  # or a NamedTuple of tensors: what came before each slice, for a model that reads it
 
     def to(self, device: torch.device) -> Batch:

@@ -8,6 +8,7 @@ import sys
 from pipeline import config
 from pipeline.adapt import Settings, adapt, film, introduce
 from pipeline.agent import Agent
+from pipeline.demonstrate.labels import teachers_of
 from pipeline.files import atomic_folder
 from pipeline.learn.setup import product_modes
 from pipeline.learn.task_setup import CHECKPOINTS, DEMOS, EMBEDDINGS, load_demonstrations, load_embeddings
@@ -42,8 +43,9 @@ def main() -> None:
     introduce(agent, spec, load_embeddings([spec]), demonstrations, settings.learning, settings.seed)
     out = CHECKPOINTS / "adapt" / name
 
-    inputs = [DEMOS / name] if demonstrations else []
-    with open_run_dir(f"adapt-{name}", settings.shaping, [*inputs, EMBEDDINGS, BASE], settings.seed) as folder:
+    inputs = [EMBEDDINGS, BASE, *teachers_of([spec], settings.adapt.finetune.teacher)]
+    inputs += [DEMOS / name] if demonstrations else []
+    with open_run_dir(f"adapt-{name}", settings.shaping, inputs, settings.seed) as folder:
         done = adapt(agent, spec, demonstrations, settings, folder, ranks)
         agent.save_adapter(out / "adapter", name)
         with atomic_folder(out / "videos") as videos:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline import config
 from pipeline.agent import Agent
+from pipeline.demonstrate.labels import find_labels, teachers_of, who_labels
 from pipeline.learn.setup import Setup, product_modes
 from pipeline.learn.task_setup import CHECKPOINTS, DEMOS, load_demonstrations
 from pipeline.observing import Observing
@@ -26,12 +27,14 @@ def main() -> None:
     model = agent.model.config
     observing = Observing(agent.pixel_encoder)
     demonstrations = load_demonstrations(specs, ranks, observing.demonstrations)
+    labels = find_labels("finetune", specs, settings.teacher, ranks)
 
     shaping = [tasks.train, tasks.weights, planner, learning, settings]
-    with open_run_dir("finetune", shaping, [DEMOS, PRETRAINED], seed, ranks) as folder:
+    inputs = [DEMOS, PRETRAINED, *teachers_of(specs, settings.teacher)]
+    with open_run_dir("finetune", shaping, inputs, seed, ranks) as folder:
         setup = Setup(
             agent.model, agent.table, planner, learning, runtime, seed, ranks, folder, tasks.weights,
-            observing.make_envs, **build.acting_and_replay(model, learning),
+            observing.make_envs, labels=labels, **build.acting_and_replay(model, learning),
         )  # fmt: skip
         demos = setup.demo_replay(demonstrations)
         demonstrations.clear()
@@ -52,6 +55,7 @@ def main() -> None:
                 transitions=transitions,
                 processes=ranks.count,
                 matmul=product_modes(runtime, ranks.device)[0],
+                labels=who_labels(specs, settings.teacher),
                 **build.summary(extensions),
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -25,6 +26,7 @@ from pipeline.model.task_table import TIED, TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.tasks import registry
 from pipeline.tasks.registry import make
+from tests.experts import untrained_teacher
 
 ROOT = Path(__file__).parent.parent
 TASK = """\
@@ -176,6 +178,8 @@ def test_interaction_alone_or_demonstrations_alone(base: Path, capsys: pytest.Ca
     assert {point["env_steps"] for point in json.loads(Path("alone/summary.json").read_text())["curve"]} > {0}
     assert main([*common, "cloned", "--env-steps", "0", "--demos", "demos"]) == 0
     assert {point["env_steps"] for point in json.loads(Path("cloned/summary.json").read_text())["curve"]} == {0}
+    found = [json.loads(Path(name, "summary.json").read_text())["labels"] for name in ("alone", "cloned")]
+    assert found == [{}, None]  # nobody can, nobody was asked
     # What the body observes is centred and scaled, though no demonstration and no known task says how.
     statistics = json.loads(Path("alone/task.json").read_text())["obs_std"]
     assert statistics[0] != 1
@@ -186,6 +190,19 @@ def test_interaction_alone_or_demonstrations_alone(base: Path, capsys: pytest.Ca
     assert not Path("none", CONFIG).exists()
     assert main([*common, "none", "--demos", "my_tasks"]) == 2
     assert "no demonstrations of swing" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_teacher_labels_what_is_done_in_a_new_task(base: Path, capsys: pytest.CaptureFixture[str]):
+    spec, path = registry.load_file(Path("swing.yaml")), Path("checkpoints/teach/swing/teacher.safetensors")
+    untrained_teacher(dataclasses.replace(spec, action_repeat=2)).save(path)
+    arguments = ["adapt", "base", "--task", "swing.yaml", "--no-video", "--env-steps", "60", "--output", "out"]
+    assert main(arguments) == 2
+    assert f"{path}: this teacher is of 'swing-" in capsys.readouterr().err
+    untrained_teacher(spec).save(path)
+    assert main(arguments) == 0
+    assert "adapt swing: what is done is labelled, in swing by teacher" in capsys.readouterr().err
+    assert json.loads(Path("out/summary.json").read_text())["labels"] == {"swing": "teacher"}
 
 
 def test_a_checkpoint_grows_and_wider_tasks_say_so(base: Path, capsys: pytest.CaptureFixture[str]):

@@ -39,6 +39,7 @@ OPTIONS = {
     "weighting_lr_scale": 10.0,
     "task_id_coef": 0.0,
     "cooldown": 0.0,
+    "teacher": "off",
 }
 
 

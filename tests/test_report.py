@@ -249,6 +249,8 @@ def full_page(root, tmp_path_factory) -> tuple[str, Page]:
     write_curve(folder, "scaling/stage", [0, 800, 1600], [0, 1, 2])
     for task, values in zip(TASKS, ([0, 1, 1], [1, 0, 1], [0, 0, 0], [1, 1, 1]), strict=False):
         write_curve(folder, f"solved/{task}", [0, 800, 1600], values)
+    finetune = json.loads((folder / "summary.json").read_text())
+    write_json(folder / "summary.json", finetune | {"labels": {TASKS[0]: "scripted", TASKS[1]: "teacher"}})
     even, one, other = [0.5, 0.5], [1.0, 0.0], [0.25, 0.75]
     lines = [[even] * 4, [one, even, [], other], [one, one, one, other]]
     write_experts(folder, {"dynamics": lines, "q.0": lines[::-1]})
@@ -416,6 +418,11 @@ def test_a_fresh_clone_gives_a_page_that_names_every_stage(tmp_path):
         assert f"The stage {stage} has not run" in page.words("cost")
     for stage, section in {"demos": "demonstrations", "pretrain": "curves", "evaluate": "open-loop"}.items():
         assert f"dvc repro {stage} makes it" in page.words(section)
+
+
+def test_it_is_said_which_experts_labelled_what(full_page, page):
+    assert f"where it went: {TASKS[0]} (scripted), {TASKS[1]} (teacher)." in full_page[1].words("curves")
+    assert "Labels of experts where it went: off." in page[1].words("curves")
 
 
 def test_tasks_without_demonstrations_are_named_with_the_reason(full_page):

@@ -71,6 +71,7 @@ def adapt_to_task(options: argparse.Namespace) -> None:
     """Train an adapter for a task and write it, with curve, videos and metrics."""
     from pipeline.adapt import adapt, introduce
     from pipeline.agent import Agent
+    from pipeline.demonstrate.labels import teachers_of
     from pipeline.files import add_files
     from pipeline.learn.setup import product_modes
     from pipeline.run.launch import start
@@ -85,6 +86,7 @@ def adapt_to_task(options: argparse.Namespace) -> None:
     if (out / "adapter_config.json").exists():
         raise ValueError(f"{out} already holds an adapter. Choose another folder with --output, or remove that one.")
     demonstrations, files = read_demos(options, spec)
+    files += teachers_of([spec], settings.adapt.finetune.teacher)
     ranks = start(settings.runtime, settings.seed)
     _, mode = product_modes(settings.runtime, ranks.device)
     agent = Agent.from_pretrained(options.checkpoint, device=ranks.device, mode=mode)

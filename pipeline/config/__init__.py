@@ -36,6 +36,7 @@ PARAMS = Path("params.yaml")
 AUTOENCODER = "autoencoder"  # vision.encoder, where it is learned from demonstrations; also its folder's name
 
 Imitate = Literal["all", "score", "none"]  # every own episode (published), each by its score, or none
+Teacher = Literal["label", "off"]  # whether experts say what they would do in the states that are collected
 Observe = Literal["state", "both", "pictures"]
 
 
@@ -254,7 +255,7 @@ class Finetune:
     utd: Positive  # updates per environment step over all tasks together
     batch_size: Count  # slices per update, over all processes
     demo_fraction: Fraction  # part of each batch drawn from demonstrations
-    imitate: Imitate  # which own episodes the policy imitates beside the demonstrations
+    imitate: Imitate  # which own episodes the policy imitates beside the demonstrations, where no expert labels them
     lr_scale: Positive  # the learning rates are those of `learning` x this
     envs_per_task: Count  # environments of each task stepping together
     warmup_updates: CountOrZero  # linear warm-up of the learning rates, whose optimisers start anew
@@ -271,6 +272,8 @@ class Finetune:
     eval_episodes: Count  # per task
     cooldown: Fraction = 0.0  # part of the env_steps, at their end, over which the learning rates fall linearly to 0
     scaling: Scaling | None = None  # dynamic parameter scaling; null = off
+    teacher: Teacher = "off"  # label: experts say what they would do in every collected state, and that is imitated ...
+    # ... with weight 1, in tasks that have one; `imitate` is for the others
 
     def __post_init__(self) -> None:
         demos = self.batch_size * self.demo_fraction

@@ -34,11 +34,11 @@ class Collector:
     Args:
         specs: the task of each environment.
         rows: (N,) row of the task table of each environment.
-        envs: the environments, in the order of `specs`.
+        envs: the environments, in the order of `specs`; with labels, the replay must keep expert actions.
         actor: acts, exploring.
         replay: takes the episodes, with those columns of the actor's that it keeps.
-        settings: `imitate`, how much the policy imitates these episodes; `seeding_episodes`, how many per
-            environment the policy plays alone before training begins.
+        settings: `imitate`, how much the policy imitates these episodes where no expert labels them;
+            `seeding_episodes`, how many per environment the policy plays alone before training begins.
         seed: of the actor's random numbers.
 
     Attributes:
@@ -74,6 +74,8 @@ class Collector:
         self._action = torch.zeros(num_envs, longest, model.action_dim)
         self._reward = torch.zeros(num_envs, longest)
         self._columns = {name: torch.zeros(num_envs, longest) for name in replay.columns}
+        self._labelled = np.array([envs.labels is not None and spec.name in envs.labels.kinds for spec in specs])
+        self._expert_action = None if envs.labels is None else torch.zeros_like(self._action)
         self._length = np.zeros(num_envs, dtype=np.int64)
         self._stepping = np.arange(num_envs)  # the environments that the step under way is for
         self.episodes = np.zeros(num_envs, dtype=np.int64)  # episodes ended per environment, lost ones too
@@ -134,6 +136,10 @@ class Collector:
                     f"{self._length[i]} of an episode. `eft check-task` examines the task; leave it out until it is "
                     "mended."
                 )
+        if self._expert_action is not None:  # of tasks without labels, what was done
+            self._expert_action[which, self._length[which]] = self._action[which, self._length[which]]
+            asked = which[self._labelled[which]]
+            self._expert_action[asked, self._length[asked]] = torch.from_numpy(step.label[asked])
         self._length[which] += 1
         self._obs[which, self._length[which]] = torch.from_numpy(step.final_obs[which])
         done = step.terminated | step.truncated
@@ -148,12 +154,10 @@ class Collector:
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Return the episodes under way and the actor's state, for a bit-for-bit resume."""
-        steps = {"action": self._action, "reward": self._reward, **self._columns}
         return {
-            "obs": torch.cat([self._obs[i, : length + 1] for i, length in enumerate(self._length)]),
             **{
-                name: torch.cat([column[i, :length] for i, length in enumerate(self._length)])
-                for name, column in steps.items()
+                name: torch.cat([column[i, : length + (name == "obs")] for i, length in enumerate(self._length)])
+                for name, column in self._steps.items()
             },
             "length": torch.from_numpy(self._length),
             "episodes": torch.from_numpy(self.episodes),
@@ -168,8 +172,7 @@ class Collector:
             ValueError: a simulator does not come to the saved observation again, so it is not deterministic.
         """
         self._length, self.seeded = state["length"].numpy().copy(), bool(state["seeded"])
-        columns = {"obs": self._obs, "action": self._action, "reward": self._reward, **self._columns}
-        for name, column in columns.items():
+        for name, column in self._steps.items():
             rows = self._length + (name == "obs")
             for i, part in enumerate(state[name].split(rows.tolist())):
                 column[i, : len(part)] = part
@@ -188,6 +191,12 @@ class Collector:
         # With another number of ranks there is no saved random state for this one: it keeps that of its seed.
         self._actor.load_state_tensors({"generator": self._actor.state_tensors()["generator"], **actor})
 
+    @property
+    def _steps(self) -> dict[str, Tensor]:
+        """What is kept of each step of the episodes under way, by name."""
+        labels = {} if self._expert_action is None else {"expert_action": self._expert_action}
+        return {"obs": self._obs, "action": self._action, "reward": self._reward, **self._columns, **labels}
+
     def _start(self, obs: np.ndarray) -> None:
         self._obs[:, 0] = torch.from_numpy(obs)
 
@@ -195,13 +204,15 @@ class Collector:
         length, spec = int(self._length[i]), self._specs[i]
         episode_return = float(self._reward[i, :length].sum())
         score = spec.evaluate(episode_return, success)
+        imitation = {"all": 1.0, "score": score, "none": 0.0}[self._settings.imitate]
         self._replay.add(
             self._obs[i, : length + 1],
             self._action[i, :length],
             self._reward[i, :length],
             terminated,
             int(self._rows[i]),
-            imitation={"all": 1.0, "score": score, "none": 0.0}[self._settings.imitate],
+            expert_action=None if self._expert_action is None else self._expert_action[i, :length],
+            imitation=1.0 if self._labelled[i] else imitation,  # an expert's action is right however the episode went
             columns={name: column[i, :length] for name, column in self._columns.items()},
         )
         return Finished(i, spec.name, episode_return, score)
@@ -243,11 +254,20 @@ def share_out_episodes(part: dict[str, Tensor], replay: ReplayBuffer, takes: Cal
     columns = part["episodes"]
     first = int(part["counters"][1]) - columns.shape[1]
     lengths = (columns[1] + 1).tolist()
-    names = ["obs", "action", "reward", *replay.columns]
+    names = ["obs", "action", "reward", *replay.columns, *(["expert_action"] if replay.keeps_expert_actions else [])]
     rows = zip(*(part[name].split(lengths) for name in names), strict=True)
-    for i, (obs, action, reward, *extra) in enumerate(rows):
+    for i, steps in enumerate(rows):
         _, length, task, terminated = columns[:, i].tolist()
         if takes(task, first + i):
-            kept = {name: column[:length] for name, column in zip(replay.columns, extra, strict=True)}
-            imitation = float(part["imitation"][i])
-            replay.add(obs, action[:length], reward[:length], bool(terminated), task, imitation=imitation, columns=kept)
+            obs, *others = steps
+            kept = {name: values[:length] for name, values in zip(names[1:], others, strict=True)}
+            replay.add(
+                obs,
+                kept.pop("action"),
+                kept.pop("reward"),
+                bool(terminated),
+                task,
+                expert_action=kept.pop("expert_action", None),
+                imitation=float(part["imitation"][i]),
+                columns=kept,
+            )

@@ -24,6 +24,7 @@ class BatchMixer:
         demos: demonstrations; None where there are none.
         replay: own episodes of this rank.
         pauses: tasks may rest, or may have rested before this run was resumed.
+        labelled: rows of the tasks that an expert labels; None where none is asked.
 
     Attributes:
         num_demos, num_own: slices of each batch that this rank draws.
@@ -40,9 +41,10 @@ class BatchMixer:
         demos: ReplayBuffer | None,
         replay: ReplayBuffer,
         pauses: bool = False,
+        labelled: Sequence[int] | None = None,
     ):
         self._ranks, self._settings, self._rows, self._demos, self._replay = ranks, settings, rows, demos, replay
-        self._rested = pauses
+        self._rested, self._labelled = pauses, labelled
         own = torch.tensor(ranks.shard(rows.tolist()))
         self.num_demos, self.num_own = self._shares(ranks.collect(replay.weight_of(own)))
 
@@ -71,14 +73,18 @@ class BatchMixer:
         self.num_demos, self.num_own = self._shares(drawn if any(drawn) else ranks.collect(replay.weight_of(rows)))
 
     def metrics(self) -> dict[str, float]:
-        """Return the size of the replay over all ranks, and the mean age of its episodes in transitions."""
+        """Return the replay's size over all ranks, its episodes' mean age in transitions, and how much is labelled."""
         ranks, replay = self._ranks, self._replay
         everyone = ranks.collect((replay.num_episodes, replay.num_transitions, replay.mean_age()))
         episodes, transitions, _ = (float(sum(column)) for column in zip(*everyone, strict=True))
         if not episodes:
             return {}
         age = sum(stored * age for stored, _, age in everyone) / episodes * ranks.count
-        return {"replay/episodes_sum": episodes, "replay/transitions_sum": transitions, "replay/age_mean": age}
+        found = {"replay/episodes_sum": episodes, "replay/transitions_sum": transitions, "replay/age_mean": age}
+        if self._labelled is not None:
+            of_tasks = sum(ranks.collect(replay.num_transitions_of(self._labelled)))
+            found["replay/labelled_share"] = of_tasks / transitions
+        return found
 
     def _shares(self, drawn: Sequence[float]) -> tuple[int, int]:
         """Return how many slices of demonstrations and of own episodes this rank samples.

@@ -111,7 +111,8 @@ def _begin(
     own = ranks.shard(range(len(env_specs)))
     collector = Collector(ranks.shard(env_specs), rows[own], envs, acting, replay, settings, seed)
     constraint = make_constraint(settings, rows, learner.table.names, run.seed + 4, learner.extensions.plans)
-    mixer = BatchMixer(ranks, settings, rows, demos, replay, learner.extensions.pauses)
+    labelled = None if envs.labels is None else acting.rows(list(envs.labels.kinds)).tolist()
+    mixer = BatchMixer(ranks, settings, rows, demos, replay, learner.extensions.pauses, labelled)
     run.parts, run.replay = {"collector": collector, "constraint": constraint}, replay
     run.measures = [constraint.metrics, mixer.metrics]
     if run.resumed:

@@ -118,6 +118,11 @@ class ReplayBuffer:
         """Episodes ever stored, also those overwritten since; `state_tensors(since=...)` counts by it."""
         return self._episodes.num_added
 
+    def num_transitions_of(self, tasks: Sequence[int]) -> int:
+        """Return how many transitions are stored of these rows of the task table."""
+        stored = self._episodes.stored
+        return int(stored["length"][np.isin(stored["task"], tasks)].sum())
+
     def mean_age(self) -> float:
         """Return the mean age of stored episodes: transitions added after each."""
         lengths = self._episodes.stored["length"].astype(np.float64)

@@ -24,6 +24,7 @@ from pipeline.model.actor import Actor
 from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.run.ranks import Ranks
+from pipeline.tasks.labels import Labels
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv
 
@@ -52,6 +53,7 @@ class Setup:
         make_actor: makes actors; called like `Actor`.
         make_replay: makes replays; called like `ReplayBuffer`.
         columns: names of `Actor.columns` that the replay stores with each action.
+        labels: who says what an expert would do in every state that is collected; None asks nobody.
     """
 
     model: WorldModel
@@ -67,6 +69,7 @@ class Setup:
     make_actor: Callable[..., Actor] = Actor
     make_replay: Callable[..., ReplayBuffer] = ReplayBuffer
     columns: tuple[str, ...] = ()
+    labels: Labels | None = None
 
     @property
     def widths(self) -> tuple[int, int]:
@@ -115,10 +118,11 @@ class Setup:
         capacity = math.ceil(settings.replay_capacity * len(numbers) / len(env_specs))
         place = self._place(f"online-{self.ranks.rank:04d}")
         replay = self.make_replay(
-            capacity, *self.widths, self.planner.horizon, task_weights=self._weights(), columns=self.columns, **place
-        )
+            capacity, *self.widths, self.planner.horizon, keep_expert_actions=self.labels is not None,
+            task_weights=self._weights(), columns=self.columns, **place,
+        )  # fmt: skip
         own, workers = [env_specs[number] for number in numbers], self.runtime.env_workers
-        with run, self.make_envs(own, *self.widths, self.seed + 3, workers, numbers) as envs:
+        with run, self.make_envs(own, *self.widths, self.seed + 3, workers, numbers, labels=self.labels) as envs:
             learn_online(run, settings, demos, replay, envs, env_specs, self.actor())
         return replay
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pipeline.pixels.pixel_encoder import PixelEncoder
+from pipeline.tasks.labels import Labels
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.task_env import TaskEnv
 from pipeline.tasks.vector import Step, VectorEnv
@@ -19,7 +20,8 @@ class PixelEnvs(VectorEnv):
 
     Args:
         pixel_encoder: turns the images into observations.
-        others: as of `VectorEnv`; `obs_dim` must hold the state and the vector.
+        others: as of `VectorEnv`; `obs_dim` must hold the state and the vector. Experts that label read
+            the state alone.
     """
 
     def __init__(
@@ -31,8 +33,9 @@ class PixelEnvs(VectorEnv):
         seed: int,
         num_workers: int,
         numbers: Sequence[int] | None = None,
+        labels: Labels | None = None,
     ) -> None:
-        super().__init__(specs, obs_dim, action_dim, seed, num_workers, numbers, pixel_encoder.image_size)
+        super().__init__(specs, obs_dim, action_dim, seed, num_workers, numbers, pixel_encoder.image_size, labels)
         self._pixel_encoder = pixel_encoder
         self._obs_dims, self._tasks = [spec.obs_dim for spec in specs], [spec.name for spec in specs]
 
@@ -63,9 +66,9 @@ class PixelEnvs(VectorEnv):
 
 
 def env_maker(pixel_encoder: PixelEncoder | None) -> Callable[..., VectorEnv]:
-    """Return `make_envs(specs, obs_dim, action_dim, seed, num_workers, numbers=None)`, as learning asks for it.
+    """Return what makes environments: `make_envs(specs, obs_dim, action_dim, seed, num_workers, numbers, labels)`.
 
-    It builds a `PixelEnvs`, or a plain `VectorEnv` where images are not observed.
+    The last two may be left out. It builds a `PixelEnvs`, or a plain `VectorEnv` where images are not observed.
 
     Raises:
         ValueError: from `make_envs`, a task does not fit into `obs_dim`.
@@ -78,12 +81,13 @@ def env_maker(pixel_encoder: PixelEncoder | None) -> Callable[..., VectorEnv]:
         seed: int,
         num_workers: int,
         numbers: Sequence[int] | None = None,
+        labels: Labels | None = None,
     ) -> VectorEnv:
         for spec in specs:
             check_width(spec, pixel_encoder, obs_dim)
         if pixel_encoder is None:
-            return VectorEnv(specs, obs_dim, action_dim, seed, num_workers, numbers)
-        return PixelEnvs(pixel_encoder, specs, obs_dim, action_dim, seed, num_workers, numbers)
+            return VectorEnv(specs, obs_dim, action_dim, seed, num_workers, numbers, labels=labels)
+        return PixelEnvs(pixel_encoder, specs, obs_dim, action_dim, seed, num_workers, numbers, labels)
 
     return make_envs
 

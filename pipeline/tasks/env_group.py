@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipeline.tasks.labels import Expert, Labels, ask
 from pipeline.tasks.registry import make
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.task_env import SimulationError, TaskEnv
@@ -31,6 +32,7 @@ class Arrays(NamedTuple):
     image: np.ndarray  # (N, P, P, 3) uint8 RGB of `obs`; P is 0 where nothing is drawn
     final_image: np.ndarray  # (N, P, P, 3) uint8 RGB of `final_obs`, written only where the step ended an episode
     playing: np.ndarray  # (N,) bool, which environments the step is for; the others rest in the middle of an episode
+    label: np.ndarray  # (N, A) float32, what the expert would have done in this step; (N, 0) where none is asked
 
 
 MAX_FAILURES = (
@@ -45,15 +47,16 @@ class Widths(NamedTuple):
     obs_dim: int  # O
     action_dim: int  # A
     image_size: int  # P, pixels of an image's side
+    label_dim: int = 0  # A where experts are asked, else 0
 
 
 def layout(widths: Widths) -> list[tuple[tuple[int, ...], type]]:
     """Return shape and type of each of the `Arrays`."""
-    n, obs_dim, action_dim, side = widths
+    n, obs_dim, action_dim, side, label_dim = widths
     wide, flag, count = ((n, obs_dim), np.float32), ((n,), np.bool_), ((n,), np.int64)
     image = ((n, side, side, 3), np.uint8)
     start = [((n, action_dim), np.float32), wide, ((n,), np.float32), flag, flag]
-    return [*start, wide, flag, flag, count, count, image, image, flag]
+    return [*start, wide, flag, flag, count, count, image, image, flag, ((n, label_dim), np.float32)]
 
 
 def num_bytes(widths: Widths) -> int:
@@ -74,21 +77,30 @@ class EnvGroup:
     """Some environments of a vector, in this process.
 
     An environment that fails (it raises, or returns NaN or a wrong shape) is built anew and begins its next episode;
-    the row of `lost` says so, and `failures` holds the error.
+    the row of `lost` says so, and `failures` holds the error. So does one whose expert fails.
 
     Args:
         specs: index in the vector and task of each environment.
         arrays: where to read actions and write results; rows are indices in the vector.
         seed: seed of the run.
         numbers: number in the run of each environment of the vector.
+        labels: whose experts are asked before each step; None asks nobody.
     """
 
     def __init__(
-        self, specs: Sequence[tuple[int, TaskSpec]], arrays: Arrays, seed: int, numbers: Sequence[int]
+        self,
+        specs: Sequence[tuple[int, TaskSpec]],
+        arrays: Arrays,
+        seed: int,
+        numbers: Sequence[int],
+        labels: Labels | None = None,
     ) -> None:
         self._arrays, self._seed, self._numbers, self._specs = arrays, seed, numbers, dict(specs)
         self._size = arrays.image.shape[1]
-        self._envs = {index: self._build(spec) for index, spec in specs}
+        self._labels = labels
+        self._experts: dict[int, Expert] = {}  # of the environments that are labelled
+        self._success = dict.fromkeys(self._specs, False)  # whether the present state is a successful one
+        self._envs = {index: self._build(index) for index in self._specs}
         self.failures: list[tuple[int, str]] = []  # of the last call: index, and error with its traceback
 
     def reset(self) -> None:
@@ -101,13 +113,16 @@ class EnvGroup:
         """Take one agent step in each environment that plays; where an episode ends, start the next."""
         self.failures = []
         action, obs, reward, terminated, truncated, final_obs, success, lost, _, beats, *more = self._arrays
-        image, final_image, playing = more
+        image, final_image, playing, label = more
         for index, env in self._envs.items():
             if not playing[index]:
                 self._nothing_happened(index)
                 continue
             beats[index] += 1
             try:
+                if index in self._experts:  # in the state before the action
+                    wanted = ask(self._experts[index], env.task, obs[index], self._success[index])
+                    label[index, : len(wanted)] = wanted
                 last, reward[index], terminated[index], truncated[index], info = env.step(action[index])
             except SimulationError as error:
                 self._lose(index, error)
@@ -115,7 +130,8 @@ class EnvGroup:
             finally:
                 beats[index] += 1
             final_obs[index] = obs[index] = last
-            success[index], lost[index] = info["success"], False
+            success[index] = self._success[index] = info["success"]
+            lost[index] = False
             over = terminated[index] or truncated[index]
             if self._size:
                 (final_image if over else image)[index] = env.render()
@@ -134,7 +150,8 @@ class EnvGroup:
             for step, action in enumerate(played):
                 env = self._envs[index]
                 self._arrays.beats[index] += 2
-                self._arrays.obs[index], _, terminated, truncated, _ = env.step(action)
+                self._arrays.obs[index], _, terminated, truncated, info = env.step(action)
+                self._success[index] = info["success"]
                 if terminated or truncated:
                     raise ValueError(
                         f"task {env.task.name}: cannot restore episode {episode} of environment {index}: it ended "
@@ -149,9 +166,13 @@ class EnvGroup:
         for env in self._envs.values():
             env.close()
 
-    def _build(self, spec: TaskSpec) -> TaskEnv:
+    def _build(self, index: int) -> TaskEnv:
+        spec = self._specs[index]
         try:
-            return make(spec, self._arrays.obs.shape[1], self._arrays.action.shape[1], self._size)
+            env = make(spec, self._arrays.obs.shape[1], self._arrays.action.shape[1], self._size)
+            if self._labels and spec.name in self._labels.kinds:
+                self._experts[index] = self._labels.open_expert(spec, env)
+            return env
         except Exception as error:
             error.add_note(f"This happened when building task {spec.name} ({spec.suite}: {spec.env_id}).")
             raise
@@ -163,7 +184,8 @@ class EnvGroup:
             seed = episode_seed(self._seed, self._numbers[index], episode + attempt)
             self._arrays.beats[index] += 1
             try:
-                self._arrays.obs[index], _ = self._envs[index].reset(seed=seed)
+                self._arrays.obs[index], info = self._envs[index].reset(seed=seed)
+                self._success[index] = info["success"]
                 if self._size:
                     self._arrays.image[index] = self._envs[index].render()
                 return
@@ -190,7 +212,7 @@ class EnvGroup:
     def _rebuild(self, index: int) -> None:
         with contextlib.suppress(Exception):  # it is broken: whether it closes well does not matter
             self._envs[index].close()
-        self._envs[index] = self._build(self._specs[index])
+        self._envs[index] = self._build(index)
 
 
 def _report(error: Exception) -> str:

@@ -12,7 +12,7 @@ from pipeline.tasks.spec import TaskSpec
 
 
 class SimulationError(RuntimeError):
-    """A simulator failed or returned what it must not; names task, step and action."""
+    """A simulator, or an expert asked in it, failed or returned what it must not; names the task."""
 
 
 class Simulator(Protocol):

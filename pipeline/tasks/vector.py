@@ -6,6 +6,7 @@ import json
 import logging
 import mmap
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from pydantic import TypeAdapter
 
 from pipeline.tasks import domains
 from pipeline.tasks.env_group import MAX_FAILURES, EnvGroup, Widths, num_bytes, view
+from pipeline.tasks.labels import Labels
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.worker import DONE, RESET, RESTORE, STEP
 
@@ -40,6 +42,8 @@ class Step(NamedTuple):
     lost: np.ndarray  # (N,) bool; the episode failed and must not be used, `obs` is the first of another one
     image: np.ndarray  # (N, P, P, 3) uint8 RGB of `obs`; P is 0 where nothing is drawn
     final_image: np.ndarray  # (N, P, P, 3) uint8 RGB of `final_obs` where the episode ended; undefined elsewhere
+    label: np.ndarray  # (N, A) float32, what the expert would have done in the state before the step; (N, 0) where ...
+    # ... there are no labels; undefined of tasks that are not labelled, and of environments that rested or were lost
 
 
 class WorkerError(RuntimeError):
@@ -60,10 +64,10 @@ class VectorEnv:
     Episode e of environment i is determined by (seed, numbers[i], e) and the actions alone: results do not depend on
     `num_workers`, nor on which process of a run an environment runs.
 
-    An environment that fails in the middle of an episode (it raises, or returns NaN or a wrong shape) begins its next
-    one, and the step's `lost` says so. So do all environments of a worker process that dies or stands still for a
-    minute; the process is started again. Both are logged. A task that fails time and again without finishing an
-    episode between stops the run.
+    An environment that fails in the middle of an episode (it or its expert raises, or returns NaN or a wrong shape)
+    begins its next one, and the step's `lost` says so. So do all environments of a worker process that dies or stands
+    still for a minute; the process is started again. Both are logged. A task that fails time and again without
+    finishing an episode between stops the run.
 
     Args:
         specs: the task of each environment; repeat one to have several of it.
@@ -73,6 +77,7 @@ class VectorEnv:
         num_workers: processes that step them; 0 = in this process.
         numbers: number of each environment in the whole run, where this vector is a part of it; None = 0 to N - 1.
         image_size: P, pixels of a side of the images that are drawn of every observation; 0 draws none.
+        labels: experts that are asked in every state of their tasks, where the environments are; None asks nobody.
 
     Raises:
         ValueError: a task cannot be built (with `num_workers=0`).
@@ -88,27 +93,29 @@ class VectorEnv:
         num_workers: int,
         numbers: Sequence[int] | None = None,
         image_size: int = 0,
+        labels: Labels | None = None,
     ) -> None:
         n = len(specs)
         if n == 0:
             raise ValueError("VectorEnv needs at least one task.")
-        self.specs = tuple(specs)
+        self.specs, self.labels = tuple(specs), labels
         self._failures = np.zeros(n, np.int64)  # of each environment, since it last finished an episode
         self._workers: list[_Worker] = []
         self._memory: int | None = None
         self._group: EnvGroup | None = None
         numbers = list(range(n) if numbers is None else numbers)
         numbered = list(enumerate(specs))
-        widths = Widths(n, obs_dim, action_dim, image_size)
+        widths = Widths(n, obs_dim, action_dim, image_size, action_dim if labels else 0)
         self._under_way = False
         self._dead: dict[int, _Death] = {}  # workers that could not get the command under way
         if num_workers == 0:
             self._arrays = view(bytearray(num_bytes(widths)), widths)
-            self._group = EnvGroup(numbered, self._arrays, seed, numbers)
+            self._group = EnvGroup(numbered, self._arrays, seed, numbers, labels)
             return
         memory = self._memory = _shared_memory(num_bytes(widths))
         self._arrays = view(mmap.mmap(memory, 0), widths)
         order = self._order = {"widths": widths, "seed": seed, "numbers": numbers}
+        order["labels"] = pickle.dumps(labels).hex() if labels else None
         try:
             for hand in assign(specs, min(num_workers, n)):
                 self._workers.append(_Worker([numbered[index] for index in hand], order, memory))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -47,7 +48,8 @@ def main() -> None:
 def _build(order: dict, memory: int) -> EnvGroup:
     arrays = view(mmap.mmap(memory, 0), Widths(*order["widths"]))
     specs = [(index, parse_spec(values, "a worker's orders")) for index, values in order["specs"]]
-    return EnvGroup(specs, arrays, order["seed"], order["numbers"])
+    labels = pickle.loads(bytes.fromhex(order["labels"])) if order["labels"] else None
+    return EnvGroup(specs, arrays, order["seed"], order["numbers"], labels)
 
 
 def _obey(group: EnvGroup, connection: Connection) -> None:

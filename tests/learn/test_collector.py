@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,15 @@ import torch
 from torch import Tensor
 
 from pipeline import config
-from pipeline.learn.collector import Collector, Finished
+from pipeline.demonstrate.experts import open_expert
+from pipeline.demonstrate.scripted import Script
+from pipeline.learn.collector import Collector, Finished, share_out_episodes
 from pipeline.learn.replay import ReplayBuffer
 from pipeline.model.actor import Actor
 from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.tasks import registry
+from pipeline.tasks.labels import Labels
 from pipeline.tasks.spec import TaskSpec, parse_spec
 from pipeline.tasks.vector import VectorEnv
 
@@ -55,10 +59,13 @@ def make_actor(specs: Sequence[TaskSpec] = SPECS) -> Actor:
 
 
 def make_collector(
-    replay: ReplayBuffer, imitate: str = "score", specs: Sequence[TaskSpec] = SPECS
+    replay: ReplayBuffer,
+    imitate: str = "score",
+    specs: Sequence[TaskSpec] = SPECS,
+    labels: Labels | None = None,
 ) -> tuple[Collector, VectorEnv]:
     actor, settings = make_actor(specs), dataclasses.replace(FINETUNE, imitate=imitate)  # pyright: ignore
-    envs = VectorEnv(specs, MODEL.obs_dim, MODEL.action_dim, seed=5, num_workers=0)
+    envs = VectorEnv(specs, MODEL.obs_dim, MODEL.action_dim, seed=5, num_workers=0, labels=labels)
     return Collector(specs, actor.rows([s.name for s in specs]), envs, actor, replay, settings, seed=7), envs
 
 
@@ -68,8 +75,8 @@ def step_once(collector: Collector, plan: bool = False, constraint_weight: float
     return collector.end_step()
 
 
-def make_replay(columns: tuple[str, ...] = ()) -> ReplayBuffer:
-    return ReplayBuffer(1000, MODEL.obs_dim, MODEL.action_dim, horizon=3, columns=columns)
+def make_replay(columns: tuple[str, ...] = (), **options: Any) -> ReplayBuffer:
+    return ReplayBuffer(1000, MODEL.obs_dim, MODEL.action_dim, horizon=3, columns=columns, **options)
 
 
 def test_a_collected_episode_is_what_the_simulator_did():
@@ -211,3 +218,53 @@ def test_an_episode_that_rested_is_stored_whole_and_survives_a_resume():
         other.load_state_tensors(state)  # which raises unless the simulators come to the same observations
         again = [episode for _ in range(3) for episode in step_once(other)]
     assert again[0].episode_return == finished[0].episode_return
+
+
+LABELS = Labels({"mw-reach": "scripted"}, partial(open_expert, teachers=None))
+
+
+def collect_labelled(interrupted: bool) -> ReplayBuffer:
+    """Collect an episode of each task, mw-reach labelled, planned and not; on request with a new beginning in it."""
+    replay = make_replay(("first_dim",), keep_expert_actions=True)
+    collector, envs = make_collector(replay, "none", labels=LABELS)
+    for step in range(100):
+        if interrupted and step == 60:
+            state = {name: tensor.clone() for name, tensor in collector.state_tensors().items()}
+            envs.close()
+            collector, envs = make_collector(replay, "none", labels=LABELS)
+            collector.load_state_tensors(state)
+        step_once(collector, plan=step % 2 == 1)
+    envs.close()
+    return replay
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_labelled_episode_keeps_beside_what_was_done_what_the_expert_would_have_done_there(interrupted):
+    replay = collect_labelled(interrupted)
+    stored = replay.state_tensors()
+    assert replay.num_episodes == 2
+    script = Script("reach-v3")
+    wanted = [script.act(obs.numpy(), False) for obs in stored["obs"][:100, :39]]  # an untrained policy never succeeds
+    assert torch.equal(stored["expert_action"][:100], torch.from_numpy(np.stack(wanted).astype(np.float32)))
+    assert (stored["expert_action"][:100] - stored["action"][:100]).abs().mean() > 0.1
+    assert torch.equal(stored["expert_action"][101:], stored["action"][101:])  # nobody labels the other task
+    assert stored["imitation"].tolist() == [1.0, 0.0]
+    batch = replay.sample(64, torch.Generator().manual_seed(0))
+    differs = (batch.expert_action != batch.action).any(2).any(0)
+    assert torch.equal(differs, batch.task == 0)
+    assert torch.equal(batch.imitation, (batch.task == 0).float())
+
+
+@pytest.mark.slow
+def test_labels_are_shared_out_with_their_episodes_also_where_nobody_labels_on_a_rank():
+    replay = collect_labelled(False)
+    saved = replay.state_tensors()
+    first, second = (make_replay(("first_dim",), keep_expert_actions=True) for _ in range(2))
+    share_out_episodes(saved, first, lambda task, number: task == 0)
+    share_out_episodes(saved, second, lambda task, number: task == 1)
+    for row, part in enumerate((first, second)):
+        again = part.state_tensors()
+        for name in ("obs", "action", "reward", "expert_action", "first_dim"):
+            assert torch.equal(again[name], saved[name][101 * row : 101 * (row + 1)]), name
+        assert again["imitation"].tolist() == [1.0 - row]

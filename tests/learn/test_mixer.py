@@ -144,5 +144,10 @@ def test_what_is_logged_counts_the_episodes_of_all_ranks() -> None:
         "replay/transitions_sum": 40.0,
         "replay/age_mean": pytest.approx((2 * own_age + 4 * 1.0) / 6 * 2),
     }
+    ranks._others = lambda other: 1.0
+    labelled = BatchMixer(ranks, FINETUNE, torch.arange(2), None, make_replay(OWN, [0, 0, 1]), labelled=[1])
+    answers = iter([(1, 10, 1.0), 10])  # the other rank has ten transitions, all of a labelled task
+    ranks._others = lambda other: next(answers)
+    assert labelled.metrics()["replay/labelled_share"] == pytest.approx((5 + 10) / 25)
     empty = BatchMixer(Ranks(), FINETUNE, torch.arange(2), None, make_replay(OWN, []))
     assert empty.metrics() == {}

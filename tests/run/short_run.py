@@ -40,7 +40,9 @@ from pipeline.run.ranks import Ranks
 from pipeline.run.run_dir import open_run_dir
 from pipeline.systems import build
 from pipeline.systems.scalezero.curriculum import Curriculum
+from pipeline.tasks.labels import Labels
 from pipeline.tasks.spec import parse_spec
+from tests.experts import open_damper
 from tests.tiny import TINY_PLANNER
 
 DEFAULTS = {
@@ -59,9 +61,11 @@ DEFAULTS = {
     "slow_save": 0.0,  # seconds each save takes longer
     "fail_at": None,  # [rank, update]: that rank raises an error of its own
     "history": False,  # dynamics that see past steps
+    "labels": False,  # an expert labels the first and the last task
     "clipped": None,  # the policy learns by a clipped ratio; true where plans collect for it
 }
 HISTORY = config.History(context=4, layers=2, heads=2, dim=16, mlp_dim=24, backbone="shared")
+LABELS = Labels({"pendulum-0": "teacher", "pendulum-2": "teacher"}, open_damper)
 TASKS = [
     parse_spec(
         {
@@ -107,7 +111,7 @@ def main(options: dict) -> None:
     with open_run_dir("short", [settings, learning], [], seed, ranks) as run_dir:
         setup = Setup(
             model, table, TINY_PLANNER, learning, runtime, seed, ranks, run_dir,
-            **build.acting_and_replay(sizes, learning),
+            labels=LABELS if options["labels"] else None, **build.acting_and_replay(sizes, learning),
         )  # fmt: skip
         demos = setup.demo_replay(_demos())
         extensions = build.online_extensions(model, table, learning, settings.scaling, seed)
@@ -126,6 +130,7 @@ def main(options: dict) -> None:
                 {
                     "learner": _hash(state_tensors(learner)),
                     "replay": _hash(found),
+                    "imitation": dict(zip(found["episodes"][2].tolist(), found["imitation"].tolist(), strict=True)),
                     "tasks": sorted(set(found["episodes"][2].tolist())),
                     "updates": learner.updates,
                     "stopped_at": run.position,

@@ -215,6 +215,21 @@ def test_dynamics_with_history_grow_and_are_resumed_alike_while_a_task_rests(ser
     assert result(broken) == result(whole)
 
 
+@pytest.mark.parametrize("kept", [{"replay": "memory", "env_workers": 2}, {"replay": "disk"}])
+def test_labels_are_resumed_alike(server, undisturbed, tmp_path, kept):
+    whole, broken, options = tmp_path / "whole", tmp_path / "broken", {"labels": True, **kept}
+    assert server.run(whole, **options) == [0], said(whole)
+    assert result(whole)["imitation"] == {"0": 1.0, "1": 0.0, "2": 1.0}  # whose own episodes count for nothing
+    assert result(whole)["learner"] != undisturbed[0]["learner"]
+    assert '"replay/labelled_share": 0.' in curves(whole)
+    assert "labelled" not in undisturbed[2]
+    for number in (11, 5):  # in the middle of a save, with episodes under way
+        assert server.run(broken, kill_at_write=number, **options) == [-signal.SIGKILL]
+    assert server.run(broken, **options) == [0], said(broken)
+    assert result(broken) == result(whole)
+    assert curves(broken) == curves(whole)
+
+
 def test_a_run_ends_where_every_task_is_solved(server, tmp_path):
     solved = {"pendulum-0": 0.65, "pendulum-1": 0.3, "pendulum-2": 0.3}
     assert server.run(tmp_path, **(GROWING | {"scaling": solved})) == [0], said(tmp_path)

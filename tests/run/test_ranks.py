@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -86,6 +87,25 @@ def test_two_processes_go_on_alike_and_a_third_number_says_what_differs(server, 
     assert positions(broken)
     assert server.run(broken, ranks=2) == [0, 0]
     assert (result(broken), result(broken, 1)) == (first, second)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_from_labels_alike_also_where_one_has_none(server, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert server.run(whole, ranks=2, labels=True) == [0, 0], said(whole) + said(whole, 1)
+    first, second = result(whole), result(whole, 1)
+    assert (first["imitation"], second["imitation"]) == ({"0": 1.0, "2": 1.0}, {"1": 0.0})
+    assert first["learner"] == second["learner"]
+    assert server.run(broken, ranks=2, labels=True, fail_at=[1, 8]) == [3, 2]
+    shutil.copytree(broken, tmp_path / "shared out")
+    assert server.run(broken, ranks=2, labels=True) == [0, 0], said(broken)
+    assert (result(broken), result(broken, 1)) == (first, second)
+    for count in (3, 1):  # on three, the second has no labels; one takes up what they leave
+        folder = tmp_path / "shared out"
+        done = {"fail_at": [1, 16]} if count == 3 else {}
+        assert server.run(folder, ranks=count, labels=True, **done)[0] == (3 if done else 0), said(folder)
+    found = result(tmp_path / "shared out")
+    assert found["imitation"] == {"0": 1.0, "1": 0.0, "2": 1.0}
 
 
 @pytest.mark.slow

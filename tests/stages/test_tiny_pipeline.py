@@ -17,6 +17,8 @@ import psutil
 import pytest
 import yaml
 
+from pipeline.run.metrics import read_rows
+
 ROOT = Path(__file__).parents[2]
 STAGES = ["demos", "embed", "pretrain", "finetune", "evaluate", "adapt@mw-drawer-close", "publish", "report"]
 
@@ -93,6 +95,15 @@ def test_scores_have_both_checkpoints_both_modes_and_pairs(project: Path):
             mean = scores["mean"][checkpoint][mode]
             assert 0 <= mean["low"] <= mean["score"] <= mean["high"] <= 1
     assert {pair["mode"] for pair in scores["pairs"]} == {"policy", "plan"}
+
+
+def test_the_scripts_labelled_what_was_collected(project: Path):
+    found = [project / f"checkpoints/{stage}/metrics/summary.json" for stage in ("finetune", "adapt/mw-drawer-close")]
+    online, adapted = (json.loads(path.read_text())["labels"] for path in found)
+    assert online == dict.fromkeys(["mw-reach", "mw-pick-place", "mw-drawer-open"], "scripted")
+    assert adapted == {"mw-drawer-close": "scripted"}
+    rows = read_rows(project / "checkpoints/finetune/metrics/metrics.jsonl")
+    assert {row["replay/labelled_share"] for row in rows if "replay/labelled_share" in row} == {1.0}
 
 
 def test_nothing_runs_again(project: Path):

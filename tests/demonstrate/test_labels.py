@@ -1,0 +1,76 @@
+"""Who labels which tasks, what is said of it, and teachers that are of no use."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.demonstrate.labels import find_labels, teachers_of, who_labels
+from pipeline.tasks.registry import get
+from pipeline.tasks.spec import TaskSpec
+from pipeline.tasks.vector import VectorEnv
+from tests.experts import untrained_teacher
+
+SPECS = get(["mw-reach", "pendulum-spin", "mw-door-open", "cup-spin"])
+FILE = Path("checkpoints/teach/pendulum-spin/teacher.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_off_asks_nobody_and_says_nothing(capsys):
+    assert find_labels("finetune", SPECS, "off") is None
+    assert who_labels(SPECS, "off") is None
+    assert teachers_of(SPECS, "off") == []
+    assert capsys.readouterr().err == ""
+
+
+def test_it_is_said_who_labels_what_and_where_nobody_can(capsys):
+    untrained_teacher(SPECS[1]).save(FILE)
+    labels = find_labels("finetune", SPECS, "label")
+    assert labels is not None
+    assert labels.kinds == {"mw-reach": "scripted", "pendulum-spin": "teacher", "mw-door-open": "scripted"}
+    assert teachers_of(SPECS, "label") == [FILE]
+    assert capsys.readouterr().err == (
+        "finetune: what is done is labelled, in mw-reach, mw-door-open by scripted; pendulum-spin by teacher; "
+        "cup-spin by nobody\n"
+    )
+
+
+def test_where_no_task_has_an_expert_nobody_is_asked(capsys):
+    assert find_labels("adapt cup-spin", SPECS[3:], "label") is None
+    assert who_labels(SPECS[3:], "label") == {}
+    assert capsys.readouterr().err == "adapt cup-spin: what is done is labelled, in cup-spin by nobody\n"
+
+
+def changed(specs: Sequence[TaskSpec]) -> TaskSpec:
+    return dataclasses.replace(specs[1], episode_length=specs[1].episode_length + 1)
+
+
+@pytest.mark.parametrize(("damage", "message"), [("other", "this teacher is of 'pendulum-spin-"), ("bytes", "not a t")])
+def test_a_teacher_of_no_use_is_refused_before_anything_is_collected(damage, message):
+    untrained_teacher(changed(SPECS)).save(FILE)
+    if damage == "bytes":
+        FILE.write_bytes(b"0" * 100)
+    with pytest.raises(ValueError, match=f"{FILE}: {message}"):
+        find_labels("finetune", SPECS, "label")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_teacher_labels_in_a_worker_what_it_says_of_the_state(num_workers):
+    teacher = untrained_teacher(SPECS[1])
+    teacher.save(FILE)
+    labels = find_labels("finetune", SPECS[1:2], "label")
+    with VectorEnv(SPECS[1:2], 10, 3, 0, num_workers, labels=labels) as envs:
+        obs = envs.reset()
+        for _ in range(5):
+            step = envs.step(np.ones((1, 3), np.float32))
+            assert np.array_equal(step.label[0], [*teacher.label(obs[0, : SPECS[1].obs_dim]), 0, 0])
+            obs = step.obs
