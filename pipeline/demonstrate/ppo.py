@@ -1,7 +1,8 @@
 """Proximal policy optimisation of one task on many copies of it: how a teacher is trained.
 
 Source: Schulman et al. 2017, with generalised advantages (Schulman et al. 2016), the learning rate steered by the
-divergence of new from old policy (Rudin et al. 2022), and bootstrapped values where the time limit cut an episode.
+divergence of new from old policy (Rudin et al. 2022), bootstrapped values where the time limit cut an episode, and
+noise that may last (Hollenstein et al. 2024): each action's by itself is as likely as without.
 """
 
 from __future__ import annotations
@@ -46,9 +47,10 @@ class PPORecipe:
     hidden: Count  # width of both networks, of two hidden layers each
     coarseness: Count  # physics steps of the real environment that one of training replaces
     shaping: Fraction  # part of the training after which what `TEACHING` adds to the reward is gone; 0: it adds nothing
-    demos: CountOrZero  # planned demonstrations that the policy is cloned from before it begins
     evaluate: Count  # agent steps between two evaluations
     patience: Count  # evaluations without a gain of 0.01 after which the training ends
+    correlation: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the noise of an action with that of the one before
+    demos: CountOrZero = 0  # planned demonstrations that the policy is cloned from before it begins
 
 
 class Rollout(NamedTuple):
@@ -117,6 +119,7 @@ class PPO:
         self.optimizer = torch.optim.Adam(self.parameters, lr=recipe.lr, eps=1e-5, fused=True)
         self.normaliser = Normaliser(obs_dim)
         self.normaliser.add(env.obs)
+        self._noise = np.zeros((env.num, action_dim), np.float32)
         self.steps, self._value_alone = 0, 0  # agent steps; updates that are still to be of the value alone
 
     def clone(self, obs: np.ndarray, action: np.ndarray) -> None:
@@ -153,7 +156,9 @@ class PPO:
             raw[t], obs[t] = env.obs, self.normaliser(env.obs)
             with torch.no_grad():
                 mean = self.policy(torch.from_numpy(obs[t])).numpy()
-            noise = self.rng.standard_normal(mean.shape, np.float32)
+            fresh = self.rng.standard_normal(mean.shape, np.float32)
+            self._noise = recipe.correlation * self._noise + (1 - recipe.correlation**2) ** 0.5 * fresh
+            noise = self._noise
             action[t], log_prob[t] = mean + std * noise, (-0.5 * noise**2 - np.log(std)).sum(axis=1)
             step = env.step(action[t].astype(np.float64))
             reward[t], over[t] = step.reward, step.terminated | step.truncated
@@ -251,6 +256,7 @@ class PPO:
             tensors[f"parameter.{number}"] = parameter.detach()
             for name, part in moments.get(number, {}).items():
                 tensors[f"adam.{number}.{name}"] = part
+        tensors["noise"] = torch.from_numpy(self._noise)
         tensors["generator"] = self.generator.get_state()
         tensors["obs_mean"] = torch.from_numpy(self.normaliser.mean)
         tensors["obs_var"] = torch.from_numpy(self.normaliser.var)
@@ -278,6 +284,7 @@ class PPO:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         for group in self.optimizer.param_groups:
             group["lr"] = values["lr"]
+        self._noise = tensors["noise"].numpy()
         self.generator.set_state(tensors["generator"])
         self.rng.bit_generator.state = values["rng"]
         self.normaliser.mean, self.normaliser.var = tensors["obs_mean"].numpy(), tensors["obs_var"].numpy()

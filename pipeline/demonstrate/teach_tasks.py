@@ -42,10 +42,10 @@ class Lesson:
             return False
         try:
             notes = load_teacher(path, self.spec).notes
+            recipe = TypeAdapter(PPORecipe).validate_python(notes.get("recipe"))
         except ValueError:
-            return False  # damaged, or of another version of the task: it is trained anew
-        wanted = TypeAdapter(PPORecipe).dump_python(self.recipe)
-        return notes.get("recipe") == wanted and (any_seed or notes.get("seed") == self.seed)
+            return False  # damaged, or of another version of the task or of recipes: it is trained anew
+        return recipe == self.recipe and (any_seed or notes.get("seed") == self.seed)
 
 
 def take_shipped(lessons: Sequence[Lesson], folder: Path) -> None:
