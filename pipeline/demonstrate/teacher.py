@@ -94,7 +94,8 @@ def load_teacher(path: str | Path, spec: TaskSpec) -> Teacher:
         with safe_open(path, "numpy") as file:
             told = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+        notes = json.loads(told.get("notes", ""))
+    except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a teacher ({error}); `eft teach {spec.name}` trains one.") from None
     wanted = task_version(spec)
     if told.get("task") != wanted:
@@ -102,6 +103,27 @@ def load_teacher(path: str | Path, spec: TaskSpec) -> Teacher:
             f"{path}: this teacher is of {told.get('task')!r}, expected {wanted!r}: another task, or one whose "
             f"observation, action, length or score has changed since. `eft teach {spec.name}` trains it anew."
         )
-    layers = sum(name.startswith("weight.") for name in tensors)
+    _check(tensors, spec, Path(path))
+    layers = len(tensors) // 2 - 1
     weights = [tensors[f"{kind}.{number}"] for number in range(layers) for kind in ("weight", "bias")]
-    return Teacher(spec, tensors["mean"], tensors["std"], weights, json.loads(told["notes"]))
+    return Teacher(spec, tensors["mean"], tensors["std"], weights, notes)
+
+
+def _check(tensors: dict[str, np.ndarray], spec: TaskSpec, path: Path) -> None:
+    """Refuse tensors that are not finite, or do not lead from the task's observation to its action."""
+    layers = len(tensors) // 2 - 1
+    names = {"mean", "std", *(f"{kind}.{number}" for number in range(layers) for kind in ("weight", "bias"))}
+    if layers < 1 or set(tensors) != names:
+        raise ValueError(f"{path}: not a teacher: it holds {', '.join(sorted(tensors)) or 'nothing'}.")
+    for name, part in tensors.items():
+        if not np.isfinite(part).all():
+            raise ValueError(f"{path}: damaged: {name} has values that are not finite.")
+    width = spec.obs_dim
+    shapes = {"mean": (width,), "std": (width,)}
+    for number in range(layers):
+        out = spec.action_dim if number == layers - 1 else tensors[f"bias.{number}"].shape[0]
+        shapes |= {f"weight.{number}": (out, width), f"bias.{number}": (out,)}
+        width = out
+    for name, shape in shapes.items():
+        if tensors[name].shape != shape:
+            raise ValueError(f"{path}: damaged: {name} has shape {tensors[name].shape}, expected {shape}.")
