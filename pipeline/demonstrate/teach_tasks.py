@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from pipeline.demonstrate.teacher import SHIPPED, load_teacher, teacher_file
 from pipeline.files import atomic_folder, read_json, write_json
 from pipeline.progress import Progress
 from pipeline.run.cores import available_cores
-from pipeline.run.run_dir import open_run_dir
+from pipeline.run.run_dir import ROOT, fingerprint, open_run_dir
 from pipeline.run.workers import Workers
 from pipeline.tasks.spec import TaskSpec
 
@@ -34,6 +33,11 @@ class Lesson:
     spec: TaskSpec
     recipe: PPORecipe
     seed: int
+
+    @property
+    def run_dir(self) -> Path:
+        """Where its training keeps what it needs to go on."""
+        return ROOT / f"teach-{self.spec.name}-{fingerprint([self.recipe, self.spec], [], self.seed)}"
 
     def is_taught(self, folder: Path, any_seed: bool = False) -> bool:
         """Return whether its teacher lies in a folder, by this recipe, version of the task and, mostly, seed."""
@@ -90,10 +94,9 @@ def teach_tasks(
 
 
 def _train_all(waiting: list[Lesson], folder: Path, count: int) -> None:
-    steps, at_work = dict.fromkeys([lesson.spec.name for lesson in waiting], 0), set()
+    lessons = {lesson.spec.name: lesson for lesson in waiting}
+    steps, at_work = dict.fromkeys(lessons, 0), set()
     total = sum(lesson.recipe.steps for lesson in waiting)
-    recipes = {lesson.spec.name: lesson.recipe for lesson in waiting}
-    began = time.time()
     with Workers(count, _ADVICE) as pool, Progress("teach", total, "steps") as progress:
         while waiting or pool.working:
             while waiting and not pool.full:
@@ -104,13 +107,13 @@ def _train_all(waiting: list[Lesson], folder: Path, count: int) -> None:
                 name = notes["task"]
                 at_work.discard(name)
                 # What an early end left out counts as done, so that the estimate of the end is right.
-                progress.update(recipes[name].steps - steps[name], task=name, score=notes["score"])
+                progress.update(lessons[name].recipe.steps - steps[name], task=name, score=notes["score"])
                 progress.write(
                     f"teach: {name}: {notes['score']:.2f} after {notes['trained_steps']:,} steps, "
                     f"{notes['seconds']:.0f} core-seconds"
                 )
             for name in at_work:
-                row = _last_row(folder / name / CURVE, began)
+                row = _last_row(lessons[name].run_dir / CURVE)
                 if row and row["steps"] > steps[name]:
                     progress.update(int(row["steps"]) - steps[name], task=name, score=row["score"])
                     steps[name] = int(row["steps"])
@@ -125,7 +128,7 @@ def train(lesson: Lesson, folder: Path) -> dict[str, Any]:
     with open_run_dir(f"teach-{spec.name}", [lesson.recipe, spec], [], lesson.seed) as run_dir:
         training = Training(spec, lesson.recipe, lesson.seed, run_dir)
         try:
-            training.run(lambda row: write_json(out / CURVE, training.curve))
+            training.run(lambda row: write_json(run_dir / CURVE, training.curve))
             teacher = training.finish()
         finally:
             training.close()
@@ -143,11 +146,9 @@ def remove_others(folder: Path, specs: Sequence[TaskSpec]) -> None:
             shutil.rmtree(path)
 
 
-def _last_row(path: Path, since: float) -> dict[str, float] | None:
-    """Return the last row of a curve that was written since then."""
+def _last_row(path: Path) -> dict[str, float] | None:
+    """Return the last row of a curve; None before the first evaluation, and when the training is over."""
     try:
-        if path.stat().st_mtime < since:
-            return None
         return read_json(path, "the training")[-1]
-    except (FileNotFoundError, IndexError):
+    except FileNotFoundError:
         return None

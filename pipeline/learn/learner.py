@@ -133,7 +133,8 @@ class Learner:
             metrics, as detached tensors.
 
         Raises:
-            FloatingPointError: a loss or gradient is not finite; nothing was changed.
+            FloatingPointError: a loss or gradient is not finite. Nothing was changed; where it is the policy's own
+                loss online, the model's step has been taken.
         """
         outside = batch.task[(batch.task < 0) | (batch.task >= len(self.table.names))]
         assert not len(outside), f"rows {outside.tolist()} of a table of {len(self.table.names)} tasks"
