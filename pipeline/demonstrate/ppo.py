@@ -98,6 +98,27 @@ def network(inputs: int, outputs: int, hidden: int, gain: float) -> nn.Sequentia
     return net
 
 
+def advantages(
+    reward: np.ndarray, value: np.ndarray, following: np.ndarray, over: np.ndarray, discount: float, gae: float
+) -> np.ndarray:
+    """Return generalised advantages, (T, N).
+
+    Args:
+        reward: (T, N).
+        value: (T, N), of the state before each step.
+        following: (T, N), of the state after it; 0 where the episode ended for good.
+        over: (T, N) bool, where an episode ended or was cut: what comes after belongs to another one.
+        discount: of values.
+        gae: lambda.
+    """
+    result, running = np.zeros(reward.shape), np.zeros(reward.shape[1])
+    for t in reversed(range(len(reward))):
+        error = reward[t] + discount * following[t] - value[t]
+        running = error + discount * gae * running * ~over[t]
+        result[t] = running
+    return result
+
+
 class PPO:
     """Trains the policy of one task.
 
@@ -164,20 +185,13 @@ class PPO:
             reward[t], over[t] = step.reward, step.terminated | step.truncated
             cut += [(t, n, self.normaliser(step.final_obs[n])) for n in np.flatnonzero(step.truncated)]
         obs[-1] = self.normaliser(env.obs)
-        with torch.no_grad():
-            values = self.value(torch.from_numpy(obs))[..., 0].double().numpy()
-            following = np.where(over, 0, values[1:])
-            if cut:
-                last = self.value(torch.from_numpy(np.stack([seen for _, _, seen in cut])))[..., 0].double().numpy()
-                following[[t for t, _, _ in cut], [n for _, n, _ in cut]] = last
+        values = self._values(obs)
+        following = np.where(over, 0, values[1:])
+        if cut:  # by the time limit: what came after would have been worth something
+            following[[t for t, _, _ in cut], [n for _, n, _ in cut]] = self._values([seen for _, _, seen in cut])
         # Rewards are scaled so that values have about the size of one step's reward.
         scaled = reward * (1 - recipe.discount) / env.task.action_repeat
-        advantage = np.zeros(shape)
-        running = np.zeros(env.num)
-        for t in reversed(range(recipe.unroll)):
-            error = scaled[t] + recipe.discount * following[t] - values[t]
-            running = error + recipe.discount * recipe.gae * running * ~over[t]
-            advantage[t] = running
+        advantage = advantages(scaled, values[:-1], following, over, recipe.discount, recipe.gae)
         self.normaliser.add(raw)
         self.steps += reward.size
         return Rollout(obs[:-1], action, log_prob, advantage, advantage + values[:-1]), float(reward.mean())
@@ -221,6 +235,11 @@ class PPO:
         else:
             self._steer(divergence)
         return {"kl": divergence, "value_loss": float(np.mean(losses)), "lr": self.optimizer.param_groups[0]["lr"]}
+
+    def _values(self, obs: Any) -> np.ndarray:
+        """Return the values (...) of normalised observations (..., O)."""
+        with torch.no_grad():
+            return self.value(torch.from_numpy(np.asarray(obs)))[..., 0].double().numpy()
 
     @property
     def _left(self) -> float:
