@@ -19,10 +19,11 @@ from pipeline.run.provenance import commit
 
 PROJECT = Path(__file__).parent.parent
 BASE = Path("checkpoints/pretrain/model")
+_SHARED = ("datasets", "checkpoints/pretrain", "checkpoints/teach")  # of the base, with the runs that go on from it
 
 
 def pretrained(folder: Path, changed: Mapping[str, Mapping[str, Any]]) -> Path:
-    """Make a base for finetuning by the stages `demos`, `embed` and `pretrain`, unless it is done.
+    """Make a base for finetuning by the stages from `teach` to `pretrain`, unless it is done.
 
     Args:
         folder: of the base.
@@ -33,7 +34,7 @@ def pretrained(folder: Path, changed: Mapping[str, Mapping[str, Any]]) -> Path:
     """
     if not (folder / BASE).exists():
         _prepare(folder, config.load_seed(), changed, ())
-        for stage in ("demos", "embed", "pretrain"):
+        for stage in ("teach", "demos", "embed", "pretrain"):
             _run_stage(stage, folder)
     return folder
 
@@ -63,7 +64,7 @@ def run(
     """
     done, metrics = folder / "done.json", folder / "checkpoints/finetune/metrics"
     if not done.exists():
-        _prepare(folder, seed, {**(base or {}), "finetune": changed}, ("datasets", "checkpoints/pretrain"), root)
+        _prepare(folder, seed, {**(base or {}), "finetune": changed}, _SHARED, root)
         _run_stage("finetune", folder)
         summary = read_json(metrics / "summary.json", "stages.finetune")
         made = {name: summary.get(name) for name in ("seconds", "env_steps", "stage")}

@@ -84,11 +84,12 @@ def prepare(preset: str, env_steps: int, device: str, workers: int) -> tuple[Pat
 def run(stage: str, copy: Path) -> dict[str, Any]:
     """Run a stage in the copy, unless it is done; return its seconds and peak memory in GiB."""
     noted, params = copy / f"{stage}.json", copy / "params.yaml"
-    code = ("demonstrate", "tasks", "data/demos.py") if stage == "demos" else ("",)
+    early = stage in ("teach", "demos")
+    code = ("batched", "demonstrate", "tasks", "data/demos.py") if early else ("",)
     inputs = [*(copy / "pipeline" / name for name in code), copy / f"stages/{stage}.py"]
     shaping = config.read_params(params)
     del shaping["demos"]["workers"]  # which change nothing but the time
-    chosen = {name: shaping[name] for name in ("tasks", "demos")} if stage == "demos" else shaping
+    chosen = {name: shaping[name] for name in ("tasks", "teach", "demos")} if early else shaping
     key = fingerprint([[str(chosen)]], inputs, config.load_seed(params))
     if noted.exists() and (done := read_json(noted, "python -m benchmarks.presets"))["key"] == key:
         return done
@@ -131,7 +132,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="cpu", help="default: cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes that make demonstrations (default: 1)")
     options = parser.parse_args()
-    stages = ["demos", "embed", "pretrain", "finetune", *(["evaluate"] if options.evaluate else [])]
+    stages = ["teach", "demos", "embed", "pretrain", "finetune", *(["evaluate"] if options.evaluate else [])]
     for preset in options.presets:
         copy, reasons = prepare(preset, options.env_steps, options.device, options.workers)
         if reasons:

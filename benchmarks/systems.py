@@ -73,7 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     systems = options.systems or list(setup["systems"])
     seeds = options.seeds or (SEEDS[:1] if options.quick else SEEDS)
     chosen = fit({system: parameters(setup, system, options.quick) for system in systems}, setup, options.quick)
-    data = {name: next(iter(chosen.values()))[name] for name in ("tasks", "demos", "language")}  # what all runs share
+    data = {
+        name: next(iter(chosen.values()))[name] for name in ("tasks", "teach", "demos", "language")
+    }  # what all runs share
     folder = ROOT / f"systems-{fingerprint([data], [], 0)}"
     runs = [
         Run(system, seed, {**chosen[system], "seed": seed}, setup["systems"][system].get("codes", False), folder)
@@ -160,7 +162,7 @@ def share(run: Run, folder: Path) -> None:
     if (folder / "datasets/task_embeddings").exists():
         return
     prepare(folder, run.params | {"seed": 0, "demos": {**run.params["demos"], "workers": 0}})
-    for stage in ("demos", "embed"):
+    for stage in ("teach", "demos", "embed"):
         print(f"systems: {stage} (what it says is in {folder}/log.txt)", flush=True)
         execute(f"stages.{stage}", folder)
 
