@@ -113,6 +113,32 @@ class Adaptation(RunSummary):
         return "weak" if self.adapted.score > self.zero_shot.score else "no"
 
 
+class TaughtPoint(BaseModel):
+    """One evaluation of a teacher in training (curve.json), in the real environment."""
+
+    steps: int
+    seconds: float  # of a core
+    score: float
+
+
+class Taught(BaseModel):
+    """The teacher of one task."""
+
+    score: float  # mean of fresh episodes in the real environment
+    standard_error: float
+    episodes: int
+    steps: int  # agent steps after which it was as good
+    trained_steps: int
+    seconds: float  # of a core, for all of the training
+
+
+class Teachers(BaseModel):
+    """The training of teachers (checkpoints/teach.json)."""
+
+    tasks: dict[str, Taught]
+    seconds: float
+
+
 class TaskDemos(BaseModel):
     """The demonstrations of one task."""
 
@@ -209,6 +235,8 @@ class Results:
     adapted_videos: dict[str, Path]
     experts: dict[str, dict[str, ExpertUse]]  # by stage, then by layer; empty for a model without
     clusters: TaskClusters | None = None  # where the model has any
+    teachers: Teachers | None = None
+    teaching_curves: dict[str, list[TaughtPoint]] = field(default_factory=dict)  # by task; those that are there
     reconstructions: tuple[Reconstructions, Path] | None = None  # with the picture, where pictures are learned
     picture_clusters: TaskClusters | None = None  # where each has an autoencoder of its own
     missing: dict[str, Path] = field(default_factory=dict)  # stage -> the file that is not there
@@ -234,6 +262,7 @@ def read_results(root: str | Path = ".") -> Results:
         return None
 
     tasks = config.load(config.Tasks, root / "params.yaml")
+    teachers = read(Teachers, checkpoints / "teach.json", "teach")
     demos = read(Demos, root / "datasets/demos.json", "demos")
     stages = ("pretrain", "finetune", "evaluate", "publish")
     logs = {stage: checkpoints / stage / "metrics" for stage in ("pretrain", "finetune")}
@@ -265,12 +294,27 @@ def read_results(root: str | Path = ".") -> Results:
         },
         experts={stage: read_expert_use(folder) for stage, folder in logs.items()},
         clusters=_parse(TaskClusters, found, "pretrain") if found.exists() else None,
+        teachers=teachers,
+        teaching_curves={
+            task: points
+            for task in (teachers.tasks if teachers else ())
+            if (points := read_teaching_curve(checkpoints / "teach" / task / "curve.json"))
+        },
         reconstructions=(_parse(Reconstructions, learned, "embed"), learned.with_name("reconstructions.png"))
         if learned.exists()
         else None,
         picture_clusters=_parse(TaskClusters, apart, "embed") if apart.exists() else None,
         missing=missing,
     )
+
+
+def read_teaching_curve(path: Path) -> list[TaughtPoint]:
+    """Read the curve of a teacher, empty where there is none.
+
+    Raises:
+        ValueError: the file is not of the form that a training writes.
+    """
+    return _parse(list[TaughtPoint], path, "teach") if path.exists() else []
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:

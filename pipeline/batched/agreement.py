@@ -36,13 +36,15 @@ def check_form(
         expert: given the environment just reset, who acts; None for at random.
 
     Raises:
-        ValueError: they disagree; names the task, what disagrees, the step and both values.
+        ValueError: they disagree; names the task, what disagrees, the step and both values. Or the form returns arrays
+            of another shape than it should.
     """
     rng, allowed = np.random.default_rng(0), tolerance if reward_tolerance is None else reward_tolerance
     batched, env = BatchedEnv(spec, _COPIES, seed=0, form=form), make(spec, spec.obs_dim, spec.action_dim)
     try:
         obs, _ = env.reset(seed=4)
         now = simulation(spec, env.simulator)
+        _check_shapes(spec, batched)
         act = expert(env) if expert else lambda obs: rng.uniform(-1, 1, spec.action_dim)
         for number in range(1, min(steps, spec.episode_length) + 1):
             batched.full[_OURS], batched.drawn[_OURS, 0] = full_state(now), batched.form.drawn(env.simulator)
@@ -71,6 +73,22 @@ def check_form(
     finally:
         env.close()
         batched.close()
+
+
+def _check_shapes(spec: TaskSpec, batched: BatchedEnv) -> None:
+    """Refuse a form that returns other shapes than it should, which would else show as an error within numpy."""
+    before, after = batched.roll(np.zeros((_COPIES, spec.action_dim)))
+    form, each = batched.form, after.qpos.shape[:2]
+    parts = {"observe": (form.observe(after), (*each, spec.obs_dim)), "reward": (form.reward(after, before), each)}
+    for name in ("success", "terminated"):
+        if (condition := getattr(form, name)) is not None:
+            parts[name] = condition(after), each
+    for name, (found, shape) in parts.items():
+        if np.shape(found) != shape:
+            raise ValueError(
+                f"{spec.name}: `{name}` of the array form returned shape {np.shape(found)}, expected {shape}: "
+                f"{each[0]} copies, {each[1]} control steps{f', {shape[2]} numbers seen' if name == 'observe' else ''}."
+            )
 
 
 def _disagreement(spec: TaskSpec, step: int, what: str, ours: float | bool, real: float | bool) -> ValueError:

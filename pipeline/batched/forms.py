@@ -54,6 +54,11 @@ def _own(spec: TaskSpec) -> ArrayForm | None:
         form = body.array_form() if hasattr(body, "array_form") else None
     finally:
         env.close()
+    if form is not None and not all(hasattr(body, part) for part in ("model", "data", "frame_skip")):
+        raise ValueError(
+            f"{spec.name}: {type(body).__name__} has a method `array_form` and is no Gymnasium MujocoEnv: its `model`, "
+            "`data` and `frame_skip` are needed to step it as arrays."
+        )
     if form is not None and not isinstance(form, ArrayForm):
         raise ValueError(
             f"{spec.name}: `array_form` of {type(body).__name__} returned {type(form).__name__}, expected a "

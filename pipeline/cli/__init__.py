@@ -43,6 +43,8 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 2 an error to act on, 130 Ctrl-C."""
     options = build_parser().parse_args(arguments)
+    if "" not in sys.path:
+        sys.path.append("")  # modules of the user's own environments, in the working folder: as `python -m` has it
     try:
         code = options.run(options) or 0
         sys.stdout.flush()
@@ -53,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader (`eft tasks | head`) has seen enough; what is still buffered has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
         if options.debug:
             raise
         print(f"eft {options.command}: {error}", file=sys.stderr)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli.options import add_command, add_folder, count, count_or_zero, own_folder
+from pipeline.cli.options import add_command, add_folder, count, count_or_zero, find_task, own_folder
 
 if TYPE_CHECKING:
     from pipeline.adapt import Settings
@@ -77,11 +77,9 @@ def adapt_to_task(options: argparse.Namespace) -> None:
     from pipeline.run.launch import start
     from pipeline.run.provenance import Summary
     from pipeline.run.run_dir import open_run_dir
-    from pipeline.tasks import registry
 
     settings = read_settings(options)
-    is_file = options.task.endswith((".yaml", ".yml"))
-    spec = registry.load_file(options.task) if is_file else registry.get([options.task], own_folder(options))[0]
+    spec = find_task(options.task, own_folder(options))
     out = options.output or Path("adapted") / spec.name
     if (out / "adapter_config.json").exists():
         raise ValueError(f"{out} already holds an adapter. Choose another folder with --output, or remove that one.")

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.tasks.spec import TaskSpec
 
 
 def add_command(
@@ -36,6 +41,28 @@ def own_folder(options: argparse.Namespace) -> str | None:
     if options.folder is None and config.PARAMS.exists():
         return config.load(config.Tasks).folder
     return options.folder
+
+
+def find_task(task: str, folder: str | None) -> TaskSpec:
+    """Return the task of a name, or of a file of the user's own, beside which its module may lie.
+
+    Args:
+        task: the name or the file.
+        folder: the user's own tasks, among which a name is looked for.
+
+    Raises:
+        ValueError: no such task or file, or the file is not valid.
+    """
+    from pipeline.tasks import registry
+
+    if not task.endswith((".yaml", ".yml")):
+        return registry.get([task], folder)[0]
+    home = Path(task).resolve().parent
+    while (home / "__init__.py").exists():  # a file within a package: what is imported is the whole package
+        home = home.parent
+    if str(home) not in sys.path:
+        sys.path.append(str(home))
+    return registry.load_file(task)
 
 
 def count(text: str) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli.options import add_command, add_folder, own_folder
+from pipeline.cli.options import add_command, add_folder, find_task, own_folder
 
 if TYPE_CHECKING:
     from pipeline.tasks.spec import TaskSpec
@@ -81,11 +81,10 @@ def _check_domains(specs: list[TaskSpec]) -> int:
 def check_task(options: argparse.Namespace) -> int:
     """Examine one task and print what was found; 2 if something is wrong with it."""
     from pipeline import config
-    from pipeline.tasks import check, registry
+    from pipeline.tasks import check
 
-    is_file = options.task.endswith((".yaml", ".yml"))
     folder = own_folder(options)
-    spec = registry.load_file(options.task) if is_file else registry.get([options.task], folder)[0]
+    spec = find_task(options.task, folder)
     model = config.load(config.Model) if config.PARAMS.exists() else None
     widths = (model.obs_dim, model.action_dim) if model else (None, None)
     frame = options.frame or Path(tempfile.gettempdir()) / f"eft-{spec.name}.png"

@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -24,12 +26,13 @@ from pipeline.batched.form import ArrayForm
 from pipeline.batched.forms import array_form
 from pipeline.batched.states import States
 from pipeline.batched.stepped import open_copies
+from pipeline.config import parse
 from pipeline.demonstrate.play import play
 from pipeline.demonstrate.ppo import PPO, PPORecipe
 from pipeline.demonstrate.shaping import TEACHING
 from pipeline.demonstrate.teacher import Teacher, load_teacher
 from pipeline.files import atomic_file
-from pipeline.tasks.registry import make
+from pipeline.tasks.registry import make, shipped_teachers
 from pipeline.tasks.spec import TaskSpec
 
 RECIPES = Path(__file__).with_name("teachers.yaml")
@@ -43,14 +46,20 @@ def load_recipes(folder: str | Path | None = None) -> dict[str, PPORecipe]:
     """Read teachers.yaml: for each task the common values with its own laid over them.
 
     Args:
-        folder: of the user's own tasks, whose teachers.yaml, if there is one, adds tasks or changes them.
+        folder: of the user's own tasks, or one of their files. If a teachers.yaml lies there it adds tasks or changes
+            them, and so do those of installed packages that ship tasks.
 
     Raises:
         ValueError: a value is missing, unknown or out of bounds, or a file has another form.
     """
     recipes = _read(RECIPES)
-    own = Path(folder) / RECIPES.name if folder is not None else None
-    return recipes | (_read(own) if own is not None and own.is_file() else {})
+    for file in shipped_teachers():
+        recipes |= _read(file)
+    if folder is not None:
+        home = Path(folder).parent if Path(folder).is_file() else Path(folder)
+        own = home / RECIPES.name
+        recipes |= _read(own) if own.is_file() else {}
+    return recipes
 
 
 def usual_recipe() -> PPORecipe:
@@ -63,18 +72,15 @@ def _common() -> dict[str, Any]:
     return YAML(typ="safe").load(RECIPES.read_text(encoding="utf-8"))["all"]
 
 
-def _read(path: Path) -> dict[str, PPORecipe]:
-    content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or not isinstance(content.get("tasks"), dict):
+def _read(path: Path | Traversable) -> dict[str, PPORecipe]:
+    try:
+        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from None
+    tasks = content.get("tasks") if isinstance(content, dict) else None
+    if not isinstance(tasks, dict) or not all(own is None or isinstance(own, dict) for own in tasks.values()):
         raise ValueError(f"{path}: expected `tasks:` with a line `<task>: {{<what differs>}}` for each.")
-    recipes = {}
-    for task, own in content["tasks"].items():
-        try:
-            recipes[task] = TypeAdapter(PPORecipe).validate_python({**_common(), **(own or {})})
-        except ValidationError as error:
-            problems = "; ".join(f"`{'.'.join(map(str, one['loc']))}`: {one['msg']}" for one in error.errors())
-            raise ValueError(f"{path}: {task}: {problems}") from None
-    return recipes
+    return {task: parse(PPORecipe, {**_common(), **(own or {})}, f"{path}: {task}") for task, own in tasks.items()}
 
 
 class Shaped:

@@ -11,10 +11,12 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from pipeline.batched.agreement import check_form
+from pipeline.batched.forms import has_array_form
 from pipeline.demonstrate.ppo import PPORecipe
 from pipeline.demonstrate.teach import Training
 from pipeline.demonstrate.teacher import SHIPPED, load_teacher, teacher_file
-from pipeline.files import atomic_folder, read_json, write_json
+from pipeline.files import add_files, atomic_folder, read_json, write_json
 from pipeline.progress import Progress
 from pipeline.run.cores import available_cores
 from pipeline.run.run_dir import ROOT, fingerprint, open_run_dir
@@ -77,8 +79,9 @@ def teach_tasks(
         The notes of each teacher, `score` and `seconds` among them.
 
     Raises:
-        RuntimeError: a training failed, or its process died; the others' are kept.
-        ValueError: another run trains the same teacher.
+        RuntimeError: a training failed, or its process died, or another run trains the same teacher; what others
+            learned is kept.
+        ValueError: the array form of a user's own environment is not its environment's; nothing is trained then.
     """
     folder = Path(folder)
     if shipped:
@@ -87,6 +90,9 @@ def teach_tasks(
     for lesson in lessons:
         if lesson not in waiting:
             print(f"teach: {lesson.spec.name}: there already, by the same recipe and seed", file=sys.stderr)
+    for lesson in waiting:
+        if lesson.spec.suite == "gymnasium" and has_array_form(lesson.spec):
+            check_form(lesson.spec)  # a test holds the catalogue's equal to their environments
     waiting.sort(key=lambda lesson: lesson.recipe.steps)  # taken from the end
     if waiting:
         _train_all(waiting, folder, min(workers or available_cores(), len(waiting)))
@@ -102,6 +108,7 @@ def _train_all(waiting: list[Lesson], folder: Path, count: int) -> None:
             while waiting and not pool.full:
                 lesson = waiting.pop()
                 at_work.add(lesson.spec.name)
+                progress.write(f"teach: {lesson.spec.name}: begins; judged every {lesson.recipe.evaluate:,} steps")
                 pool.start(f"the teacher of {lesson.spec.name}", train, lesson, folder)
             for notes in pool.wait(_LOOK_EVERY):
                 name = notes["task"]
@@ -132,7 +139,7 @@ def train(lesson: Lesson, folder: Path) -> dict[str, Any]:
             teacher = training.finish()
         finally:
             training.close()
-        with atomic_folder(out) as partial:
+        with add_files(out, last="teacher.safetensors") as partial:
             teacher.save(partial / "teacher.safetensors")
             write_json(partial / CURVE, training.curve)
     return {"task": spec.name, **teacher.notes}

@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.files import atomic_file
 from pipeline.report.charts import FINETUNED, MUTED, PRETRAINED, Level, Line, line_chart, share_chart, timeline_chart
 from pipeline.report.matrix import similarity_chart
+from pipeline.report.teaching import teaching_charts
 from pipeline.results import Adaptation, Curve, ExpertUse, Results, read_results
 
 __all__ = ["render", "write_report"]
@@ -62,6 +63,7 @@ def render(results: Results) -> str:
         confidence=results.confidence,
         pretrain_charts=_training_charts(results.curves["pretrain"], "updates", PRETRAINED),
         finetune_charts=_training_charts(results.curves["finetune"], "environment steps", FINETUNED),
+        teaching_charts=teaching_charts(results.teaching_curves),
         growth_chart=_growth_chart(results.curves["finetune"]),
         adaptation_charts={task: _adaptation_charts(adapted) for task, adapted in results.adapted.items()},
         expert_charts={
@@ -188,7 +190,11 @@ def _adaptation_charts(adapted: Adaptation) -> list[Any]:
 
 def _stages(results: Results) -> list[dict[str, Any]]:
     """Return one row per stage that ran: name, seconds, peak memory in MiB (None where not measured), commit."""
-    rows = [{"name": "demos", "seconds": results.demos.seconds}] if results.demos else []
+    rows: list[dict[str, Any]] = []
+    if results.teachers and results.teachers.tasks:
+        rows.append({"name": "teach", "seconds": results.teachers.seconds})
+    if results.demos:
+        rows.append({"name": "demos", "seconds": results.demos.seconds})
     for name in ("pretrain", "finetune", "evaluate"):
         if name in results.runs:
             rows.append({"name": name} | results.runs[name].model_dump())

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from importlib import resources
 from importlib.metadata import entry_points
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.tasks.task_env import Simulator, TaskEnv
 
 CATALOG = Path(__file__).parent / "catalog"
 GROUP = "eft.tasks"  # entry points of other packages that ship tasks
+TEACHERS = "teachers.yaml"  # may lie among task files: how their teachers are trained
 TEXTS = Path(__file__).parent.parent / "texts"  # apart from the rest: a changed text re-runs only what reads texts
 
 
@@ -26,7 +28,8 @@ def load_catalogue(folder: str | Path | None = None) -> dict[str, TaskSpec]:
     """Read every task: the built-in ones, those that installed packages ship, then the user's own.
 
     Args:
-        folder: folder of the user's own task files, one task per `*.yaml`, or one such file; None for none.
+        folder: folder of the user's own task files, one task per `*.yaml` but teachers.yaml, or one such file; None
+            for none.
 
     Raises:
         ValueError: a file is not valid, or two tasks share a name or a text; the files and tasks are named.
@@ -123,10 +126,18 @@ def _built_in() -> list[tuple[TaskSpec, Path]]:
 
 
 def _shipped() -> list[tuple[TaskSpec, str]]:
-    """Read the task files of installed packages, found by their entry points of the group `eft.tasks`.
+    """Read the task files of installed packages."""
+    files = [file for file in _shipped_files() if file.name != TEACHERS]
+    return [(parse_spec(_parse(file.read_text(encoding="utf-8"), str(file)), str(file)), str(file)) for file in files]
 
-    An entry point's value is a package; the task files are the YAML files in it.
-    """
+
+def shipped_teachers() -> list[Traversable]:
+    """Return the files teachers.yaml of installed packages, which lie among their task files."""
+    return [file for file in _shipped_files() if file.name == TEACHERS]
+
+
+def _shipped_files() -> list[Traversable]:
+    """Return the YAML files of the packages that entry points of the group `eft.tasks` name."""
     found = []
     for point in entry_points(group=GROUP):
         try:
@@ -136,8 +147,7 @@ def _shipped() -> list[tuple[TaskSpec, str]]:
                 f"the package {point.dist.name if point.dist else point.name} offers tasks in {point.value!r}, which "
                 f"cannot be read: {error}. Repair or uninstall it."
             ) from error
-        for file in sorted(files, key=lambda file: file.name):
-            found.append((parse_spec(_parse(file.read_text(encoding="utf-8"), str(file)), str(file)), str(file)))
+        found += sorted(files, key=lambda file: file.name)
     return found
 
 
@@ -149,7 +159,8 @@ def _own(folder: str | Path | None) -> list[tuple[TaskSpec, Path]]:
         return [(load_file(folder), folder)]
     if not folder.is_dir():
         raise ValueError(f"the folder of your own tasks, {folder}, does not exist. Create it or correct tasks.folder.")
-    return [(load_file(path), path) for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])]
+    files = sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
+    return [(load_file(path), path) for path in files if path.name != TEACHERS]
 
 
 def _read(path: Path) -> Any:

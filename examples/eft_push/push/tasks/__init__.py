@@ -1,0 +1,1 @@
+"""The task file, and how its teacher is trained."""
