@@ -54,6 +54,10 @@ def check_form(
             actions[_OURS] = act(obs)
             ours = batched.step(actions, warmstart)
             obs, reward, terminated, truncated, info = env.step(actions[_OURS])
+            flags = {"terminated": terminated, "truncated": truncated, "success": info["success"]}
+            for key, real in flags.items():
+                if bool(getattr(ours, key)[_OURS]) != real:
+                    raise _disagreement(spec, number, f"`{key}`", bool(getattr(ours, key)[_OURS]), real)
             expected = obs.copy()
             if batched.form.hidden is not None:
                 expected[batched.form.hidden] = 0
@@ -64,10 +68,6 @@ def check_form(
                 raise _disagreement(spec, number, f"entry {entry} of the observation", found[entry], expected[entry])
             if abs(ours.reward[_OURS] - reward) > allowed * max(1, abs(reward)):
                 raise _disagreement(spec, number, "the reward", ours.reward[_OURS], reward)
-            flags = {"terminated": terminated, "truncated": truncated, "success": info["success"]}
-            for key, real in flags.items():
-                if bool(getattr(ours, key)[_OURS]) != real:
-                    raise _disagreement(spec, number, f"`{key}`", bool(getattr(ours, key)[_OURS]), real)
             if terminated or truncated:
                 obs, _ = env.reset(seed=4 + number)
     finally:

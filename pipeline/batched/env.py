@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import mujoco
@@ -148,7 +149,7 @@ class BatchedEnv:
         self.model.opt.timestep *= coarseness
         self._substeps = real.substeps // coarseness
         self._repeat = spec.action_repeat
-        self._seconds = self.model.opt.timestep * self._substeps * self._repeat  # of an agent step
+        self._seconds = self.model.opt.timestep * self._substeps  # of a control step
         self._center, self._half = self.starts.env.action_center, self.starts.env.action_half
         self._data = [mujoco.MjData(self.model) for _ in range(max(threads, 1))]
         self._rollout = Rollout(nthread=threads)
@@ -176,18 +177,21 @@ class BatchedEnv:
         """
         before, after = self.roll(actions, warmstart)
         with np.errstate(all="ignore"):  # diverged copies are put aside below
-            reward = self.form.reward(after, before).sum(axis=1)
-            last = States(*(part[:, -1:] if isinstance(part, np.ndarray) else part for part in after))
-            last = last._replace(drawn=self.drawn)
+            ended = _holds(self.form.terminated, after)
+            terminated = ended.any(axis=1)
+            end = np.where(terminated, ended.argmax(axis=1), ended.shape[1] - 1)  # the last control step that counts
+            reward = self.form.reward(after, before)
+            reward = np.where(np.arange(reward.shape[1]) <= end[:, None], reward, 0).sum(axis=1)
+            last = after.at(end)
             obs = self.form.observe(last)[:, 0].astype(np.float32)
-            success = _all(self.form.success, last)
-            terminated = _all(self.form.terminated, last)
+            success = _holds(self.form.success, last)[:, 0]
         self.steps += 1
-        self.full[:] = after.full[:, -1]
+        self.full[:] = last.full[:, 0]
         # MuJoCo puts a state that diverged back to its rest, where time begins anew.
-        late = np.abs(last.time[:, 0] - before.time[:, 0] - self._seconds) > 1e-6
+        seconds = self._seconds * (end + 1)
+        late = np.abs(last.time[:, 0] - before.time[:, 0] - seconds) > 1e-6
         diverged = ~(np.isfinite(obs).all(axis=1) & np.isfinite(self.full).all(axis=1)) | late
-        obs[diverged], reward[diverged] = 0, 0
+        obs[diverged], reward[diverged], terminated[diverged] = 0, 0, False
         if not np.isfinite(reward).all():
             copy_ = int(np.flatnonzero(~np.isfinite(reward))[0])
             raise FloatingPointError(
@@ -224,7 +228,8 @@ class BatchedEnv:
         sensors = self._sensors[:, ends] if self.model.nsensor else self._sensors[:, ends - 1]
         sensors[..., self._late] = self._sensors[:, ends - 1][..., self._late]
         held = ctrl[:, : self._repeat]
-        before = States(qpos[:, :-1], qvel[:, :-1], held, sensors, full[:, :-1], self.model, self.drawn)
+        unknown = sensors[..., :0]  # what sensors read before is not kept
+        before = States(qpos[:, :-1], qvel[:, :-1], held, unknown, full[:, :-1], self.model, self.drawn)
         after = States(qpos[:, 1:], qvel[:, 1:], held, sensors, full[:, 1:], self.model, self.drawn)
         return before, after
 
@@ -252,8 +257,9 @@ class BatchedEnv:
             self.full[number], self.obs[number], self.drawn[number, 0] = full, obs, drawn
 
 
-def _all(condition: Any, states: States) -> np.ndarray:
-    return np.zeros(len(states.qpos), bool) if condition is None else condition(states)[:, -1]
+def _holds(condition: Callable[[States], np.ndarray] | None, states: States) -> np.ndarray:
+    """Return where a condition holds, (P, T); nowhere if there is none."""
+    return np.zeros(states.qpos.shape[:2], bool) if condition is None else condition(states)
 
 
 def _late_columns(model: mujoco.MjModel) -> np.ndarray:

@@ -25,10 +25,10 @@ class ArrayForm:
 
     Attributes:
         observe: the observation.
-        reward: the reward of one control step.
+        reward: the reward of one control step. The states before have no sensor readings.
         drawn: what the reset drew beside the state, (k,), read from the adapter of the task just reset.
         success: whether the task's own success holds, (P, T); None for a task without.
-        terminated: whether the episode ends for good, (P, T); None for a task without an end.
+        terminated: whether the episode ends for good after each control step, (P, T); None for a task without an end.
         hidden: entries of the observation that arrays cannot give; they are 0 here, and a teacher does not see them.
     """
 

@@ -35,6 +35,12 @@ class States(NamedTuple):
         """Return the position (P, T) of a joint with one degree of freedom."""
         return self.qpos[..., int(self.model.joint(name).qposadr[0])]
 
+    def at(self, step: np.ndarray) -> States:
+        """Return one state of each copy: that after control step (P,), as states (P, 1, ...)."""
+        rows = np.arange(len(step))[:, None]
+        names = ("qpos", "qvel", "ctrl", "sensordata", "full")
+        return self._replace(**{name: getattr(self, name)[rows, step[:, None]] for name in names})
+
     @property
     def time(self) -> np.ndarray:
         """Seconds (P, T) of simulation since the reset."""

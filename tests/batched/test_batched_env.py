@@ -129,3 +129,22 @@ def test_what_cannot_be_batched_is_refused():
         array_form(get(["mw-reach"])[0])
     with pytest.raises(ValueError, match="walker-walk: coarseness 3 does not divide the 10 physics steps"):
         BatchedEnv(get(["walker-walk"])[0], 2, seed=0, coarseness=3)
+
+
+def test_an_end_within_an_agent_step_is_its_end():
+    """An agent step has two control steps; what would come after the first, if it ends there, counts for nothing."""
+    (spec,) = get(["pendulum-spin"])
+    form = array_form(spec)
+    whole = BatchedEnv(spec, 2, seed=0, form=replace(form, reward=lambda states, before: 1 + 0 * states.time))
+    begun = whole.full[:, 0].copy()
+    ending = replace(whole.form, terminated=lambda states: states.time < begun[:, None] + np.array([[0.03], [-1]]))
+    batched = BatchedEnv(spec, 2, seed=0, form=ending)
+    batched.steps[:] = whole.steps[:] = 0
+    step, other = batched.step(np.ones((2, 1))), whole.step(np.ones((2, 1)))
+    assert step.terminated.tolist() == [True, False]
+    assert step.reward.tolist() == [1, 2]
+    assert other.reward.tolist() == [2, 2]
+    np.testing.assert_array_equal(step.final_obs[1], other.final_obs[1])
+    assert (step.final_obs[0] != other.final_obs[0]).any()
+    batched.close()
+    whole.close()
