@@ -20,7 +20,7 @@ import yaml
 from pipeline.run.metrics import read_rows
 
 ROOT = Path(__file__).parents[2]
-STAGES = ["demos", "embed", "pretrain", "finetune", "evaluate", "adapt@mw-drawer-close", "publish", "report"]
+STAGES = ["teach", "demos", "embed", "pretrain", "finetune", "evaluate", "adapt@mw-drawer-close", "publish", "report"]
 
 pytestmark = pytest.mark.slow
 
