@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from pipeline.batched.agreement import check_form
 from pipeline.batched.forms import has_array_form
 from pipeline.demonstrate.ppo import PPORecipe
-from pipeline.demonstrate.teach import Training
+from pipeline.demonstrate.teach import Training, check_recipe
 from pipeline.demonstrate.teacher import SHIPPED, load_teacher, teacher_file
 from pipeline.files import add_files, atomic_folder, read_json, write_json
 from pipeline.progress import Progress
@@ -77,7 +77,8 @@ def teach_tasks(
     Raises:
         RuntimeError: a training failed, or its process died, or another run trains the same teacher; what others
             learned is kept.
-        ValueError: the array form of a user's own environment is not its environment's; nothing is trained then.
+        ValueError: a recipe asks for what there is not, or the array form of a user's own environment is not its
+            environment's; nothing is trained then.
     """
     folder = Path(folder)
     if shipped:
@@ -87,6 +88,7 @@ def teach_tasks(
         if lesson not in waiting:
             print(f"teach: {lesson.spec.name}: there already, by the same recipe and seed", file=sys.stderr)
     for lesson in waiting:
+        check_recipe(lesson.spec, lesson.recipe)
         if lesson.spec.suite == "gymnasium" and has_array_form(lesson.spec):
             check_form(lesson.spec)  # a test holds the catalogue's equal to their environments
     waiting.sort(key=lambda lesson: lesson.recipe.steps)  # taken from the end
@@ -105,7 +107,8 @@ def _train_all(waiting: list[Lesson], folder: Path, count: int) -> None:
             while waiting and not pool.full:
                 lesson = waiting.pop()
                 at_work.add(lesson.spec.name)
-                progress.write(f"teach: {lesson.spec.name}: begins; judged every {lesson.recipe.evaluate:,} steps")
+                judged = min(lesson.recipe.evaluate, lesson.recipe.steps)
+                progress.write(f"teach: {lesson.spec.name}: begins; judged every {judged:,} steps")
                 pool.start(f"the teacher of {lesson.spec.name}", train, lesson, folder)
             for notes in pool.wait(_LOOK_EVERY):
                 name = notes["task"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,6 +117,27 @@ def test_a_form_that_disagrees_is_refused_before_anything_is_trained(
     assert main(["teach", str(PUSH)]) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("shaping: 0.5", "push-ball: teachers.yaml asks for shaping, and .* `shaping: 0`"),
+        ("demos: 2", "push-ball: teachers.yaml asks for demonstrations .* `demos: 0`"),
+        ("step: 9", "teachers.yaml: push-ball: `step` is not a parameter. Did you mean `steps`"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused_before_anything_is_trained(
+    push, monkeypatch, tmp_path, capsys, line, message
+):
+    file = Path(shutil.copy(PUSH, tmp_path))
+    (tmp_path / "teachers.yaml").write_text(f"tasks:\n  push-ball: {{{line}}}\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["teach", str(file)]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["push-ball.yaml", "teachers.yaml"]
+    assert main(["teach", str(file), "--output", str(file)]) == 2
+    assert "push-ball.yaml is a file: --output takes a folder" in capsys.readouterr().err
 
 
 def test_what_is_no_form_or_no_body_of_mujoco_is_refused(push, monkeypatch):
