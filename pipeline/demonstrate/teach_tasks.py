@@ -121,9 +121,10 @@ def _train_all(waiting: list[Lesson], folder: Path, count: int) -> None:
                 )
             for name in at_work:
                 row = _last_row(folder / name / CURVE, began)
-                if row and row["steps"] > steps[name]:
-                    progress.update(int(row["steps"]) - steps[name], task=name, score=row["score"])
-                    steps[name] = int(row["steps"])
+                done = min(int(row["steps"]), recipes[name].steps) if row else 0
+                if row and done > steps[name]:
+                    progress.update(done - steps[name], task=name, score=row["score"])
+                    steps[name] = done
 
 
 def train(lesson: Lesson, folder: Path) -> dict[str, Any]:
