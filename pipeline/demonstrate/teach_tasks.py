@@ -20,7 +20,7 @@ from pipeline.demonstrate.teacher import SHIPPED, load_teacher, teacher_file
 from pipeline.files import add_files, atomic_folder, read_json, write_json
 from pipeline.progress import Progress
 from pipeline.run.cores import available_cores
-from pipeline.run.run_dir import open_run_dir
+from pipeline.run.run_dir import ROOT, fingerprint, open_run_dir
 from pipeline.run.workers import Workers
 from pipeline.tasks.spec import TaskSpec
 
@@ -98,7 +98,8 @@ def teach_tasks(
 
 
 def _train_all(waiting: list[Lesson], folder: Path, count: int) -> None:
-    steps, at_work = dict.fromkeys([lesson.spec.name for lesson in waiting], 0), set()
+    steps = dict.fromkeys([lesson.spec.name for lesson in waiting], 0)
+    at_work: dict[str, Path] = {}  # the curve of each, as it is so far
     total = sum(lesson.recipe.steps for lesson in waiting)
     recipes = {lesson.spec.name: lesson.recipe for lesson in waiting}
     began = time.time()
@@ -106,21 +107,22 @@ def _train_all(waiting: list[Lesson], folder: Path, count: int) -> None:
         while waiting or pool.working:
             while waiting and not pool.full:
                 lesson = waiting.pop()
-                at_work.add(lesson.spec.name)
+                at_work[lesson.spec.name] = _run_folder(lesson) / CURVE
                 judged = min(lesson.recipe.evaluate, lesson.recipe.steps)
-                progress.write(f"teach: {lesson.spec.name}: begins; judged every {judged:,} steps")
+                how = "goes on" if at_work[lesson.spec.name].exists() else "begins"
+                progress.write(f"teach: {lesson.spec.name}: {how}; judged every {judged:,} steps")
                 pool.start(f"the teacher of {lesson.spec.name}", train, lesson, folder)
             for notes in pool.wait(_LOOK_EVERY):
                 name = notes["task"]
-                at_work.discard(name)
+                del at_work[name]
                 # What an early end left out counts as done, so that the estimate of the end is right.
                 progress.update(recipes[name].steps - steps[name], task=name, score=notes["score"])
                 progress.write(
                     f"teach: {name}: {notes['score']:.2f} after {notes['trained_steps']:,} steps, "
                     f"{notes['seconds']:.0f} core-seconds"
                 )
-            for name in at_work:
-                row = _last_row(folder / name / CURVE, began)
+            for name, curve in at_work.items():
+                row = _last_row(curve, began)
                 done = min(int(row["steps"]), recipes[name].steps) if row else 0
                 if row and done > steps[name]:
                     progress.update(done - steps[name], task=name, score=row["score"])
@@ -133,10 +135,10 @@ def train(lesson: Lesson, folder: Path) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     spec, out = lesson.spec, folder / lesson.spec.name
-    with open_run_dir(f"teach-{spec.name}", [lesson.recipe, spec], [], lesson.seed) as run_dir:
+    with open_run_dir(_run_name(lesson), *_shaping(lesson)) as run_dir:
         training = Training(spec, lesson.recipe, lesson.seed, run_dir)
         try:
-            training.run(lambda row: write_json(out / CURVE, training.curve))
+            training.run(lambda row: write_json(run_dir / CURVE, training.curve))
             teacher = training.finish()
         finally:
             training.close()
@@ -144,6 +146,20 @@ def train(lesson: Lesson, folder: Path) -> dict[str, Any]:
             teacher.save(partial / "teacher.safetensors")
             write_json(partial / CURVE, training.curve)
     return {"task": spec.name, **teacher.notes}
+
+
+def _run_name(lesson: Lesson) -> str:
+    return f"teach-{lesson.spec.name}"
+
+
+def _shaping(lesson: Lesson) -> tuple[list[Any], list[Path], int]:
+    """Return parameters, inputs and seed that a training depends on."""
+    return [lesson.recipe, lesson.spec], [], lesson.seed
+
+
+def _run_folder(lesson: Lesson) -> Path:
+    """Return where a training that is under way keeps what it has."""
+    return ROOT / f"{_run_name(lesson)}-{fingerprint(*_shaping(lesson))}"
 
 
 def remove_others(folder: Path, specs: Sequence[TaskSpec]) -> None:

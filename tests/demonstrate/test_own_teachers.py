@@ -185,9 +185,10 @@ def test_ctrl_c_keeps_what_was_learned(tmp_path):
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130
     assert told.endswith("the same command goes on from there.\n")
-    assert not (tmp_path / "taught/push-ball/teacher.safetensors").exists()
+    assert [path.name for path in (tmp_path / "taught/push-ball").iterdir()] == ["mine.txt"]
     done = eft(tmp_path, "teach", str(PUSH), "--steps", "200_000")
     assert done.returncode == 0, done.stderr
+    assert "teach: push-ball: goes on; judged every 50,000 steps" in done.stderr
     assert (tmp_path / "taught/push-ball/mine.txt").read_text() == "kept"
     spec = registry.load_file(PUSH)
     assert load_teacher(tmp_path / "taught/push-ball/teacher.safetensors", spec).notes["trained_steps"] >= 200_000
