@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -136,7 +136,6 @@ class Teachers(BaseModel):
     """The training of teachers (checkpoints/teach.json)."""
 
     tasks: dict[str, Taught]
-    seconds: float
 
 
 class TaskDemos(BaseModel):
@@ -295,11 +294,7 @@ def read_results(root: str | Path = ".") -> Results:
         experts={stage: read_expert_use(folder) for stage, folder in logs.items()},
         clusters=_parse(TaskClusters, found, "pretrain") if found.exists() else None,
         teachers=teachers,
-        teaching_curves={
-            task: points
-            for task in (teachers.tasks if teachers else ())
-            if (points := read_teaching_curve(checkpoints / "teach" / task / "curve.json"))
-        },
+        teaching_curves=read_teaching_curves(checkpoints / "teach", teachers.tasks if teachers else ()),
         reconstructions=(_parse(Reconstructions, learned, "embed"), learned.with_name("reconstructions.png"))
         if learned.exists()
         else None,
@@ -315,6 +310,12 @@ def read_teaching_curve(path: Path) -> list[TaughtPoint]:
         ValueError: the file is not of the form that a training writes.
     """
     return _parse(list[TaughtPoint], path, "teach") if path.exists() else []
+
+
+def read_teaching_curves(folder: Path, tasks: Iterable[str]) -> dict[str, list[TaughtPoint]]:
+    """Read the curves of these tasks' teachers; those that are not there are left out."""
+    curves = {task: read_teaching_curve(folder / task / "curve.json") for task in tasks}
+    return {task: points for task, points in curves.items() if points}
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:

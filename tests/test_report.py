@@ -59,6 +59,7 @@ def write_inputs(root: Path, size: int = 32) -> None:
     }
     write_json(root / "datasets/demos.json", {"tasks": demos, "seconds": 95.0})
     checkpoints = root / "checkpoints"
+    write_json(checkpoints / "teach.json", {"seed": 1, "seconds": 0.0, "tasks": {}})
     for stage, seconds, steps in (("pretrain", 410.0, 8000), ("finetune", 720.0, 24000)):
         write_json(checkpoints / stage / "metrics/summary.json", summary(stage, seconds))
         write_curves(checkpoints / stage / "metrics", steps, seconds, rng)
@@ -241,6 +242,16 @@ def write_experts(folder: Path, layers: dict[str, list[list[list[float]]]], ever
             write_rows(folder, [{"step": every * number, f"expert_use/{layer}": table}])
 
 
+def write_teachers(checkpoints: Path) -> None:
+    """Two teachers, of which one has lost its curve, as in a clone that has not pulled what DVC keeps."""
+    notes = {"standard_error": 0.012, "episodes": 40, "steps": 600_000, "trained_steps": 1_000_000, "recipe": {}}
+    scores = {TASKS[0]: 0.93, HELD_OUT[0]: 0.5}
+    taught = {task: {**notes, "score": score, "seconds": 200.0} for task, score in scores.items()}
+    write_json(checkpoints / "teach.json", {"seed": 1, "seconds": 0.0, "tasks": taught})
+    curve = [{"steps": n * 10**5, "seconds": 20.0 * n, "score": 1 - 0.8**n, "kl": 0.02} for n in range(1, 11)]
+    write_json(checkpoints / "teach" / TASKS[0] / "curve.json", curve)
+
+
 @pytest.fixture(scope="module")
 def full_page(root, tmp_path_factory) -> tuple[str, Page]:
     """With what only some runs have: stages of growth, experts, clusters of tasks, tasks that nobody demonstrated."""
@@ -268,6 +279,7 @@ def full_page(root, tmp_path_factory) -> tuple[str, Page]:
     write_json(learned / "training.json", {"shown": TASKS[:2], "error": {TASKS[0]: 0.0123}})
     imsave(learned / "reconstructions.png", np.zeros((4, 4, 3)))
     write_json(learned / "clusters.json", found | {"cluster": [0, 0, 0, 1], "order": [2, 1, 0, 3], "silhouette": {}})
+    write_teachers(full / "checkpoints")
     demos = json.loads((full / "datasets/demos.json").read_text())
     write_json(full / "datasets/demos.json", demos | {"missing": {"fish-swim": "it has <no> expert"}})
     return make_page(full)
@@ -412,12 +424,25 @@ def test_a_fresh_clone_gives_a_page_that_names_every_stage(tmp_path):
     results = write_report(tmp_path, tmp_path / "report.html")
     page = Page((tmp_path / "report.html").read_text())
     assert "Eft has not trained yet" in page.words("header")
-    stages = ["demos", "pretrain", "finetune", "evaluate", "publish", *(f"adapt@{task}" for task in HELD_OUT)]
+    stages = ["teach", "demos", "pretrain", "finetune", "evaluate", "publish", *(f"adapt@{task}" for task in HELD_OUT)]
     assert sorted(results.missing) == sorted(stages)
     for stage in stages:
         assert f"The stage {stage} has not run" in page.words("cost")
     for stage, section in {"demos": "demonstrations", "pretrain": "curves", "evaluate": "open-loop"}.items():
         assert f"dvc repro {stage} makes it" in page.words(section)
+
+
+def test_teachers_have_a_chart_and_a_row_where_there_are_any(full_page, page):
+    assert "teachers" not in page[1].text
+    _, page = full_page
+    words = page.words("teachers")
+    assert f"{TASKS[0]} 0.93 ± 0.01 40 600,000 steps 1,000,000 steps 3 min 20 s" in words
+    assert f"{HELD_OUT[0]} held out 0.50 ± 0.01" in words
+    labels = page.attributes("aria-label")
+    assert f"Teacher of {TASKS[0]}" in labels
+    assert f"Teacher of {HELD_OUT[0]}" not in labels
+    assert "#teachers" in page.attributes("href")
+    assert "teach, on one core 6 min 40 s" in page.words("cost")
 
 
 def test_it_is_said_which_experts_labelled_what(full_page, page):
@@ -450,6 +475,7 @@ def test_a_missing_stage_is_named_where_it_belongs_and_the_rest_is_shown(changed
     [
         ("evaluate/metrics/scores.json", '{"models": {}, "pairs": []}', r"scores.json: `mean`: Field required"),
         ("adapt/mw-drawer-close/metrics/summary.json", "{", "not valid JSON .* run `dvc repro adapt@mw-drawer-close`"),
+        ("teach.json", '{"tasks": {"a": {"score": 1}}}', "teach.json: `tasks.a.standard_error`: Field required"),
         ("pretrain/metrics/metrics.jsonl", '{"step": 0, "eval/score": "x"}\n', "line 1: `eval/score` is not a number"),
         ("pretrain/metrics/metrics.jsonl", '{"step": 0}\n{\n', "metrics.jsonl, line 2: expected a JSON object"),
     ],

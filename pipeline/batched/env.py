@@ -178,7 +178,7 @@ class BatchedEnv:
         before, after = self.roll(actions, warmstart)
         with np.errstate(all="ignore"):  # diverged copies are put aside below
             ended = _holds(self.form.terminated, after)
-            terminated = ended.any(axis=1)
+            terminated: np.ndarray = np.any(ended, axis=1)
             end = np.where(terminated, ended.argmax(axis=1), ended.shape[1] - 1)  # the last control step that counts
             reward = self.form.reward(after, before)
             reward = np.where(np.arange(reward.shape[1]) <= end[:, None], reward, 0).sum(axis=1)

@@ -59,6 +59,8 @@ def teach(options: argparse.Namespace) -> None:
     from pipeline.report.teaching import draw_curve
     from pipeline.tasks import availability
 
+    if options.output.exists() and not options.output.is_dir():
+        raise ValueError(f"{options.output} is a file: --output takes a folder, in which each task gets one.")
     lessons = read_lessons(options)
     availability.require([lesson.spec for lesson in lessons])
     try:

@@ -27,6 +27,8 @@ from pipeline.batched.forms import array_form
 from pipeline.batched.states import States
 from pipeline.batched.stepped import open_copies
 from pipeline.config import parse
+from pipeline.demonstrate.experts import expert_kind
+from pipeline.demonstrate.planner import load_recipes as planned
 from pipeline.demonstrate.play import play
 from pipeline.demonstrate.ppo import PPO, PPORecipe
 from pipeline.demonstrate.shaping import TEACHING
@@ -83,6 +85,24 @@ def _read(path: Path | Traversable) -> dict[str, PPORecipe]:
     return {task: parse(PPORecipe, {**_common(), **(own or {})}, f"{path}: {task}") for task, own in tasks.items()}
 
 
+def check_recipe(spec: TaskSpec, recipe: PPORecipe) -> None:
+    """Refuse a recipe that asks for what there is not.
+
+    Raises:
+        ValueError: shaping of a reward that nothing is known to shape by, or demonstrations that nobody plans.
+    """
+    if recipe.shaping and spec.name not in TEACHING:
+        raise ValueError(
+            f"{spec.name}: teachers.yaml asks for shaping, and pipeline/demonstrate/shaping.py has none of this task: "
+            "set `shaping: 0`, or add it there."
+        )
+    if recipe.demos and expert_kind(spec, None) is None and spec.name not in planned():
+        raise ValueError(
+            f"{spec.name}: teachers.yaml asks for demonstrations to begin with, and nobody plans this task: set "
+            "`demos: 0`, or add it to pipeline/demonstrate/recipes.yaml."
+        )
+
+
 class Shaped:
     """A task's array form with `TEACHING` added to the reward, times a weight that falls while training goes on."""
 
@@ -107,7 +127,7 @@ class Training:
         workers: processes that step a task without an array form; 0 is this one.
 
     Raises:
-        ValueError: there is nothing to shape the task's reward by.
+        ValueError: the recipe asks for what there is not.
     """
 
     def __init__(
@@ -121,11 +141,8 @@ class Training:
     ):
         self.spec, self.recipe, self.seed, self.folder = spec, recipe, seed, folder
         self._shaped = None
+        check_recipe(spec, recipe)
         if recipe.shaping:
-            if spec.name not in TEACHING:
-                raise ValueError(
-                    f"{spec.name}: teachers.yaml asks for shaping, pipeline/demonstrate/shaping.py has none."
-                )
             self._shaped = Shaped(spec, form or array_form(spec))
             form = self._shaped.form
         self.env = open_copies(spec, recipe.copies, seed, recipe.coarseness, workers, form)

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from pipeline.batched.agreement import check_form
 from pipeline.batched.forms import has_array_form
 from pipeline.demonstrate.ppo import PPORecipe
-from pipeline.demonstrate.teach import Training
+from pipeline.demonstrate.teach import Training, check_recipe
 from pipeline.demonstrate.teacher import SHIPPED, load_teacher, teacher_file
 from pipeline.files import add_files, atomic_folder, read_json, write_json
 from pipeline.progress import Progress
@@ -81,7 +81,8 @@ def teach_tasks(
     Raises:
         RuntimeError: a training failed, or its process died, or another run trains the same teacher; what others
             learned is kept.
-        ValueError: the array form of a user's own environment is not its environment's; nothing is trained then.
+        ValueError: a recipe asks for what there is not, or the array form of a user's own environment is not its
+            environment's; nothing is trained then.
     """
     folder = Path(folder)
     if shipped:
@@ -91,6 +92,7 @@ def teach_tasks(
         if lesson not in waiting:
             print(f"teach: {lesson.spec.name}: there already, by the same recipe and seed", file=sys.stderr)
     for lesson in waiting:
+        check_recipe(lesson.spec, lesson.recipe)
         if lesson.spec.suite == "gymnasium" and has_array_form(lesson.spec):
             check_form(lesson.spec)  # a test holds the catalogue's equal to their environments
     waiting.sort(key=lambda lesson: lesson.recipe.steps)  # taken from the end
@@ -101,14 +103,16 @@ def teach_tasks(
 
 def _train_all(waiting: list[Lesson], folder: Path, count: int) -> None:
     lessons = {lesson.spec.name: lesson for lesson in waiting}
-    steps, at_work = dict.fromkeys(lessons, 0), set()
+    steps, at_work = dict.fromkeys(lessons, 0), set[str]()
     total = sum(lesson.recipe.steps for lesson in waiting)
     with Workers(count, _ADVICE) as pool, Progress("teach", total, "steps") as progress:
         while waiting or pool.working:
             while waiting and not pool.full:
                 lesson = waiting.pop()
                 at_work.add(lesson.spec.name)
-                progress.write(f"teach: {lesson.spec.name}: begins; judged every {lesson.recipe.evaluate:,} steps")
+                judged = min(lesson.recipe.evaluate, lesson.recipe.steps)
+                how = "goes on" if (lesson.run_dir / CURVE).exists() else "begins"
+                progress.write(f"teach: {lesson.spec.name}: {how}; judged every {judged:,} steps")
                 pool.start(f"the teacher of {lesson.spec.name}", train, lesson, folder)
             for notes in pool.wait(_LOOK_EVERY):
                 name = notes["task"]
@@ -121,9 +125,10 @@ def _train_all(waiting: list[Lesson], folder: Path, count: int) -> None:
                 )
             for name in at_work:
                 row = _last_row(lessons[name].run_dir / CURVE)
-                if row and row["steps"] > steps[name]:
-                    progress.update(int(row["steps"]) - steps[name], task=name, score=row["score"])
-                    steps[name] = int(row["steps"])
+                done = min(int(row["steps"]), lessons[name].recipe.steps) if row else 0
+                if row and done > steps[name]:
+                    progress.update(done - steps[name], task=name, score=row["score"])
+                    steps[name] = done
 
 
 def train(lesson: Lesson, folder: Path) -> dict[str, Any]:

@@ -21,8 +21,8 @@ def draw_curve(task: str, curve: Path, target: Path) -> None:
 
 
 def teaching_charts(curves: Mapping[str, Sequence[TaughtPoint]]) -> dict[str, Markup]:
-    """Return a small chart per task that has a curve."""
-    return {task: teaching_chart(task, points, small=True) for task, points in curves.items() if points}
+    """Return a small chart per task."""
+    return {task: teaching_chart(task, points, small=True) for task, points in curves.items()}
 
 
 def teaching_chart(task: str, points: Sequence[TaughtPoint], small: bool = False) -> Markup:

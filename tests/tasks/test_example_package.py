@@ -1,4 +1,4 @@
-"""The example under examples/, installed like any package, without touching this project."""
+"""The examples under examples/, installed like any package, without touching this project."""
 
 import os
 import subprocess
@@ -10,32 +10,37 @@ import pytest
 from pipeline.tasks import registry
 from pipeline.tasks.check import check_task
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "eft_juggle"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLE = EXAMPLES / "eft_juggle"
 
 
 def eft(*arguments, path, cwd):
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(path), str(EXAMPLE.parents[1])])}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(path), str(EXAMPLES.parent)])}
     command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, check=False)
 
 
 @pytest.mark.slow
-def test_an_installed_package_brings_its_task(tmp_path):
+@pytest.mark.parametrize(
+    ("package", "task", "instruction"),
+    [("eft_juggle", "juggle", "Keep the ball in the air"), ("eft_push", "push-ball", "Push the ball to the mark")],
+)
+def test_an_installed_package_brings_its_task(tmp_path, package, task, instruction):
     source, target, elsewhere = tmp_path / "source", tmp_path / "site", tmp_path / "elsewhere"
-    subprocess.run(["cp", "-r", EXAMPLE, source], check=True)  # building writes beside the sources
+    subprocess.run(["cp", "-r", EXAMPLES / package, source], check=True)  # building writes beside the sources
     elsewhere.mkdir()
     install = ["install", "--quiet", "--no-deps", "--no-build-isolation", "--target", target, source]
     subprocess.run([sys.executable, "-m", "pip", *map(str, install)], check=True)
 
-    listed = eft("tasks", "juggle", path=target, cwd=elsewhere)
+    listed = eft("tasks", task, path=target, cwd=elsewhere)
     assert listed.returncode == 0, listed.stderr
-    assert "Keep the ball in the air" in listed.stdout
-    frame = tmp_path / "juggle.png"
-    checked = eft("check-task", "juggle", "--frame", frame, path=target, cwd=elsewhere)
+    assert instruction in listed.stdout
+    frame = tmp_path / "frame.png"
+    checked = eft("check-task", task, "--frame", frame, path=target, cwd=elsewhere)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert "steps/s" in checked.stdout
     assert frame.read_bytes()[1:4] == b"PNG"
-    without = eft("tasks", "juggle", path=elsewhere, cwd=elsewhere)
+    without = eft("tasks", task, path=elsewhere, cwd=elsewhere)
     assert without.returncode == 2
     assert "not known" in without.stderr
 
