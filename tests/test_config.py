@@ -196,7 +196,7 @@ def test_bad_yaml_names_the_file(params, content):
 @pytest.mark.parametrize("content", ["", "- a\n", "just text\n"])
 def test_yaml_without_sections_is_refused(params, content):
     params.write_text(content)
-    with pytest.raises(ValueError, match="must hold named sections: tasks, demos"):
+    with pytest.raises(ValueError, match="must hold named sections: tasks, teach, demos"):
         config.load(config.Model, params)
 
 
