@@ -24,11 +24,14 @@ from pipeline.batched.form import ArrayForm
 from pipeline.batched.forms import array_form
 from pipeline.batched.states import States
 from pipeline.batched.stepped import open_copies
+from pipeline.demonstrate.arcade import HINTS
 from pipeline.demonstrate.play import play
 from pipeline.demonstrate.ppo import PPO, PPORecipe
 from pipeline.demonstrate.shaping import TEACHING
 from pipeline.demonstrate.teacher import Teacher, load_teacher
 from pipeline.files import atomic_file
+from pipeline.tasks.miniarcade.adapter import GAMES
+from pipeline.tasks.miniarcade.game import Game
 from pipeline.tasks.registry import make
 from pipeline.tasks.spec import TaskSpec
 
@@ -89,6 +92,16 @@ class Shaped:
         return reward + self.weight * self._shaping(states) if self.weight else reward
 
 
+class ShapedGame:
+    """What draws the planner on, for a game's teacher, times a weight that falls while training goes on."""
+
+    def __init__(self, hint: Callable[[Game, np.ndarray], np.ndarray]):
+        self.weight, self._hint = 0.0, hint
+
+    def __call__(self, game: Game, states: np.ndarray) -> np.ndarray:
+        return self.weight * self._hint(game, states) if self.weight else np.zeros(len(states))
+
+
 class Training:
     """The training of one teacher.
 
@@ -114,15 +127,11 @@ class Training:
         workers: int = 0,
     ):
         self.spec, self.recipe, self.seed, self.folder = spec, recipe, seed, folder
-        self._shaped = None
-        if recipe.shaping:
-            if spec.name not in TEACHING:
-                raise ValueError(
-                    f"{spec.name}: teachers.yaml asks for shaping, pipeline/demonstrate/shaping.py has none."
-                )
-            self._shaped = Shaped(spec, form or array_form(spec))
+        self._shaped = _shaped(spec, form) if recipe.shaping else None
+        hint = self._shaped if isinstance(self._shaped, ShapedGame) else None
+        if isinstance(self._shaped, Shaped):
             form = self._shaped.form
-        self.env = open_copies(spec, recipe.copies, seed, recipe.coarseness, workers, form)
+        self.env = open_copies(spec, recipe.copies, seed, recipe.coarseness, workers, form, hint)
         self.ppo = PPO(recipe, self.env, seed)
         self.curve: list[dict[str, float]] = []
         self._before, self._started = 0.0, time.process_time()
@@ -215,6 +224,17 @@ class Training:
             values = json.loads(file.metadata()["values"])
             self.ppo.load_state({name: file.get_tensor(name) for name in file.keys()}, values)  # noqa: SIM118
         self.curve, self._before = values["curve"], values["seconds"]
+
+
+def _shaped(spec: TaskSpec, form: ArrayForm | None) -> Shaped | ShapedGame:
+    """Return what draws a task's teacher on."""
+    game = GAMES[spec.env_id].__name__ if spec.suite == "miniarcade" else None
+    if game in HINTS:
+        return ShapedGame(HINTS[game])
+    if spec.name in TEACHING:
+        return Shaped(spec, form or array_form(spec))
+    where = "arcade.py" if game else "shaping.py"
+    raise ValueError(f"{spec.name}: teachers.yaml asks for shaping, pipeline/demonstrate/{where} has none.")
 
 
 def play_teacher(teacher: Teacher, episodes: int, first_seed: int) -> np.ndarray:
