@@ -9,9 +9,9 @@ from typing import Any
 from pipeline.cli.options import add_command, add_folder, count, count_or_zero, own_folder
 
 DETAILS = """\
-A teacher is a small policy of one task, trained by PPO on many copies of it. Tasks on MuJoCo are stepped as arrays,
-10,000 to 90,000 agent steps a second on one core, and most are learned in one to ten minutes. Any other task is
-stepped as it is, by all cores, and takes longer.
+A teacher is a small policy of one task, trained by PPO on many copies of it. Tasks on MuJoCo and MiniArcade's
+games are stepped as arrays, 10,000 to 90,000 agent steps a second on one core, and most are learned in one to ten
+minutes. Any other task is stepped as it is, by all cores, and takes longer.
 
 FOLDER/TASK gets teacher.safetensors, curve.svg (score in the real environment against core-seconds) and curve.json.
 A training that was stopped goes on when the same command is given again.
