@@ -1,6 +1,7 @@
 """Teachers on batched physics: how fast, how good, at what cost, and what their demonstrations and labels are worth.
 
     python -m benchmarks.teachers physics                  agent steps per core-second of every task: 2 minutes
+    python -m benchmarks.teachers games                    the same of MiniArcade's: seconds
     python -m benchmarks.teachers teach --suite dmcontrol  train what is not there: hours; resumable
     python -m benchmarks.teachers planners --suite dmcontrol   what planning scores: seconds to a minute per episode
     python -m benchmarks.teachers scores                   the claims, and the table of datasets/README.md
@@ -22,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import results
-from pipeline.batched.env import BatchedEnv
 from pipeline.batched.forms import has_array_form
+from pipeline.batched.stepped import open_copies
 from pipeline.demonstrate.planner import load_recipes as load_planner_recipes
 from pipeline.demonstrate.play import play
 from pipeline.demonstrate.teach import load_recipes
@@ -34,9 +35,10 @@ from pipeline.run.provenance import commit
 from pipeline.tasks.registry import get, load_catalogue
 from pipeline.tasks.spec import TaskSpec
 
-SUITES = ("dmcontrol", "dmcontrol-ext", "mujoco", "ogbench")
 DMCONTROL, OTHERS, CORE_HOURS = 0.78, 0.65, 6  # promised mean scores of the best experts, and what they may cost
+SUITES = ("dmcontrol", "dmcontrol-ext", "mujoco", "ogbench", "miniarcade")
 STEPS_PER_SECOND = 40_000  # promised of cheetah-run, physics alone, one core
+GAME_STEPS_PER_SECOND = 200_000  # of every game but the mazes, whose ways are measured anew for each goal
 COPIES, ROUNDS, STEPS = 128, 5, 20
 SEED = 1
 
@@ -46,11 +48,16 @@ def on_mujoco() -> list[TaskSpec]:
     return [spec for spec in load_catalogue().values() if spec.suite in SUITES and has_array_form(spec)]
 
 
+def miniarcade() -> list[TaskSpec]:
+    """Return MiniArcade's games, which are arrays themselves."""
+    return [spec for spec in load_catalogue().values() if spec.suite == "miniarcade"]
+
+
 def measure_physics(tasks: Sequence[TaskSpec]) -> dict[str, int]:
     """Return agent steps per core-second of each task, the median of some rounds, with the catalogue's own physics."""
     rates = {}
     for spec in tasks:
-        env, rng = BatchedEnv(spec, COPIES, seed=0), np.random.default_rng(0)
+        env, rng = open_copies(spec, COPIES, seed=0), np.random.default_rng(0)
         actions = rng.uniform(-1, 1, (STEPS, COPIES, spec.action_dim))
         found = []
         for _ in range(ROUNDS):
@@ -74,10 +81,21 @@ def physics() -> None:
     results.add("teachers", "physics", command, seconds, claims, copies=COPIES, steps_per_core_second=rates)
 
 
+def games() -> None:
+    """Measure every game."""
+    started = time.monotonic()
+    rates = measure_physics(miniarcade())
+    slowest = min(rate for name, rate in rates.items() if "maze" not in name)
+    claims = {"steps_per_core_second": results.claim(slowest, GAME_STEPS_PER_SECOND, "above")}
+    command = "python -m benchmarks.teachers games"
+    seconds = time.monotonic() - started
+    results.add("teachers", "games", command, seconds, claims, copies=COPIES, steps_per_core_second=rates)
+
+
 def teach(suites: Sequence[str], names: Sequence[str], workers: int) -> None:
     """Train the teachers that are wanted and not there."""
     recipes = load_recipes()
-    wanted = get(names) if names else [spec for spec in on_mujoco() if spec.suite in suites]
+    wanted = get(names) if names else [spec for spec in on_mujoco() + miniarcade() if spec.suite in suites]
     without = [spec.name for spec in wanted if spec.name not in recipes]
     if without:
         print(f"no recipe in teachers.yaml: {', '.join(without)}", file=sys.stderr)
@@ -149,6 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("physics")
+    commands.add_parser("games")
     teaching: Any = commands.add_parser("teach")
     teaching.add_argument("--suite", nargs="+", default=list(SUITES), choices=SUITES)
     teaching.add_argument("--tasks", nargs="+", default=[])
@@ -165,6 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         planners(options.suite, options.tasks, options.episodes)
     elif options.command == "scores":
         scores()
+    elif options.command == "games":
+        games()
     else:
         teach(options.suite, options.tasks, options.workers)
 

@@ -1,13 +1,15 @@
-"""Whether a task's array form agrees with its real environment."""
+"""Whether what steps a task as arrays agrees with its real environment."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from pipeline.batched.env import BatchedEnv, full_state, simulation
+from pipeline.batched.env import BatchedEnv, Step, full_state, simulation
 from pipeline.batched.form import ArrayForm
+from pipeline.batched.games import BatchedGame
 from pipeline.tasks.registry import make
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.task_env import TaskEnv
@@ -53,21 +55,9 @@ def check_form(
             actions = rng.uniform(-1, 1, (_COPIES, spec.action_dim)).astype(np.float32)
             actions[_OURS] = act(obs)
             ours = batched.step(actions, warmstart)
-            obs, reward, terminated, truncated, info = env.step(actions[_OURS])
-            flags = {"terminated": terminated, "truncated": truncated, "success": info["success"]}
-            for key, real in flags.items():
-                if bool(getattr(ours, key)[_OURS]) != real:
-                    raise _disagreement(spec, number, f"`{key}`", bool(getattr(ours, key)[_OURS]), real)
-            expected = obs.copy()
-            if batched.form.hidden is not None:
-                expected[batched.form.hidden] = 0
-            found = ours.final_obs[_OURS]
-            apart = np.flatnonzero(np.abs(found - expected) > tolerance * np.maximum(1, np.abs(expected)))
-            if apart.size:
-                entry = int(apart[0])
-                raise _disagreement(spec, number, f"entry {entry} of the observation", found[entry], expected[entry])
-            if abs(ours.reward[_OURS] - reward) > allowed * max(1, abs(reward)):
-                raise _disagreement(spec, number, "the reward", ours.reward[_OURS], reward)
+            real = env.step(actions[_OURS])
+            obs, _, terminated, truncated, _ = real
+            _compare(spec, number, ours, real, batched.form.hidden, (tolerance, allowed))
             if terminated or truncated:
                 obs, _ = env.reset(seed=4 + number)
     finally:
@@ -89,6 +79,55 @@ def _check_shapes(spec: TaskSpec, batched: BatchedEnv) -> None:
                 f"{spec.name}: `{name}` of the array form returned shape {np.shape(found)}, expected {shape}: "
                 f"{each[0]} copies, {each[1]} control steps{f', {shape[2]} numbers seen' if name == 'observe' else ''}."
             )
+
+
+def check_game(spec: TaskSpec, steps: int = 600, tolerance: float = EXACT) -> None:
+    """Step a game of MiniArcade side by side in its real environment and among copies, on beyond an episode's end.
+
+    Args:
+        spec: the task.
+        steps: agent steps compared.
+        tolerance: of observations and rewards, absolute and relative.
+
+    Raises:
+        ValueError: they disagree, as `check_form` says.
+    """
+    rng, batched = np.random.default_rng(0), BatchedGame(spec, _COPIES, seed=0)
+    env, over = make(spec, spec.obs_dim, spec.action_dim), True
+    try:
+        simulator: Any = env.simulator
+        for number in range(1, steps + 1):
+            if over:
+                env.reset(seed=4 + number)
+                batched.steps[_OURS] = 0
+                batched.game.take(_OURS, simulator.game)
+            batched.states[_OURS] = simulator.state  # else collisions would blow up what sums are rounded by
+            actions = rng.uniform(-1.2, 1.2, (_COPIES, spec.action_dim)).astype(np.float32)
+            ours, real = batched.step(actions), env.step(actions[_OURS])
+            _compare(spec, number, ours, real, None, (tolerance, tolerance))
+            over = real[2] or real[3]
+    finally:
+        env.close()
+        batched.close()
+
+
+def _compare(
+    spec: TaskSpec, step: int, ours: Step, real: tuple, hidden: slice | None, allowed: tuple[float, float]
+) -> None:
+    """Refuse a step of the copies that is not the real one: observation and reward up to `allowed`."""
+    obs, reward, terminated, truncated, info = real
+    for key, flag in {"terminated": terminated, "truncated": truncated, "success": info["success"]}.items():
+        if bool(getattr(ours, key)[_OURS]) != flag:
+            raise _disagreement(spec, step, f"`{key}`", bool(getattr(ours, key)[_OURS]), flag)
+    expected, found = obs.copy(), ours.final_obs[_OURS]
+    if hidden is not None:
+        expected[hidden] = 0
+    apart = np.flatnonzero(np.abs(found - expected) > allowed[0] * np.maximum(1, np.abs(expected)))
+    if apart.size:
+        entry = int(apart[0])
+        raise _disagreement(spec, step, f"entry {entry} of the observation", found[entry], expected[entry])
+    if abs(ours.reward[_OURS] - reward) > allowed[1] * max(1, abs(reward)):
+        raise _disagreement(spec, step, "the reward", ours.reward[_OURS], reward)
 
 
 def _disagreement(spec: TaskSpec, step: int, what: str, ours: float | bool, real: float | bool) -> ValueError:

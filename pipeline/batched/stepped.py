@@ -9,6 +9,7 @@ import numpy as np
 from pipeline.batched.env import BatchedEnv, Step
 from pipeline.batched.form import ArrayForm
 from pipeline.batched.forms import array_form, has_array_form
+from pipeline.batched.games import BatchedGame, Shaping
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv
 
@@ -57,13 +58,27 @@ class SteppedEnv:
         self._env.close()
 
 
-Copies = BatchedEnv | SteppedEnv
+Copies = BatchedEnv | BatchedGame | SteppedEnv
 
 
 def open_copies(
-    spec: TaskSpec, num: int, seed: int, coarseness: int = 1, workers: int = 0, form: ArrayForm | None = None
+    spec: TaskSpec,
+    num: int,
+    seed: int,
+    coarseness: int = 1,
+    workers: int = 0,
+    form: ArrayForm | None = None,
+    shaping: Shaping | None = None,
 ) -> Copies:
-    """Return N copies of a task: batched where it has an array form, else stepped by `workers` processes."""
+    """Return N copies of a task: batched if it is a game or has an array form, else stepped by `workers` processes.
+
+    Raises:
+        ValueError: a game cannot be made coarser.
+    """
+    if spec.suite == "miniarcade":
+        if coarseness != 1:
+            raise ValueError(f"{spec.name}: coarseness {coarseness}: a game has no physics steps to save, write 1.")
+        return BatchedGame(spec, num, seed, shaping)
     if form is None and not has_array_form(spec):
         return SteppedEnv(spec, num, seed, workers)
     return BatchedEnv(spec, num, seed, coarseness, form=form or array_form(spec))

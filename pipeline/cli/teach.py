@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from pipeline.demonstrate.teach_tasks import Lesson
 
 DETAILS = """\
-A teacher is a small policy of one task, trained by PPO on many copies of it, on one core. Tasks on MuJoCo are stepped
-as arrays, thousands of agent steps a second, and most are learned in minutes. Any other task is stepped as it is, and
-takes longer.
+A teacher is a small policy of one task, trained by PPO on many copies of it, on one core. Tasks on MuJoCo
+and MiniArcade's games are stepped as arrays, thousands of agent steps a second, and most are learned in minutes. Any
+other task is stepped as it is, and takes longer.
 
 FOLDER/TASK gets teacher.safetensors, curve.svg (score in the real environment against core-seconds) and curve.json.
 A training that was stopped goes on from its last evaluation when the same command is given again. A teacher that is

@@ -63,7 +63,7 @@ def open_expert(spec: TaskSpec, env: TaskEnv, teachers: str | Path | None) -> La
     if kind is None:
         raise ValueError(
             f"{spec.name} has no expert that can be asked in every state: Meta-World, RoboDesk and the landers have "
-            "scripts, points in mazes follow the way, and for a task on MuJoCo `eft teach` trains a teacher."
+            "scripts, points in mazes follow the way, and for a task on MuJoCo or a game `eft teach` trains a teacher."
         )
     if spec.suite == "metaworld":
         return Script(spec.env_id).act

@@ -67,9 +67,9 @@ def expert_method(spec: TaskSpec, teachers: str | Path | None = None) -> str:
         return "planner"
     raise ValueError(
         f"{spec.name} has no expert: Meta-World, RoboDesk and landers have scripted ones, points in mazes follow the "
-        "way, a task on MuJoCo can have a teacher (`teach.enabled`, or `eft teach`), and DeepMind Control, Gymnasium's "
-        "MuJoCo, OGBench's ant, Box2D's walkers, MiniArcade, Atari and ManiSkill can be planned: a recipe in "
-        "pipeline/demonstrate/recipes.yaml."
+        "way, a task on MuJoCo or a game can have a teacher (`teach.enabled`, or `eft teach`), and DeepMind Control, "
+        "Gymnasium's MuJoCo, OGBench's ant, Box2D's walkers, MiniArcade, Atari and ManiSkill can be planned: a recipe "
+        "in pipeline/demonstrate/recipes.yaml."
     )
 
 
@@ -143,12 +143,8 @@ def play(spec: TaskSpec, seed: int, attempt: int, action_noise: float, teachers:
 
 
 def planning(spec: TaskSpec, env: TaskEnv, seed: int, rng: np.random.Generator, opened: ExitStack) -> Label:
-    """Return the planner of an episode that has just been reset with a seed; `opened` closes what else it opens."""
-    if spec.suite in ("box2d", "maniskill"):
-        planner = planned_on_a_twin(spec, env, seed, rng, opened)
-    else:
-        kinds = {"miniarcade": planned_game, "atari": planned_atari, "mujoco": planned_body, "ogbench": planned_body}
-        planner = kinds.get(spec.suite, planned)(spec, env, rng)
+    """Return the planner of an episode that has just been reset with a seed, as who acts; see `open_planner`."""
+    planner = open_planner(spec, env, seed, rng, opened)
     ready: list[np.ndarray] = []
 
     def act(obs: np.ndarray, success: bool) -> np.ndarray:
@@ -157,6 +153,14 @@ def planning(spec: TaskSpec, env: TaskEnv, seed: int, rng: np.random.Generator, 
         return ready.pop(0)
 
     return act
+
+
+def open_planner(spec: TaskSpec, env: TaskEnv, seed: int, rng: np.random.Generator, opened: ExitStack) -> Planner:
+    """Return the planner of an episode that has just been reset with a seed; `opened` closes what else it opens."""
+    if spec.suite in ("box2d", "maniskill"):
+        return planned_on_a_twin(spec, env, seed, rng, opened)
+    kinds = {"miniarcade": planned_game, "atari": planned_atari, "mujoco": planned_body, "ogbench": planned_body}
+    return kinds.get(spec.suite, planned)(spec, env, rng)
 
 
 def planned_game(spec: TaskSpec, env: TaskEnv, rng: np.random.Generator) -> Planner:

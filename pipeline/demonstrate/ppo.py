@@ -119,6 +119,21 @@ def advantages(
     return result
 
 
+def fit(policy: nn.Sequential, obs: np.ndarray, action: np.ndarray, generator: torch.Generator) -> Normaliser:
+    """Teach a policy what was demonstrated: obs (n, O), action (n, a); return the normaliser of its observations."""
+    normaliser = Normaliser(obs.shape[-1])
+    normaliser.add(obs)
+    seen, wanted = torch.from_numpy(normaliser(obs)), torch.from_numpy(action.astype(np.float32))
+    optimizer = torch.optim.Adam(policy.parameters(), lr=1e-3)
+    for _ in range(_CLONING_UPDATES):
+        rows = torch.randint(len(seen), (_CLONING_BATCH,), generator=generator)
+        loss = (policy(seen[rows]) - wanted[rows]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return normaliser
+
+
 class PPO:
     """Trains the policy of one task.
 
@@ -145,16 +160,7 @@ class PPO:
 
     def clone(self, obs: np.ndarray, action: np.ndarray) -> None:
         """Begin with a policy that does what was demonstrated: obs (n, O), action (n, a)."""
-        self.normaliser = Normaliser(obs.shape[-1])
-        self.normaliser.add(obs)
-        seen, wanted = torch.from_numpy(self.normaliser(obs)), torch.from_numpy(action.astype(np.float32))
-        optimizer = torch.optim.Adam(self.policy.parameters(), lr=1e-3)
-        for _ in range(_CLONING_UPDATES):
-            rows = torch.randint(len(seen), (_CLONING_BATCH,), generator=self.generator)
-            loss = (self.policy(seen[rows]) - wanted[rows]).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+        self.normaliser = fit(self.policy, obs, action, self.generator)
         self._value_alone = _WARM_UP
 
     def update(self) -> dict[str, float]:

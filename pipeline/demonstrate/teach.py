@@ -27,6 +27,7 @@ from pipeline.batched.forms import array_form
 from pipeline.batched.states import States
 from pipeline.batched.stepped import open_copies
 from pipeline.config import parse
+from pipeline.demonstrate.arcade import HINTS
 from pipeline.demonstrate.experts import expert_kind
 from pipeline.demonstrate.planner import load_recipes as planned
 from pipeline.demonstrate.play import play
@@ -34,6 +35,8 @@ from pipeline.demonstrate.ppo import PPO, PPORecipe
 from pipeline.demonstrate.shaping import TEACHING
 from pipeline.demonstrate.teacher import Teacher, load_teacher
 from pipeline.files import atomic_file
+from pipeline.tasks.miniarcade.adapter import GAMES
+from pipeline.tasks.miniarcade.game import Game
 from pipeline.tasks.registry import make, shipped_teachers
 from pipeline.tasks.spec import TaskSpec
 
@@ -91,10 +94,10 @@ def check_recipe(spec: TaskSpec, recipe: PPORecipe) -> None:
     Raises:
         ValueError: shaping of a reward that nothing is known to shape by, or demonstrations that nobody plans.
     """
-    if recipe.shaping and spec.name not in TEACHING:
+    if recipe.shaping and spec.name not in TEACHING and _hint(spec) is None:
         raise ValueError(
-            f"{spec.name}: teachers.yaml asks for shaping, and pipeline/demonstrate/shaping.py has none of this task: "
-            "set `shaping: 0`, or add it there."
+            f"{spec.name}: teachers.yaml asks for shaping, and pipeline/demonstrate/shaping.py (games: arcade.py) has "
+            "none of this task: set `shaping: 0`, or add it there."
         )
     if recipe.demos and expert_kind(spec, None) is None and spec.name not in planned():
         raise ValueError(
@@ -113,6 +116,16 @@ class Shaped:
     def _shaped(self, states: States, before: States) -> np.ndarray:
         reward = self._reward(states, before)
         return reward + self.weight * self._shaping(states) if self.weight else reward
+
+
+class ShapedGame:
+    """What draws the planner on, for a game's teacher, times a weight that falls while training goes on."""
+
+    def __init__(self, hint: Callable[[Game, np.ndarray], np.ndarray]):
+        self.weight, self._hint = 0.0, hint
+
+    def __call__(self, game: Game, states: np.ndarray) -> np.ndarray:
+        return self.weight * self._hint(game, states) if self.weight else np.zeros(len(states))
 
 
 class Training:
@@ -140,12 +153,12 @@ class Training:
         workers: int = 0,
     ):
         self.spec, self.recipe, self.seed, self.folder = spec, recipe, seed, folder
-        self._shaped = None
         check_recipe(spec, recipe)
-        if recipe.shaping:
-            self._shaped = Shaped(spec, form or array_form(spec))
+        self._shaped = _shaped(spec, form) if recipe.shaping else None
+        hint = self._shaped if isinstance(self._shaped, ShapedGame) else None
+        if isinstance(self._shaped, Shaped):
             form = self._shaped.form
-        self.env = open_copies(spec, recipe.copies, seed, recipe.coarseness, workers, form)
+        self.env = open_copies(spec, recipe.copies, seed, recipe.coarseness, workers, form, hint)
         self.ppo = PPO(recipe, self.env, seed)
         self.curve: list[dict[str, float]] = []
         self._before, self._started = 0.0, time.process_time()
@@ -238,6 +251,17 @@ class Training:
             values = json.loads(file.metadata()["values"])
             self.ppo.load_state({name: file.get_tensor(name) for name in file.keys()}, values)  # noqa: SIM118
         self.curve, self._before = values["curve"], values["seconds"]
+
+
+def _shaped(spec: TaskSpec, form: ArrayForm | None) -> Shaped | ShapedGame:
+    """Return what draws a task's teacher on."""
+    hint = _hint(spec)
+    return ShapedGame(hint) if hint else Shaped(spec, form or array_form(spec))
+
+
+def _hint(spec: TaskSpec) -> Callable[[Game, np.ndarray], np.ndarray] | None:
+    """Return what draws on whoever plays this game of MiniArcade, if anything does."""
+    return HINTS.get(GAMES[spec.env_id].__name__) if spec.suite == "miniarcade" else None
 
 
 def play_teacher(teacher: Teacher, episodes: int, first_seed: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from pipeline.tasks.spec import TaskSpec
 
 TEACHERS = Path("checkpoints/teach")  # where the stage `teach` leaves them
-SHIPPED = Path(__file__).with_name("teachers")  # those that come with Eft
+SHIPPED = Path(__file__).parents[1] / "teachers"  # those that come with Eft
 _DEFINING = (
     "name", "suite", "env_id", "env_kwargs", "obs_dim", "action_dim", "action_repeat", "episode_length", "score",
 )  # fmt: skip

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from pipeline.batched.stepped import SteppedEnv
+from pipeline.batched.stepped import SteppedEnv, open_copies
 from pipeline.demonstrate import teach_tasks as teaching
 from pipeline.demonstrate.experts import expert_kind, open_expert
 from pipeline.demonstrate.planner import load_recipes as planned
@@ -65,8 +65,8 @@ def test_a_teacher_learns_its_task(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["pendulum-spin", "reacher-easy"]
-)  # one that draws nothing beside the state, one that does
+    "name", ["pendulum-spin", "reacher-easy", "pygame-coinrun"]
+)  # one that draws nothing beside the state, one that does; a game
 def test_a_training_that_was_stopped_goes_on_bit_for_bit(tmp_path, name, few_episodes):
     (spec,) = get([name])
     for folder in ("whole", "stopped"):
@@ -104,8 +104,19 @@ def test_shaping_is_gone_when_it_should_be(tmp_path, few_episodes):
     training.close()
     assert weights[0] > weights[1] > 0
     assert weights[-1] == 0
-    with pytest.raises(ValueError, match=r"walker-walk: teachers.yaml asks for shaping"):
-        Training(get(["walker-walk"])[0], dataclasses.replace(SMALL, shaping=0.5), 1, tmp_path / "other")
+    for name in ("walker-walk", "pygame-coinrun"):
+        with pytest.raises(ValueError, match=f"{name}: teachers.yaml asks for shaping"):
+            Training(get([name])[0], dataclasses.replace(SMALL, shaping=0.5), 1, tmp_path / "other")
+
+
+def test_a_game_is_shaped_by_what_draws_its_planner_on(tmp_path, few_episodes):
+    (spec,) = get(["pygame-pong"])
+    led = Training(spec, dataclasses.replace(SMALL, shaping=0.5), 1, tmp_path)
+    plain = open_copies(spec, SMALL.copies, 1)
+    action, led._shaped.weight = np.ones((SMALL.copies, 1)), 1.0
+    assert (led.env.step(action).reward < plain.step(action).reward).any()  # the ball is not where the paddle is
+    led.run()
+    assert led._shaped.weight == 0
 
 
 @pytest.mark.slow
@@ -121,7 +132,7 @@ def test_a_training_can_begin_with_what_a_planner_does(tmp_path):
 
 
 def test_a_task_without_arrays_is_stepped_as_it_is(tmp_path, few_episodes):
-    (spec,) = get(["pygame-cartpole-balance"])
+    (spec,) = get(["lunarlander-land"])
     training = Training(spec, dataclasses.replace(SMALL, copies=4, unroll=32), 1, tmp_path)
     assert isinstance(training.env, SteppedEnv)
     training.ppo.update()

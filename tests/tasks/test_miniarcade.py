@@ -129,7 +129,7 @@ def test_coins_hang_at_heights_and_crates_trip():
     assert reward == 11  # 100 steps of 0.115
     game._heights[:] = 0.5
     assert play(game, state, *[[0]] * 100)[1] == 0  # nobody jumped
-    game._crates[0] = True
+    game._crates[0, 0] = True
     after, _ = play(game, state, *[[0]] * 14)  # the crate at 1.5 is reached in step 14
     assert after[coinrun.STUMBLING] == coinrun.STUMBLE
     assert play(game, after, *[[0]] * 12)[0][coinrun.X] == after[coinrun.X]
@@ -161,7 +161,7 @@ def test_a_shot_takes_the_lowest_asteroid_above():
     game = spaceship.Spaceship()
     state = begin(game)
     game._start[:], game._fall[:], game._x[:] = 1000, 0.01, 0.9
-    game._x[:2], game._start[:2] = 0.5, [-60, -30]  # one at 0.44, one at 0.74
+    game._x[0, :2], game._start[0, :2] = 0.5, [-60, -30]  # one at 0.44, one at 0.74
     state[spaceship.X] = 0.5
     state, reward = play(game, state, [0, 0])
     assert reward == 1
@@ -174,7 +174,7 @@ def test_flying_into_an_asteroid_costs_a_point():
     game = spaceship.Spaceship()
     state = begin(game)
     game._start[:], game._fall[:], game._x[:] = 1000, 0.01, 0.9
-    game._x[0], game._start[0] = 0.5, -90
+    game._x[0, 0], game._start[0, 0] = 0.5, -90
     state[[spaceship.X, spaceship.Y, spaceship.LOADING]] = 0.5, 0.13, 3
     state, reward = play(game, state, [0, 0])
     assert (reward, state[spaceship.ALIVE][0]) == (-1, 0)
@@ -184,7 +184,7 @@ def test_a_bird_is_hit_or_pecks():
     game = bird_attack.BirdAttack()
     state = begin(game)
     game._start[:], game._waves[:] = 10_000, 0
-    game._start[0] = 0
+    game._start[0, 0] = 0
     state[bird_attack.X] = state[bird_attack.PLACE][0] = 0.5
     after, reward = play(game, state, *[[0, -1]] * 90)
     assert (reward, after[bird_attack.ALIVE].sum()) == (-1, bird_attack.BIRDS - 1)
@@ -198,7 +198,7 @@ def test_a_crash_on_the_highway_takes_speed_and_points():
     game._lane[:], game._start[:], game._pace[:] = 0, 1000, 0.012
     state[[highway.X, highway.SPEED]] = 1, highway.FAST
     assert play(game, state, *[[0, 1]] * 500)[1] == pytest.approx(10)
-    game._lane[0], game._start[0] = 1, 0.12
+    game._lane[0, 0], game._start[0, 0] = 1, 0.12
     state, reward = play(game, state, [0, 1])
     assert reward == pytest.approx(10 * 0.006 / highway.FAST / 500 - highway.CRASH_COST)
     assert state[[highway.SPEED, highway.SPARED]].tolist() == [0.006, highway.SAFE]
@@ -243,8 +243,8 @@ def test_a_mallet_drives_the_puck_away():
 def test_a_star_is_taken_once():
     game = rocket_collect.RocketCollect()
     state = begin(game)
-    state[:2] = game.stars[0]
-    game.stars[1] = game.stars[0] + [0.3, 0]
+    state[:2] = game.stars[0, 0]
+    game.stars[0, 1] = game.stars[0, 0] + [0.3, 0]
     state, reward = play(game, state, [0, 0])
     assert (reward, state[rocket_collect.TAKEN]) == (1, 1)
     assert play(game, state, [0, 0])[1] == 0
@@ -264,7 +264,7 @@ def test_a_coconut_hits_whoever_stands_below():
     game = coconut_dodge.CoconutDodge()
     state = begin(game)
     game._start[:] = 1000
-    game._start[0], game._x[0], game._speed[0] = 0, 0.5, 0.02
+    game._start[0, 0], game._x[0, 0], game._speed[0, 0] = 0, 0.5, 0.02
     state[coconut_dodge.X] = 0.5
     assert play(game, state, *[[0]] * 100)[1] == -1
     assert play(game, state, *[[1]] * 100)[1] == 0
@@ -294,8 +294,8 @@ def test_a_tremor_shakes_the_cart_and_is_seen():
     begin(game)
     state = np.zeros(5)
     assert play(game, state, *[[0]] * 5)[0][cartpole.X] != 0
-    assert game.observe(state)[5] != 0
-    assert np.abs([game._shaking(time) for time in range(500)]).max() <= cartpole.TREMOR
+    assert game.observe(state[None])[0, 5] != 0
+    assert np.abs(game._shaking(np.arange(500.0))).max() <= cartpole.TREMOR
 
 
 def test_the_reacher_is_paid_inside_the_target():
@@ -303,7 +303,7 @@ def test_the_reacher_is_paid_inside_the_target():
     state = begin(game)
     state[:] = 0, 0, 0, 0, reacher.UPPER + reacher.LOWER, 0  # stretched out to the right, onto the target
     assert play(game, state, [0, 0])[1] == 1
-    assert game.observe(state)[6:8] == pytest.approx([0, 0])
+    assert game.observe(state[None])[0, 6:8] == pytest.approx([0, 0])
     state[reacher.TARGET_Y] = 0.06
     assert play(game, state, [0, 0])[1] == 0
 

@@ -76,7 +76,7 @@ class MiniArcade:
 
     def observe(self, out: np.ndarray) -> None:
         """Write the observation into `out`, (obs_dim,) float32."""
-        out[:] = self.game.observe(self.state)
+        out[:] = self.game.observe(self.state[None])[0]
 
     def render(self) -> np.ndarray:
         """Draw the scene, (render_size, render_size, 3) uint8."""

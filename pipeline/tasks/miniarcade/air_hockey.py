@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.tasks.miniarcade.canvas import Canvas
-from pipeline.tasks.miniarcade.game import Game
+from pipeline.tasks.miniarcade.game import Game, entry
 
 MALLET, PUCK, GOAL = 0.06, 0.04, 0.22  # radii, half width of the goals. The table is 1 x 1
 SPEED, OTHER_SPEED, FASTEST = 0.035, 0.01, 0.05  # per step: your mallet, the other one, the puck
@@ -25,11 +25,11 @@ SERVED, GOALS = 10, 11  # serves so far; 1 or -1 in the step of a goal
 class AirHockey(Game):
     """One game against a mallet that guards its goal and clears the puck."""
 
-    obs_dim, action_dim = 12, 2
+    obs_dim, action_dim, drawn = 12, 2, ("_serves",)
 
     def reset(self, rng: np.random.Generator) -> np.ndarray:
-        self._serves = rng.uniform([0.2, -0.01, -0.005], [0.8, 0.01, 0.005], (SERVES, 3))  # x, and the velocity
-        x, vx, vy = self._serves[0]
+        self._serves = rng.uniform([0.2, -0.01, -0.005], [0.8, 0.01, 0.005], (1, SERVES, 3))  # x, and the velocity
+        x, vx, vy = self._serves[0, 0]
         return np.array([0.5, 0.15, 0.5, 0.88, x, 0.35, vx, vy, 0, 0, 0, 0])
 
     def step(self, state: np.ndarray, action: np.ndarray) -> np.ndarray:
@@ -48,7 +48,7 @@ class AirHockey(Game):
         for mallet, speed in ((mine, moved), (other, theirs)):
             place, velocity = _collide(place, velocity, mallet, speed)
         served = state[:, SERVED] + (goals != 0)
-        x, vx, vy = self._serves[(served % SERVES).astype(int)].T
+        x, vx, vy = entry(self._serves, (served % SERVES).astype(int)).T
         # Whoever let the goal in has the puck next.
         place = np.where(goals[:, None] != 0, np.stack([x, 0.5 + 0.15 * goals], axis=1), place)
         velocity = np.where(goals[:, None] != 0, np.stack([vx, vy], axis=1), velocity)
@@ -58,8 +58,8 @@ class AirHockey(Game):
         return state[:, GOALS]
 
     def observe(self, state: np.ndarray) -> np.ndarray:
-        mallets, puck, velocity = state[:4], state[PLACE], state[VELOCITY]
-        return np.array([*mallets, *puck, *(velocity * 25), *(puck - state[MINE]), *(state[MOVED] / SPEED)])
+        puck, velocity = state[:, PLACE], state[:, VELOCITY]
+        return np.column_stack([state[:, :4], puck, velocity * 25, puck - state[:, MINE], state[:, MOVED] / SPEED])
 
     def draw(self, canvas: Canvas, state: np.ndarray) -> None:
         canvas.fill("#f3f7fa")

@@ -26,11 +26,11 @@ PLACE, ALIVE = slice(6, 6 + BIRDS), slice(6 + BIRDS, 6 + 2 * BIRDS)  # each bird
 class BirdAttack(Game):
     """One attack."""
 
-    obs_dim, action_dim = 4 + 4 * SEEN + 1, 2
+    obs_dim, action_dim, drawn = 4 + 4 * SEEN + 1, 2, ("_start", "_waves")
 
     def reset(self, rng: np.random.Generator) -> np.ndarray:
-        self._start = EVERY * np.arange(BIRDS) + rng.uniform(0, 8, BIRDS)
-        self._waves = rng.uniform([[0.1], [0.0]], [[0.3], [2 * np.pi]], (2, BIRDS))
+        self._start = EVERY * np.arange(BIRDS) + rng.uniform(0, 8, (1, BIRDS))
+        self._waves = rng.uniform([[0.1], [0.0]], [[0.3], [2 * np.pi]], (1, 2, BIRDS))
         places = rng.uniform(0.1, 0.9, BIRDS)
         return np.concatenate([[rng.uniform(0.3, 0.7), 0, 2, 0, 0, 0], places, np.ones(BIRDS)])
 
@@ -55,20 +55,19 @@ class BirdAttack(Game):
         return state[:, HITS] - state[:, PECKS]
 
     def observe(self, state: np.ndarray) -> np.ndarray:
-        x, stone_x, stone_y, time = state[:4]
-        place, height = state[PLACE], self._height(time)
-        flying = stone_y <= 1
-        stone = [stone_x - x, stone_y, 1.0] if flying else [0.0, 0.0, 0.0]
-        sideways = self._sideways(np.array([time]), place[None], state[None, X])[0] * 50
-        items = np.stack([place - x, height - GROUND, sideways, np.ones(BIRDS)], axis=1)
-        seen = nearest(items, np.where((state[ALIVE] > 0) & (height <= 1), height, np.inf), SEEN, absent=0.0)
-        coming = self._start[self._start > time]
-        return np.array([x, *stone, *seen, (coming[0] - time) / EVERY if len(coming) else 1.0])
+        x, stone_x, stone_y, time = state[:, :4].T
+        place, height = state[:, PLACE], self._height(time)
+        stone = np.where((stone_y <= 1)[:, None], np.stack([stone_x - x, stone_y, np.ones_like(x)], axis=1), 0.0)
+        items = place - x[:, None], height - GROUND, self._sideways(time, place, x) * 50, np.ones(BIRDS)
+        seen = nearest(items, np.where((state[:, ALIVE] > 0) & (height <= 1), height, np.inf), SEEN, absent=0.0)
+        coming = np.where(self._start > time[:, None], self._start, np.inf).min(axis=1)
+        pause = np.where(np.isfinite(coming), (coming - time) / EVERY, 1.0)
+        return np.column_stack([x, stone, seen, pause])
 
     def draw(self, canvas: Canvas, state: np.ndarray) -> None:
         canvas.fill("#cfe8f7")
         canvas.box((0.5, 0.02), (0.5, 0.02), "#7da453")
-        for x, y, alive in zip(state[PLACE], self._height(state[TIME]), state[ALIVE], strict=True):
+        for x, y, alive in zip(state[PLACE], self._height(state[None, TIME])[0], state[ALIVE], strict=True):
             if alive and y <= 1:
                 flap = 0.03 * np.sin(state[TIME])
                 canvas.line((x - SIZE, y + flap), (x, y), 0.02, "#3a3a4a")
@@ -79,11 +78,10 @@ class BirdAttack(Game):
         canvas.box((state[X], 0.08), (PERSON * 0.6, 0.04), "#2c5d8a" if not state[PECKS] else "#c0392b")
         canvas.circle((state[X], 0.145), 0.028, "#e8b98a")
 
-    def _height(self, time: np.ndarray | float) -> np.ndarray:
-        return 1 - DIVE * np.subtract.outer(time, self._start)
+    def _height(self, time: np.ndarray) -> np.ndarray:
+        return 1 - DIVE * (time[:, None] - self._start)
 
     def _sideways(self, time: np.ndarray, place: np.ndarray, x: np.ndarray) -> np.ndarray:
         """Return how far each bird moves sideways in a step, (P, BIRDS)."""
-        frequencies, phases = self._waves
-        sway = SWAY * np.sin(np.multiply.outer(time, frequencies) + phases)
+        sway = SWAY * np.sin(time[:, None] * self._waves[:, 0] + self._waves[:, 1])
         return sway + np.clip(x[:, None] - place, -HOMING, HOMING)

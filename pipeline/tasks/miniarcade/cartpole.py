@@ -34,13 +34,13 @@ class CartPole(Game):
         tremor: whether a force that the player sees shakes the cart.
     """
 
-    obs_dim, action_dim = 6, 1
+    obs_dim, action_dim, drawn = 6, 1, ("_waves",)
 
     def __init__(self, hanging: bool = False, sparse: bool = False, tremor: bool = False):
         self._hanging, self._sparse, self._tremor = hanging, sparse, tremor
 
     def reset(self, rng: np.random.Generator) -> np.ndarray:
-        self._waves = rng.uniform([[0.05], [0.0]], [[0.4], [2 * np.pi]], (2, 3))  # frequencies (rad/step) and phases
+        self._waves = rng.uniform([[0.05], [0.0]], [[0.4], [2 * np.pi]], (1, 2, 3))  # frequencies (rad/step) and phases
         down = np.pi if self._hanging else 0.0
         return np.array([*rng.uniform([-0.5, -0.1, down - 0.1, -0.1], [0.5, 0.1, down + 0.1, 0.1]), 0.0])
 
@@ -67,8 +67,8 @@ class CartPole(Game):
         return (1 + upright) / 2 * (1 - 0.5 * away / TRACK) * (1 + calm) / 2
 
     def observe(self, state: np.ndarray) -> np.ndarray:
-        x, speed, angle, spin, time = state
-        return np.array([x, speed, np.cos(angle), np.sin(angle), spin, float(self._shaking(time)) / FORCE])
+        x, speed, angle, spin, time = state.T
+        return np.stack([x, speed, np.cos(angle), np.sin(angle), spin, self._shaking(time) / FORCE], axis=1)
 
     def draw(self, canvas: Canvas, state: np.ndarray) -> None:
         cart = np.array([0.5 + 0.18 * state[X], 0.4])
@@ -79,8 +79,7 @@ class CartPole(Game):
         canvas.line(cart, tip, 0.025, "#d8a15a")
         canvas.circle(cart, 0.015, "#333333")
 
-    def _shaking(self, time: np.ndarray | float) -> np.ndarray | float:
+    def _shaking(self, time: np.ndarray) -> np.ndarray:
         if not self._tremor:
-            return np.multiply(time, 0.0)
-        frequencies, phases = self._waves
-        return TREMOR / 3 * np.sin(np.multiply.outer(time, frequencies) + phases).sum(axis=-1)
+            return time * 0.0
+        return TREMOR / 3 * np.sin(time[:, None] * self._waves[:, 0] + self._waves[:, 1]).sum(axis=-1)

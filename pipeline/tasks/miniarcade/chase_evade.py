@@ -24,10 +24,10 @@ ME, MY_SPEED, OTHER, OTHER_SPEED, TIME = slice(0, 2), slice(2, 4), slice(4, 6), 
 class ChaseEvade(Game):
     """One game of tag."""
 
-    obs_dim, action_dim = 12, 2
+    obs_dim, action_dim, drawn = 12, 2, ("_waves",)
 
     def reset(self, rng: np.random.Generator) -> np.ndarray:
-        self._waves = rng.uniform([[0.03], [0.0]], [[0.1], [2 * np.pi]], (2, 2))
+        self._waves = rng.uniform([[0.03], [0.0]], [[0.1], [2 * np.pi]], (1, 2, 2))
         places = rng.uniform(0.1, 0.9, (2, 2))
         return np.concatenate([places[0], [0, 0], places[1], [0, 0, 0]])
 
@@ -45,9 +45,8 @@ class ChaseEvade(Game):
         return 0.1 * _chasing(state[:, TIME] - 1) * (1 - 2 * np.minimum(distance / FAR, 1))
 
     def observe(self, state: np.ndarray) -> np.ndarray:
-        seen = state[:8] * [1, 1, 25, 25, 1, 1, 25, 25]
-        turn = [_chasing(state[TIME]), 1 - state[TIME] % TURN / TURN]
-        return np.concatenate([seen, state[OTHER] - state[ME], turn])
+        seen, time = state[:, :8] * [1, 1, 25, 25, 1, 1, 25, 25], state[:, TIME]
+        return np.column_stack([seen, state[:, OTHER] - state[:, ME], _chasing(time), 1 - time % TURN / TURN])
 
     def draw(self, canvas: Canvas, state: np.ndarray) -> None:
         canvas.fill("#d9efd6" if _chasing(state[TIME]) > 0 else "#f5d6d3")
@@ -58,8 +57,7 @@ class ChaseEvade(Game):
         """Return the other's push (P, 2) in [-1, 1]: towards us, or away from us and from the walls, swerving."""
         towards = state[:, ME] - state[:, OTHER]
         towards = towards / np.maximum(np.linalg.norm(towards, axis=1, keepdims=True), 1e-9)
-        frequencies, phases = self._waves
-        swerve = 0.5 * np.sin(np.multiply.outer(state[:, TIME], frequencies) + phases)
+        swerve = 0.5 * np.sin(state[:, TIME, None] * self._waves[:, 0] + self._waves[:, 1])
         inwards = np.clip(3 * (0.5 - state[:, OTHER]), -1.5, 1.5) ** 3
         wanted = np.where(_chasing(state[:, TIME])[:, None] > 0, inwards + swerve - towards, towards)
         return np.clip(wanted, -1, 1)

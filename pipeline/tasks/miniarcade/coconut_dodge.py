@@ -24,12 +24,12 @@ X, TIME, HITS = range(3)  # HITS: in this step
 class CoconutDodge(Game):
     """One beach."""
 
-    obs_dim, action_dim = 2 + 2 * SEEN, 1
+    obs_dim, action_dim, drawn = 2 + 2 * SEEN, 1, ("_start", "_x", "_speed")
 
     def reset(self, rng: np.random.Generator) -> np.ndarray:
-        self._start = np.sort(rng.uniform(0, LENGTH, COCONUTS))
-        self._x = rng.uniform(0.03, 0.97, COCONUTS)
-        self._speed = rng.uniform(0.015, 0.03, COCONUTS)
+        self._start = np.sort(rng.uniform(0, LENGTH, (1, COCONUTS)))
+        self._x = rng.uniform(0.03, 0.97, (1, COCONUTS))
+        self._speed = rng.uniform(0.015, 0.03, (1, COCONUTS))
         return np.array([rng.uniform(0.3, 0.7), 0, 0])
 
     def step(self, state: np.ndarray, action: np.ndarray) -> np.ndarray:
@@ -44,21 +44,21 @@ class CoconutDodge(Game):
         return -state[:, HITS]
 
     def observe(self, state: np.ndarray) -> np.ndarray:
-        height = self._height(state[TIME])
-        above = np.stack([self._x - state[X], height - HEAD], axis=1)
+        x, height = state[:, X], self._height(state[:, TIME])
+        above = self._x - x[:, None], height - HEAD
         seen = nearest(above, np.where((height > HEAD) & (height < 1), height, np.inf), SEEN)
-        return np.array([state[X], min(state[X], 1 - state[X]), *seen])
+        return np.column_stack([x, np.minimum(x, 1 - x), seen])
 
     def draw(self, canvas: Canvas, state: np.ndarray) -> None:
         canvas.fill("#a8dcf0")
         canvas.box((0.5, 0.03), (0.5, 0.03), "#ecd9a0")
         canvas.box((0.5, 0.97), (0.5, 0.03), "#4f9d4a")
-        for x, height in zip(self._x, self._height(state[TIME]), strict=True):
+        for x, height in zip(self._x[0], self._height(state[None, TIME])[0], strict=True):
             if 0.06 < height < 1:
                 canvas.circle((x, height), SIZE, "#6b4226")
         canvas.box((state[X], 0.075), (PERSON * 0.7, 0.035), "#d9534f" if not state[HITS] else "#222222")
         canvas.circle((state[X], 0.12), 0.025, "#e8b98a")
 
-    def _height(self, time: np.ndarray | float) -> np.ndarray:
-        """Return how high each coconut is, (..., COCONUTS); above 1 it still hangs."""
-        return 1 - self._speed * np.subtract.outer(time, self._start)
+    def _height(self, time: np.ndarray) -> np.ndarray:
+        """Return how high each coconut is, (P, COCONUTS); above 1 it still hangs."""
+        return 1 - self._speed * (time[:, None] - self._start)

@@ -24,10 +24,10 @@ LEAN, SPEED, WALKING, TIME = range(4)
 class Cowboy(Game):
     """One ride."""
 
-    obs_dim, action_dim = 6, 1
+    obs_dim, action_dim, drawn = 6, 1, ("_waves",)
 
     def reset(self, rng: np.random.Generator) -> np.ndarray:
-        self._waves = rng.uniform([[0.05], [0.0]], [[0.5], [2 * np.pi]], (2, WAVES))
+        self._waves = rng.uniform([[0.05], [0.0]], [[0.5], [2 * np.pi]], (1, 2, WAVES))
         return np.array([*rng.uniform(-0.1, 0.1, 1), 0, 0, 0])
 
     def step(self, state: np.ndarray, action: np.ndarray) -> np.ndarray:
@@ -43,12 +43,12 @@ class Cowboy(Game):
         return np.where(state[:, WALKING] > 0, 0.0, upright)
 
     def observe(self, state: np.ndarray) -> np.ndarray:
-        lean, speed, walking, time = state
-        pushes = [float(self._push(time + later)) / WILD for later in (0, 5)]
-        return np.array([lean / LIMIT, speed * 20, *pushes, time / LENGTH, walking / BACK])
+        lean, speed, walking, time = state.T
+        pushes = [self._push(time + later) / WILD for later in (0, 5)]
+        return np.stack([lean / LIMIT, speed * 20, *pushes, time / LENGTH, walking / BACK], axis=1)
 
     def draw(self, canvas: Canvas, state: np.ndarray) -> None:
-        push = float(self._push(state[TIME])) / WILD
+        push = float(self._push(state[None, TIME])[0]) / WILD
         saddle = np.array([0.5, 0.47])
         canvas.fill("#f2dcb0")
         canvas.box((0.5, 0.1), (0.5, 0.1), "#c99d5e")
@@ -66,7 +66,6 @@ class Cowboy(Game):
         hat, brim = np.array([0, 0.045]), np.array([0.08, 0])
         canvas.line(head + hat - brim, head + hat + brim, 0.025, "#7a4b22")
 
-    def _push(self, time: np.ndarray | float) -> np.ndarray | float:
-        frequencies, phases = self._waves
-        size = WILD * (0.3 + 0.7 * np.minimum(np.divide(time, LENGTH), 1))
-        return size * np.sin(np.multiply.outer(time, frequencies) + phases).mean(axis=-1) * 2
+    def _push(self, time: np.ndarray) -> np.ndarray:
+        size = WILD * (0.3 + 0.7 * np.minimum(time / LENGTH, 1))
+        return size * np.sin(time[:, None] * self._waves[:, 0] + self._waves[:, 1]).mean(axis=-1) * 2

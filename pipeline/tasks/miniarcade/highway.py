@@ -26,11 +26,11 @@ X, ROAD, SPEED, SPARED, CRASHED, TIME = range(6)
 class Highway(Game):
     """One drive."""
 
-    obs_dim, action_dim = 3 + 4 * SEEN, 2
+    obs_dim, action_dim, drawn = 3 + 4 * SEEN, 2, ("_lane", "_start", "_pace")
 
     def reset(self, rng: np.random.Generator) -> np.ndarray:
-        self._lane = rng.integers(LANES, size=CARS)
-        self._start = 0.5 + np.arange(CARS) * 0.2 + rng.uniform(0, 0.1, CARS)
+        self._lane = rng.integers(LANES, size=(1, CARS))
+        self._start = 0.5 + np.arange(CARS) * 0.2 + rng.uniform(0, 0.1, (1, CARS))
         self._pace = np.array([0.022, 0.018, 0.015, 0.012])[self._lane]  # the left lane is the quickest
         return np.array([rng.integers(LANES), 0, FAST / 2, 0, 0, 0])
 
@@ -42,7 +42,7 @@ class Highway(Game):
         beside = np.abs(self._lane - x[:, None]) < WIDE
         touching = beside & (np.abs(self._ahead(time, road)) < LONG)
         crashed = touching.any(axis=1) & (spared <= 0)
-        pace = np.where(touching, self._pace, np.inf).min(axis=1, initial=np.inf)
+        pace = np.where(touching, self._pace, np.inf).min(axis=1)
         speed = np.where(crashed, np.minimum(pace, FAST) / 2, speed)
         spared = np.where(crashed, SAFE, np.maximum(spared - 1, 0))
         return np.stack([x, road, speed, spared, crashed, time], axis=1)
@@ -51,11 +51,11 @@ class Highway(Game):
         return 10 * state[:, SPEED] / (FAST * LENGTH) - CRASH_COST * state[:, CRASHED]
 
     def observe(self, state: np.ndarray) -> np.ndarray:
-        x, road, speed, spared, _, time = state
+        x, road, speed, spared, _, time = state.T
         ahead = self._ahead(time, road)
-        items = np.stack([self._lane - x, ahead, (self._pace - speed) / FAST, np.ones(CARS)], axis=1)
+        items = self._lane - x[:, None], ahead, (self._pace - speed[:, None]) / FAST, np.ones(CARS)
         seen = nearest(items, np.where((ahead > -2 * LONG) & (ahead < 1.2), np.abs(ahead), np.inf), SEEN, absent=0.0)
-        return np.array([x / (LANES - 1), speed / FAST, spared / SAFE, *seen])
+        return np.column_stack([x / (LANES - 1), speed / FAST, spared / SAFE, seen])
 
     def draw(self, canvas: Canvas, state: np.ndarray) -> None:
         canvas.fill("#5a8f4e")
@@ -64,11 +64,11 @@ class Highway(Game):
             for dash in range(6):
                 middle = (0.2 * dash - state[ROAD]) % 1.2 - 0.1
                 canvas.box((0.1 + 0.2 * lane, middle), (0.005, 0.04), "#e8e8e8")
-        for lane, ahead in zip(self._lane, self._ahead(state[TIME], state[ROAD]), strict=True):
+        for lane, ahead in zip(self._lane[0], self._ahead(state[None, TIME], state[None, ROAD])[0], strict=True):
             if -0.3 < ahead < 1.1:
                 canvas.box((0.2 + 0.2 * lane, 0.2 + ahead), (0.05, LONG / 2), "#d4a72c")
         colour = "#e06c75" if state[SPARED] else "#4aa3df"
         canvas.box((0.2 + 0.2 * state[X], 0.2), (0.05, LONG / 2), colour)
 
-    def _ahead(self, time: np.ndarray | float, road: np.ndarray | float) -> np.ndarray:
-        return self._start + np.multiply.outer(time, self._pace) - np.asarray(road)[..., None]
+    def _ahead(self, time: np.ndarray, road: np.ndarray) -> np.ndarray:
+        return self._start + time[:, None] * self._pace - road[:, None]

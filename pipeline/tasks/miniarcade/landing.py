@@ -48,8 +48,9 @@ class Landing(Game):
         return np.where(state[:, LANDED] > 0, 1.0, np.where(state[:, CRASHED] > 0, 0.0, flying))
 
     def observe(self, state: np.ndarray) -> np.ndarray:
-        x, y, vx, vy, tilt, turn, landed, crashed, pad = state
-        return np.array([x - pad, y - FLOOR, vx * 50, vy * 50, np.cos(tilt), np.sin(tilt), turn * 20, landed, crashed])
+        x, y, vx, vy, tilt, turn, landed, crashed, pad = state.T
+        motion = vx * 50, vy * 50, np.cos(tilt), np.sin(tilt), turn * 20
+        return np.stack([x - pad, y - FLOOR, *motion, landed, crashed], axis=1)
 
     def draw(self, canvas: Canvas, state: np.ndarray) -> None:
         canvas.fill("#1b2340")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.tasks.mazes import Maze
+from pipeline.tasks.mazes import Maze, interpolate
 from pipeline.tasks.miniarcade.canvas import Canvas
 from pipeline.tasks.miniarcade.game import Game
 
@@ -60,7 +60,7 @@ class PointMaze(Game):
         layout: a name in `LAYOUTS`.
     """
 
-    obs_dim, action_dim = 4, 2
+    obs_dim, action_dim, drawn = 4, 2, ("_ways", "_longest")
 
     def __init__(self, layout: str):
         self._maze = Maze(LAYOUTS[layout], clearance=RADIUS)
@@ -68,6 +68,7 @@ class PointMaze(Game):
     def reset(self, rng: np.random.Generator) -> np.ndarray:
         start, goal = self._maze.draw(rng)
         self.distances = self._maze.distances(goal)
+        self._ways, self._longest = self.distances.values[None], np.array([self.distances.longest])
         return np.concatenate([start, goal])
 
     def step(self, state: np.ndarray, action: np.ndarray) -> np.ndarray:
@@ -80,14 +81,15 @@ class PointMaze(Game):
         return state
 
     def reward(self, state: np.ndarray) -> np.ndarray:
-        left = np.minimum(self.distances.at(state[:, :2]) / self.distances.longest, 1)
+        ways = np.broadcast_to(self._ways, (len(state), *self._maze.grid_shape))
+        left = np.minimum(interpolate(ways, state[:, :2]) / self._longest, 1)
         return np.where(self.success(state), 0.0, -left)
 
     def success(self, state: np.ndarray) -> np.ndarray:
         return np.linalg.norm(state[:, :2] - state[:, 2:], axis=1) <= REACHED
 
     def observe(self, state: np.ndarray) -> np.ndarray:
-        return np.concatenate([state[:2] - self._middle, state[2:] - state[:2]])
+        return np.column_stack([state[:, :2] - self._middle, state[:, 2:] - state[:, :2]])
 
     def draw(self, canvas: Canvas, state: np.ndarray) -> None:
         side = max(self._maze.walls.shape)

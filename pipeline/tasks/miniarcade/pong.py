@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.tasks.miniarcade.canvas import Canvas
-from pipeline.tasks.miniarcade.game import Game
+from pipeline.tasks.miniarcade.game import Game, entry
 
 PADDLE, BALL = 0.1, 0.02  # half height of a paddle; radius of the ball. The court is 1 x 1
 PADDLE_SPEED, OTHER_SPEED = 0.04, 0.014  # per step
@@ -24,14 +24,14 @@ MINE, OTHER, X, Y, VX, VY, MADE, LOST, EVENT = range(9)  # EVENT: 1 or -1 in the
 class Pong(Game):
     """One match against a paddle that follows the ball, slower than ours."""
 
-    obs_dim, action_dim = 8, 1
+    obs_dim, action_dim, drawn = 8, 1, ("_serves",)
 
     def reset(self, rng: np.random.Generator) -> np.ndarray:
         serves = 2 * POINTS
         self._serves = np.stack(
             [rng.uniform(0.3, 0.7, serves), rng.uniform(-0.015, 0.015, serves), rng.choice([-1.0, 1.0], serves)], axis=1
-        )
-        height, climb, side = self._serves[0]
+        )[None]
+        height, climb, side = self._serves[0, 0]
         return np.array([0.5, 0.5, 0.5, height, side * SERVE_SPEED, climb, 0, 0, 0])
 
     def step(self, state: np.ndarray, action: np.ndarray) -> np.ndarray:
@@ -50,7 +50,7 @@ class Pong(Game):
             new_x = np.where(hit, 2 * line - new_x, new_x)
         event = np.where(over, 0.0, (new_x < 0).astype(float) - (new_x > 1))
         made, lost = made + (event > 0), lost + (event < 0)
-        height, climb, side = self._serves[np.minimum(made + lost, 2 * POINTS - 1).astype(int)].T
+        height, climb, side = entry(self._serves, np.minimum(made + lost, 2 * POINTS - 1).astype(int)).T
         scored = event != 0
         after = [np.full_like(x, 0.5), height, side * SERVE_SPEED, climb]
         ball = [np.where(scored, a, b) for a, b in zip(after, [new_x, new_y, vx, vy], strict=True)]
@@ -62,7 +62,7 @@ class Pong(Game):
 
     def observe(self, state: np.ndarray) -> np.ndarray:
         scales = np.array([1, 1, 1, 1, SERVE_SPEED, SERVE_SPEED, POINTS, POINTS])
-        return state[:EVENT] / scales
+        return state[:, :EVENT] / scales
 
     def draw(self, canvas: Canvas, state: np.ndarray) -> None:
         canvas.fill("#10231a")

@@ -48,10 +48,9 @@ class Reacher(Game):
         return np.linalg.norm(_joints(state)[1] - state[:, 4:], axis=1)
 
     def observe(self, state: np.ndarray) -> np.ndarray:
-        shoulder, elbow, *speeds = state[:4]
-        tip = _joints(state[None])[1][0]
+        shoulder, elbow, speeds, target = state[:, SHOULDER], state[:, ELBOW], state[:, 2:4], state[:, 4:]
         turns = np.cos(shoulder), np.sin(shoulder), np.cos(elbow), np.sin(elbow)
-        return np.array([*turns, *(np.array(speeds) * FRICTION / TORQUE), *(state[4:] - tip), *state[4:]])
+        return np.column_stack([*turns, speeds * FRICTION / TORQUE, target - _joints(state)[1], target])
 
     def draw(self, canvas: Canvas, state: np.ndarray) -> None:
         place = [0.5 + xy / 1.1 for xy in (np.zeros(2), *(joint[0] for joint in _joints(state[None])))]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.tasks.miniarcade.canvas import Canvas, turned
-from pipeline.tasks.miniarcade.game import Game
+from pipeline.tasks.miniarcade.game import Game, entry
 
 THRUST, TURN, DRAG = 0.003, 0.25, 0.95  # per step2; rad per step; part of the speed kept: at most 0.06 per step
 REACH, STARS = 0.06, 100  # how near one must come; a star every 5 steps would not use them up
@@ -21,10 +21,10 @@ X, Y, VX, VY, HEADING, TAKEN, EVENT = range(7)  # TAKEN: stars so far; EVENT: 1 
 class RocketCollect(Game):
     """One flight. Walls around the 1 x 1 sky stop the rocket."""
 
-    obs_dim, action_dim = 12, 2
+    obs_dim, action_dim, drawn = 12, 2, ("stars",)
 
     def reset(self, rng: np.random.Generator) -> np.ndarray:
-        self.stars = rng.uniform(0.1, 0.9, (STARS, 2))
+        self.stars = rng.uniform(0.1, 0.9, (1, STARS, 2))
         return np.array([*rng.uniform(0.3, 0.7, 2), 0, 0, rng.uniform(-np.pi, np.pi), 0, 0])
 
     def step(self, state: np.ndarray, action: np.ndarray) -> np.ndarray:
@@ -43,17 +43,17 @@ class RocketCollect(Game):
 
     def star(self, taken: np.ndarray) -> np.ndarray:
         """Return where the next star is after `taken` (P,) of them, (P, 2)."""
-        return self.stars[np.asarray(taken).astype(int) % STARS]
+        return entry(self.stars, taken.astype(int) % STARS)
 
     def observe(self, state: np.ndarray) -> np.ndarray:
-        turn = np.array([np.cos(state[HEADING]), np.sin(state[HEADING])])
-        star, later = (self.star(state[TAKEN] + k) - state[:2] for k in (0, 1))
-        seen = np.array([star @ turn, turn[0] * star[1] - turn[1] * star[0]])
-        return np.concatenate([state[:2], state[2:4] * 20, turn, star, later, seen])
+        xy, cos, sin = state[:, :2], np.cos(state[:, HEADING]), np.sin(state[:, HEADING])
+        star, later = (self.star(state[:, TAKEN] + k) - xy for k in (0, 1))
+        seen = star[:, 0] * cos + star[:, 1] * sin, cos * star[:, 1] - sin * star[:, 0]
+        return np.column_stack([xy, state[:, 2:4] * 20, cos, sin, star, later, *seen])
 
     def draw(self, canvas: Canvas, state: np.ndarray) -> None:
         canvas.fill("#141a33")
-        canvas.circle(self.star(state[TAKEN]), 0.03, "#ffd54a")
-        canvas.circle(self.star(state[TAKEN] + 1), 0.015, "#8a7a3a")
+        canvas.circle(self.star(state[None, TAKEN])[0], 0.03, "#ffd54a")
+        canvas.circle(self.star(state[None, TAKEN] + 1)[0], 0.015, "#8a7a3a")
         body = turned([(1.2, 0), (-0.8, 0.7), (-0.4, 0), (-0.8, -0.7)], state[:2], state[HEADING], 0.05)
         canvas.polygon(body, "#e5eaf0" if not state[EVENT] else "#ffd54a")

@@ -24,12 +24,12 @@ X, Y, LOADING, TIME, SHOT, CRASHED, ALIVE = 0, 1, 2, 3, 4, 5, slice(6, None)  # 
 class Spaceship(Game):
     """One flight."""
 
-    obs_dim, action_dim = 3 + 4 * SEEN, 2
+    obs_dim, action_dim, drawn = 3 + 4 * SEEN, 2, ("_start", "_x", "_fall")
 
     def reset(self, rng: np.random.Generator) -> np.ndarray:
-        self._start = np.linspace(0, LENGTH - 60, ASTEROIDS) + rng.uniform(-4, 4, ASTEROIDS)
-        self._x = rng.uniform(SIZE, 1 - SIZE, ASTEROIDS)
-        self._fall = rng.uniform(0.009, 0.018, ASTEROIDS)
+        self._start = np.linspace(0, LENGTH - 60, ASTEROIDS) + rng.uniform(-4, 4, (1, ASTEROIDS))
+        self._x = rng.uniform(SIZE, 1 - SIZE, (1, ASTEROIDS))
+        self._fall = rng.uniform(0.009, 0.018, (1, ASTEROIDS))
         return np.array([rng.uniform(0.3, 0.7), 0.1, 0, 0, 0, 0, *np.ones(ASTEROIDS)])
 
     def step(self, state: np.ndarray, action: np.ndarray) -> np.ndarray:
@@ -51,23 +51,23 @@ class Spaceship(Game):
         return state[:, SHOT] - state[:, CRASHED]
 
     def observe(self, state: np.ndarray) -> np.ndarray:
-        height = self._height(state[TIME])
-        right, above = self._x - state[X], height - state[Y]
-        there = (state[ALIVE] > 0) & (height < 1 + SIZE) & (above > -SIZE)
-        items = np.stack([right, above, self._fall * 50, np.ones(ASTEROIDS)], axis=1)
+        height = self._height(state[:, TIME])
+        right, above = self._x - state[:, X, None], height - state[:, Y, None]
+        there = (state[:, ALIVE] > 0) & (height < 1 + SIZE) & (above > -SIZE)
+        items = right, above, self._fall * 50, np.ones(ASTEROIDS)
         seen = nearest(items, np.where(there, above, np.inf), SEEN, absent=0.0)
-        return np.array([state[X], state[Y], state[LOADING] / RELOAD, *seen])
+        return np.column_stack([state[:, X], state[:, Y], state[:, LOADING] / RELOAD, seen])
 
     def draw(self, canvas: Canvas, state: np.ndarray) -> None:
         canvas.fill("#0b1026")
         x, y = state[X], state[Y]
         if state[LOADING] == RELOAD - 1:
             canvas.line((x, y), (x, 1), 0.006, "#7fffd4")
-        for place, height, alive in zip(self._x, self._height(state[TIME]), state[ALIVE], strict=True):
+        for place, height, alive in zip(self._x[0], self._height(state[None, TIME])[0], state[ALIVE], strict=True):
             if alive and height < 1 + SIZE:
                 canvas.circle((place, height), SIZE, "#8d8374")
         canvas.polygon([(x, y + 0.05), (x - SHIP, y - 0.03), (x + SHIP, y - 0.03)], "#d0d7de")
         canvas.circle((x, y), 0.012, "#e5533d" if state[CRASHED] else "#4aa3df")
 
-    def _height(self, time: np.ndarray | float) -> np.ndarray:
-        return 1 + SIZE - self._fall * np.subtract.outer(time, self._start)
+    def _height(self, time: np.ndarray) -> np.ndarray:
+        return 1 + SIZE - self._fall * (time[:, None] - self._start)
