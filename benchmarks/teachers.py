@@ -6,7 +6,7 @@
     python -m benchmarks.teachers planners --suite dmcontrol   what planning scores: seconds to a minute per episode
     python -m benchmarks.teachers scores                   the claims, and the table of datasets/README.md
 
-Teachers lie in pipeline/demonstrate/teachers/, with the package. A figure stands in results/teachers.json with the
+Teachers lie in pipeline/teachers/, with the package. A figure stands in results/teachers.json with the
 command, commit and machine it came from.
 """
 
