@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,9 +133,9 @@ class Student:
     processes: int
     unplanned: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def folder(self) -> Path:
-        """Where it is."""
+        """Where it is; found once, so that code may change while it learns from the code that was copied."""
         inside = (path for name in _COPIED for path in sorted((ROOT / name).rglob("*")) if path.is_file())
         code = [path for path in inside if "__pycache__" not in path.parts]
         settings = json.dumps([self.params, self.processes, self.unplanned], sort_keys=True)
@@ -261,8 +262,9 @@ def dmc(seed: int, processes: int, setup: Mapping[str, Any]) -> None:
     Args:
         seed: of all.
         processes: that share each update and the environments.
-        setup: `tasks`; `episodes` of each in the end; `own`, the labelled episodes of each task; `updates`, how many
-            are made while these are played; `changed`, parameters that are not the default run's.
+        setup: `tasks`; `episodes` of each in the end; `own`, the labelled episodes of each task; `seeding`, how many
+            of these are played before any update; `updates`, how many are made while the others are played;
+            `changed`, parameters that are not the default run's.
     """
     started = time.monotonic()
     wanted = registry.get(setup["tasks"])
@@ -273,7 +275,7 @@ def dmc(seed: int, processes: int, setup: Mapping[str, Any]) -> None:
     if not teachers:
         sys.exit("dmc: no task has a teacher: `python -m benchmarks.teachers teach --suite dmcontrol` trains them")
     specs = registry.get(list(teachers))
-    online = own_episodes(specs, setup["own"], setup["updates"])
+    online = own_episodes(specs, setup["own"], setup["updates"], setup["seeding"])
     params = parameters(list(teachers), seed, setup["changed"], {"teach": {"shipped": True}, "finetune": online})
     student = Student(f"dmc-{seed}", params, processes, tuple(teachers))
     minutes = student.train(("teach", "demos", "embed", "pretrain", "finetune"))
@@ -309,18 +311,18 @@ def dmc(seed: int, processes: int, setup: Mapping[str, Any]) -> None:
     )
 
 
-def own_episodes(specs: Sequence[TaskSpec], episodes: int, updates: int) -> dict[str, Any]:
+def own_episodes(specs: Sequence[TaskSpec], episodes: int, updates: int, seeding: int = 1) -> dict[str, Any]:
     """Return the parameters of a finetuning in which every task plays so many labelled episodes.
 
-    The first of each is played before anything is updated; the updates are spread over the others.
+    The first `seeding` of each are played before anything is updated; the updates are spread over the others.
     """
     longest = max(spec.episode_length for spec in specs)
     steps = len(specs) * longest
     return {
         "teacher": "label",
         "env_steps": steps * episodes,
-        "utd": (updates + 0.5) / (steps * (episodes - 1)),
-        "seeding_episodes": 1,
+        "utd": (updates + 0.5) / (steps * (episodes - seeding)),
+        "seeding_episodes": seeding,
         "constraint_steps": steps * episodes,
         "replay_capacity": steps * (episodes + 1),
         "save_every": max(steps * episodes // 8, 1),
@@ -351,7 +353,7 @@ def arm(name: str, seed: int, processes: int, setup: Mapping[str, Any]) -> tuple
     changed = [setup["changed"], {"teach": {"enabled": False}}]
     if name == "labels":
         changed += [{"demos": {"episodes": demos}}]
-        changed += [{"finetune": own_episodes(specs, setup["own"], setup["updates"])}]
+        changed += [{"finetune": own_episodes(specs, setup["own"], setup["updates"], setup["seeding"])}]
         stages = ("demos", "embed", "pretrain", "finetune")
     else:
         updates = setup["changed"]["pretrain"]["updates"] + setup["updates"]
@@ -368,7 +370,7 @@ def mt50(seeds: Sequence[int], processes: int, setup: Mapping[str, Any]) -> None
         seeds: one run of each student for each.
         processes: that share each update and the environments.
         setup: `tasks`; `episodes` of each in the end; `demonstrations` of each task; `own`, labelled episodes of each
-            task in place of as many further demonstrations; `updates`, how many are made while these are played;
+            task in place of as many further demonstrations; `seeding` and `updates` as for `dmc`;
             `changed`, parameters that are not the default run's.
     """
     started = time.monotonic()

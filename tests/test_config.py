@@ -121,6 +121,7 @@ def test_numbers_in_scientific_notation_are_numbers(params):
         ),
         (config.Model, "latent_dim: 16", "latent_dim: 12", ["latent_dim 12 is not a multiple of model.simnorm_dim 8"]),
         (config.Planner, "num_elites: 4", "num_elites: 99", ["num_elites exceeds planner.num_samples"]),
+        (config.Planner, "num_policy_samples: 4", "num_policy_samples: 16", ["must be below planner.num_samples"]),
         (config.Tasks, "held_out: [mw-drawer-close]", "held_out: [mw-reach]", ["listed twice", "mw-reach"]),
         (config.Tasks, "weights: {}", "weights: {mw-rech: 2}", ["'mw-rech'", "not in tasks.train", "`mw-reach`"]),
         (config.Tasks, "weights: {}", "weights: {mw-reach: -1}", ["`weights.mw-reach` is -1", "greater than or equal"]),

@@ -181,8 +181,8 @@ class Planner:
     temperature: Positive  # of the elites' weights
 
     def __post_init__(self) -> None:
-        if self.num_policy_samples > self.num_samples:
-            raise ValueError("planner.num_policy_samples exceeds planner.num_samples")
+        if self.num_policy_samples >= self.num_samples:
+            raise ValueError("planner.num_policy_samples must be below planner.num_samples: the rest is searched")
         if self.num_elites > self.num_samples:
             raise ValueError("planner.num_elites exceeds planner.num_samples")
         if self.min_std > self.max_std:

@@ -64,7 +64,14 @@ def read(folder):
 
 @pytest.mark.slow
 def test_a_student_clones_its_teacher_is_labelled_and_is_not_trained_again(project, tmp_path, monkeypatch):
-    setup = {"tasks": ["cartpole-balance", "reacher-easy"], "episodes": 2, "own": 2, "updates": 3, "changed": TINY}
+    setup = {
+        "tasks": ["cartpole-balance", "reacher-easy"],
+        "episodes": 2,
+        "own": 2,
+        "seeding": 1,
+        "updates": 3,
+        "changed": TINY,
+    }
     student.dmc(1, 1, setup)
     found = read(tmp_path)["parts"]["student.dmc"]
     assert found["without_teacher"] == ["reacher-easy"]
@@ -87,8 +94,8 @@ def test_a_student_clones_its_teacher_is_labelled_and_is_not_trained_again(proje
 @pytest.mark.slow
 def test_both_students_of_meta_world_have_as_many_episodes_and_updates(project, tmp_path):
     setup = {
-        "tasks": ["mw-reach", "mw-drawer-close"], "episodes": 2, "demonstrations": 1, "own": 2, "updates": 3,
-        "changed": TINY,
+        "tasks": ["mw-reach", "mw-drawer-close"], "episodes": 2, "demonstrations": 1, "own": 2,
+        "seeding": 1, "updates": 3, "changed": TINY,
     }  # fmt: skip
     student.mt50([5], 2, setup)
     found = read(tmp_path)["parts"]["student.mt50"]
@@ -106,16 +113,16 @@ def test_the_set_ups_hold_valid_parameters_and_the_default_model():
         setup = student.read_setup(part)
         assert len(setup["tasks"]) == count
         specs = registry.get(setup["tasks"])
-        online = {"finetune": student.own_episodes(specs, setup["own"], setup["updates"])}
+        online = {"finetune": student.own_episodes(specs, setup["own"], setup["updates"], setup["seeding"])}
         params = student.parameters(setup["tasks"], 1, setup["changed"], online)
         assert params["model"] == config.read_params("presets/quickstart.yaml")["model"]
 
 
-def test_the_updates_of_a_finetuning_are_spread_over_all_episodes_but_the_first():
+def test_the_updates_of_a_finetuning_are_spread_over_the_episodes_after_the_first_ones():
     specs = registry.get(["mw-reach", "mw-drawer-close"])
-    found = student.own_episodes(specs, 5, 37)
+    found = student.own_episodes(specs, 5, 37, 2)
     assert found["env_steps"] == 2 * 100 * 5
-    assert int(found["utd"] * 2 * 100 * 4) == 37
+    assert int(found["utd"] * 2 * 100 * 3) == 37
 
 
 def test_a_difference_is_taken_episode_by_episode():
