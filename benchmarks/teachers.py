@@ -26,7 +26,7 @@ from benchmarks import results
 from pipeline.batched.forms import has_array_form
 from pipeline.batched.stepped import open_copies
 from pipeline.demonstrate.planner import load_recipes as load_planner_recipes
-from pipeline.demonstrate.play import play
+from pipeline.demonstrate.play import expert_method, play
 from pipeline.demonstrate.teach import load_recipes
 from pipeline.demonstrate.teach_tasks import Lesson, teach_tasks
 from pipeline.demonstrate.teacher import SHIPPED, load_teacher, teacher_file
@@ -37,6 +37,7 @@ from pipeline.tasks.spec import TaskSpec
 
 DMCONTROL, OTHERS, CORE_HOURS = 0.78, 0.65, 6  # promised mean scores of the best experts, and what they may cost
 SUITES = ("dmcontrol", "dmcontrol-ext", "mujoco", "ogbench", "miniarcade")
+WITH_AN_EXPERT = 165  # promised, of the catalogue's tasks
 STEPS_PER_SECOND = 40_000  # promised of cheetah-run, physics alone, one core
 GAME_STEPS_PER_SECOND = 200_000  # of every game but the mazes, whose ways are measured anew for each goal
 COPIES, ROUNDS, STEPS = 128, 5, 20
@@ -152,7 +153,18 @@ def scores() -> None:
         claims[f"{name}_core_hours"] = results.claim(round(hours, 2), CORE_HOURS, "below")
         if not complete:
             print(f"{name}: {sum(one is None for one in best)} tasks have no figure, counted as 0", file=sys.stderr)
+    without = [spec.name for spec in load_catalogue().values() if not has_expert(spec)]
+    claims["tasks_with_an_expert"] = results.claim(len(load_catalogue()) - len(without), WITH_AN_EXPERT, "above")
+    print(f"without an expert: {', '.join(without)}", file=sys.stderr)
     results.add("teachers", "experts", "python -m benchmarks.teachers scores", 0.0, claims, seed=SEED, tasks=rows)
+
+
+def has_expert(spec: TaskSpec) -> bool:
+    """Return whether anybody demonstrates a task, with the teachers that come with Eft."""
+    try:
+        return bool(expert_method(spec, SHIPPED))
+    except ValueError:
+        return False
 
 
 def _cell(score: float | None) -> str:
