@@ -1,4 +1,4 @@
-"""Copies of a task that has no array form, stepped one after the other in a few processes: slower."""
+"""Copies of a task that has no array form, stepped one after the other: slower."""
 
 from __future__ import annotations
 
@@ -21,18 +21,17 @@ class SteppedEnv:
         spec: the task.
         num: N.
         seed: of all episodes.
-        workers: processes that step them; 0 is this one.
     """
 
-    def __init__(self, spec: TaskSpec, num: int, seed: int, workers: int):
-        self.task, self.num, self._seed, self._workers = spec, num, seed, workers
+    def __init__(self, spec: TaskSpec, num: int, seed: int):
+        self.task, self.num, self._seed = spec, num, seed
         self._begun = 0  # how often new episodes were begun from a saved state
         self._open()
 
     def _open(self) -> None:
         seed = int(np.random.SeedSequence([self._seed, self._begun]).generate_state(1)[0])
         widths = self.task.obs_dim, self.task.action_dim
-        self._env = VectorEnv([self.task] * self.num, *widths, seed, self._workers)
+        self._env = VectorEnv([self.task] * self.num, *widths, seed, num_workers=0)
         self.obs = self._env.reset().copy()
 
     def step(self, actions: np.ndarray) -> Step:
@@ -66,11 +65,10 @@ def open_copies(
     num: int,
     seed: int,
     coarseness: int = 1,
-    workers: int = 0,
     form: ArrayForm | None = None,
     shaping: Shaping | None = None,
 ) -> Copies:
-    """Return N copies of a task: batched if it is a game or has an array form, else stepped by `workers` processes.
+    """Return N copies of a task: batched if it is a game or has an array form, else stepped one by one.
 
     Raises:
         ValueError: a game cannot be made coarser.
@@ -80,5 +78,5 @@ def open_copies(
             raise ValueError(f"{spec.name}: coarseness {coarseness}: a game has no physics steps to save, write 1.")
         return BatchedGame(spec, num, seed, shaping)
     if form is None and not has_array_form(spec):
-        return SteppedEnv(spec, num, seed, workers)
+        return SteppedEnv(spec, num, seed)
     return BatchedEnv(spec, num, seed, coarseness, form=form or array_form(spec))

@@ -137,7 +137,6 @@ class Training:
         seed: of everything.
         folder: where it keeps what it needs to go on; one that was begun goes on.
         form: the task on arrays; None for its own, or for a task without one the environment itself.
-        workers: processes that step a task without an array form; 0 is this one.
 
     Raises:
         ValueError: the recipe asks for what there is not.
@@ -150,7 +149,6 @@ class Training:
         seed: int,
         folder: Path,
         form: ArrayForm | None = None,
-        workers: int = 0,
     ):
         self.spec, self.recipe, self.seed, self.folder = spec, recipe, seed, folder
         check_recipe(spec, recipe)
@@ -158,7 +156,7 @@ class Training:
         hint = self._shaped if isinstance(self._shaped, ShapedGame) else None
         if isinstance(self._shaped, Shaped):
             form = self._shaped.form
-        self.env = open_copies(spec, recipe.copies, seed, recipe.coarseness, workers, form, hint)
+        self.env = open_copies(spec, recipe.copies, seed, recipe.coarseness, form, hint)
         self.ppo = PPO(recipe, self.env, seed)
         self.curve: list[dict[str, float]] = []
         self._before, self._started = 0.0, time.process_time()

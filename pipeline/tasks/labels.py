@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +20,29 @@ class Labels(NamedTuple):
     """Which tasks are labelled, by whom, and how their experts are opened."""
 
     kinds: Mapping[str, str]  # by task, e.g. `scripted`; tasks not named are not labelled
-    open_expert: Callable[[TaskSpec, TaskEnv], Expert]  # picklable: worker processes call it
+    open_expert: Callable[[TaskSpec, TaskEnv], Expert]  # a module's function, or a `partial` of one: workers call it
+
+    def to_orders(self) -> dict[str, Any]:
+        """Return this in JSON's own types, for a worker process: the function by its name, nothing pickled.
+
+        Raises:
+            ValueError: the function cannot be found by its name in another process.
+        """
+        opener = self.open_expert
+        bound = opener if isinstance(opener, partial) else partial(opener)
+        module, name = bound.func.__module__, bound.func.__qualname__
+        if getattr(importlib.import_module(module), name, None) is not bound.func:
+            raise ValueError(
+                f"{module}.{name} opens experts, and another process cannot find it: it must be a function of a module."
+            )
+        given = {key: str(value) if isinstance(value, Path) else value for key, value in bound.keywords.items()}
+        return {"kinds": dict(self.kinds), "module": module, "name": name, "args": list(bound.args), "keywords": given}
+
+    @classmethod
+    def from_orders(cls, orders: Mapping[str, Any]) -> Labels:
+        """Return what `to_orders` was made of."""
+        function = getattr(importlib.import_module(orders["module"]), orders["name"])
+        return cls(orders["kinds"], partial(function, *orders["args"], **orders["keywords"]))
 
 
 def ask(expert: Expert, spec: TaskSpec, obs: np.ndarray, success: bool) -> np.ndarray:

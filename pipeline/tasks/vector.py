@@ -6,7 +6,6 @@ import json
 import logging
 import mmap
 import os
-import pickle
 import signal
 import socket
 import subprocess
@@ -115,7 +114,7 @@ class VectorEnv:
         memory = self._memory = _shared_memory(num_bytes(widths))
         self._arrays = view(mmap.mmap(memory, 0), widths)
         order = self._order = {"widths": widths, "seed": seed, "numbers": numbers}
-        order["labels"] = pickle.dumps(labels).hex() if labels else None
+        order["labels"] = labels.to_orders() if labels else None
         try:
             for hand in assign(specs, min(num_workers, n)):
                 self._workers.append(_Worker([numbered[index] for index in hand], order, memory))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -21,6 +20,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 
 from pipeline.tasks.env_group import EnvGroup, Widths, view
+from pipeline.tasks.labels import Labels
 from pipeline.tasks.spec import parse_spec
 
 RESET, STEP, RESTORE, DONE = b"reset", b"step", b"restore", b"done"
@@ -48,7 +48,7 @@ def main() -> None:
 def _build(order: dict, memory: int) -> EnvGroup:
     arrays = view(mmap.mmap(memory, 0), Widths(*order["widths"]))
     specs = [(index, parse_spec(values, "a worker's orders")) for index, values in order["specs"]]
-    labels = pickle.loads(bytes.fromhex(order["labels"])) if order["labels"] else None
+    labels = Labels.from_orders(order["labels"]) if order["labels"] else None
     return EnvGroup(specs, arrays, order["seed"], order["numbers"], labels)
 
 

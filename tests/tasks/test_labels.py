@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from functools import partial
 from pathlib import Path
@@ -128,3 +129,14 @@ def test_a_worker_that_asks_experts_never_imports_torch():
         if not maps.exists():
             pytest.skip("needs /proc")
         assert "libtorch" not in maps.read_text()
+
+
+def test_workers_are_told_in_json_and_by_name(tmp_path):
+    """Nothing is pickled: a worker finds the function by its name."""
+    told = json.loads(json.dumps(Labels({"mw-reach": "scripted"}, partial(open_expert, teachers=tmp_path)).to_orders()))
+    found = Labels.from_orders(told)
+    assert found.kinds == {"mw-reach": "scripted"}
+    assert found.open_expert.func is open_expert
+    assert found.open_expert.keywords == {"teachers": str(tmp_path)}
+    with pytest.raises(ValueError, match="must be a function of a module"):
+        Labels({}, lambda spec, env: None).to_orders()
