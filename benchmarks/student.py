@@ -4,8 +4,8 @@
     python -m benchmarks.student mt50 --seeds 1 2 3   Meta-World's 49 tasks by their scripts; two students a seed
 
 dmc: a model of the default size clones demonstrations, then learns online with `finetune.teacher: label`. Its score by
-the policy alone stands beside the teachers' own. Tasks without a teacher are left out and listed. In the copy, tasks
-with a teacher have no planner's recipe: a planner's actions would be demonstrated, and others labelled.
+the policy alone stands beside the teachers' own. Tasks without a teacher, or with one that a planner outdoes, are left
+out and listed.
 
 mt50: of two students, one has D demonstrations a task and then E own, labelled episodes of each, the other D + E
 demonstrations; both are updated equally often. They play the same episodes in the end.
@@ -38,9 +38,10 @@ from benchmarks import results
 from benchmarks.system_runs import merge, read_yaml
 from pipeline import config
 from pipeline.agent import Agent
+from pipeline.demonstrate.experts import expert_kind
 from pipeline.demonstrate.teach import load_recipes
 from pipeline.demonstrate.teach_tasks import Lesson
-from pipeline.demonstrate.teacher import load_teacher, teacher_file
+from pipeline.demonstrate.teacher import SHIPPED, load_teacher, teacher_file
 from pipeline.files import read_json, write_json
 from pipeline.learn.evaluator import Evaluator
 from pipeline.run.provenance import commit
@@ -56,7 +57,6 @@ SETUP = Path(__file__).with_name("student.yaml")
 ENOUGH = 0.9  # of the teachers' mean score
 CONFIDENCE, BOOTSTRAP_SAMPLES = 0.95, 2000
 _COPIED = ("pipeline", "stages", "my_tasks", "presets")
-_TEACHERS, _PLANNERS = "pipeline/demonstrate/teachers", "pipeline/demonstrate/recipes.yaml"
 _COMMAND = "python -m benchmarks.student"
 _EVALUATION_SEED = 100  # added to the run's, as in stages/evaluate.py
 
@@ -125,20 +125,18 @@ class Student:
         name: what its folder's name begins with.
         params: every parameter.
         processes: that share each update and the environments.
-        unplanned: tasks that no planner demonstrates.
     """
 
     name: str
     params: dict[str, Any]
     processes: int
-    unplanned: tuple[str, ...] = ()
 
     @cached_property
     def folder(self) -> Path:
         """Where it is; found once, so that code may change while it learns from the code that was copied."""
         inside = (path for name in _COPIED for path in sorted((ROOT / name).rglob("*")) if path.is_file())
         code = [path for path in inside if "__pycache__" not in path.parts]
-        settings = json.dumps([self.params, self.processes, self.unplanned], sort_keys=True)
+        settings = json.dumps([self.params, self.processes], sort_keys=True)
         return COPIES / f"{self.name}-{fingerprint([settings], code, self.params['seed'])}"
 
     def train(self, stages: Sequence[str]) -> dict[str, float]:
@@ -180,11 +178,8 @@ class Student:
         shutil.rmtree(folder, ignore_errors=True)
         for name in _COPIED:
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        planners = read_yaml(folder / _PLANNERS)
-        planners["tasks"] = {task: own for task, own in planners["tasks"].items() if task not in self.unplanned}
-        for path, content in ((folder / _PLANNERS, planners), (folder / "params.yaml", self.params)):
-            with path.open("w", encoding="utf-8") as file:
-                YAML(typ="safe", pure=True).dump(content, file)
+        with (folder / "params.yaml").open("w", encoding="utf-8") as file:
+            YAML(typ="safe", pure=True).dump(self.params, file)
         write_json(folder / "begun.json", {"commit": commit()})
 
     def _run(self, stage: str, folder: Path) -> float:
@@ -248,11 +243,12 @@ def play(model: Path, params: Mapping[str, Any], episodes: int) -> Played:
 
 
 def taught(specs: Sequence[TaskSpec], seed: int) -> dict[str, float]:
-    """Return the scores of the teachers that come with Eft, of those tasks whose teacher is of today's recipe."""
-    folder, recipes, scores = ROOT / _TEACHERS, load_recipes(), {}
+    """Return the scores of the teachers that come with Eft, of those tasks that one of today's recipe demonstrates."""
+    recipes, scores = load_recipes(), {}
     for spec in specs:
-        if spec.name in recipes and Lesson(spec, recipes[spec.name], seed).is_taught(folder, any_seed=True):
-            scores[spec.name] = load_teacher(teacher_file(folder, spec), spec).notes["score"]
+        known = spec.name in recipes and Lesson(spec, recipes[spec.name], seed).is_taught(SHIPPED, any_seed=True)
+        if known and expert_kind(spec, SHIPPED) == "teacher":
+            scores[spec.name] = load_teacher(teacher_file(SHIPPED, spec), spec).notes["score"]
     return scores
 
 
@@ -277,7 +273,7 @@ def dmc(seed: int, processes: int, setup: Mapping[str, Any]) -> None:
     specs = registry.get(list(teachers))
     online = own_episodes(specs, setup["own"], setup["updates"], setup["seeding"])
     params = parameters(list(teachers), seed, setup["changed"], {"teach": {"shipped": True}, "finetune": online})
-    student = Student(f"dmc-{seed}", params, processes, tuple(teachers))
+    student = Student(f"dmc-{seed}", params, processes)
     minutes = student.train(("teach", "demos", "embed", "pretrain", "finetune"))
     cloned, labelled = (student.play(name, setup["episodes"]) for name in ("pretrain", "finetune"))
     mean = float(np.mean(list(teachers.values())))

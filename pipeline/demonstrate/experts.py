@@ -1,6 +1,7 @@
 """Experts that can be asked in every state: scripts, the way through a maze, and teachers.
 
-A planner is none of them: what it does depends on what it planned before.
+A planner is none of them: what it does depends on what it planned before. Whoever demonstrates a task labels it, or
+nobody does: two experts of one task would be imitated in turns.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import numpy as np
 from pipeline.demonstrate.box2d import PILOTED, pilot
 from pipeline.demonstrate.desk import desk_script, has_desk_script
 from pipeline.demonstrate.paths import has_path, path
+from pipeline.demonstrate.planner import load_recipes
 from pipeline.demonstrate.scripted import Script, has_script
 from pipeline.demonstrate.teacher import load_teacher, teacher_file
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.task_env import TaskEnv
 
+_WORSE = 0.1  # of the score, that a teacher may be below the planner: clones learn more from it
 Label = Callable[[np.ndarray, bool], np.ndarray]  # observation (O,), whether it is successful -> action (a,)
 
 
@@ -26,7 +29,11 @@ def expert_kind(spec: TaskSpec, teachers: str | Path | None) -> str | None:
 
     Args:
         spec: the task.
-        teachers: folder of trained teachers; None for no teachers.
+        teachers: folder of trained teachers; None for no teachers. One that scores clearly less than the planner is
+            passed over: the planner demonstrates then, and nobody labels.
+
+    Raises:
+        ValueError: the teacher is damaged, or of another version of the task.
     """
     scripted = (
         (spec.suite == "metaworld" and has_script(spec.env_id))
@@ -37,9 +44,18 @@ def expert_kind(spec: TaskSpec, teachers: str | Path | None) -> str | None:
         return "scripted"
     if has_path(spec):
         return "path"
-    if teachers is not None and teacher_file(teachers, spec).exists():
+    if teachers is not None and _leads(spec, teacher_file(teachers, spec)):
         return "teacher"
     return None
+
+
+def _leads(spec: TaskSpec, path: Path) -> bool:
+    """Return whether there is a teacher, and hardly a worse one than the planner."""
+    if not path.exists():
+        return False
+    planner = load_recipes().get(spec.name)
+    best = None if planner is None else planner.score
+    return best is None or load_teacher(path, spec).notes["score"] >= best - _WORSE
 
 
 def open_expert(spec: TaskSpec, env: TaskEnv, teachers: str | Path | None) -> Label:

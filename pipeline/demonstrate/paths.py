@@ -1,4 +1,7 @@
-"""Following the shortest way through a maze: the experts of every task in which a point is moved to a goal."""
+"""Following the shortest way through a maze: the experts of points and ants that go to a goal.
+
+An ant is driven by the teacher of `og-ant` that comes with Eft: it runs wherever it is told to.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +10,31 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.demonstrate.teacher import SHIPPED, load_teacher, teacher_file
+from pipeline.tasks.registry import get
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.task_env import TaskEnv
 
 _AHEAD = 0.4  # cells: how far ahead the shortest way is looked for
-_TO_GOAL = slice(2, 4)  # place in the observations of both kinds of maze
+_TO_GOAL = slice(2, 4)  # place in the observations of both kinds of point
+_STRAIGHT, _STAND = 1.0, 0.25  # m from the goal: from here an ant goes straight to it, and here it stands still
+_RUNNER = "og-ant"
 
 
 def has_path(spec: TaskSpec) -> bool:
-    """Return whether this task is to move a point through a maze."""
-    return (spec.suite == "miniarcade" and spec.env_id == "point-maze") or (
-        spec.suite == "ogbench" and spec.env_id.startswith("point/")
-    )
+    """Return whether this task is to move a point or an ant through a maze."""
+    if spec.suite == "miniarcade":
+        return spec.env_id == "point-maze"
+    return spec.suite == "ogbench" and spec.env_id.partition("/")[2] not in ("run", "ball")
 
 
 def path(env: TaskEnv) -> Callable[[np.ndarray, bool], np.ndarray]:
     """Return who acts in an episode that has just been reset: along the shortest way, the last bit straight."""
+    return _run(env) if env.task.env_id.startswith("ant/") else _move(env)
+
+
+def _move(env: TaskEnv) -> Callable[[np.ndarray, bool], np.ndarray]:
+    """Return who moves a point."""
     simulator: Any = env.simulator
     if env.task.suite == "miniarcade":
         from pipeline.tasks.miniarcade.point_maze import SPEED as reach
@@ -41,5 +53,22 @@ def path(env: TaskEnv) -> Callable[[np.ndarray, bool], np.ndarray]:
             return np.clip(to_goal / reach, -1, 1)
         direction = way()
         return direction / np.abs(direction).max()
+
+    return act
+
+
+def _run(env: TaskEnv) -> Callable[[np.ndarray, bool], np.ndarray]:
+    """Return who runs an ant: its coordinates but x and y, its velocities and a direction are what the runner reads."""
+    simulator: Any = env.simulator
+    (spec,) = get([_RUNNER])
+    runner = load_teacher(teacher_file(SHIPPED, spec), spec)
+
+    def act(obs: np.ndarray, success: bool) -> np.ndarray:
+        body, to_goal = obs[2:-2], obs[-2:].astype(float)
+        left = float(np.linalg.norm(to_goal))
+        if left < _STAND:
+            return np.zeros(env.task.action_dim, np.float32)
+        direction = to_goal / left if left < _STRAIGHT else simulator.goal.way(simulator.env.data.qpos[:2])
+        return runner.label(np.concatenate([body, direction]))
 
     return act

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from pipeline.tasks.maniskill import ManiSkill
     from pipeline.tasks.miniarcade.adapter import MiniArcade
 
-_HARDLY_WORSE = 0.05  # of the score, that a teacher may be below the planner
 _KEPT_OF_TEACHERS = 0.7  # of a teacher's own mean score; disturbed attempts score less
 _PLANNED = ("dmcontrol", "dmcontrol-ext", "mujoco", "ogbench", "box2d", "miniarcade", "atari", "maniskill")
 
@@ -44,7 +43,7 @@ _QUIET_END = 0.2
 def expert_method(spec: TaskSpec, teachers: str | Path | None = None) -> str:
     """Return `scripted`, `path` (follows the way through a maze), `teacher` or `planner`: who demonstrates this task.
 
-    A teacher does where it scores better than the planner, or hardly worse: what it does depends on the observation
+    A teacher does where it scores better than the planner, or not much worse: what it does depends on the observation
     alone, so that a clone can learn it.
 
     Args:
@@ -54,16 +53,10 @@ def expert_method(spec: TaskSpec, teachers: str | Path | None = None) -> str:
     Raises:
         ValueError: nobody does.
     """
-    kind, planned = expert_kind(spec, teachers), spec.name in load_recipes() and spec.suite in _PLANNED
-    if kind in ("scripted", "path"):
+    kind = expert_kind(spec, teachers)
+    if kind is not None:
         return kind
-    if kind == "teacher":
-        assert teachers is not None  # else there is no such kind
-        score = load_teacher(teacher_file(teachers, spec), spec).notes["score"]
-        planners = load_recipes()[spec.name].score if planned else None
-        if planners is None or score >= planners - _HARDLY_WORSE:
-            return "teacher"
-    if planned:
+    if spec.name in load_recipes() and spec.suite in _PLANNED:
         return "planner"
     raise ValueError(
         f"{spec.name} has no expert: Meta-World, RoboDesk and landers have scripted ones, points in mazes follow the "

@@ -103,9 +103,9 @@ def teach_tasks(
 
 def _train_all(waiting: list[Lesson], folder: Path, count: int) -> None:
     lessons = {lesson.spec.name: lesson for lesson in waiting}
-    steps, at_work = dict.fromkeys(lessons, 0), set[str]()
-    total = sum(lesson.recipe.steps for lesson in waiting)
-    with Workers(count, _ADVICE) as pool, Progress("teach", total, "steps") as progress:
+    steps, at_work = {name: _done(lesson) for name, lesson in lessons.items()}, set[str]()
+    total, before = sum(lesson.recipe.steps for lesson in waiting), sum(steps.values())
+    with Workers(count, _ADVICE) as pool, Progress("teach", total, "steps", before) as progress:
         while waiting or pool.working:
             while waiting and not pool.full:
                 lesson = waiting.pop()
@@ -124,8 +124,7 @@ def _train_all(waiting: list[Lesson], folder: Path, count: int) -> None:
                     f"{notes['seconds']:.0f} core-seconds"
                 )
             for name in at_work:
-                row = _last_row(lessons[name].run_dir / CURVE)
-                done = min(int(row["steps"]), lessons[name].recipe.steps) if row else 0
+                row, done = _last_row(lessons[name]), _done(lessons[name])
                 if row and done > steps[name]:
                     progress.update(done - steps[name], task=name, score=row["score"])
                     steps[name] = done
@@ -158,9 +157,15 @@ def remove_others(folder: Path, specs: Sequence[TaskSpec]) -> None:
             shutil.rmtree(path)
 
 
-def _last_row(path: Path) -> dict[str, float] | None:
+def _last_row(lesson: Lesson) -> dict[str, float] | None:
     """Return the last row of a curve; None before the first evaluation, and when the training is over."""
     try:
-        return read_json(path, "the training")[-1]
+        return read_json(lesson.run_dir / CURVE, "the training")[-1]
     except FileNotFoundError:
         return None
+
+
+def _done(lesson: Lesson) -> int:
+    """Return how many steps a training that is not over has made, up to its last evaluation."""
+    row = _last_row(lesson)
+    return min(int(row["steps"]), lesson.recipe.steps) if row else 0

@@ -7,13 +7,9 @@ import shutil
 
 import numpy as np
 import pytest
-from pydantic import TypeAdapter
 
 from benchmarks import results, student
 from pipeline import config
-from pipeline.demonstrate.ppo import PPORecipe
-from pipeline.demonstrate.teach import load_recipes
-from pipeline.demonstrate.teacher import Teacher, teacher_file
 from pipeline.files import write_json
 from pipeline.tasks import registry
 
@@ -32,18 +28,6 @@ TINY = {
 }  # fmt: skip
 
 
-def a_teacher(name: str, score: float, folder) -> None:
-    """Write a teacher that was never trained, with the notes of one that was."""
-    (spec,) = registry.get([name])
-    rng = np.random.default_rng(0)
-    shapes = ((4, spec.obs_dim), (4,), (spec.action_dim, 4), (spec.action_dim,))
-    weights = [rng.normal(0, 0.1, shape).astype(np.float32) for shape in shapes]
-    recipe = TypeAdapter(PPORecipe).dump_python(load_recipes()[name])
-    made = Teacher(spec, np.zeros(spec.obs_dim), np.ones(spec.obs_dim), weights)
-    made.notes = {"score": score, "seed": 1, "recipe": recipe}
-    made.save(teacher_file(folder, spec))
-
-
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A copy of the project with one teacher; what is measured goes beside it."""
@@ -51,8 +35,10 @@ def project(tmp_path, monkeypatch):
     for name in student._COPIED:
         ignored = shutil.ignore_patterns("__pycache__", "teachers")
         shutil.copytree(student.ROOT / name, root / name, ignore=ignored)
-    a_teacher("cartpole-balance", 0.01, root / student._TEACHERS)
+    teachers = root / "pipeline/teachers"
+    shutil.copytree(student.SHIPPED / "cartpole-balance", teachers / "cartpole-balance")
     monkeypatch.setattr(student, "ROOT", root)
+    monkeypatch.setattr(student, "SHIPPED", teachers)
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     monkeypatch.chdir(tmp_path)
     return root
