@@ -64,7 +64,6 @@ def ogbench_ant(env_id: str, goal: Any) -> Reward:
     """Return what is wanted of OGBench's ant, on its feet.
 
     `ant/run`: the speed along the direction. `ant/ball`: the ball near the goal, and the ant near the ball.
-    `ant/<maze>`: minus the metres that are left.
 
     Args:
         env_id: which task.
@@ -76,10 +75,8 @@ def ogbench_ant(env_id: str, goal: Any) -> Reward:
         fallen = 5 * np.clip(0.7 - (1 - 2 * (x * x + y * y)), 0, None)
         if env_id == "ant/run":
             return states.qvel[..., :2] @ goal.direction - fallen
-        if env_id == "ant/ball":
-            near, left = goal.distances(states.qpos)
-            return -2.5 * left - near - fallen
-        return -goal.left(states.qpos[..., :2]) - fallen
+        near, left = goal.distances(states.qpos)
+        return -2.5 * left - near - fallen
 
     return reward
 

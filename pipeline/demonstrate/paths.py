@@ -18,6 +18,7 @@ from pipeline.tasks.task_env import TaskEnv
 _AHEAD = 0.4  # cells: how far ahead the shortest way is looked for
 _TO_GOAL = slice(2, 4)  # place in the observations of both kinds of point
 _STRAIGHT, _STAND = 1.0, 0.25  # m from the goal: from here an ant goes straight to it, and here it stands still
+_BODY, _ANT_TO_GOAL = slice(2, 29), slice(29, 31)  # places in the observations of an ant in a maze
 _RUNNER = "og-ant"
 
 
@@ -64,7 +65,7 @@ def _run(env: TaskEnv) -> Callable[[np.ndarray, bool], np.ndarray]:
     runner = load_teacher(teacher_file(SHIPPED, spec), spec)
 
     def act(obs: np.ndarray, success: bool) -> np.ndarray:
-        body, to_goal = obs[2:-2], obs[-2:].astype(float)
+        body, to_goal = obs[_BODY], obs[_ANT_TO_GOAL].astype(float)
         left = float(np.linalg.norm(to_goal))
         if left < _STAND:
             return np.zeros(env.task.action_dim, np.float32)
