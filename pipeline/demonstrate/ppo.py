@@ -25,6 +25,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 _CLONING_UPDATES, _CLONING_BATCH = 3000, 256
 _WARM_UP = 15  # updates of the value alone, after cloning: at first its errors would undo what was cloned
+_KNOWN = 1e6  # observations that a teacher's normalisation counts for
 
 
 @checked(frozen=True, config=ConfigDict(extra="forbid"))
@@ -51,6 +52,7 @@ class PPORecipe:
     patience: Count  # evaluations without a gain of 0.01 after which the training ends
     correlation: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the noise of an action with that of the one before
     demos: CountOrZero = 0  # planned demonstrations that the policy is cloned from before it begins
+    begins_as: str | None = None  # task of the same body whose teacher, of those that come with Eft, it begins as
 
 
 class Rollout(NamedTuple):
@@ -161,6 +163,26 @@ class PPO:
     def clone(self, obs: np.ndarray, action: np.ndarray) -> None:
         """Begin with a policy that does what was demonstrated: obs (n, O), action (n, a)."""
         self.normaliser = fit(self.policy, obs, action, self.generator)
+        self._value_alone = _WARM_UP
+
+    def begin_as(self, teacher: Teacher) -> None:
+        """Begin with the policy of a teacher that reads and does as many values, and has as many hidden units.
+
+        Raises:
+            ValueError: it has other sizes.
+        """
+        own = list(self.policy.parameters())
+        if [part.shape for part in own] != [part.shape for part in teacher.weights]:
+            raise ValueError(
+                f"{self.env.task.name} cannot begin as the teacher of {teacher.spec.name}: its layers have the shapes "
+                f"{[part.shape for part in teacher.weights]}, expected {[tuple(part.shape) for part in own]}."
+            )
+        with torch.no_grad():
+            for part, given in zip(own, teacher.weights, strict=True):
+                part.copy_(torch.from_numpy(given))
+        normaliser = self.normaliser
+        normaliser.mean, normaliser.var = teacher.mean.astype(np.float64), np.square(teacher.std.astype(np.float64))
+        normaliser.count = _KNOWN
         self._value_alone = _WARM_UP
 
     def update(self) -> dict[str, float]:

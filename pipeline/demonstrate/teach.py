@@ -33,11 +33,11 @@ from pipeline.demonstrate.planner import load_recipes as planned
 from pipeline.demonstrate.play import play
 from pipeline.demonstrate.ppo import PPO, PPORecipe
 from pipeline.demonstrate.shaping import TEACHING
-from pipeline.demonstrate.teacher import Teacher, load_teacher
+from pipeline.demonstrate.teacher import SHIPPED, Teacher, load_teacher, teacher_file
 from pipeline.files import atomic_file
 from pipeline.tasks.miniarcade.adapter import GAMES
 from pipeline.tasks.miniarcade.game import Game
-from pipeline.tasks.registry import make, shipped_teachers
+from pipeline.tasks.registry import get, make, shipped_teachers
 from pipeline.tasks.spec import TaskSpec
 
 RECIPES = Path(__file__).with_name("teachers.yaml")
@@ -92,12 +92,18 @@ def check_recipe(spec: TaskSpec, recipe: PPORecipe) -> None:
     """Refuse a recipe that asks for what there is not.
 
     Raises:
-        ValueError: shaping of a reward that nothing is known to shape by, or demonstrations that nobody plans.
+        ValueError: shaping of a reward that nothing is known to shape by, demonstrations that nobody plans, or to
+            begin as a teacher that is not there.
     """
     if recipe.shaping and spec.name not in TEACHING and _hint(spec) is None:
         raise ValueError(
             f"{spec.name}: teachers.yaml asks for shaping, and pipeline/demonstrate/shaping.py (games: arcade.py) has "
             "none of this task: set `shaping: 0`, or add it there."
+        )
+    if recipe.begins_as is not None and not (SHIPPED / recipe.begins_as).is_dir():
+        raise ValueError(
+            f"{spec.name}: teachers.yaml asks to begin as the teacher of {recipe.begins_as!r}, and there is none. "
+            f"Those that come with Eft: {', '.join(sorted(path.name for path in SHIPPED.iterdir() if path.is_dir()))}."
         )
     if recipe.demos and expert_kind(spec, None) is None and spec.name not in planned():
         raise ValueError(
@@ -162,6 +168,8 @@ class Training:
         self._before, self._started = 0.0, time.process_time()
         if (folder / "state.safetensors").exists():
             self._load()
+        elif recipe.begins_as:
+            self.ppo.begin_as(_shipped(recipe.begins_as))
         elif recipe.demos:
             self._clone()
 
@@ -191,6 +199,9 @@ class Training:
         Args:
             tell: called after each evaluation with the curve's new row.
         """
+        if self.recipe.begins_as and not self.curve:
+            self._evaluate({})
+            tell(self.curve[-1])
         while not self.over:
             if self._shaped is not None:
                 end = self.recipe.shaping * self.recipe.steps
@@ -249,6 +260,12 @@ class Training:
             values = json.loads(file.metadata()["values"])
             self.ppo.load_state({name: file.get_tensor(name) for name in file.keys()}, values)  # noqa: SIM118
         self.curve, self._before = values["curve"], values["seconds"]
+
+
+def _shipped(task: str) -> Teacher:
+    """Return the teacher of a task that comes with Eft."""
+    (spec,) = get([task])
+    return load_teacher(teacher_file(SHIPPED, spec), spec)
 
 
 def _shaped(spec: TaskSpec, form: ArrayForm | None) -> Shaped | ShapedGame:

@@ -332,3 +332,19 @@ def test_teachers_that_come_with_eft_fit_their_tasks(path):
     assert teacher.label(obs).shape == (spec.action_dim,)
     assert Lesson(spec, load_recipes()[spec.name], 1).is_taught(SHIPPED, any_seed=True)
     env.close()
+
+
+def test_a_teacher_begins_as_that_of_another_task_and_that_counts_as_its_first_try(tmp_path, few_episodes):
+    (sparse,) = get(["cartpole-balance-sparse"])
+    recipe = dataclasses.replace(load_recipes()[sparse.name], steps=2048, copies=16, unroll=16, minibatch=128)
+    training = Training(sparse, recipe, 1, tmp_path)
+    training.run()
+    teacher = training.finish()
+    training.close()
+    assert training.curve[0]["steps"] == 0
+    assert teacher.notes["score"] > 0.95  # a few steps of training teach nobody to balance
+    other = dataclasses.replace(recipe, begins_as="quadruped-run")
+    with pytest.raises(ValueError, match="cartpole-balance-sparse cannot begin as the teacher of quadruped-run"):
+        Training(sparse, other, 1, tmp_path / "other")
+    with pytest.raises(ValueError, match="begin as the teacher of 'acrobat'.* there is none"):
+        Training(sparse, dataclasses.replace(recipe, begins_as="acrobat"), 1, tmp_path / "unknown")
