@@ -141,8 +141,8 @@ def _compare(agent: Agent, spec: TaskSpec, demonstrations: Sequence[Episode]) ->
         return
     row, obs = agent.table.names.index(spec.name), np.concatenate([episode.obs for episode in demonstrations])
     known = (part[row, : obs.shape[1]].double().cpu().numpy() for part in (mean, std))
-    for text in unlike(obs, Reference("what the checkpoint knows of this body", *known)):
-        print(f"adapt {spec.name}: {text}", file=sys.stderr)
+    for finding in unlike(obs, Reference("what the checkpoint knows of this body", *known)):
+        print(f"adapt {spec.name}: {finding.text}", file=sys.stderr)
 
 
 def adapt(

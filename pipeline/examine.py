@@ -16,10 +16,15 @@ from pipeline.data.episode import Episode
 from pipeline.model.world_model import _CLAMP as CLAMP
 from pipeline.tasks.spec import SUCCESS, TaskSpec
 
-_MOST_CUT = 0.01  # share of values beyond the clamp that is still an outlier
+_OUTLIERS = 0.01  # share of values beyond the clamp that may be outliers
+_OTHER_ORIGIN = 0.1  # ... that cannot be a few dims which one task alone moves
 _OTHER_UNITS = 30.0  # factor between two spreads from which on they are of other units
 _HARDLY = 1e-3  # a spread below which learning does not scale a dim up
 _AT_BOUND = 0.99
+_MEND = (
+    "Other units, or another origin? Convert them, or give the task an `embodiment` sentence of its own: a new body "
+    "gets the statistics of its demonstrations"
+)
 
 
 class Finding(NamedTuple):
@@ -103,49 +108,49 @@ def examine(
     """
     obs = np.concatenate([episode.obs for episode in episodes])
     reference = known if known and len(known.mean) == obs.shape[1] else None
+    own = Reference.of("these demonstrations themselves", episodes)
     found = [
         *_of_another_task(task, episodes, spec),
         *_beyond_model(episodes, limits),
-        *([Finding(True, text) for text in unlike(obs, reference)] if reference else []),
+        *(unlike(obs, reference) if reference else []),
         *_copies(episodes),
-        *_observations(obs),
+        *_observations(obs, reference or own),
         *_actions(np.concatenate([episode.action for episode in episodes])),
         *_outcomes(episodes, spec),
     ]
     if known and not reference:
         found.append(Finding(False, f"{known.origin} has {len(known.mean)} values and was not compared with"))
     found.sort(key=lambda finding: not finding.wrong)
-    return Examined(task, episodes, reference or Reference.of("these demonstrations themselves", episodes), found)
+    return Examined(task, episodes, reference or own, found)
 
 
-def unlike(obs: np.ndarray, known: Reference) -> list[str]:
-    """Say where observations (n, o) cannot be of the body whose statistics are known; nothing where they can.
+def unlike(obs: np.ndarray, known: Reference) -> list[Finding]:
+    """Say where observations (n, o) are unlike those of the body whose statistics are known; nothing where they fit.
 
-    Learning cuts observations at 10 standard deviations. Where that cuts more than outliers, or where everything moves
-    30 times more or less than it should, the units are others or something is shifted.
+    Learning cuts observations at 10 standard deviations. Where that cuts much, or where everything moves 30 times more
+    or less than it should, the units are others or something is shifted. A few dims may be this task's own.
     """
-    scaled = known.scale(obs)
-    beyond = np.abs(scaled) > CLAMP
+    beyond = np.abs(known.scale(obs)) > CLAMP
     spread, found = obs.std(0, dtype=np.float64), []
-    moving = (spread > 0) & (known.std != 1.0)  # where the known std is 1, the body hardly moves
-    if beyond.mean() > _MOST_CUT or (beyond.mean(0) > 0.5).any():
-        dims = np.flatnonzero(beyond.mean(0) > _MOST_CUT)
+    if beyond.mean() > _OUTLIERS or (beyond.mean(0) > 0.5).any():
         worst = int(beyond.mean(0).argmax())
         here = f"{obs[:, worst].mean():.4g} ± {spread[worst]:.2g} here"
         there = f"{known.mean[worst]:.4g} ± {known.std[worst]:.2g} there"
-        found.append(
+        dims = _numbers(np.flatnonzero(beyond.mean(0) > _OUTLIERS))
+        text = (
             f"{100 * beyond.mean():.0f} % of the observed values lie more than {CLAMP:g} standard deviations from "
-            f"{known.origin} and would be cut there, in dims {_numbers(dims)}; dim {worst} is {here} and {there}"
+            f"{known.origin} and are cut by its statistics, in dims {dims}; "
+            f"dim {worst} is {here} and {there}. "
         )
+        much = bool(beyond.mean() > _OTHER_ORIGIN)
+        found.append(Finding(much, text + (_MEND if much else "Other units, or does no other task move them so?")))
+    moving = (spread > 0) & (known.std != 1.0)  # where the known std is 1, the body hardly moves
     if moving.any():
         factor = float(np.median(spread[moving] / known.std[moving]))
         if not 1 / _OTHER_UNITS < factor < _OTHER_UNITS:
-            found.append(f"what is observed varies {factor:.2g} times as much as {known.origin}")
-    if found:
-        found[-1] += (
-            ". Other units, or another origin? Convert them, or give the task an `embodiment` sentence of its own: a "
-            "body that is new gets the statistics of its demonstrations"
-        )
+            found.append(
+                Finding(True, f"what is observed varies {factor:.2g} times as much as {known.origin}. {_MEND}")
+            )
     return found
 
 
@@ -212,13 +217,13 @@ def _copies(episodes: list[Episode]) -> list[Finding]:
     return found
 
 
-def _observations(obs: np.ndarray) -> list[Finding]:
+def _observations(obs: np.ndarray, reference: Reference) -> list[Finding]:
     spread, found = np.ptp(obs, 0), []
-    std = obs.std(0, dtype=np.float64)
+    std = obs.std(0, dtype=np.float64) / reference.std
     if len(still := np.flatnonzero(spread == 0)):
         found.append(Finding(False, f"observation dims {_numbers(still)} never change"))
     if len(hardly := np.flatnonzero((spread > 0) & (std < _HARDLY))):
-        text = f"observation dims {_numbers(hardly)} vary by less than {_HARDLY:g} and are not scaled up"
+        text = f"observation dims {_numbers(hardly)} vary by less than {_HARDLY:g} once they are scaled"
         found.append(Finding(False, f"{text}: learning hardly sees them"))
     return found
 

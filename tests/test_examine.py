@@ -79,6 +79,16 @@ def test_outliers_and_tasks_that_use_a_part_of_the_space_are_like_the_body() -> 
     assert unlike(obs, body()) == []
 
 
+def test_one_dim_of_many_that_no_other_task_moves_so_is_said_and_not_wrong() -> None:
+    obs = np.concatenate([episode.obs for episode in play()]).repeat(3, 1)  # of 18 dims
+    known = Reference("the body", body().mean.repeat(3), body().std.repeat(3))
+    obs[:, 4] += 1
+    (finding,) = unlike(obs, known)
+    assert not finding.wrong
+    assert "6 % of the observed values" in finding.text
+    assert "in dims 4;" in finding.text
+
+
 def with_one(**values) -> list[Episode]:
     episodes = play()
     return [dataclasses.replace(episodes[0], **values), *episodes[1:]]

@@ -7,7 +7,10 @@ as actions, and no next observations, the last action of an episode is left out:
 
 from __future__ import annotations
 
+import io
+import math
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +35,7 @@ NAMES = {
 }
 PATTERNS = ["*.npz", "*.parquet"]
 _ENDS = ("terminated", "truncated", "done")
-_MOST_BYTES = 2**32  # of one file, unpacked
+_MOST_BYTES = 2**31  # of one file, unpacked
 Columns = dict[str, np.ndarray]
 
 
@@ -224,22 +227,29 @@ def _load_npz(path: Path) -> Columns:
             if sum(info.file_size for info in archive.infolist()) > _MOST_BYTES:
                 raise ValueError(f"it unpacks to more than {_MOST_BYTES / 2**30:.0f} GiB")
             for info in archive.infolist():
-                with archive.open(info) as file:
-                    version = np.lib.format.read_magic(file)
-                    read = (
-                        np.lib.format.read_array_header_1_0
-                        if version == (1, 0)
-                        else np.lib.format.read_array_header_2_0
-                    )
-                    shape, _, dtype = read(file)
+                file = io.BytesIO(archive.read(info))
+                short = np.lib.format.read_magic(file) == (1, 0)
+                header = np.lib.format.read_array_header_1_0 if short else np.lib.format.read_array_header_2_0
+                shape, _, dtype = header(file)
                 if dtype.hasobject or dtype.kind not in "fiub":
                     continue
-                if int(np.prod(shape, dtype=object)) * dtype.itemsize > info.file_size:
+                if math.prod(shape) * dtype.itemsize > info.file_size:
                     raise ValueError(f"`{info.filename}` says it is {shape}, which is more than the file holds")
-                with archive.open(info) as file:
-                    columns[info.filename.removesuffix(".npy")] = np.lib.format.read_array(file, allow_pickle=False)
+                file.seek(0)
+                columns[info.filename.removesuffix(".npy")] = np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError:
         raise
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, TypeError, SyntaxError, NotImplementedError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        RuntimeError,
+        MemoryError,
+        ValueError,
+        OSError,
+        EOFError,
+        TypeError,
+        SyntaxError,
+        NotImplementedError,
+    ) as error:
         raise ValueError(f"{path} is no .npz of plain arrays; nothing in it was run: {error}") from None
     return columns
