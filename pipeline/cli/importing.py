@@ -153,10 +153,14 @@ def _locate(options: argparse.Namespace) -> tuple[Path, str | None]:
     from pipeline.importers import lerobot, minari, plain
 
     source = Path(options.source)
-    if source.is_file():
-        return source, None
     readers = {"minari": minari, "lerobot": lerobot, "plain": plain}
     patterns = readers[options.form].PATTERNS if options.form in readers else None
+    if source.is_file() and options.form in ("minari", "lerobot"):
+        raise ValueError(
+            f"{source} is a file; a data set of {options.form} is a folder that holds {readers[options.form].PATTERNS[0]}."
+        )
+    if source.is_file():
+        return source, None
     if patterns is not None:
         found = store.fetch(options.source, options.revision, patterns, options.file, kind="dataset")
         return found.folder, found.commit

@@ -132,27 +132,24 @@ def import_episodes(
     Raises:
         ValueError: not one episode can be used; the reasons are named.
     """
-    found: list[Recorded] = []
     kept: list[Episode] = []
     left_out: list[tuple[int, str]] = []
     cut: list[tuple[int, str]] = []
+    # The smallest and largest action are only known once all are read.
+    episodes = list(source.episodes) if reading.of_data else source.episodes
+    actions = [one.action for one in episodes if isinstance(one, Recorded)] if reading.of_data else None
+    bounds = find_bounds((source.low, source.high), (reading.low, reading.high), actions, reading.clip, spec.action_dim)
     with Progress(f"importing {spec.name}", source.total, "episodes") as progress:
-        for recorded in source.episodes:
+        for recorded in episodes:
             if isinstance(recorded, tuple):
                 left_out.append(recorded)
             else:
-                found.append(recorded)
-            progress.update(1, read=len(found))
-    bounds = find_bounds(
-        (source.low, source.high), (reading.low, reading.high),
-        [recorded.action for recorded in found] if reading.of_data else None, reading.clip, spec.action_dim,
-    )  # fmt: skip
-    for recorded in found:
-        try:
-            kept.append(fit(recorded, spec, reading, bounds, source.form))
-            cut += [(recorded.number, recorded.cut)] if recorded.cut else []
-        except ValueError as error:
-            left_out.append((recorded.number, str(error)))
+                try:
+                    kept.append(fit(recorded, spec, reading, bounds, source.form))
+                    cut += [(recorded.number, recorded.cut)] if recorded.cut else []
+                except ValueError as error:
+                    left_out.append((recorded.number, str(error)))
+            progress.update(1, kept=len(kept))
     left_out.sort()
     if not kept:
         reasons = "\n".join(f"  episode {number}: {reason}" for number, reason in left_out[:3])

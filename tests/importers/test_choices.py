@@ -236,3 +236,5 @@ def test_the_command_says_what_it_cut_and_how_it_scaled(tmp_path: Path, monkeypa
     assert "-1 stands for -4 and 1 for 4 (as you said)" in shown
     assert main([*command, "--features", "state", "--out", "x"]) == 2
     assert "one vector" in capsys.readouterr().err
+    assert main(["import", "minari", "set/data/main_data.hdf5", *command[3:], "--out", "x"]) == 2
+    assert "is a folder that holds data/metadata.json" in capsys.readouterr().err
