@@ -156,9 +156,8 @@ def _locate(options: argparse.Namespace) -> tuple[Path, str | None]:
     readers = {"minari": minari, "lerobot": lerobot, "plain": plain}
     patterns = readers[options.form].PATTERNS if options.form in readers else None
     if source.is_file() and options.form in ("minari", "lerobot"):
-        raise ValueError(
-            f"{source} is a file; a data set of {options.form} is a folder that holds {readers[options.form].PATTERNS[0]}."
-        )
+        first = readers[options.form].PATTERNS[0]
+        raise ValueError(f"{source} is a file; a data set of {options.form} is a folder that holds {first}.")
     if source.is_file():
         return source, None
     if patterns is not None:
