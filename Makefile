@@ -23,6 +23,8 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 repro: $(BIN)/.installed  ## Run the whole pipeline on the parameters of params.yaml
+	@# Without Git (a ZIP, a copied folder) DVC has to be told so; only this folder remembers it.
+	@test -e .git || $(BIN)/dvc config --local core.no_scm true
 	@PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
 	@echo "The report is at file://$(CURDIR)/checkpoints/report/report.html"
 

@@ -8,10 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from pipeline import config
 from pipeline.agent import Agent
 from pipeline.data.episode import Episode
 from pipeline.demonstrate.labels import find_labels, who_labels
+from pipeline.examine import Reference, unlike
 from pipeline.language.embeddings import TaskEmbeddings
 from pipeline.learn.early_stop import EarlyStop
 from pipeline.learn.evaluator import Evaluator, summarise
@@ -111,6 +114,7 @@ def introduce(
             raise ValueError(
                 f"the checkpoint knows another task called {spec.name} ({known.suite} {known.env_id}). Rename yours."
             )
+        _compare(agent, spec, demonstrations)
         return
     obs_dim, statistics = agent.model.config.obs_dim, None
     if width <= obs_dim:  # else `add_task` says what to do
@@ -123,10 +127,22 @@ def introduce(
         elif agent.table.obs_mean is not None:
             statistics = observed_at_random(spec, obs_dim, seed)
     agent.add_task(spec, embeddings, task_discount(spec, learning), statistics)
+    _compare(agent, spec, demonstrations)
     if agent.model.config.clusters is not None:
         ((nearest, _),) = agent.nearest_tasks(spec.name, 1)
         cluster = int(agent.table.columns["cluster"][agent.table.names.index(spec.name)])
         print(f"adapt {spec.name}: by the networks of cluster {cluster}, that of {nearest}, which reads most like it")
+
+
+def _compare(agent: Agent, spec: TaskSpec, demonstrations: Sequence[Episode]) -> None:
+    """Say where demonstrations are unlike what the agent knows of their body, whose statistics are used for them."""
+    mean, std = agent.table.obs_mean, agent.table.obs_std
+    if mean is None or std is None or not demonstrations:
+        return
+    row, obs = agent.table.names.index(spec.name), np.concatenate([episode.obs for episode in demonstrations])
+    known = (part[row, : obs.shape[1]].double().cpu().numpy() for part in (mean, std))
+    for finding in unlike(obs, Reference("what the checkpoint knows of this body", *known)):
+        print(f"adapt {spec.name}: {finding.text}", file=sys.stderr)
 
 
 def adapt(

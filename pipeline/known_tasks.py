@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -139,8 +140,7 @@ class KnownTasks(NamedTuple):
         mean, std = self.table.obs_mean, self.table.obs_std
         if mean is None or std is None:
             return None, None
-        bodies = (name for name, spec in self.tasks.items() if text.startswith(spec.embodiment))
-        if (known := next(bodies, None)) is not None:
+        if (known := same_body(self.tasks, text)) is not None:
             row = self.table.names.index(known)
             given = mean[row : row + 1], std[row : row + 1]
         elif given is None:
@@ -148,6 +148,11 @@ class KnownTasks(NamedTuple):
         if any(part.shape != mean[:1].shape or not part.isfinite().all() for part in given):
             raise ValueError(f"`statistics` must be a mean and a std of {mean.shape[1]} finite numbers, (1, O) each.")
         return torch.cat([mean, given[0].to(mean.device)]), torch.cat([std, given[1].to(std.device)])
+
+
+def same_body(tasks: Mapping[str, TaskSpec], text: str) -> str | None:
+    """Return the first task with the body whose sentence begins a text; None if there is none."""
+    return next((name for name, spec in tasks.items() if text.startswith(spec.embodiment)), None)
 
 
 def _words(text: str) -> str:

@@ -11,9 +11,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pipeline.cli import act, adapt, grow, hub, importing, preset, tasks, teach
+from pipeline.cli import act, adapt, check_data, grow, hub, importing, preset, tasks, teach
 
-GROUPS = (tasks, act, adapt, teach, grow, hub, importing, preset)  # in the order of the help
+GROUPS = (tasks, check_data, act, adapt, teach, grow, hub, importing, preset)  # in the order of the help
 
 DESCRIPTION = """\
 Eft pretrains a language-conditioned world model on demonstrations, finetunes it on many tasks at once,
@@ -26,6 +26,7 @@ examples:
   eft tasks walker-run                         one task, with all its texts
   eft tasks --check                            which domains work on this machine
   eft check-task my_tasks/juggle.yaml --frame juggle.png
+  eft check-data my_tasks/demos                what demonstrations hold, and what learning would not see
   eft act checkpoints/finetune/model --task walker-run --video run.mp4
   eft act checkpoints/finetune/model --task walker-run --instruction "Stand still."
   eft adapt checkpoints/finetune/model --task my_tasks/juggle.yaml --demos my_demos --env-steps 20000

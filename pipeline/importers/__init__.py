@@ -1,1 +1,1 @@
-"""What the field already has, brought into our forms: demonstrations of three kinds, and Newt's checkpoints."""
+"""What the field already has, brought into our forms: demonstrations of five kinds, and Newt's checkpoints."""

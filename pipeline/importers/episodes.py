@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.config import near
 from pipeline.data.demos import FILE, write_episodes
 from pipeline.data.episode import Episode
 from pipeline.files import sha256, write_json
+from pipeline.importers.actions import Bounds, find_bounds
 from pipeline.progress import Progress
 from pipeline.tasks.spec import SUCCESS, TaskSpec
 
-_ROUNDING = 1e-4  # how far an action may lie outside its bounds and still be taken for one on them
+_MOST_VALUES = 2**26  # of one array of one episode: half a gigabyte
+
+
+NO_REWARDS = (
+    "no rewards are in it, and a world model learns the reward of every step of a demonstration: zeros in their place "
+    "would be learned as the truth. Add the rewards (the task's own, step by step), or play the actions again in the "
+    "environment and record them"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,11 +36,12 @@ class Recorded:
     Attributes:
         number: of the episode in the source, for the report.
         obs: (L + 1, o), the last observation included.
-        action: (L, a) in [-1, 1].
-        reward: (L,).
+        action: (L, a), in the units of `Source.low` and `Source.high`.
+        reward: (L,); NaN in all steps but the last where the source gives one number for the whole episode.
         terminated: whether it ended for good.
         success: at the last step; None where the source does not say.
         seed: what it was reset with; -1 where the source does not say.
+        cut: what was left out of the episode, and why; empty if it is whole.
     """
 
     number: int
@@ -40,6 +51,7 @@ class Recorded:
     terminated: bool
     success: bool | None
     seed: int = -1
+    cut: str = ""
 
 
 @dataclass
@@ -53,6 +65,7 @@ class Source:
         total: how many there are.
         ignored: columns and files that have no place with us.
         notes: what was assumed.
+        low, high: (a,) or scalar, the actions that are -1 and 1 with us, as the source says it.
     """
 
     form: str
@@ -61,6 +74,28 @@ class Source:
     total: int
     ignored: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    low: np.ndarray | float = -1.0
+    high: np.ndarray | float = 1.0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the user knows of the data and no file says.
+
+    Attributes:
+        successful: episodes of which the source does not say whether they succeeded have succeeded.
+        reward_at_end: the task rewards the last step alone, so one reward per episode is all there is.
+        low, high: the actions that are -1 and 1 with us, one number each or one per dim; None for what the source says.
+        of_data: take the smallest and largest action in the data for them.
+        clip: cut actions to these bounds, as the environment did when they were recorded.
+    """
+
+    successful: bool = False
+    reward_at_end: bool = False
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    of_data: bool = False
+    clip: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,12 +111,13 @@ class Report:
     kept: int
     steps: int
     left_out: list[dict[str, int | str]]  # episode, reason
+    cut: list[dict[str, int | str]]  # episode that was kept, what was left out of it
     ignored: list[str]
     notes: list[str]
 
 
 def import_episodes(
-    source: Source, spec: TaskSpec, name: str, commit: str | None, successful: bool, out: str | Path
+    source: Source, spec: TaskSpec, name: str, commit: str | None, reading: Reading, out: str | Path
 ) -> Report:
     """Write `out/<task>/episodes.parquet` and import.json beside it.
 
@@ -90,7 +126,7 @@ def import_episodes(
         spec: the task they are of; scores them.
         name: where they come from, as the user said it.
         commit: of the Hub's repo.
-        successful: take episodes of which the source does not say whether they succeeded for successful.
+        reading: what the user knows of the data.
         out: folder, e.g. `my_tasks/demos`.
 
     Raises:
@@ -98,16 +134,23 @@ def import_episodes(
     """
     kept: list[Episode] = []
     left_out: list[tuple[int, str]] = []
+    cut: list[tuple[int, str]] = []
+    # The smallest and largest action are only known once all are read.
+    episodes = list(source.episodes) if reading.of_data else source.episodes
+    actions = [one.action for one in episodes if isinstance(one, Recorded)] if reading.of_data else None
+    bounds = find_bounds((source.low, source.high), (reading.low, reading.high), actions, reading.clip, spec.action_dim)
     with Progress(f"importing {spec.name}", source.total, "episodes") as progress:
-        for recorded in source.episodes:
-            try:
-                if isinstance(recorded, tuple):
-                    left_out.append(recorded)
-                else:
-                    kept.append(fit(recorded, spec, successful, source.form))
-            except ValueError as error:
-                left_out.append((recorded.number, str(error)))  # pyright: ignore[reportAttributeAccessIssue]
+        for recorded in episodes:
+            if isinstance(recorded, tuple):
+                left_out.append(recorded)
+            else:
+                try:
+                    kept.append(fit(recorded, spec, reading, bounds, source.form))
+                    cut += [(recorded.number, recorded.cut)] if recorded.cut else []
+                except ValueError as error:
+                    left_out.append((recorded.number, str(error)))
             progress.update(1, kept=len(kept))
+    left_out.sort()
     if not kept:
         reasons = "\n".join(f"  episode {number}: {reason}" for number, reason in left_out[:3])
         raise ValueError(f"none of the {source.total} episodes of {name} can be used for {spec.name}:\n{reasons}")
@@ -124,14 +167,15 @@ def import_episodes(
         kept=len(kept),
         steps=sum(len(episode.action) for episode in kept),
         left_out=[{"episode": number, "reason": reason} for number, reason in left_out],
+        cut=[{"episode": number, "reason": reason} for number, reason in cut],
         ignored=source.ignored,
-        notes=source.notes,
+        notes=[*source.notes, *bounds.notes],
     )
     write_json(path.with_name("import.json"), dataclasses.asdict(report))
     return report
 
 
-def fit(recorded: Recorded, spec: TaskSpec, successful: bool, method: str) -> Episode:
+def fit(recorded: Recorded, spec: TaskSpec, reading: Reading, bounds: Bounds, method: str) -> Episode:
     """Turn a recorded episode into one of `spec`: unpadded, actions in [-1, 1], scored by the task's own rule.
 
     Raises:
@@ -143,21 +187,17 @@ def fit(recorded: Recorded, spec: TaskSpec, successful: bool, method: str) -> Ep
             f"it has {length} steps, an episode of {spec.name} has at most {spec.episode_length}: recorded with "
             "another action repeat or time limit?"
         )
-    obs = _unpad(recorded.obs, spec.obs_dim, "observations")
-    action = _unpad(recorded.action, spec.action_dim, "actions")
-    excess = np.abs(action).max(initial=0) - 1
-    if excess > _ROUNDING:
-        raise ValueError(f"its actions reach {1 + excess:g}, expected [-1, 1]")
-    action = action.clip(-1, 1)
-    reward = np.asarray(recorded.reward, np.float32)
+    obs = np.ascontiguousarray(_unpad(recorded.obs, spec.obs_dim, "observations"), np.float32)
+    action = bounds.scale(_unpad(recorded.action, spec.action_dim, "actions").astype(np.float64))
+    reward = _rewards(np.asarray(recorded.reward, np.float32), reading)
     success = recorded.success
     if success is None:
-        if spec.score == SUCCESS and not successful:
+        if spec.score == SUCCESS and not reading.successful:
             raise ValueError(
                 f"{spec.name} is scored by success, of which the source says nothing. If every episode in it is known "
                 "to have succeeded, say --successful"
             )
-        success = successful
+        success = reading.successful
     episode_return = float(reward.sum(dtype=np.float64))
     episode = Episode(
         task=spec.name,
@@ -176,16 +216,89 @@ def fit(recorded: Recorded, spec: TaskSpec, successful: bool, method: str) -> Ep
     return episode
 
 
-def check_arrays(length: int, width: int, spec: TaskSpec, what: str) -> None:
-    """Refuse sizes that no episode of `spec` can have, before memory is taken for them.
+def first_end(length: int, **flags: np.ndarray | None) -> tuple[int, str]:
+    """Return how many of an episode's steps come before its end, that one included, and what is to be cut.
+
+    Args:
+        length: L, its steps.
+        **flags: (L,) each, by the source's name: whether the episode was over after each step; None where not told.
 
     Raises:
-        ValueError: `length` or `width` is beyond the task's.
+        ValueError: a flag is told for another number of steps.
     """
-    if not 0 < length <= spec.episode_length + 1:
-        raise ValueError(f"`{what}` has {length} rows, an episode of {spec.name} has at most {spec.episode_length + 1}")
-    if width > 65536:
-        raise ValueError(f"`{what}` is {width} wide, {spec.name} observes {spec.obs_dim} values")
+    first, why = length, ""
+    for name, flag in flags.items():
+        if flag is None:
+            continue
+        if len(over := np.ravel(flag).astype(bool)) != length:
+            raise ValueError(f"`{name}` is told for {len(over)} steps, there are {length}")
+        if over.any() and (after := int(over.argmax()) + 1) < first:
+            first, why = after, f"{length - after} steps after its end: `{name}` is true at step {after - 1}"
+    return first, why
+
+
+def check_arrays(length: int, width: int, what: str) -> None:
+    """Refuse sizes that lie, before memory is taken for them.
+
+    Raises:
+        ValueError: there is nothing, or more than any episode has.
+    """
+    if length < 1:
+        raise ValueError(f"`{what}` is empty")
+    if width > 65536 or length * width > _MOST_VALUES:
+        raise ValueError(f"`{what}` has {length} rows of {width} values, more than an episode can have")
+
+
+def choose(names: Sequence[str], widths: Mapping[str, int], features: Sequence[str], spec: TaskSpec) -> list[str]:
+    """Return which parts of an observation to take, in order.
+
+    Args:
+        names: of all parts that may be taken, in the order in which they are joined.
+        widths: values of each.
+        features: those that the user names; none for all.
+        spec: the task, which says how wide they must be together.
+
+    Raises:
+        ValueError: one is unknown, or they are not as wide as the task's observations; says which would be.
+    """
+    for name in features:
+        if name not in names:
+            raise ValueError(f"there is no `{name}` to observe.{near(name, list(names))} There are: {_list(widths)}.")
+    chosen = list(features or names)
+    if (total := sum(widths[name] for name in chosen)) == spec.obs_dim:
+        return chosen
+    fitting = [
+        f"--features {' '.join(some)}"
+        for count in range(1, min(len(names), 4) + 1)
+        for some in itertools.combinations(names, count)
+        if sum(widths[name] for name in some) == spec.obs_dim
+    ]
+    advice = f"Of this width: {'; or '.join(fitting[:3])}." if fitting else "No choice of --features is as wide."
+    raise ValueError(
+        f"the data observe {_list({name: widths[name] for name in chosen}) or 'no vectors'}, {total} values together; "
+        f"{spec.name} observes {spec.obs_dim}. {advice}"
+    )
+
+
+def _list(widths: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {width}" for name, width in widths.items())
+
+
+def _rewards(reward: np.ndarray, reading: Reading) -> np.ndarray:
+    """Return rewards of every step (L,), those of a task that rewards its last step alone included."""
+    missing = np.isnan(reward)
+    if not missing.any():
+        return reward
+    if missing.all():
+        raise ValueError(NO_REWARDS)
+    if not missing[:-1].all() or missing[-1]:
+        raise ValueError(f"its reward is missing at step {int(missing.argmax())}")
+    if not reading.reward_at_end:
+        raise ValueError(
+            "its reward is given at the end alone, and a world model learns the reward of every step. If the task "
+            "itself rewards nothing but the last step, say --reward-at-end"
+        )
+    return np.nan_to_num(reward, nan=0.0)
 
 
 def _unpad(values: np.ndarray, width: int, what: str) -> np.ndarray:
@@ -193,4 +306,4 @@ def _unpad(values: np.ndarray, width: int, what: str) -> np.ndarray:
         raise ValueError(f"its {what} have the shape {values.shape}, expected {width} values each")
     if np.any(values[:, width:]):
         raise ValueError(f"its {what} are {values.shape[1]} wide, and beyond the task's {width} not only zeros")
-    return np.ascontiguousarray(values[:, :width], np.float32)
+    return values[:, :width]

@@ -1,14 +1,15 @@
-"""The tabular part of LeRobot v3 data sets, read by their files' form: meta/*, data/*/*.parquet.
+"""The tabular part of LeRobot data sets, v2.0 to v3, read by their files' form: meta/*, data/*/*.parquet.
 
 A frame holds the observation before its action, and no frame follows the last action: the last action of an episode
-is left out, since nothing says where it led. Pictures are left out.
+is left out, since nothing says where it led. So are frames after the first with `next.done`, images and videos.
 
-Source: https://huggingface.co/docs/lerobot (LeRobotDataset v3.0)
+Source: https://huggingface.co/docs/lerobot (LeRobotDataset v2.1 and v3.0)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,68 +20,84 @@ import pyarrow.parquet as pq
 
 from pipeline.config import near
 from pipeline.files import read_json
-from pipeline.importers.episodes import Recorded, Source, check_arrays
+from pipeline.importers.episodes import NO_REWARDS, Recorded, Source, check_arrays, choose, first_end
 from pipeline.tasks.spec import TaskSpec
 
-PATTERNS = ["meta/info.json", "meta/tasks.parquet", "data/*/*.parquet"]
-_REWARD, _SUCCESS, _DONE = "next.reward", "next.success", "next.done"
+PATTERNS = ["meta/info.json", "meta/tasks.parquet", "meta/tasks.jsonl", "data/*/*.parquet"]
+_REWARD, _SUCCESS = "next.reward", "next.success"
+_ENDS = ("next.done", "next.truncated")
+_COUNTS = ("episode_index", "frame_index", "task_index")
 
 
-def read_demos(folder: str | Path, spec: TaskSpec, only: str | None = None) -> Source:
+def read_demos(folder: str | Path, spec: TaskSpec, only: str | None = None, features: Sequence[str] = ()) -> Source:
     """Find the episodes of a LeRobot data set.
 
     Args:
         folder: holds `meta/` and `data/`.
         spec: the task they are of.
         only: take the episodes with this text as their task; None if there is but one.
+        features: what is observed, in this order; none for every vector whose name begins with `observation.`.
 
     Raises:
         FileNotFoundError: there is no data set.
         ValueError: it is of another version, lacks what a world model learns from, or its widths do not fit.
     """
     folder = Path(folder)
-    info = read_json(folder / "meta/info.json", "lerobot")
-    version = info.get("codebase_version") if isinstance(info, dict) else None
-    if not str(version).startswith("v3."):
-        raise ValueError(
-            f"{folder} is LeRobot data of version {version!r}; v3 is read. Lerobot's own tools convert it."
-        )
-    features = info.get("features")
-    if not isinstance(features, dict) or not all(isinstance(about, dict) for about in features.values()):
-        raise ValueError(f"{folder / 'meta/info.json'}: `features` is not an object of features.")
-    observed = [name for name, about in features.items() if name.startswith("observation.") and _is_vector(about)]
-    for name, why in (("action", "what was done"), (_REWARD, "a world model learns rewards")):
-        if name not in features:
-            raise ValueError(f"{folder} has no `{name}` ({why}). It has: {', '.join(features)}.")
-    widths = {name: int(features[name]["shape"][0]) for name in [*observed, "action"] if _is_vector(features[name])}
-    total = sum(widths[name] for name in observed)
-    if total != spec.obs_dim or widths.get("action") != spec.action_dim:
-        parts = ", ".join(f"{name} {width}" for name, width in widths.items()) or "no vectors"
-        raise ValueError(
-            f"{folder} has {parts}; {spec.name} observes {spec.obs_dim} values and takes {spec.action_dim} action dims."
-        )
+    about = _features(folder)
+    if "action" not in about:
+        raise ValueError(f"{folder} has no `action`. It has: {', '.join(about)}.")
+    if _REWARD not in about:
+        raise ValueError(f"{folder} has no `{_REWARD}`: {NO_REWARDS}. It has: {', '.join(about)}.")
+    widths = {name: int(one["shape"][0]) for name, one in about.items() if _is_vector(one)}
+    if widths.get("action") != spec.action_dim:
+        raise ValueError(f"{folder}: `action` is {about['action']}, {spec.name} takes vectors of {spec.action_dim}.")
+    vectors = {name: width for name, width in widths.items() if name.startswith("observation.") or name in features}
+    try:
+        observed = choose(list(vectors), vectors, features, spec)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
     files = sorted((folder / "data").glob("*/*.parquet"))
     if not files:
         raise FileNotFoundError(f"{folder} holds no data/*/*.parquet.")
-    task = _task(folder / "meta/tasks.parquet", only)
-    optional = [name for name in (_SUCCESS, _DONE) if name in features]
-    used = [*observed, "action", _REWARD, *optional]
-    table = _read(files, [*used, "episode_index", "frame_index", "task_index"])
+    texts = next((path for path in _text_files(folder) if path.is_file()), _text_files(folder)[0])
+    task = _task(texts, only)
+    used = [*observed, "action", _REWARD, *(name for name in (_SUCCESS, *_ENDS) if name in about)]
+    table = _read(files, [*used, *_COUNTS])
     table = table.filter(pc.equal(table["task_index"], task))  # pyright: ignore[reportAttributeAccessIssue]
     table = table.sort_by([("episode_index", "ascending"), ("frame_index", "ascending")])
     numbers = table["episode_index"].to_numpy()
     starts = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 1)) if len(numbers) else np.zeros(0, int)
     return Source(
         form="lerobot",
-        files=[folder / "meta/info.json", folder / "meta/tasks.parquet", *files],
-        episodes=_episodes(table, starts, spec, observed),
+        files=[folder / "meta/info.json", texts, *files],
+        episodes=_episodes(table, starts, observed),
         total=len(starts),
-        ignored=sorted(set(features) - set(used) - {"episode_index", "frame_index", "task_index"}),
+        ignored=sorted(set(about) - set(used) - set(_COUNTS)),
         notes=[
             f"observations: {' + '.join(observed)}",
             "the last action of every episode is left out, since no observation follows it",
         ],
     )
+
+
+def _features(folder: Path) -> dict[str, Any]:
+    """Return what meta/info.json says about every column and video."""
+    info = read_json(folder / "meta/info.json", "lerobot")
+    version = str(info.get("codebase_version")) if isinstance(info, dict) else "unknown"
+    if not version.startswith(("v2.", "v3.")):
+        raise ValueError(
+            f"{folder} is LeRobot data of version {version!r}; v2.0, v2.1 and v3 are read. LeRobot's own scripts "
+            "convert older ones."
+        )
+    features = info.get("features")
+    if not isinstance(features, dict) or not all(isinstance(about, dict) for about in features.values()):
+        raise ValueError(f"{folder / 'meta/info.json'}: `features` is not an object of features.")
+    return features
+
+
+def _text_files(folder: Path) -> list[Path]:
+    """Return where the tasks' texts may be: in v3, and before."""
+    return [folder / "meta/tasks.parquet", folder / "meta/tasks.jsonl"]
 
 
 def _is_vector(about: dict[str, Any]) -> bool:
@@ -91,11 +108,7 @@ def _is_vector(about: dict[str, Any]) -> bool:
 
 def _task(path: Path, only: str | None) -> int:
     """Return the index of the task to take."""
-    table = _read([path], None)
-    names = [name for name in table.column_names if name != "task_index"]
-    if "task_index" not in table.column_names or len(names) != 1:
-        raise ValueError(f"{path}: expected `task_index` and the tasks' texts, found {', '.join(table.column_names)}.")
-    texts = dict(zip(table[names[0]].to_pylist(), table["task_index"].to_pylist(), strict=True))
+    texts = _texts(path)
     if only is None and len(texts) == 1:
         return next(iter(texts.values()))
     if only not in texts:
@@ -103,6 +116,22 @@ def _task(path: Path, only: str | None) -> int:
         said = f"none of its tasks is {only!r}.{near(only, list(texts))}" if only else "it holds several tasks."
         raise ValueError(f"{path}: {said} Choose one with --only: {listed}")
     return texts[only]
+
+
+def _texts(path: Path) -> dict[str, int]:
+    """Return the index of every task by its text."""
+    if path.suffix == ".parquet":
+        table = _read([path], None)
+        names = [name for name in table.column_names if name != "task_index"]
+        if "task_index" not in table.column_names or len(names) != 1:
+            found = ", ".join(table.column_names)
+            raise ValueError(f"{path}: expected `task_index` and the tasks' texts, found {found}.")
+        return dict(zip(table[names[0]].to_pylist(), table["task_index"].to_pylist(), strict=True))
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return {str(row["task"]): int(row["task_index"]) for row in rows}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{path}: expected one {{task_index, task}} per line: {error!r}.") from None
 
 
 def _read(paths: list[Path], columns: list[str] | None) -> pa.Table:
@@ -121,23 +150,24 @@ def _read(paths: list[Path], columns: list[str] | None) -> pa.Table:
         raise ValueError(f"{paths[0].parent}: the files have different columns: {str(error).splitlines()[0]}") from None
 
 
-def _episodes(
-    table: pa.Table, starts: np.ndarray, spec: TaskSpec, observed: list[str]
-) -> Iterator[Recorded | tuple[int, str]]:
+def _episodes(table: pa.Table, starts: np.ndarray, observed: list[str]) -> Iterator[Recorded | tuple[int, str]]:
     for first, after in zip(starts, [*starts[1:], table.num_rows], strict=True):
         part = table.slice(first, after - first)
         number = int(part["episode_index"][0].as_py())
         try:
-            check_arrays(part.num_rows, spec.obs_dim, spec, "data")
-            if part.num_rows < 2:
-                raise ValueError("it has one frame, so no action with a known outcome")
+            check_arrays(part.num_rows, 1, "data")
             if part["frame_index"].to_pylist() != list(range(part.num_rows)):
                 raise ValueError("its frames are not counted from 0 without a gap")
+            ends = {name: _scalars(part, name) if name in part.column_names else None for name in _ENDS}
+            frames, cut = first_end(part.num_rows, **ends)
+            part = part.slice(0, frames)
+            if frames < 2:
+                raise ValueError("it has one frame, so no action with a known outcome")
             obs = np.concatenate([_vectors(part, name) for name in observed], 1)
             reward = _scalars(part, _REWARD)[:-1]
             success = bool(_scalars(part, _SUCCESS)[-1]) if _SUCCESS in part.column_names else None
             # `next.done` does not tell an end for good from the time limit.
-            yield Recorded(number, obs, _vectors(part, "action")[:-1], reward, False, success)
+            yield Recorded(number, obs, _vectors(part, "action")[:-1], reward, False, success, cut=cut)
         except (ValueError, TypeError, pa.ArrowException) as error:
             yield number, str(error).splitlines()[0]
 

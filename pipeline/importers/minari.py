@@ -6,7 +6,8 @@ Source: https://minari.farama.org (dataset standards), version 0.5
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.files import read_json
-from pipeline.importers.episodes import Recorded, Source, check_arrays
+from pipeline.importers.episodes import Recorded, Source, check_arrays, choose, first_end
+from pipeline.importers.hdf5 import array, member, open_hdf5
 from pipeline.tasks.spec import TaskSpec
 
 PATTERNS = ["data/metadata.json", "data/main_data.hdf5", "data/*/*.parquet"]
-_COLUMNS = {"observations", "actions", "rewards", "terminations", "truncations"}
+_NEEDED = ["observations", "actions", "rewards"]
+_ENDS = ("terminations", "truncations")
+_ENDS_UNKNOWN = "no `terminations` in it: every episode is taken for one that its time limit ended"
 
 
-def read_demos(folder: str | Path, spec: TaskSpec) -> Source:
+def read_demos(folder: str | Path, spec: TaskSpec, features: Sequence[str] = ()) -> Source:
     """Find the episodes of a Minari data set, `folder/data/` or that folder itself.
 
-    Observations are flattened as Gymnasium does it; actions are scaled from the data set's bounds to [-1, 1].
+    Observations are flattened as Gymnasium does it, or are the given parts of a Dict; actions are scaled from the data
+    set's bounds to [-1, 1]. An episode ends with the first step at which it was terminated or truncated.
 
     Raises:
         FileNotFoundError: there is no data set.
@@ -40,13 +45,16 @@ def read_demos(folder: str | Path, spec: TaskSpec) -> Source:
     form = about.get("data_format", "hdf5")
     observation, action = (_space(about.get(f"{name}_space"), data) for name in ("observation", "action"))
     low, high = _bounds(action, spec, data)
+    notes = [f"data set {about.get('dataset_id', 'without a name')}, made by {about.get('algorithm_name', 'unknown')}"]
+    leaves = _observed(observation, features, spec)
+    notes += [f"observations: {' + '.join(leaves)}"] if leaves != [""] else []
     if form == "hdf5":
         files = [data / "main_data.hdf5"]
         numbers = _hdf5_numbers(files[0])
-        episodes, total = _hdf5_episodes(files[0], numbers, spec, observation, low, high), len(numbers)
+        episodes, total = _hdf5_episodes(files[0], numbers, leaves, notes), len(numbers)
     elif form == "parquet":
         files = sorted((path for path in data.glob("*/*.parquet") if path.parent.name.isdecimal()), key=_number)
-        episodes, total = _parquet_episodes(files, spec, observation, low, high), len(files)
+        episodes, total = _parquet_episodes(files, leaves, notes), len(files)
     else:
         raise ValueError(f"{data}: Minari's form {form!r} is not read, only hdf5 and parquet.")
     if not total:
@@ -57,9 +65,9 @@ def read_demos(folder: str | Path, spec: TaskSpec) -> Source:
         episodes=episodes,
         total=total,
         ignored=["infos (but infos/success)"],
-        notes=[
-            f"data set {about.get('dataset_id', 'without a name')}, made by {about.get('algorithm_name', 'unknown')}"
-        ],
+        notes=notes,
+        low=low,
+        high=high,
     )
 
 
@@ -75,18 +83,31 @@ def _space(text: Any, data: Path) -> Any:
     return space
 
 
-def _leaves(space: Any, path: str = "") -> list[str]:
-    """Return the paths of a space's Boxes, in the order in which Gymnasium flattens them: by key."""
+def _leaves(space: Any, path: str = "") -> dict[str, int]:
+    """Return the widths of a space's Boxes by path, in the order in which Gymnasium flattens them: by key."""
     if space["type"] == "Dict":
-        return [
-            leaf for key in sorted(space["subspaces"]) for leaf in _leaves(space["subspaces"][key], f"{path}/{key}")
-        ]
+        return {
+            leaf: width
+            for key in sorted(space["subspaces"])
+            for leaf, width in _leaves(space["subspaces"][key], f"{path}/{key}".strip("/")).items()
+        }
     if space["type"] != "Box":
         raise ValueError(space["type"])
-    return [path]
+    return {path: math.prod(int(size) for size in space["shape"])}
+
+
+def _observed(space: Any, features: Sequence[str], spec: TaskSpec) -> list[str]:
+    """Return the paths within `observations` to take, the empty one for the whole."""
+    widths = _leaves(space) if space else {"": spec.obs_dim}
+    if list(widths) != [""]:
+        return choose(list(widths), widths, features, spec)
+    if features:
+        raise ValueError("its observations are one vector, of which --features cannot choose a part.")
+    return [""]
 
 
 def _bounds(space: Any, spec: TaskSpec, data: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the action space's bounds; those of an unbounded space are infinite."""
     if space is None:
         return -np.ones(spec.action_dim), np.ones(spec.action_dim)
     try:
@@ -94,112 +115,68 @@ def _bounds(space: Any, spec: TaskSpec, data: Path) -> tuple[np.ndarray, np.ndar
         sound = space["type"] == "Box" and low.shape == high.shape == (spec.action_dim,)
     except (TypeError, ValueError, KeyError):
         sound, low, high = False, np.zeros(0), np.zeros(0)
-    if not sound or not (np.isfinite(low).all() and np.isfinite(high).all() and (high > low).all()):
-        raise ValueError(f"{data}: the action space is no Box of {spec.action_dim} bounded values, as {spec.name} has.")
+    if not sound:
+        raise ValueError(f"{data}: the action space is no Box of {spec.action_dim} values, as {spec.name} has.")
     return low, high
 
 
-def _open(path: Path) -> Any:
-    try:
-        import h5py
-    except ImportError:
-        raise ImportError(f"{path} is HDF5: install h5py, `pip install 'eft[minari]'`.") from None
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist.")
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise ValueError(f"{path} is not readable HDF5, it may be cut short: {error}") from None
-
-
 def _hdf5_numbers(path: Path) -> list[int]:
-    with _open(path) as file:
+    with open_hdf5(path) as file:
         names = [str(name).removeprefix("episode_") for name in file if str(name).startswith("episode_")]
     return sorted(int(name) for name in names if name.isdecimal())
 
 
 def _hdf5_episodes(
-    path: Path, numbers: list[int], spec: TaskSpec, space: Any, low: np.ndarray, high: np.ndarray
+    path: Path, numbers: list[int], leaves: list[str], notes: list[str]
 ) -> Iterator[Recorded | tuple[int, str]]:
     import h5py
 
-    leaves = _leaves(space) if space else [""]
-    with _open(path) as file:
+    with open_hdf5(path) as file:
         for number in numbers:
             try:
-                group = _member(file, f"episode_{number}", h5py.Group)
-                obs = [_array(group, f"observations{leaf}", spec) for leaf in leaves]
-                actions, rewards = _array(group, "actions", spec), _array(group, "rewards", spec)
-                infos = group.get("infos", getlink=True) is not None and _member(group, "infos", h5py.Group)
-                told = infos and infos.get("success", getlink=True) is not None
-                success = _array(infos, "success", spec) if told else None
-                terminated = bool(_array(group, "terminations", spec)[-1])
-                seed = int(group.attrs.get("seed", -1))
-                yield _recorded(number, obs, actions, rewards, terminated, success, seed, low, high)
+                group = member(file, f"episode_{number}", h5py.Group)
+                obs = [array(group, f"observations/{leaf}".rstrip("/")) for leaf in leaves]
+                infos = member(group, "infos", h5py.Group) if _has(group, "infos") else {}
+                ends = {name: array(group, name) if _has(group, name) else None for name in _ENDS}
+                success = array(infos, "success") if infos and _has(infos, "success") else None
+                told = array(group, "actions"), array(group, "rewards"), ends, success, group.attrs.get("seed")
+                yield _recorded(number, obs, *told, notes)
             except (ValueError, KeyError, OSError, TypeError, RuntimeError) as error:
                 yield number, f"it cannot be read: {error}"
 
 
-def _member(group: Any, name: str, kind: Any) -> Any:
-    """Return a member of an HDF5 group, by no link: one could lead into another file of this machine."""
-    import h5py
-
-    link = group.get(name, getlink=True)
-    if link is None:
-        raise ValueError(f"`{name}` is missing")
-    if not isinstance(link, h5py.HardLink):
-        raise ValueError(f"`{name}` is a link to elsewhere, which is not followed")
-    member = group[name]
-    if not isinstance(member, kind):
-        raise ValueError(f"`{name}` is not of the expected kind")
-    return member
+def _has(group: Any, name: str) -> bool:
+    return group.get(name, getlink=True) is not None
 
 
-def _array(group: Any, path: str, spec: TaskSpec) -> np.ndarray:
-    import h5py
-
-    *folders, last = path.split("/")
-    for name in folders:
-        group = _member(group, name, h5py.Group)
-    dataset = _member(group, last, h5py.Dataset)
-    if dataset.external or dataset.is_virtual:
-        raise ValueError(f"`{path}` lies in another file, which is not read")
-    if dataset.dtype.kind not in "fiub" or dataset.ndim < 1:
-        raise ValueError(f"`{path}` holds {dataset.dtype}, expected numbers")
-    check_arrays(dataset.shape[0], int(np.prod(dataset.shape[1:], dtype=np.float64)), spec, path)
-    return dataset[()]
-
-
-def _parquet_episodes(
-    paths: list[Path], spec: TaskSpec, space: Any, low: np.ndarray, high: np.ndarray
-) -> Iterator[Recorded | tuple[int, str]]:
+def _parquet_episodes(paths: list[Path], leaves: list[str], notes: list[str]) -> Iterator[Recorded | tuple[int, str]]:
     for path in paths:
         number = _number(path)
         try:
             with pq.ParquetFile(path) as file:
-                check_arrays(file.metadata.num_rows, 1, spec, path.name)
+                check_arrays(file.metadata.num_rows, 1, path.name)
                 columns = set(file.schema_arrow.names)
-                if missing := _COLUMNS - {"truncations"} - columns:
+                if missing := set(_NEEDED) - columns:
                     raise ValueError(f"the column {min(missing)} is missing")
-                table = file.read(sorted((_COLUMNS | {"infos"}) & columns)).combine_chunks()
-            leaves = _leaves(space) if space else [""]
+                table = file.read([name for name in [*_NEEDED, *_ENDS, "infos"] if name in columns]).combine_chunks()
             obs = [_column(table, "observations", leaf) for leaf in leaves]
             success = None
             if "infos" in table.column_names and pa.types.is_struct(table.schema.field("infos").type):
                 info = table.schema.field("infos").type
-                success = _column(table, "infos", "/success") if info.get_field_index("success") >= 0 else None
+                success = _column(table, "infos", "success") if info.get_field_index("success") >= 0 else None
             # Everything but the observations is padded by one row.
             actions, rewards = _column(table, "actions")[:-1], _column(table, "rewards")[:-1]
-            terminated = bool(_column(table, "terminations")[:-1][-1])
+            ends = {name: _column(table, name)[:-1] if name in columns else None for name in _ENDS}
             about = path.with_name("metadata.json")
-            seed = read_json(about, "minari").get("seed", -1) if about.is_file() else -1
-            yield _recorded(number, obs, actions, rewards, terminated, success, int(seed), low, high)
+            seed = read_json(about, "minari").get("seed") if about.is_file() else None
+            yield _recorded(number, obs, actions, rewards, ends, success, seed, notes)
         except (ValueError, TypeError, AttributeError, IndexError, OSError, pa.ArrowException) as error:
             yield number, f"it cannot be read: {str(error).splitlines()[0]}"
 
 
 def _column(table: pa.Table, name: str, leaf: str = "") -> np.ndarray:
     """Return a column, or a field within it, as (rows,) or (rows, width)."""
+    label = f"{name}/{leaf}".rstrip("/")
     values: Any = table.column(name).combine_chunks()
     for part in filter(None, leaf.split("/")):
         values = values.field(part)
@@ -207,9 +184,9 @@ def _column(table: pa.Table, name: str, leaf: str = "") -> np.ndarray:
     if pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind):
         flat = values.flatten()
         if values.null_count or flat.null_count or len(values) == 0 or len(flat) % len(values):
-            raise ValueError(f"`{name}{leaf}` is no list of vectors of one width")
-        return _numbers(flat, name + leaf).reshape(len(values), -1)
-    return _numbers(values, name + leaf)
+            raise ValueError(f"`{label}` is no list of vectors of one width")
+        return _numbers(flat, label).reshape(len(values), -1)
+    return _numbers(values, label)
 
 
 def _numbers(values: pa.Array, name: str) -> np.ndarray:
@@ -223,19 +200,22 @@ def _recorded(
     obs: list[np.ndarray],
     actions: np.ndarray,
     rewards: np.ndarray,
-    terminated: bool,
+    ends: dict[str, np.ndarray | None],
     success: np.ndarray | None,
-    seed: int,
-    low: np.ndarray,
-    high: np.ndarray,
+    seed: Any,
+    notes: list[str],
 ) -> Recorded:
     flat = np.concatenate([part.reshape(len(part), -1) for part in obs], 1)
-    actions = actions.reshape(len(actions), -1).astype(np.float64)
-    if actions.shape[1] != len(low):
-        raise ValueError(f"its actions are {actions.shape[1]} wide, its action space says {len(low)}")
-    scaled = 2 * (actions - low) / (high - low) - 1
-    ended_well = None if success is None else bool(np.ravel(success)[-1])
-    return Recorded(number, flat, scaled, np.ravel(rewards), terminated, ended_well, seed)
+    length, cut = first_end(len(actions), **ends)
+    over = len(actions) - length
+    actions = actions.reshape(len(actions), -1)[:length]
+    terminated = ends["terminations"] is not None and bool(np.ravel(ends["terminations"])[length - 1])
+    ended_well = None if success is None else bool(np.ravel(success)[-1 - over])
+    flat, rewards = flat[: len(flat) - over], np.ravel(rewards)[: len(rewards) - over]
+    if ends["terminations"] is None and _ENDS_UNKNOWN not in notes:
+        notes.append(_ENDS_UNKNOWN)
+    known = isinstance(seed, (int, np.integer))  # else None, or the text "None"
+    return Recorded(number, flat, actions, rewards, terminated, ended_well, int(seed) if known else -1, cut)
 
 
 def _number(path: Path) -> int:

@@ -19,7 +19,7 @@ from pipeline import config
 from pipeline.agent import Agent
 from pipeline.config import near
 from pipeline.files import read_json
-from pipeline.importers.episodes import Recorded, Source
+from pipeline.importers.episodes import Recorded, Source, first_end
 from pipeline.language.embeddings import TaskEmbeddings
 from pipeline.language.encoder import CLIP
 from pipeline.learn.task_setup import discount
@@ -181,8 +181,11 @@ def _episodes(
         if not (np.isnan(action[0]).all() and np.isnan(reward[0])):
             yield number, "its first row has an action and a reward, where NaN was expected: cut at its start?"
             continue
-        ended = bool(part["terminated"][-1]) if "terminated" in part else False
-        yield Recorded(number, part["obs"].float().numpy(), action[1:], reward[1:], ended, success)
+        over = part["terminated"][1:].bool().numpy() if "terminated" in part else None
+        length, cut = first_end(len(action) - 1, terminated=over)
+        ended = over is not None and length > 0 and bool(over[length - 1])
+        obs, until = part["obs"].float().numpy()[: length + 1], length + 1
+        yield Recorded(number, obs, action[1:until], reward[1:until], ended, success, cut=cut)
 
 
 class _TensorDict:

@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from pipeline.files import atomic_file
 from pipeline.report.charts import FINETUNED, MUTED, PRETRAINED, Level, Line, line_chart, share_chart, timeline_chart
 from pipeline.report.matrix import similarity_chart
 from pipeline.report.teaching import teaching_charts
+from pipeline.report.templates import environment
 from pipeline.results import Adaptation, Curve, ExpertUse, Results, read_results
 
 __all__ = ["render", "write_report"]
@@ -40,21 +40,15 @@ def write_report(root: str | Path, target: str | Path) -> Results:
 
 def render(results: Results) -> str:
     """Return the page as HTML; every text from outside is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+    templates = environment()
+    templates.filters |= {
         "number": _number,
         "duration": _duration,
         "memory": _memory,
         "video": _data_uri,
         "png": _png_uri,
     }
-    return environment.get_template("page.html.jinja").render(
+    return templates.get_template("page.html.jinja").render(
         results=results,
         models=MODELS,
         modes=MODES,

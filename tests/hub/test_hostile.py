@@ -8,8 +8,10 @@ import os
 import pickle
 import shutil
 import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -25,8 +27,8 @@ from pipeline.cli import main
 from pipeline.data.demos import read_episodes
 from pipeline.hub.demos import write_demos_release
 from pipeline.hub.push import push
-from pipeline.importers import lerobot, minari, newt
-from pipeline.importers.episodes import import_episodes
+from pipeline.importers import lerobot, minari, newt, plain, robomimic
+from pipeline.importers.episodes import Reading, import_episodes
 from pipeline.language.encoder import load_encoder
 from pipeline.newt_checkpoint import load_newt_checkpoint
 from pipeline.tasks import registry
@@ -330,14 +332,13 @@ def strings(file: h5py.File) -> None:
 def test_hdf5_that_reaches_out_or_lies(root: Path, change: Callable) -> None:
     source = minari.read_demos(hdf5(change), make_spec())
     with pytest.raises(ValueError, match="none of the 1 episodes"):
-        import_episodes(source, make_spec(), "evil", None, False, "out")
+        import_episodes(source, make_spec(), "evil", None, Reading(), "out")
     assert not Path("out").exists()
 
 
 @pytest.mark.parametrize(
     "about",
     [{"observation_space": '{"type": "Box"'}, {"action_space": '{"type": "Discrete", "n": 3}'},
-     {"action_space": '{"type": "Box", "shape": [1], "low": [-Infinity], "high": [Infinity]}'},
      {"data_format": "../../etc"}, {"observation_space": '{"type": "Dict", "subspaces": {"../x": {"type": "Text"}}}'}],
 )  # fmt: skip
 def test_a_minari_description_of_odd_spaces(root: Path, about: dict) -> None:
@@ -346,6 +347,51 @@ def test_a_minari_description_of_odd_spaces(root: Path, about: dict) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | about))
     with pytest.raises(ValueError, match="minari"):
         minari.read_demos(folder, make_spec())
+
+
+def robomimic_file(change: Callable[[h5py.Group], None]) -> Path:
+    with h5py.File("robomimic.hdf5", "w") as file:
+        demo = file.create_group("data/demo_0")
+        demo["obs/state"] = demo["next_obs/state"] = np.zeros((4, 3), np.float32)
+        demo["actions"], demo["rewards"], demo["dones"] = np.zeros((4, 1)), np.zeros(4), np.zeros(4, np.int64)
+        change(demo)
+    return Path("robomimic.hdf5")
+
+
+def replaced(name: str, by: Any) -> Callable[[h5py.Group], None]:
+    def change(demo: h5py.Group) -> None:
+        del demo[name]
+        demo[name] = by
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [replaced("obs/state", h5py.ExternalLink("other.hdf5", "/secret")), replaced("obs/state", h5py.SoftLink("/data")),
+     replaced("next_obs/state", h5py.ExternalLink("other.hdf5", "/secret")),
+     replaced("actions", h5py.SoftLink("/data")),
+     replaced("rewards", np.array([b"rm -rf"] * 4))],
+)  # fmt: skip
+def test_a_robomimic_file_that_reaches_out(root: Path, change: Callable) -> None:
+    with pytest.raises(ValueError, match="link to elsewhere|expected numbers"):
+        source = robomimic.read_demos(robomimic_file(change), make_spec())
+        import_episodes(source, make_spec(), "evil", None, Reading(), "out")
+    assert not Path("out").exists()
+
+
+def test_an_npz_of_pickles_or_of_sizes_that_lie(root: Path) -> None:
+    np.savez("pickles.npz", obs=np.array([Payload()] * 3, dtype=object), action=np.zeros((2, 1)))
+    with pytest.raises(ValueError, match="no `obs`"):
+        plain.read_demos("pickles.npz", make_spec())
+    Path("pickle.npz").write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(ValueError, match="nothing in it was run"):
+        plain.read_demos("pickle.npz", make_spec())
+    header = np.lib.format.header_data_from_array_1_0(np.zeros((3, 3), np.float32)) | {"shape": (10**9, 10**9)}
+    with zipfile.ZipFile("giant.npz", "w") as archive, archive.open("obs.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+    with pytest.raises(ValueError, match="more than the file holds"):
+        plain.read_demos("giant.npz", make_spec())
 
 
 def test_lerobot_paths_are_not_taken_from_its_file(root: Path) -> None:

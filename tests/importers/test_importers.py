@@ -15,7 +15,7 @@ from pipeline.agent import Agent
 from pipeline.cli import main
 from pipeline.data.demos import load_demos
 from pipeline.importers import lerobot, minari, newt
-from pipeline.importers.episodes import import_episodes
+from pipeline.importers.episodes import Reading, import_episodes
 from pipeline.language.encoder import CLIP
 from pipeline.tasks.spec import SUCCESS, TaskSpec
 
@@ -48,7 +48,7 @@ def save(columns: dict[str, torch.Tensor], tmp_path: Path) -> Path:
 
 def test_newt_demonstrations_are_cut_at_their_nan_rows(tmp_path: Path) -> None:
     spec = make_spec("walk", 4, 2, 5)
-    report = import_episodes(newt.read_demos(DATA / "newt_demos.pt", spec), spec, "walk.pt", None, False, tmp_path)
+    report = import_episodes(newt.read_demos(DATA / "newt_demos.pt", spec), spec, "walk.pt", None, Reading(), tmp_path)
     assert (report.found, report.kept, report.steps, report.left_out) == (2, 2, 10, [])
     assert report.ignored == ["feat", "value"]
     columns = newt_columns()
@@ -67,10 +67,10 @@ def test_newt_s_padding_is_taken_off_and_must_be_zero(tmp_path: Path) -> None:
     columns["action"] = torch.nn.functional.pad(columns["action"], (0, 14))
     columns["action"][[0, 6]] = torch.nan
     source = newt.read_demos(save(columns, tmp_path), spec)
-    assert import_episodes(source, spec, "x", None, False, tmp_path).kept == 2
+    assert import_episodes(source, spec, "x", None, Reading(), tmp_path).kept == 2
     assert load_demos(tmp_path, "walk")[0].obs.shape == (6, 4)
     columns["obs"][7, 100] = 1
-    report = import_episodes(newt.read_demos(save(columns, tmp_path), spec), spec, "x", None, False, tmp_path)
+    report = import_episodes(newt.read_demos(save(columns, tmp_path), spec), spec, "x", None, Reading(), tmp_path)
     assert [entry["episode"] for entry in report.left_out] == [1]
     assert "not only zeros" in str(report.left_out[0]["reason"])
 
@@ -78,24 +78,26 @@ def test_newt_s_padding_is_taken_off_and_must_be_zero(tmp_path: Path) -> None:
 def test_newt_episodes_that_cannot_be_are_left_out(tmp_path: Path) -> None:
     columns, spec = newt_columns(), make_spec("walk", 4, 2, 5)
     columns["action"][6] = 0.5
-    report = import_episodes(newt.read_demos(save(columns, tmp_path), spec), spec, "x", None, False, tmp_path)
+    report = import_episodes(newt.read_demos(save(columns, tmp_path), spec), spec, "x", None, Reading(), tmp_path)
     assert "NaN was expected" in str(report.left_out[0]["reason"])
     columns["reward"][3] = torch.nan
-    with pytest.raises(ValueError, match=r"none of the 2 episodes(.|\n)*not finite"):
-        import_episodes(newt.read_demos(save(columns, tmp_path), spec), spec, "x", None, False, tmp_path)
+    with pytest.raises(ValueError, match=r"none of the 2 episodes(.|\n)*its reward is missing at step 2"):
+        import_episodes(newt.read_demos(save(columns, tmp_path), spec), spec, "x", None, Reading(), tmp_path)
     with pytest.raises(ValueError, match="at most 4"):
         short = make_spec("walk", 4, 2, 4)
-        import_episodes(newt.read_demos(DATA / "newt_demos.pt", short), short, "x", None, False, tmp_path)
+        import_episodes(newt.read_demos(DATA / "newt_demos.pt", short), short, "x", None, Reading(), tmp_path)
 
 
 def test_success_is_only_taken_for_granted_where_the_generator_grants_it(tmp_path: Path) -> None:
     granted, other = make_spec("mw-reach", 4, 2, 5, SUCCESS), make_spec("og-ant", 4, 2, 5, SUCCESS)
-    report = import_episodes(newt.read_demos(DATA / "newt_demos.pt", granted), granted, "x", None, False, tmp_path)
+    report = import_episodes(newt.read_demos(DATA / "newt_demos.pt", granted), granted, "x", None, Reading(), tmp_path)
     assert "keeps no others" in report.notes[0]
     assert load_demos(tmp_path, "mw-reach")[0].score == 1
     with pytest.raises(ValueError, match="say --successful"):
-        import_episodes(newt.read_demos(DATA / "newt_demos.pt", other), other, "x", None, False, tmp_path)
-    import_episodes(newt.read_demos(DATA / "newt_demos.pt", other), other, "x", None, True, tmp_path)
+        import_episodes(newt.read_demos(DATA / "newt_demos.pt", other), other, "x", None, Reading(), tmp_path)
+    import_episodes(
+        newt.read_demos(DATA / "newt_demos.pt", other), other, "x", None, Reading(successful=True), tmp_path
+    )
 
 
 # --- Newt's checkpoints -----------------------------------------------------------------------------------------------
@@ -175,7 +177,7 @@ def test_the_official_order_has_200_tasks() -> None:
 @pytest.mark.parametrize("form", ["hdf5", "parquet"])
 def test_minari_episodes_are_those_that_were_played(form: str, tmp_path: Path) -> None:
     source = minari.read_demos(DATA / "minari" / form, PENDULUM)
-    report = import_episodes(source, PENDULUM, "pendulum", "0" * 40, False, tmp_path)
+    report = import_episodes(source, PENDULUM, "pendulum", "0" * 40, Reading(), tmp_path)
     assert (report.found, report.kept, report.steps, report.commit) == (3, 3, 18, "0" * 40)
     import gymnasium
 
@@ -193,13 +195,13 @@ def test_minari_episodes_are_those_that_were_played(form: str, tmp_path: Path) -
 def test_minari_episodes_that_do_not_fit_are_left_out(tmp_path: Path) -> None:
     shutil.copytree(DATA / "minari/parquet", tmp_path / "set")
     (tmp_path / "set/data/1/part-0.parquet").write_bytes(b"PAR1 not parquet")
-    report = import_episodes(minari.read_demos(tmp_path / "set", PENDULUM), PENDULUM, "x", None, False, tmp_path)
+    report = import_episodes(minari.read_demos(tmp_path / "set", PENDULUM), PENDULUM, "x", None, Reading(), tmp_path)
     assert [entry["episode"] for entry in report.left_out] == [1]
-    with pytest.raises(ValueError, match="no Box of 2 bounded values"):
+    with pytest.raises(ValueError, match="no Box of 2 values"):
         minari.read_demos(DATA / "minari/hdf5", make_spec("two", 3, 2, 6))
     wide = make_spec("wide", 4, 1, 6)
     with pytest.raises(ValueError, match=r"shape \(7, 3\), expected 4"):
-        import_episodes(minari.read_demos(DATA / "minari/hdf5", wide), wide, "x", None, False, tmp_path)
+        import_episodes(minari.read_demos(DATA / "minari/hdf5", wide), wide, "x", None, Reading(), tmp_path)
 
 
 # --- LeRobot ----------------------------------------------------------------------------------------------------------
@@ -207,7 +209,7 @@ def test_minari_episodes_that_do_not_fit_are_left_out(tmp_path: Path) -> None:
 
 def test_lerobot_episodes_lose_their_last_action_and_say_so(tmp_path: Path) -> None:
     source = lerobot.read_demos(DATA / "lerobot", PUSH, "push the block")
-    report = import_episodes(source, PUSH, "lerobot", None, False, tmp_path)
+    report = import_episodes(source, PUSH, "lerobot", None, Reading(), tmp_path)
     assert (report.found, report.kept, report.steps) == (2, 2, 4 + 5)
     assert "last action" in report.notes[1]
     rng = np.random.default_rng(0)  # what the data set was made with
@@ -226,7 +228,11 @@ def test_lerobot_episodes_lose_their_last_action_and_say_so(tmp_path: Path) -> N
     [
         (None, PUSH, "holds several tasks. Choose one with --only: push the block; pull the block"),
         ("push the blok", PUSH, "Did you mean `push the block`"),
-        ("push the block", make_spec("p", 4, 2, 9), "observation.state 4, observation.environment_state 2, action 2"),
+        (
+            "push the block",
+            make_spec("p", 4, 2, 9),
+            "environment_state 2, 6 values together; p observes 4. Of this width: --features observation.state",
+        ),
     ],
 )
 def test_lerobot_data_that_do_not_fit(only: str | None, spec: TaskSpec, message: str) -> None:
@@ -237,8 +243,8 @@ def test_lerobot_data_that_do_not_fit(only: str | None, spec: TaskSpec, message:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda info: info.update(codebase_version="v2.1"), "version 'v2.1'; v3 is read"),
-        (lambda info: info["features"].pop("next.reward"), "no `next.reward`"),
+        (lambda info: info.update(codebase_version="v1.6"), "version 'v1.6'; v2.0, v2.1 and v3 are read"),
+        (lambda info: info["features"].pop("next.reward"), "no `next.reward`: no rewards are in it"),
         (lambda info: info.update(features=[]), "`features` is not an object"),
     ],
 )

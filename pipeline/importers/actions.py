@@ -1,0 +1,106 @@
+"""Actions in others' units, brought into [-1, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_ROUNDING = 1e-4  # how far an action may lie outside [-1, 1] and still be taken for one on it
+
+
+@dataclass
+class Bounds:
+    """Which actions are -1 and 1 with us.
+
+    Attributes:
+        low, high: (a,) each; where both are equal the dim never moves, and is 0 with us.
+        clip: cut actions to them instead of refusing those outside.
+        origin: who says so, for the report.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    clip: bool
+    origin: str
+    _steps: int = 0
+    _clipped: int = 0
+
+    def scale(self, action: np.ndarray) -> np.ndarray:
+        """Return actions (L, a) as float32 in [-1, 1].
+
+        Raises:
+            ValueError: some lie outside, and are not to be cut.
+        """
+        width = self.high - self.low
+        scaled = np.where(width > 0, 2 * (action - self.low) / np.where(width > 0, width, 1) - 1, 0)
+        outside = np.abs(scaled) > 1 + _ROUNDING
+        if outside.any() and not self.clip:
+            dim = int(outside.any(0).argmax())
+            raise ValueError(
+                f"its actions reach from {action[:, dim].min():g} to {action[:, dim].max():g} in dim {dim}, expected "
+                f"[{self.low[dim]:g}, {self.high[dim]:g}] ({self.origin}). Say what -1 and 1 of the task's actions are "
+                "in the data with --action-low and --action-high; or --fit-actions for the smallest and largest in the "
+                "data; or --clip-actions if the environment cut them to these bounds when they were recorded"
+            )
+        self._steps += len(action)
+        self._clipped += int(outside.any(1).sum())
+        return scaled.clip(-1, 1).astype(np.float32)
+
+    @property
+    def notes(self) -> list[str]:
+        """What was done to actions, for the report; nothing if they came in [-1, 1] and stayed."""
+        found = []
+        if np.any(self.low != -1) or np.any(self.high != 1):
+            low, high = (" ".join(f"{value:g}" for value in side) for side in (self.low, self.high))
+            found.append(
+                f"actions: -1 stands for {low} and 1 for {high} ({self.origin}); they must mean the same to the task's "
+                "environment"
+            )
+        if len(still := np.flatnonzero(self.low == self.high)):
+            found.append(f"actions: dims {', '.join(map(str, still))} never move in the data, and are 0")
+        if self._clipped:
+            found.append(f"actions: {self._clipped} of {self._steps} lay outside these bounds and were cut to them")
+        return found
+
+
+def find_bounds(
+    told: tuple[np.ndarray | float, np.ndarray | float],
+    given: tuple[Sequence[float] | None, Sequence[float] | None],
+    actions: Sequence[np.ndarray] | None,
+    clip: bool,
+    width: int,
+) -> Bounds:
+    """Decide on the bounds of an import.
+
+    Args:
+        told: low and high as the source says it.
+        given: low and high as the user says it: one number or `width` of them, None for what the source says.
+        actions: (L, at least `width`) each, take their smallest and largest; None to go by what is told or given.
+        clip: cut actions to the bounds.
+        width: a, action dims of the task.
+
+    Raises:
+        ValueError: the bounds are no numbers of this width, or not in this order.
+    """
+    if actions is not None:
+        wide = [action[:, :width] for action in actions if action.ndim == 2 and len(action)]
+        if any(given_side is not None for given_side in given) or not wide:
+            raise ValueError("--fit-actions takes the bounds from the data: it needs episodes, and no --action-low.")
+        low, high = np.min([part.min(0) for part in wide], 0), np.max([part.max(0) for part in wide], 0)
+        return Bounds(low.astype(np.float64), high.astype(np.float64), clip, "the smallest and largest in the data")
+    sides, origin = [], "as the source says" if np.ndim(told[0]) else "the default"
+    for name, side, default in zip(("low", "high"), given, told, strict=True):
+        if side is not None:
+            origin = "as you said"
+            if len(side) not in (1, width):
+                raise ValueError(f"--action-{name} has {len(side)} numbers, expected one, or {width} of the task.")
+        sides.append(np.broadcast_to(np.asarray(default if side is None else side, np.float64), (width,)))
+    low, high = sides
+    if not (np.isfinite(low).all() and np.isfinite(high).all() and (high > low).all()):
+        raise ValueError(
+            f"the actions' bounds are {low} and {high} ({origin}), expected finite numbers, each low below its high. "
+            "Say them with --action-low and --action-high, or take the data's own with --fit-actions."
+        )
+    return Bounds(low, high, clip, origin)

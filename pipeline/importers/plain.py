@@ -1,0 +1,255 @@
+"""Plain arrays: `.npz` or `.parquet`, a file or a folder of them, by the names that most people give their arrays.
+
+A file holds one episode, or several side by side with the number of each row's episode in `episode`, or an array with
+one more dimension in front, or (parquet) one row per episode with lists in it. Where there are as many observations
+as actions, and no next observations, the last action of an episode is left out: nothing says where it led.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.importers.episodes import Recorded, Source, check_arrays, choose, first_end
+from pipeline.tasks.spec import TaskSpec
+
+NAMES = {
+    "obs": ("obs", "observations", "observation"),
+    "next_obs": ("next_obs", "next_observations", "next_observation"),
+    "action": ("action", "actions"),
+    "reward": ("reward", "rewards"),
+    "terminated": ("terminated", "terminations", "terminals", "terminal"),
+    "truncated": ("truncated", "truncations", "timeouts", "timeout"),
+    "done": ("done", "dones"),
+    "success": ("success", "is_success"),
+    "episode": ("episode", "episode_index"),
+}
+PATTERNS = ["*.npz", "*.parquet"]
+_ENDS = ("terminated", "truncated", "done")
+_MOST_BYTES = 2**31  # of one file, unpacked
+Columns = dict[str, np.ndarray]
+
+
+def read_demos(path: str | Path, spec: TaskSpec, features: Sequence[str] = ()) -> Source:
+    """Read the episodes of plain files.
+
+    Args:
+        path: a file, or a folder of them, read by name.
+        spec: the task they are of.
+        features: arrays to join into the observation, in this order; none for the one called `obs`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a file cannot be read, or lacks actions or observations.
+    """
+    path = Path(path)
+    files = [path] if path.is_file() else sorted(one for form in PATTERNS for one in path.glob(form))
+    if not files:
+        raise FileNotFoundError(f"{path} is neither a .npz or .parquet file nor a folder of them.")
+    episodes: list[Recorded | tuple[int, str]] = []
+    ignored: set[str] = set()
+    notes: list[str] = []
+    for file in files:
+        for columns in _load(file):
+            try:
+                named = _name(columns, spec, features, notes)
+                parts = list(_split(named))
+            except ValueError as error:
+                raise ValueError(f"{file}: {error}") from None
+            ignored |= columns.keys() - {name for names in NAMES.values() for name in names} - set(features)
+            for part in parts:
+                number = len(episodes)
+                try:
+                    episodes.append(_recorded(number, part, notes))
+                except ValueError as error:
+                    episodes.append((number, str(error)))
+    return Source("plain", files, episodes, len(episodes), sorted(ignored), notes)
+
+
+def _name(columns: Columns, spec: TaskSpec, features: Sequence[str], notes: list[str]) -> Columns:
+    """Return the columns by our names, the observation joined from its parts."""
+    named = {}
+    for ours, theirs in NAMES.items():
+        there = [name for name in theirs if name in columns]
+        if len(there) > 1:
+            raise ValueError(f"it holds {' and '.join(there)}, which both would be {ours}. Remove one.")
+        if there:
+            named[ours] = columns[there[0]]
+    if features:
+        # Of several episodes at once, arrays have one dimension more.
+        front = named["action"].ndim - 1 if "action" in named else 1
+        vectors = {
+            name: array.reshape(*array.shape[:front], -1) for name, array in columns.items() if array.ndim >= front
+        }
+        chosen = choose(list(vectors), {name: array.shape[-1] for name, array in vectors.items()}, features, spec)
+        named["obs"] = np.concatenate([vectors[name] for name in chosen], -1)
+        named.pop("next_obs", None)
+        _note(notes, f"observations: {' + '.join(chosen)}")
+    if missing := [name for name in ("obs", "action") if name not in named]:
+        raise ValueError(f"it has no `{missing[0]}`. It has: {', '.join(columns)}.")
+    return named
+
+
+def _split(columns: Columns) -> Iterator[Columns]:
+    """Yield the columns of each episode."""
+    if columns["action"].ndim == 3:
+        for number in range(len(columns["action"])):
+            yield {name: values[number] for name, values in columns.items() if name != "episode"}
+        return
+    if "episode" not in columns:
+        yield columns
+        return
+    ids, rows = np.ravel(columns.pop("episode")), len(columns["action"])
+    starts = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1]])
+    if len(ids) != rows or len(np.unique(ids)) != len(starts):
+        raise ValueError(
+            f"`episode` must say for each of the {rows} steps which episode it is of, and the steps of one must stand "
+            f"side by side; it has {len(ids)} values, in {len(starts)} runs of {len(np.unique(ids))} episodes."
+        )
+    for number, (first, after) in enumerate(zip(starts, [*starts[1:], rows], strict=True)):
+        part = {}
+        for name, values in columns.items():
+            if len(values) not in (rows, len(starts)):
+                raise ValueError(f"`{name}` has {len(values)} rows for {rows} steps of {len(starts)} episodes.")
+            part[name] = values[first:after] if len(values) == rows else values[number]
+        part["several"] = np.ones(1)
+        yield part
+
+
+def _recorded(number: int, part: Columns, notes: list[str]) -> Recorded:
+    """Make an episode of its columns, cut at its end."""
+    length = len(part["action"])
+    several = part.pop("several", None) is not None
+    flags = {name: _per_step(part[name], length) for name in _ENDS if name in part}
+    ended, cut = first_end(length, **flags)
+    if cut and not several:
+        raise ValueError(
+            f"it has {cut}. If the file holds several episodes, say which each step is of in `episode`: "
+            "`episode = np.cumsum(np.r_[0, over[:-1]])` with the ends in `over`"
+        )
+    if "terminated" not in flags:
+        _note(notes, "not told which episodes ended for good: each is taken for one that its time limit ended")
+    obs, steps = _observed(part, length, ended)
+    if steps < ended:
+        _note(notes, "the last action of every episode is left out, since no observation follows it")
+    terminated = "terminated" in flags and steps == ended and bool(flags["terminated"][ended - 1])
+    reward = np.ravel(part["reward"]).astype(np.float64) if "reward" in part else np.full(ended, np.nan)
+    if len(reward) == 1 < length:  # of the whole episode
+        if steps < ended:
+            raise ValueError("its one reward is of its last action, which no observation follows: add the last one")
+        reward = np.r_[np.full(ended - 1, np.nan), reward]
+    success = np.ravel(part["success"]) if "success" in part else None
+    ended_well = None if success is None else bool(success[-1 if len(success) == 1 else ended - 1])
+    action = part["action"].reshape(length, -1)
+    return Recorded(number, obs, action[:steps], reward[:steps], terminated, ended_well, cut=cut)
+
+
+def _observed(part: Columns, length: int, ended: int) -> tuple[np.ndarray, int]:
+    """Return the observations up to the end, the last one included, and the steps whose outcome they show."""
+    obs = part["obs"].reshape(len(part["obs"]), -1)
+    if len(obs) == length + 1:
+        return obs[: ended + 1], ended
+    if len(obs) != length:
+        raise ValueError(f"it has {len(obs)} observations for {length} actions")
+    if "next_obs" not in part:
+        return obs[:ended], ended - 1
+    following = part["next_obs"].reshape(len(part["next_obs"]), -1)
+    return np.concatenate([obs[:ended], following[ended - 1 : ended]]), ended
+
+
+def _per_step(flag: np.ndarray, length: int) -> np.ndarray:
+    """Return a flag of every step; one number of the whole episode is that of its last step."""
+    return np.r_[np.zeros(length - 1, bool), np.ravel(flag).astype(bool)] if np.size(flag) == 1 else flag
+
+
+def _note(notes: list[str], note: str) -> None:
+    if note not in notes:
+        notes.append(note)
+
+
+def _load(path: Path) -> list[Columns]:
+    """Return the numbers of a file, by name: of the whole, or of each row where a row is an episode."""
+    if path.suffix == ".npz":
+        return [_load_npz(path)]
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is not readable parquet: {str(error).splitlines()[0]}") from None
+    check_arrays(table.num_rows, 1, path.name)
+    kinds = {field.name: field.type for field in table.schema}
+    if any(_is_list(kind) and _is_list(kind.value_type) for kind in kinds.values()):
+        rows = table.to_pylist()
+        return [dict(_arrays(row, path)) for row in rows]
+    return [dict(_arrays({name: _values(table[name]) for name in kinds}, path))]
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _values(column: Any) -> Any:
+    """Return a column of numbers, or of lists of numbers, as an array or as lists."""
+    return column.to_pylist() if _is_list(column.type) else column.to_numpy()
+
+
+def _arrays(values: Mapping[str, Any], path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield what is made of numbers; a missing reward becomes NaN."""
+    for name, value in values.items():
+        if value is None:  # in this row
+            continue
+        try:
+            array = np.asarray(value)
+            if array.dtype == object:
+                array = array.astype(np.float64)
+        except (ValueError, TypeError):
+            if any(name in names for names in NAMES.values()):
+                raise ValueError(
+                    f"{path}: `{name}` is made of lists of different lengths, or not of numbers."
+                ) from None
+            continue
+        if array.dtype.kind in "fiub":
+            yield name, array
+
+
+def _load_npz(path: Path) -> Columns:
+    columns = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(info.file_size for info in archive.infolist()) > _MOST_BYTES:
+                raise ValueError(f"it unpacks to more than {_MOST_BYTES / 2**30:.0f} GiB")
+            for info in archive.infolist():
+                file = io.BytesIO(archive.read(info))
+                short = np.lib.format.read_magic(file) == (1, 0)
+                header = np.lib.format.read_array_header_1_0 if short else np.lib.format.read_array_header_2_0
+                shape, _, dtype = header(file)
+                if dtype.hasobject or dtype.kind not in "fiub":
+                    continue
+                if math.prod(shape) * dtype.itemsize > info.file_size:
+                    raise ValueError(f"`{info.filename}` says it is {shape}, which is more than the file holds")
+                file.seek(0)
+                columns[info.filename.removesuffix(".npy")] = np.lib.format.read_array(file, allow_pickle=False)
+    except FileNotFoundError:
+        raise
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        RuntimeError,
+        MemoryError,
+        ValueError,
+        OSError,
+        EOFError,
+        TypeError,
+        SyntaxError,
+        NotImplementedError,
+    ) as error:
+        raise ValueError(f"{path} is no .npz of plain arrays; nothing in it was run: {error}") from None
+    return columns
