@@ -50,7 +50,7 @@ def test_rollouts_of_a_body_are_what_then_happens(name: str) -> None:
 
 @pytest.mark.slow
 def test_an_ant_runs_through_a_maze_and_stays_at_its_end() -> None:
-    (spec,) = get(["og-ant-spiral"])
+    (spec,) = get(["og-ant-bottleneck"])
     assert expert_method(spec) == "path"
     episodes = [play(spec, 1, 2 * number, 0.0) for number in range(3)]
     assert sum(episode.success for episode in episodes) >= 2
