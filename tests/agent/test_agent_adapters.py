@@ -19,6 +19,7 @@ from tests.tiny_agent import (
     acts,
     adapted,
     make_agent,
+    make_spec,
     obs_for,
 )
 
@@ -97,6 +98,24 @@ def test_acting_on_another_task_does_not_end_training(checkpoint: Path, tmp_path
     assert [name for name, parameter in agent.model.named_parameters() if parameter.requires_grad] == trained
     assert agent._adapters.active == "pull"
     assert all(torch.equal(state[name], tensor) for name, tensor in agent.model.state_dict().items())
+
+
+NAMES = ["forward", "clear", "pop", "float", "train", "update", "type", "cpu", "lora", "a", "of", "default"]
+
+
+def test_a_task_of_any_name_may_have_an_adapter(checkpoint: Path, tmp_path: Path) -> None:
+    specs = [make_spec(name, f"do {name}", 5, 2) for name in NAMES]
+    expected = {}
+    for seed, spec in enumerate(specs):
+        trained = adapted(checkpoint, tmp_path / spec.name, spec, seed)
+        expected[spec.name] = acts(trained, spec)
+    agent = Agent.from_pretrained(checkpoint)
+    for spec in specs:
+        assert agent.add_adapter(tmp_path / spec.name) == spec.name
+    assert agent.adapters == tuple(NAMES)
+    for spec in specs:
+        assert np.array_equal(acts(agent, spec), expected[spec.name])
+    assert acts(agent, SPECS[0]).shape == (3, 4, 2)
 
 
 def test_adapters_lie_in_subfolders_too(checkpoint: Path, tmp_path: Path) -> None:

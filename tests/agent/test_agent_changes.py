@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from pipeline.agent import Agent
@@ -104,6 +105,22 @@ def test_a_checkpoint_that_is_half_old_is_not_read(
         make_agent(1).save_pretrained(checkpoint)
     with pytest.raises(FileNotFoundError, match=r"tasks\.json does not exist"):
         Agent.from_pretrained(checkpoint)
+
+
+def test_a_full_disk_is_explained_wherever_an_agent_is_saved(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = adapted(checkpoint, tmp_path / "adapter")
+
+    def full(*_: object, **__: object) -> None:  # as safetensors says it
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.serialize_file", full)
+    for save in (make_agent().save_pretrained, lambda folder: trained.save_adapter(folder, "pull")):
+        with pytest.raises(OSError, match="no space left while writing .*Free some space and run the same"):
+            save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 # --- what is refused changes nothing ----------------------------------------------------------------------------------
