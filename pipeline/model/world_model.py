@@ -112,7 +112,7 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
         if config.termination:
             self.termination_head = MLP(state, task, 0, hidden, 1)
             nn.init.zeros_(self.termination_head.blocks[-1].linear.weight)
-        bins = torch.linspace(config.bin_min, config.bin_max, config.num_bins)
+        bins = torch.linspace(config.bin_min, config.bin_max, config.num_bins, dtype=torch.float32)
         self.register_buffer("bins", bins, persistent=False)
 
     @classmethod

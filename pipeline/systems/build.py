@@ -46,7 +46,7 @@ def build_model(sizes: config.Model) -> WorldModel:
     model = kind(dataclasses.replace(sizes, clusters=None), partial(_network, sizes.experts))
     if sizes.clusters is not None:
         split(model, sizes.clusters)
-    return model
+    return model.float()  # whatever torch's default dtype is
 
 
 def plain(model: WorldModel) -> WorldModel:

@@ -266,6 +266,29 @@ def test_threads_act_with_adapters_and_add_tasks_at_once(checkpoint: Path, tmp_p
     assert len(agent.tasks) == len(agent.table.names) == 3 + 20
 
 
+def test_a_grown_agent_keeps_everything_but_sizes_and_base(checkpoint: Path) -> None:
+    agent = Agent.from_pretrained(checkpoint)
+    agent.encoder, agent.commit = HashedNgrams(16), "0" * 40
+    agent.act(obs_for(SPECS[0]), instruction="jump", action_dim=2)
+    agent.add_task(NEW, embeddings_of([NEW]), 0.97)
+    agent.act(obs_for(SPECS[0]), instruction="turn around", action_dim=2)
+    grown = agent.grown(9, 5)
+    sized = {"model", "actor", "base", "commit", "_lock", "_adapters"}
+    for name, value in vars(agent).items():
+        assert name in sized or value == getattr(grown, name), name
+    assert grown.table.names == agent.table.names
+    told = [{"task": "pull"}, {"instruction": "jump", "action_dim": 2}, {"instruction": "climb", "action_dim": 3}]
+    for one in told:
+        assert grown.act(obs_for(NEW), **one, plan=False) == pytest.approx(
+            agent.act(obs_for(NEW), **one, plan=False), rel=1e-4, abs=1e-6
+        )
+    before = state_of(agent)
+    grown.reset(1)
+    grown.act(np.ones(9), instruction="fly", action_dim=5)
+    grown.create_adapter("walk", ["policy"], rank=1, alpha=1.0)
+    assert state_of(agent) == before
+
+
 def test_an_agent_is_copied_whole(agent: Agent) -> None:
     before, twin = state_of(agent), copy.deepcopy(agent)
     twin.create_adapter("walk", ["policy"], rank=1, alpha=1.0)
