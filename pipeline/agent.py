@@ -225,7 +225,9 @@ class Agent:
         """
         if self._adapters.names:
             raise ValueError("adapters are in this agent: load it anew, grow it, and adapt the wider one.")
-        model = grow(self.model, obs_dim, action_dim, build.build_model)
+        model = grow(
+            self.model, obs_dim, action_dim, functools.partial(build.build_model, dtype=self.table.discount.dtype)
+        )
         grown = copy.copy(self)  # with a lock of its own
         grown.model, grown._adapters, grown.base, grown.commit = model, Adapters(model), None, None
         grown._said = dict(self._said)

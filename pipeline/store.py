@@ -303,7 +303,7 @@ def _read_model(folder: Path, task_dim: int) -> WorldModel:
         raise ValueError(f"{weights} does not hold the weights that {path.name} describes: {reason}.") from None
     if sizes.task_dim != task_dim:
         raise ValueError(f"{folder}: the task embeddings are {task_dim} wide, the model expects {sizes.task_dim}.")
-    model = build.build_model(sizes)
+    model = build.build_model(sizes, torch.float32)
     model.load_state_dict(state)
     return model.eval()
 

@@ -54,7 +54,7 @@ class Actor:
         self.mode: products.Mode = mode
         self.columns: dict[str, Tensor] = {}
         self._generator = torch.Generator()
-        self._prev_mean = torch.zeros(planner.horizon, 0, model.config.action_dim, dtype=torch.float32)
+        self._prev_mean = torch.zeros(planner.horizon, 0, model.config.action_dim)
         self._is_first = torch.ones(0, dtype=torch.bool)
         self._contexts: dict[str | None, tuple[Tensor, TaskContext]] = {}  # by adapter: of which rows, and that
 
@@ -82,7 +82,7 @@ class Actor:
         """Begin an episode in each of `num_envs` environments, and seed the random numbers."""
         self._generator.manual_seed(seed)
         shape = self.planner.horizon, num_envs, self.model.config.action_dim
-        self._prev_mean = torch.zeros(shape, dtype=torch.float32, device=self.device)
+        self._prev_mean = torch.zeros(shape, dtype=self.table.discount.dtype, device=self.device)
         self._is_first = torch.ones(num_envs, dtype=torch.bool, device=self.device)
 
     def begin_episodes(self, which: Tensor) -> None:
@@ -129,7 +129,7 @@ class Actor:
         groups = self._by_adapter(rows)
         if len(groups) == 1:
             return self._act_with(*groups, obs, rows, plan, explore, constraint_weight, envs)
-        action, columns = torch.zeros(len(rows), self.model.config.action_dim, dtype=torch.float32), {}
+        action, columns = torch.zeros(len(rows), self.model.config.action_dim, dtype=self.table.discount.dtype), {}
         for adapter, part in groups.items():
             planned, weight, these = _take(plan, part), _take(constraint_weight, part), _take(envs, part)
             these = part if these is None else these
@@ -213,9 +213,9 @@ class Actor:
         return made
 
     def _policy(self, ctx: TaskContext, obs: Tensor, explore: bool, envs: Tensor | None) -> Policy:
-        noise = None
+        noise, shape, kind = None, ctx.action_mask.shape, ctx.action_mask.dtype
         if explore:
-            noise = torch.randn(ctx.action_mask.shape, generator=self._generator, dtype=torch.float32).to(self.device)
+            noise = torch.randn(shape, generator=self._generator, dtype=kind).to(self.device)
         return self.model.policy(self.policy_input(obs, ctx, envs), ctx, noise)
 
     def policy_input(self, obs: Tensor, ctx: TaskContext, envs: Tensor | None) -> Tensor:

@@ -31,8 +31,12 @@ if TYPE_CHECKING:
     from pipeline.run.ranks import Ranks
 
 
-def build_model(sizes: config.Model) -> WorldModel:
+def build_model(sizes: config.Model, dtype: torch.dtype | None = None) -> WorldModel:
     """Make a world model, with experts, history and networks per cluster where `sizes` has them.
+
+    Args:
+        sizes: of the model.
+        dtype: of its weights; None for torch's default.
 
     Raises:
         ValueError: the number of clusters is yet to be found, or parts do not go together.
@@ -46,14 +50,14 @@ def build_model(sizes: config.Model) -> WorldModel:
     model = kind(dataclasses.replace(sizes, clusters=None), partial(_network, sizes.experts))
     if sizes.clusters is not None:
         split(model, sizes.clusters)
-    return model.float()  # whatever torch's default dtype is
+    return model if dtype is None else model.of_dtype(dtype)
 
 
 def plain(model: WorldModel) -> WorldModel:
     """Return the model as it is saved: low-rank stages become part of its matrices."""
     from pipeline.systems.scalezero.staged_lora import merged
 
-    return merged(model, build_model)
+    return merged(model, partial(build_model, dtype=model.bins.dtype))
 
 
 def column_limits(sizes: config.Model) -> dict[str, int]:
