@@ -14,6 +14,7 @@ import secrets
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
@@ -24,15 +25,16 @@ from pipeline import config, store
 from pipeline.adapters import Adapters
 from pipeline.known_tasks import MAX_SAID, KnownTasks, Meaning, Told, told_each
 from pipeline.language.embeddings import TaskEmbeddings, embed
-from pipeline.language.encoder import TextEncoder, load_encoder
+from pipeline.language.encoder import TextEncoder, find_encoder, same_encoder
 from pipeline.model import products
 from pipeline.model.actor import Actor
 from pipeline.model.grow import grow
 from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
-from pipeline.observing import check_obs, chosen_envs
+from pipeline.observing import check_device, check_obs, chosen_envs
 from pipeline.pixels.envs import observed_width
 from pipeline.pixels.pixel_encoder import PixelEncoder, check_picture, load_pixel_encoder
+from pipeline.run.cores import one_thread_by_default
 from pipeline.systems import build
 from pipeline.tasks.spec import TaskSpec
 
@@ -53,6 +55,9 @@ def one_at_a_time(method: Callable[Concatenate[Agent, P], R]) -> Callable[Concat
 
 class Agent:
     """A world model, the tasks it knows, and the state of acting in N environments.
+
+    It computes with one torch thread per process; what OMP_NUM_THREADS says before the first agent, or
+    `torch.set_num_threads` after it, counts instead.
 
     Threads may share an agent: their calls take turns. They then share its episodes too; for episodes of its own, a
     thread acts by `agent.with_planner(agent.planner)`, which shares the model. A call that is refused changes nothing.
@@ -90,6 +95,7 @@ class Agent:
                 f"an agent takes specs, embeddings and table of the same tasks in the same order; they came as "
                 f"{names}, {embeddings.names} and {table.names}."
             )
+        one_thread_by_default()
         self.model, self.embeddings, self.planner = model, embeddings, planner
         self.tasks = {spec.name: spec for spec in specs}
         self.device = next(model.parameters()).device
@@ -105,6 +111,12 @@ class Agent:
         self._num_trained = len(names)  # rows of the table; later ones have the columns of the nearest of these
         self._said: dict[tuple[Told, int], Meaning] = {}  # what earlier instructions meant
         self.reset()
+
+    def __repr__(self) -> str:
+        sizes, known = self.model.config, shorten(", ".join(self.tasks), 80, placeholder=" ...")
+        widths = f"obs_dim {sizes.obs_dim}, action_dim {sizes.action_dim}"
+        adapters = f"; adapters: {', '.join(self.adapters)}" if self.adapters else ""
+        return f"Agent({len(self.tasks)} tasks: {known}; {widths}{adapters}; {self.num_envs} envs on {self.device})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}  # which cannot be copied
@@ -132,7 +144,7 @@ class Agent:
         """
         if self._pixel_encoder is None and self.vision is not None:
             found = load_pixel_encoder(self.vision, self.device)
-            if found and self._picture_encoder not in (None, found.encoder.id):
+            if found and not same_encoder(self._picture_encoder or found.encoder.id, found.encoder.id):
                 raise ValueError(
                     f"this agent was trained with the image encoder {self._picture_encoder}, but "
                     f"{self.vision.encoder} is {found.encoder.id}: its vectors would mean something else."
@@ -163,8 +175,9 @@ class Agent:
 
         Raises:
             OSError: it is not there, or the Hub could not be reached.
-            ValueError: a file of it is damaged or does not fit the others.
+            ValueError: a file of it is damaged or does not fit the others; or torch sees no such device.
         """
+        check_device(device)
         folder, commit = store.fetch(source, revision, store.CHECKPOINT_FILES)
         found = store.read_checkpoint(folder)
         model, table = found.model.to(device), found.task_table()
@@ -247,7 +260,9 @@ class Agent:
     # --- acting ---------------------------------------------------------------------------------------------------
 
     @one_at_a_time
-    def reset(self, num_envs: int | None = None, seed: int | None = None, envs: Sequence[int] | None = None) -> None:
+    def reset(
+        self, num_envs: int | None = None, seed: int | None = None, envs: Sequence[int] | np.ndarray | None = None
+    ) -> None:
         """Begin episodes: in each of `num_envs` environments (None: one), or in some of those that there are.
 
         Args:
@@ -312,8 +327,7 @@ class Agent:
         if any(name not in self.table.names for name in names):
             remembered = [one.name for one in self._said.values()]
             self._learn_of(self._known.with_instructions(meant, remembered, self._load_encoder(), self.model.config))
-        padded = np.zeros((len(batch), widest), dtype=np.float32)
-        padded[:, : batch.shape[1]] = batch
+        padded = np.pad(batch, ((0, 0), (0, widest - batch.shape[1])))
         if images is not None and self.pixel_encoder is not None:
             for name in set(names):
                 self.pixel_encoder.assign_nearest(name, self.embeddings.nearest)
@@ -467,14 +481,9 @@ class Agent:
 
     @one_at_a_time
     def _load_encoder(self) -> TextEncoder:
-        expected = self.embeddings.encoder
         if self.encoder is None:
-            self.encoder = load_encoder(expected.partition("@")[0])
-        if self.encoder.id != expected:
-            raise ValueError(
-                f"this agent was trained with the text encoder {expected}, but {self.encoder.id} was loaded: its "
-                "vectors would mean something else. Set `agent.encoder = load_encoder(...)` to the right one."
-            )
+            self.encoder = find_encoder(self.embeddings.encoder)
+        self.embeddings.check_encoder(self.encoder)
         return self.encoder
 
     @one_at_a_time
@@ -482,9 +491,8 @@ class Agent:
         """Put in the adapter that a folder holds, and its task unless that is known."""
         name, more = about.spec.name, None
         if name not in self.tasks:
-            statistics = None
-            if about.obs_mean is not None and about.obs_std is not None:
-                statistics = about.obs_mean, about.obs_std
+            mean, std = about.obs_mean, about.obs_std
+            statistics = None if mean is None or std is None else (mean, std)
             more = self._with_task(about.spec, about.embeddings, about.discount, statistics)
         self._adapters.load(folder, name, trainable)
         if more:

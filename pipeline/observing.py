@@ -83,7 +83,20 @@ class Observing(NamedTuple):
         return record(actor, spec, env, seed, settings.video_every, observe)
 
 
-def chosen_envs(envs: Sequence[int], num_envs: int) -> torch.Tensor:
+def check_device(device: torch.device | str) -> None:
+    """Refuse a device to compute on that is not there.
+
+    Raises:
+        ValueError: says which.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter: a torch that was built for the CPU alone
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"`device` is {device}, but torch sees no such device here ({reason}). Use cpu.") from None
+
+
+def chosen_envs(envs: Sequence[int] | np.ndarray, num_envs: int) -> torch.Tensor:
     """Return the environments of these numbers as (N,) bool.
 
     Raises:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline.files import read_json, sha256
 from pipeline.pixels.autoencoder import Autoencoders, is_autoencoder, load_autoencoders
+from pipeline.run.cores import one_thread_by_default
 
 FILES = ["config.json", "preprocessor_config.json", "model.safetensors"]
 
@@ -49,6 +50,7 @@ class FrozenEncoder:
         from transformers import AutoModel
         from transformers.utils import logging
 
+        one_thread_by_default()
         folder = _find(name)
         weights = folder / "model.safetensors"
         if not weights.is_file():

@@ -307,6 +307,14 @@ def test_what_cannot_be_done_is_said(agent: Agent, obs: np.ndarray, told: dict, 
         agent.act(obs, **told)
 
 
+def test_an_agent_says_what_it_is(agent: Agent) -> None:
+    known = "3 tasks: walk, reach, push; obs_dim 6, action_dim 3"
+    assert repr(agent) == f"Agent({known}; 1 envs on cpu)"
+    agent.create_adapter("walk", ["policy"], rank=1, alpha=1.0)
+    agent.reset(8)
+    assert repr(agent) == f"Agent({known}; adapters: walk; 8 envs on cpu)"
+
+
 def test_parts_of_different_tasks_are_refused(agent: Agent) -> None:
     with pytest.raises(ValueError, match="same tasks in the same order"):
         Agent(WorldModel(SIZES), SPECS[::-1], agent.embeddings, agent.table, PLANNER)
