@@ -28,7 +28,6 @@ from pipeline.language.embeddings import TaskEmbeddings, embed
 from pipeline.language.encoder import TextEncoder, find_encoder, same_encoder
 from pipeline.model import products
 from pipeline.model.actor import Actor
-from pipeline.model.grow import grow
 from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.observing import check_device, check_obs, chosen_envs
@@ -238,9 +237,7 @@ class Agent:
         """
         if self._adapters.names:
             raise ValueError("adapters are in this agent: load it anew, grow it, and adapt the wider one.")
-        model = grow(
-            self.model, obs_dim, action_dim, functools.partial(build.build_model, dtype=self.table.discount.dtype)
-        )
+        model = build.grown(self.model, obs_dim, action_dim)
         grown = copy.copy(self)  # with a lock of its own
         grown.model, grown._adapters, grown.base, grown.commit = model, Adapters(model), None, None
         grown._said = dict(self._said)

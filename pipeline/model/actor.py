@@ -128,7 +128,7 @@ class Actor:
             )
         groups = self._by_adapter(rows)
         if len(groups) == 1:
-            return self._act_with(*groups, obs, rows, plan, explore, constraint_weight, envs)
+            return self._act_with(next(iter(groups)), obs, rows, plan, explore, constraint_weight, envs)
         action, columns = torch.zeros(len(rows), self.model.config.action_dim, dtype=self.table.discount.dtype), {}
         for adapter, part in groups.items():
             planned, weight, these = _take(plan, part), _take(constraint_weight, part), _take(envs, part)

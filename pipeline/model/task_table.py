@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -76,12 +77,10 @@ class TaskTable:
     def select(self, rows: Sequence[int]) -> TaskTable:
         """Return the table of these rows, in this order."""
         kept = list(rows)
-        parts = {name: getattr(self, name) for name in _PER_TASK}
-        return TaskTable(
-            tuple(self.names[row] for row in kept),
-            **{name: part if part is None else part[kept] for name, part in parts.items()},
-            columns={name: column[kept] for name, column in self.columns.items()},
-        )
+        parts = ((name, getattr(self, name)) for name in _PER_TASK)
+        selected: dict[str, Any] = {name: part if part is None else part[kept] for name, part in parts}
+        columns = {name: column[kept] for name, column in self.columns.items()}
+        return TaskTable(tuple(self.names[row] for row in kept), **selected, columns=columns)
 
     def widened(self, obs_dim: int, action_dim: int) -> TaskTable:
         """Return the table for a model of wider observations and actions, which these tasks do not have."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline import config
 from pipeline.model.actor import Actor
+from pipeline.model.grow import grow
 from pipeline.model.layers import MLP
 from pipeline.model.products import Mode
 from pipeline.model.task_table import TaskTable
@@ -51,6 +52,11 @@ def build_model(sizes: config.Model, dtype: torch.dtype | None = None) -> WorldM
     if sizes.clusters is not None:
         split(model, sizes.clusters)
     return model if dtype is None else model.of_dtype(dtype)
+
+
+def grown(model: WorldModel, obs_dim: int, action_dim: int) -> WorldModel:
+    """Return a wider copy of a model (`grow`), of the same dtype."""
+    return grow(model, obs_dim, action_dim, partial(build_model, dtype=model.bins.dtype))
 
 
 def plain(model: WorldModel) -> WorldModel:
