@@ -124,9 +124,11 @@ def read_json(path: str | Path, made_by: str) -> Any:
 
 
 def _flush(folder: Path) -> None:
-    """Have the disk write every file of a folder."""
+    """Have the disk write every file of a folder, for whoever may read it: safetensors writes for nobody else."""
+    readers = folder.stat().st_mode & 0o444
     for file in folder.rglob("*"):
         if file.is_file():
+            file.chmod(file.stat().st_mode | readers)
             with file.open("rb+") as handle:
                 os.fsync(handle.fileno())
 

@@ -10,7 +10,9 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from pipeline.files import add_files, atomic_file, atomic_folder, read_json, write_json
 
@@ -249,6 +251,18 @@ def test_a_disk_that_fills_up_keeps_what_was_there(tmp_path, kind, writer):
     assert f"no space left while writing {tmp_path}/a (" in error
     assert left == "['a'] 1000"
     assert goes_on == "goes on"
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+@pytest.mark.parametrize("kind", ["folder", "files"])
+def test_whoever_may_read_a_folder_may_read_its_weights(tmp_path, kind, umask, mode):
+    before = os.umask(umask)
+    try:
+        with atomic_folder(tmp_path / "a") if kind == "folder" else add_files(tmp_path / "a", last="1") as partial:
+            save_file({"x": np.zeros(1)}, partial / "1")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a/1").stat().st_mode & 0o777 == mode
 
 
 def test_a_limit_on_file_size_leaves_nothing(tmp_path):
