@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.model.world_model import PARTS, WorldModel
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # importing PEFT takes seconds, and most processes never adap
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _TARGET = "target_q_heads."
+_PREFIX = "of-"  # of names within PEFT, which keeps matrices as attributes by name: a task may be called `forward`
 _LINEAR_LAYERS = r")\..*linear"
 _MAX_RANK = 4096
 # What a configuration says beside how the adapter acts.
@@ -62,7 +63,7 @@ class Adapters:
     @property
     def names(self) -> tuple[str, ...]:
         """The adapters that were created or loaded."""
-        return tuple(self._peft.peft_config) if self._peft else ()
+        return tuple(name.removeprefix(_PREFIX) for name in self._peft.peft_config) if self._peft else ()
 
     def create(self, name: str, parts: Sequence[str], rank: int, alpha: float, copy: int = 0) -> None:
         """Put in a new adapter that changes nothing yet, make it act, and make it all that is trained.
@@ -125,7 +126,7 @@ class Adapters:
     def save(self, folder: str | Path, name: str) -> None:
         """Write adapter_config.json and adapter_model.safetensors into an existing folder, in PEFT's own form."""
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in self._tensors(name).items()}
-        self._require(name).peft_config[name].save_pretrained(str(folder), inference_mode=True)
+        self._require(name).peft_config[_PREFIX + name].save_pretrained(str(folder), inference_mode=True)
         save_file(tensors, Path(folder) / WEIGHTS, metadata={"format": "pt"})
 
     def activate(self, name: str | None, trainable: bool = False) -> None:
@@ -156,7 +157,7 @@ class Adapters:
     def merge(self, name: str) -> None:
         """Work an adapter into the weights for good, and drop all adapters."""
         self.activate(name)
-        self._tuner.merge_and_unload(adapter_names=[name])
+        self._tuner.merge_and_unload(adapter_names=[_PREFIX + name])
         self._peft, self.active = None, None
 
     def _switch(self, name: str | None) -> None:
@@ -168,24 +169,22 @@ class Adapters:
             self.model.requires_grad_(False)
         else:
             self._tuner.enable_adapter_layers()
-            self._peft.set_adapter(name, inference_mode=name != self.trained)
+            self._peft.set_adapter(_PREFIX + name, inference_mode=name != self.trained)
             self.model.target_q_heads.requires_grad_(False)
         self.active = name
 
     def _put_in(self, name: str, config: LoraConfig) -> None:
         if name in self.names:
             raise ValueError(f"there is already an adapter called {name!r}. Give this one another name.")
-        if not name or "." in name or "/" in name or name in "lora_":
+        if not name or "." in name or "/" in name:
             raise ValueError(f"{name!r} cannot name an adapter: use letters, digits and hyphens, e.g. the task's name.")
-        if hasattr(nn.ModuleDict(), name):  # PEFT keeps the adapters' matrices in these, by name
-            raise ValueError(f"{name!r} cannot name an adapter, torch needs this word: give the task a longer name.")
         self.model.name_or_path = "eft"  # pyright: ignore[reportArgumentType]  # PEFT asks for it
         if self._peft is None:
             from peft import get_peft_model
 
-            self._peft = get_peft_model(self.model, config, adapter_name=name)
+            self._peft = get_peft_model(self.model, config, adapter_name=_PREFIX + name)
         else:
-            self._peft.add_adapter(name, config)
+            self._peft.add_adapter(_PREFIX + name, config)
 
     def _remove(self, name: str) -> None:
         """Take out an adapter that was put in and never acted."""
@@ -194,7 +193,7 @@ class Adapters:
             self._tuner.unload()
             self._peft = None
         else:
-            peft.delete_adapter(name)
+            peft.delete_adapter(_PREFIX + name)
             self._switch(self.active)
 
     @property
@@ -208,7 +207,7 @@ class Adapters:
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
         """The adapter's tensors under the names they have in its file."""
-        suffix = f".{name}.weight"
+        suffix = f".{_PREFIX}{name}.weight"
         return {
             key.removesuffix(suffix) + ".weight": tensor
             for key, tensor in self._require(name).named_parameters()

@@ -11,30 +11,29 @@ import copy
 import dataclasses
 import functools
 import secrets
-import statistics
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline import config, store
 from pipeline.adapters import Adapters
-from pipeline.known_tasks import KnownTasks, Meaning
+from pipeline.known_tasks import MAX_SAID, KnownTasks, Meaning, Told, told_each
 from pipeline.language.embeddings import TaskEmbeddings, embed
-from pipeline.language.encoder import TextEncoder, load_encoder
+from pipeline.language.encoder import TextEncoder, find_encoder, same_encoder
 from pipeline.model import products
 from pipeline.model.actor import Actor
-from pipeline.model.grow import grow
 from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
-from pipeline.observing import check_obs
+from pipeline.observing import check_device, check_obs, chosen_envs
 from pipeline.pixels.envs import observed_width
 from pipeline.pixels.pixel_encoder import PixelEncoder, check_picture, load_pixel_encoder
+from pipeline.run.cores import one_thread_by_default
 from pipeline.systems import build
 from pipeline.tasks.spec import TaskSpec
 
@@ -55,6 +54,9 @@ def one_at_a_time(method: Callable[Concatenate[Agent, P], R]) -> Callable[Concat
 
 class Agent:
     """A world model, the tasks it knows, and the state of acting in N environments.
+
+    It computes with one torch thread per process; what OMP_NUM_THREADS says before the first agent, or
+    `torch.set_num_threads` after it, counts instead.
 
     Threads may share an agent: their calls take turns. They then share its episodes too; for episodes of its own, a
     thread acts by `agent.with_planner(agent.planner)`, which shares the model. A call that is refused changes nothing.
@@ -92,6 +94,7 @@ class Agent:
                 f"an agent takes specs, embeddings and table of the same tasks in the same order; they came as "
                 f"{names}, {embeddings.names} and {table.names}."
             )
+        one_thread_by_default()
         self.model, self.embeddings, self.planner = model, embeddings, planner
         self.tasks = {spec.name: spec for spec in specs}
         self.device = next(model.parameters()).device
@@ -105,8 +108,14 @@ class Agent:
         self._pixel_encoder: PixelEncoder | None = None
         self._picture_encoder: str | None = None  # id of the one it was trained with, where that is known
         self._num_trained = len(names)  # rows of the table; later ones have the columns of the nearest of these
-        self._said: dict[tuple[str, int | None, int], Meaning] = {}  # what earlier instructions meant
+        self._said: dict[tuple[Told, int], Meaning] = {}  # what earlier instructions meant
         self.reset()
+
+    def __repr__(self) -> str:
+        sizes, known = self.model.config, shorten(", ".join(self.tasks), 80, placeholder=" ...")
+        widths = f"obs_dim {sizes.obs_dim}, action_dim {sizes.action_dim}"
+        adapters = f"; adapters: {', '.join(self.adapters)}" if self.adapters else ""
+        return f"Agent({len(self.tasks)} tasks: {known}; {widths}{adapters}; {self.num_envs} envs on {self.device})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}  # which cannot be copied
@@ -134,7 +143,7 @@ class Agent:
         """
         if self._pixel_encoder is None and self.vision is not None:
             found = load_pixel_encoder(self.vision, self.device)
-            if found and self._picture_encoder not in (None, found.encoder.id):
+            if found and not same_encoder(self._picture_encoder or found.encoder.id, found.encoder.id):
                 raise ValueError(
                     f"this agent was trained with the image encoder {self._picture_encoder}, but "
                     f"{self.vision.encoder} is {found.encoder.id}: its vectors would mean something else."
@@ -165,18 +174,12 @@ class Agent:
 
         Raises:
             OSError: it is not there, or the Hub could not be reached.
-            ValueError: a file of it is damaged or does not fit the others.
+            ValueError: a file of it is damaged or does not fit the others; or torch sees no such device.
         """
+        check_device(device)
         folder, commit = store.fetch(source, revision, store.CHECKPOINT_FILES)
         found = store.read_checkpoint(folder)
-        mask = torch.zeros(len(found.specs), found.model.config.action_dim)
-        for row, spec in zip(mask, found.specs, strict=True):
-            row[: spec.action_dim] = 1
-        vectors, discount = torch.from_numpy(found.embeddings.vectors), torch.tensor(found.discounts)
-        statistics = found.obs_mean, found.obs_std
-        names = found.embeddings.names
-        table = TaskTable(names, vectors, mask, discount, *statistics, found.constraint, dict(found.columns))
-        model = found.model.to(device)
+        model, table = found.model.to(device), found.task_table()
         agent = cls(model, found.specs, found.embeddings, table, found.planner, mode, found.vision)
         agent.base, agent.commit, agent._picture_encoder = found.base, commit, found.picture_encoder
         return agent
@@ -219,6 +222,7 @@ class Agent:
         agent.reset()
         return agent
 
+    @one_at_a_time
     def grown(self, obs_dim: int, action_dim: int) -> Agent:
         """Return a copy for wider observations and actions, whose policy acts as before on the known tasks.
 
@@ -233,19 +237,13 @@ class Agent:
         """
         if self._adapters.names:
             raise ValueError("adapters are in this agent: load it anew, grow it, and adapt the wider one.")
-        model, table = grow(self.model, obs_dim, action_dim, build.build_model), self.table
-        more_obs, more_actions = obs_dim - self.model.config.obs_dim, action_dim - self.model.config.action_dim
-        wider = dataclasses.replace(
-            table,
-            action_mask=F.pad(table.action_mask, (0, more_actions)),
-            obs_mean=None if table.obs_mean is None else F.pad(table.obs_mean, (0, more_obs)),
-            obs_std=None if table.obs_std is None else F.pad(table.obs_std, (0, more_obs), value=1.0),
-            constraint=table.constraint.clone(),
-        )
-        grown = Agent(
-            model, list(self.tasks.values()), self.embeddings, wider, self.planner, self.actor.mode, self.vision
-        )
-        grown._pixel_encoder, grown._picture_encoder = self._pixel_encoder, self._picture_encoder
+        model = build.grown(self.model, obs_dim, action_dim)
+        grown = copy.copy(self)  # with a lock of its own
+        grown.model, grown._adapters, grown.base, grown.commit = model, Adapters(model), None, None
+        grown._said = dict(self._said)
+        wider = self.table.widened(obs_dim, action_dim)
+        grown.actor = build.make_actor(model, wider, self.planner, self.actor.mode, grown._adapters)
+        grown.reset()
         return grown
 
     def conditioned(self, phrasing: Literal["canonical", "unseen"]) -> Actor:
@@ -259,20 +257,38 @@ class Agent:
     # --- acting ---------------------------------------------------------------------------------------------------
 
     @one_at_a_time
-    def reset(self, num_envs: int = 1, seed: int | None = None) -> None:
-        """Begin an episode in each of `num_envs` environments; a seed makes what follows reproducible."""
-        if num_envs < 1:
-            raise ValueError(f"`num_envs` is {num_envs}: there must be at least one environment.")
-        self.actor.reset(num_envs, secrets.randbits(32) if seed is None else seed)
-        self.num_envs = num_envs
+    def reset(
+        self, num_envs: int | None = None, seed: int | None = None, envs: Sequence[int] | np.ndarray | None = None
+    ) -> None:
+        """Begin episodes: in each of `num_envs` environments (None: one), or in some of those that there are.
+
+        Args:
+            num_envs: N, how many environments there are from now on.
+            seed: makes what follows reproducible.
+            envs: numbers of those whose next step is the first of an episode, e.g. `numpy.flatnonzero(done)`; the
+                others go on. It stands alone: number and seed stay what they are.
+
+        Raises:
+            ValueError: there is no such environment.
+        """
+        if envs is None:
+            num_envs = 1 if num_envs is None else num_envs
+            if num_envs < 1:
+                raise ValueError(f"`num_envs` is {num_envs}: there must be at least one environment.")
+            self.actor.reset(num_envs, secrets.randbits(32) if seed is None else seed)
+            self.num_envs = num_envs
+            return
+        if num_envs is not None or seed is not None:
+            raise ValueError("`envs` begins episodes in some environments: number and seed stay, leave them out.")
+        self.actor.begin_episodes(chosen_envs(envs, self.num_envs))
 
     @one_at_a_time
     def act(
         self,
         obs: np.ndarray,
-        task: str | None = None,
-        instruction: str | None = None,
-        action_dim: int | None = None,
+        task: str | Sequence[str] | None = None,
+        instruction: str | Sequence[str] | None = None,
+        action_dim: int | Sequence[int] | None = None,
         plan: bool = True,
         explore: bool = False,
         picture: np.ndarray | None = None,
@@ -280,10 +296,12 @@ class Agent:
         """Choose an action, by the task's adapter where one was added or created, else by the bare model.
 
         Args:
-            obs: (o,) or, for N environments, (N, o): as the task's environment gives it, or zero-padded to O.
-            task: name of a known task; or
-            instruction: what to do. One of a known task's instructions, with or without its body, is that task (case
-                and punctuation do not count). A new one is best said as training texts are: `<body> <what to do>`.
+            obs: (o,) or, for N environments, (N, o): as the task's environment gives it, or zero-padded to O; of
+                several tasks zero-padded to the widest of them.
+            task: name of a known task, or a list of N; or
+            instruction: what to do, or a list of N. One of a known task's instructions, with or without its body, is
+                that task (case and punctuation do not count). A new one is best said as training texts are: `<body>
+                <what to do>`. Beside the tasks, the last 64 instructions are remembered.
             action_dim: width of the action, for an instruction that belongs to no known task. It may be left out where
                 the known tasks that observe as many values all have one body: the instruction is then for that body.
             plan: with the planner, else with the policy alone.
@@ -292,28 +310,28 @@ class Agent:
                 uint8 RGB, upright, P being `vision.size`. Draw it as `eft act` does: `make(..., render_size=P)`.
 
         Returns:
-            (a,) or (N, a) float32 in [-1, 1], without padding.
+            (a,) or (N, a) float32 in [-1, 1], without padding; of several tasks zero-padded to the widest of them.
 
         Raises:
-            ValueError: the task is unknown, the widths do not fit, or `reset` was for another number of environments.
+            ValueError: a task is unknown, the widths do not fit, or `reset` was for another number of environments.
         """
         obs = np.asarray(obs, dtype=np.float32)
-        batch = np.atleast_2d(obs)
-        meant, widest = self._meaning(task, instruction, action_dim, batch.shape[-1]), self.model.config.obs_dim
-        name, spec = meant.name, self.tasks.get(meant.name)
-        check_obs(obs, batch, spec, widest, self.num_envs)
-        obs_dim = spec.obs_dim if spec else batch.shape[1]
-        images = check_picture(self.pixel_encoder, picture, len(batch), obs_dim, widest)
-        if name not in self.table.names:
-            self._append_instruction(meant)
-        padded = np.zeros((len(batch), widest), dtype=np.float32)
-        padded[:, : batch.shape[1]] = batch
+        batch, widest = np.atleast_2d(obs), self.model.config.obs_dim
+        meant = self._meanings(told_each(task, instruction, action_dim, len(batch)), batch.shape[-1])
+        names = [one.name for one in meant]
+        obs_dims = check_obs(obs, batch, [self.tasks.get(name) for name in names], widest, self.num_envs)
+        images = check_picture(self.pixel_encoder, picture, len(batch), max(obs_dims), widest)
+        if any(name not in self.table.names for name in names):
+            remembered = [one.name for one in self._said.values()]
+            self._learn_of(self._known.with_instructions(meant, remembered, self._load_encoder(), self.model.config))
+        padded = np.pad(batch, ((0, 0), (0, widest - batch.shape[1])))
         if images is not None and self.pixel_encoder is not None:
-            self.pixel_encoder.augment(padded, [obs_dim] * len(padded), images, [name] * len(padded))
-        row = self.table.names.index(name)
-        rows = torch.full((len(batch),), row)
-        action = self.actor.act(torch.from_numpy(padded), rows, plan, explore).numpy()
-        action = action[:, : int(self.table.action_mask[row].sum())]
+            for name in set(names):
+                self.pixel_encoder.assign_nearest(name, self.embeddings.nearest)
+            self.pixel_encoder.augment(padded, obs_dims, images, names)
+        rows = self.actor.rows(names)
+        action = self.actor.act_finite(torch.from_numpy(padded), rows, plan, explore).numpy()
+        action = action[:, : int(self.table.action_mask[rows.to(self.device)].sum(1).max())]
         return action[0] if obs.ndim == 1 else action
 
     # --- tasks and adapters ---------------------------------------------------------------------------------------
@@ -431,12 +449,15 @@ class Agent:
         return KnownTasks(self.tasks, self.embeddings, self.table, self._num_trained)
 
     def _learn_of(self, known: KnownTasks) -> None:
-        """Know one more task or instruction from now on; whatever may be refused was checked before."""
+        """Know these tasks and instructions from now on; whatever may be refused was checked before."""
         if self._pixel_encoder:
-            self._pixel_encoder.assign_nearest(known.table.names[-1], known.embeddings.nearest)
+            self._pixel_encoder.forget(set(self.table.names) - set(known.table.names))
+            for name in known.tasks:
+                self._pixel_encoder.assign_nearest(name, known.embeddings.nearest)
         if known.tasks is not self.tasks:
             self._said = {}  # what was said may now mean the new task
         self.tasks, self.embeddings, self.actor.table, _ = known
+        self.actor.refresh()  # a row may be another's now
 
     def _with_task(
         self, spec: TaskSpec, embeddings: TaskEmbeddings, discount: float, statistics: tuple[Tensor, Tensor] | None
@@ -444,50 +465,31 @@ class Agent:
         width = observed_width(spec, self.pixel_encoder)
         return self._known.with_task(spec, width, embeddings, discount, statistics, self.model.config)
 
-    def _meaning(self, task: str | None, instruction: str | None, action_dim: int | None, obs_dim: int) -> Meaning:
-        """Return which row of the task table `act` is to use."""
-        if (task is None) == (instruction is None):
-            raise ValueError(
-                "say what to do with `task` (a known name) or with `instruction` (a text): one of the two."
-            )
-        if task is not None:
-            self._known.row(task)
-            if action_dim not in (None, self.tasks[task].action_dim):
-                raise ValueError(f"{task} has {self.tasks[task].action_dim} action dims, not action_dim={action_dim}.")
-            return Meaning(task)
-        assert instruction is not None
-        said = instruction, action_dim, obs_dim
-        if said not in self._said:
-            self._said[said] = self._known.understand(*said)
-        return self._said[said]
+    def _meanings(self, told: Sequence[Told], obs_dim: int) -> list[Meaning]:
+        """Return which row of the task table each environment is to use, which may not be there yet."""
+        found: dict[Told, Meaning] = {}
+        for one in dict.fromkeys(told):
+            found[one] = self._said.pop((one, obs_dim), None) or self._known.understand(one, obs_dim)
+            if one.task is None:
+                self._said[one, obs_dim] = found[one]  # the latest stands last
+        for said in list(self._said)[: -max(MAX_SAID, len(found))]:
+            del self._said[said]
+        return [found[one] for one in told]
 
     @one_at_a_time
     def _load_encoder(self) -> TextEncoder:
-        expected = self.embeddings.encoder
         if self.encoder is None:
-            self.encoder = load_encoder(expected.partition("@")[0])
-        if self.encoder.id != expected:
-            raise ValueError(
-                f"this agent was trained with the text encoder {expected}, but {self.encoder.id} was loaded: its "
-                "vectors would mean something else. Set `agent.encoder = load_encoder(...)` to the right one."
-            )
+            self.encoder = find_encoder(self.embeddings.encoder)
+        self.embeddings.check_encoder(self.encoder)
         return self.encoder
-
-    def _append_instruction(self, new: Meaning) -> None:
-        """Give a new instruction a row of the task table."""
-        assert new.text is not None
-        vectors = embed(self._load_encoder(), [new.name], [[new.text]], self.table.num_phrasings)
-        discount = statistics.median(self.table.discount.tolist())
-        self._learn_of(self._known.with_row(vectors, new.action_dim, discount, None, self.model.config))
 
     @one_at_a_time
     def _put_in_adapter(self, folder: Path, about: store.AdapterTask, trainable: bool) -> None:
         """Put in the adapter that a folder holds, and its task unless that is known."""
         name, more = about.spec.name, None
         if name not in self.tasks:
-            statistics = None
-            if about.obs_mean is not None and about.obs_std is not None:
-                statistics = about.obs_mean, about.obs_std
+            mean, std = about.obs_mean, about.obs_std
+            statistics = None if mean is None or std is None else (mean, std)
             more = self._with_task(about.spec, about.embeddings, about.discount, statistics)
         self._adapters.load(folder, name, trainable)
         if more:

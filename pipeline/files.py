@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -13,13 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is flushed and renamed onto `path`, else removed.
 
     Raises:
-        OSError: the disk is full or not writable; the message names the path and what to do.
+        OSError: the disk is full or not writable, also where safetensors found so; the message names the path and what
+            to do.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,7 +33,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise _explain(error, path) from error
     finally:
         partial.unlink(missing_ok=True)
@@ -58,7 +62,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             if old.exists():
                 old.rename(path)
             raise
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise _explain(error, path) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -90,7 +94,7 @@ def add_files(folder: str | Path, last: str) -> Iterator[Path]:
             _replace_by_name(partial, folder, last)
         else:
             partial.rename(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise _explain(error, folder) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -120,9 +124,11 @@ def read_json(path: str | Path, made_by: str) -> Any:
 
 
 def _flush(folder: Path) -> None:
-    """Have the disk write every file of a folder."""
+    """Have the disk write every file of a folder, for whoever may read it: safetensors writes for nobody else."""
+    readers = folder.stat().st_mode & 0o444
     for file in folder.rglob("*"):
         if file.is_file():
+            file.chmod(file.stat().st_mode | readers)
             with file.open("rb+") as handle:
                 os.fsync(handle.fileno())
 
@@ -145,7 +151,13 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _explain(error: OSError, path: Path) -> OSError:
+def _explain(error: OSError | SafetensorError, path: Path) -> Exception:
+    """Return what to raise: safetensors hides the system's errors in one of its own, by their numbers."""
+    if isinstance(error, SafetensorError):
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            return error
+        error = OSError(int(number[1]), os.strerror(int(number[1])), str(path))
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return error
     free = shutil.disk_usage(path.parent).free / 2**20

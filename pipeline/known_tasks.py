@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import statistics
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline import config
 from pipeline.config import near
-from pipeline.language.embeddings import TaskEmbeddings
+from pipeline.language.embeddings import TaskEmbeddings, embed
+from pipeline.language.encoder import TextEncoder
 from pipeline.model.task_table import TaskTable
 from pipeline.tasks.spec import TaskSpec
+
+MAX_SAID = 64  # instructions that an agent remembers beside its tasks; more, if one call gives more
+
+
+class Told(NamedTuple):
+    """What the agent is told to do in one environment."""
+
+    task: str | None
+    instruction: str | None
+    action_dim: int | None
 
 
 class Meaning(NamedTuple):
@@ -45,17 +58,25 @@ class KnownTasks(NamedTuple):
             )
         return self.table.names.index(name)
 
-    def understand(self, instruction: str, action_dim: int | None, obs_dim: int) -> Meaning:
-        """Find the known task of an instruction, or make it a text that begins with its body, as training texts do.
+    def understand(self, told: Told, obs_dim: int) -> Meaning:
+        """Find the known task that is meant, or make an instruction a text that begins with its body, as those read.
 
         Args:
-            instruction: in anyone's words.
-            action_dim: how wide the actions are to be; None where the instruction or the body says so.
+            told: a task's name, or an instruction in anyone's words; beside it how wide the actions are to be, None
+                where the task or the body says so.
             obs_dim: how wide the observations are that come with it.
 
         Raises:
-            ValueError: it is of no known task, and no body or several may be meant.
+            ValueError: the task is unknown or has other actions; or the instruction is of no known task, and no body or
+                several may be meant.
         """
+        task, instruction, action_dim = told
+        if task is not None:
+            self.row(task)
+            if action_dim not in (None, self.tasks[task].action_dim):
+                raise ValueError(f"{task} has {self.tasks[task].action_dim} action dims, not action_dim={action_dim}.")
+            return Meaning(task)
+        assert instruction is not None
         if (known := self._task_of(instruction, action_dim)) is not None:
             return Meaning(known)
         bodies = {(spec.embodiment, spec.action_dim) for spec in self.tasks.values() if spec.obs_dim == obs_dim}
@@ -121,6 +142,30 @@ class KnownTasks(NamedTuple):
         table = self.table.extended(joined.names, vectors, action_dim, discount, mean, std, self.num_trained)
         return self._replace(embeddings=joined, table=table)
 
+    def with_instructions(
+        self, meant: Sequence[Meaning], remembered: Collection[str], encoder: TextEncoder, sizes: config.Model
+    ) -> KnownTasks:
+        """Return what is known with rows for what is meant, in the place of instructions that are not remembered.
+
+        Args:
+            meant: some of it may have a row already.
+            remembered: names of the instructions that keep or get theirs.
+            encoder: the one that the tasks' texts went through.
+            sizes: of the model that is to act on it.
+
+        Raises:
+            ValueError: an instruction has too many action dims for the model.
+        """
+        kept = [row for row, name in enumerate(self.table.names) if name in self.tasks or name in remembered]
+        names = [self.table.names[row] for row in kept]
+        known = self._replace(embeddings=self.embeddings.select(names), table=self.table.select(kept))
+        discount = statistics.median(self.table.discount.tolist())
+        for new in {one.name: one for one in meant if one.name not in names}.values():
+            assert new.text is not None
+            vectors = embed(encoder, [new.name], [[new.text]], self.table.num_phrasings)
+            known = known.with_row(vectors, new.action_dim, discount, None, sizes)
+        return known
+
     def _task_of(self, instruction: str, action_dim: int | None) -> str | None:
         """Return the known task that an instruction is of; None if there is none, or several bodies share it."""
         said = _words(instruction)
@@ -153,6 +198,28 @@ class KnownTasks(NamedTuple):
 def same_body(tasks: Mapping[str, TaskSpec], text: str) -> str | None:
     """Return the first task with the body whose sentence begins a text; None if there is none."""
     return next((name for name, spec in tasks.items() if text.startswith(spec.embodiment)), None)
+
+
+def told_each(
+    task: str | Sequence[str] | None,
+    instruction: str | Sequence[str] | None,
+    action_dim: int | Sequence[int] | None,
+    num_envs: int,
+) -> list[Told]:
+    """Return what is said of each of `num_envs` environments, where each argument is for all of them or one for each.
+
+    Raises:
+        ValueError: both task and instruction were given, or neither, or a list has another length.
+    """
+    if (task is None) == (instruction is None):
+        raise ValueError("say what to do with `task` (a known name) or with `instruction` (a text): one of the two.")
+    columns = []
+    for name, value in (("task", task), ("instruction", instruction), ("action_dim", action_dim)):
+        each = [value] * num_envs if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray) else value
+        if len(each) != num_envs:
+            raise ValueError(f"`{name}` has {len(each)} entries for {num_envs} environments: give one for each or all.")
+        columns.append(each)
+    return [Told(*one) for one in zip(*columns, strict=True)]
 
 
 def _words(text: str) -> str:

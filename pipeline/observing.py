@@ -83,22 +83,54 @@ class Observing(NamedTuple):
         return record(actor, spec, env, seed, settings.video_every, observe)
 
 
-def check_obs(obs: np.ndarray, batch: np.ndarray, spec: TaskSpec | None, widest: int, num_envs: int) -> None:
-    """Refuse observations that do not fit.
+def check_device(device: torch.device | str) -> None:
+    """Refuse a device to compute on that is not there.
+
+    Raises:
+        ValueError: says which.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter: a torch that was built for the CPU alone
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"`device` is {device}, but torch sees no such device here ({reason}). Use cpu.") from None
+
+
+def chosen_envs(envs: Sequence[int] | np.ndarray, num_envs: int) -> torch.Tensor:
+    """Return the environments of these numbers as (N,) bool.
+
+    Raises:
+        ValueError: there is no such environment, or these are no numbers.
+    """
+    numbers = np.asarray(envs) if len(envs) else np.zeros(0, np.int64)
+    whole = numbers.ndim == 1 and np.issubdtype(numbers.dtype, np.integer)
+    if not whole or not ((numbers >= 0) & (numbers < num_envs)).all():
+        raise ValueError(f"`envs` is {envs!r}: expected a list of numbers from 0 to {num_envs - 1}.")
+    chosen = torch.zeros(num_envs, dtype=torch.bool)
+    chosen[torch.from_numpy(numbers.astype(np.int64))] = True
+    return chosen
+
+
+def check_obs(
+    obs: np.ndarray, batch: np.ndarray, specs: Sequence[TaskSpec | None], widest: int, num_envs: int
+) -> list[int]:
+    """Refuse observations that do not fit, and return how many values each environment observes.
 
     Args:
         obs: as they were given.
         batch: the same as (N, o).
-        spec: the task they are of, where it is known.
+        specs: the task of each, None where it is not known.
         widest: O, what the model takes.
         num_envs: N, how many environments there are.
 
     Raises:
         ValueError: shape, number of environments or values are not what was expected.
     """
-    wanted = {spec.obs_dim, widest} if spec else set(range(1, widest + 1))
+    known = {spec.name: spec.obs_dim for spec in specs if spec}
+    least = max(known.values(), default=1)
+    wanted = range(least, widest + 1) if None in specs else (least, widest)
     if obs.ndim not in (1, 2) or batch.shape[1] not in wanted:
-        what = f"{spec.obs_dim} (or {widest}, zero-padded)" if spec else f"1 to {widest}"
+        what = f"{least} to {widest}" if None in specs else f"{least} (or {widest}, zero-padded)"
         raise ValueError(f"`obs` has the shape {obs.shape}; expected {what} values, for one environment or (N, ...).")
     if len(batch) != num_envs:
         raise ValueError(
@@ -107,3 +139,8 @@ def check_obs(obs: np.ndarray, batch: np.ndarray, spec: TaskSpec | None, widest:
         )
     if not np.isfinite(batch).all():
         raise ValueError("`obs` holds values that are not finite (NaN or infinity).")
+    widths = [spec.obs_dim if spec else batch.shape[1] for spec in specs]
+    for spec, row, width in zip(specs, batch, widths, strict=True):
+        if spec and row[width:].any():
+            raise ValueError(f"`obs` holds more than the {width} values of {spec.name}: beyond them it must be zero.")
+    return widths

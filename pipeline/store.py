@@ -32,7 +32,7 @@ from pipeline import config
 from pipeline.adapters import Adapters
 from pipeline.files import add_files, read_json, sha256, write_json
 from pipeline.language.embeddings import TaskEmbeddings
-from pipeline.model.task_table import CONSTRAINTS, TIED
+from pipeline.model.task_table import CONSTRAINTS, TIED, TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.pixels.pixel_encoder import AUTOENCODER_FOLDER
 from pipeline.systems import build
@@ -71,6 +71,15 @@ class Checkpoint(NamedTuple):
     vision: config.Vision | None = None  # what is seen beside or in place of the state; None for the state alone
     picture_encoder: str | None = None  # id of the picture encoder
     columns: Mapping[str, Tensor] = MappingProxyType({})  # (n,) int64 each, what networks ask of a task beside
+
+    def task_table(self) -> TaskTable:
+        """Return its tasks as tensors."""
+        mask = torch.zeros(len(self.specs), self.model.config.action_dim, dtype=torch.float32)
+        for row, spec in zip(mask, self.specs, strict=True):
+            row[: spec.action_dim] = 1
+        vectors, discount = torch.from_numpy(self.embeddings.vectors), torch.tensor(self.discounts, dtype=torch.float32)
+        statistics, names = (self.obs_mean, self.obs_std), self.embeddings.names
+        return TaskTable(names, vectors, mask, discount, *statistics, self.constraint, dict(self.columns))
 
 
 class AdapterTask(NamedTuple):
@@ -294,7 +303,7 @@ def _read_model(folder: Path, task_dim: int) -> WorldModel:
         raise ValueError(f"{weights} does not hold the weights that {path.name} describes: {reason}.") from None
     if sizes.task_dim != task_dim:
         raise ValueError(f"{folder}: the task embeddings are {task_dim} wide, the model expects {sizes.task_dim}.")
-    model = build.build_model(sizes)
+    model = build.build_model(sizes, torch.float32)
     model.load_state_dict(state)
     return model.eval()
 
@@ -342,7 +351,8 @@ def _statistics(entries: list[Any], obs_dim: int, path: Path) -> tuple[Tensor, T
     if all(entry.get("obs_mean") is None and entry.get("obs_std") is None for entry in entries):
         return None, None
     try:
-        mean, std = (torch.tensor([entry[key] for entry in entries]) for key in ("obs_mean", "obs_std"))
+        found = ([entry[key] for entry in entries] for key in ("obs_mean", "obs_std"))
+        mean, std = (torch.tensor(values, dtype=torch.float32) for values in found)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: `obs_mean` and `obs_std` are not lists of numbers of one length.") from error
     sound = mean.shape == std.shape == (len(entries), obs_dim) and mean.isfinite().all() and (std > 0).all()

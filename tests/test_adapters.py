@@ -257,7 +257,7 @@ def test_a_model_is_not_wrapped_twice(model: WorldModel) -> None:
         Adapters(model)
 
 
-@pytest.mark.parametrize("name", ["", "a.b", "a/b", "lora", "door", "forward", "pop"])
+@pytest.mark.parametrize("name", ["", "a.b", "a/b", "door"])
 def test_unusable_names_are_refused(model: WorldModel, name: str) -> None:
     adapters = Adapters(model)
     adapters.create("door", ALL, rank=4, alpha=8.0)

@@ -224,6 +224,21 @@ def test_act_plays_and_scores_episodes(checkpoint, capsys, how):
     assert lines(capsys)[0] == first
 
 
+@pytest.mark.parametrize("device", ["cuda:99", "no-such"])
+def test_act_on_a_device_that_is_not_there_says_so(checkpoint, capsys, device):
+    assert main(["act", str(checkpoint), "--task", "swing", "--folder", "mine", "--device", device]) == 2
+    assert f"eft act: `device` is {device}, but torch sees no" in capsys.readouterr().err
+    assert main(["act", str(checkpoint), "--task", "swing", "--folder", "mine", "--device", "cpu"]) == 0
+
+
+def test_act_takes_the_text_encoder_from_a_folder(checkpoint, capsys, monkeypatch):
+    other = HashedNgrams(4096)
+    monkeypatch.setattr("pipeline.language.encoder.load_encoder", lambda name: {"mine/encoder": other}[name])
+    told = ["--instruction", "Do nothing.", "--encoder", "mine/encoder"]
+    assert main(["act", str(checkpoint), "--task", "swing", "--folder", "mine", *told]) == 2
+    assert "but hashed-ngrams-4096 was loaded" in capsys.readouterr().err
+
+
 def test_act_in_a_task_the_checkpoint_does_not_know_says_so(checkpoint, capsys):
     assert main(["act", str(checkpoint), "--task", "rest", "--folder", "mine"]) == 0
     note, episode, _ = lines(capsys)

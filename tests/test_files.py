@@ -10,7 +10,9 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from pipeline.files import add_files, atomic_file, atomic_folder, read_json, write_json
 
@@ -207,25 +209,33 @@ def own_mounts() -> tuple[str, ...] | None:
     return prefix if subprocess.run(probe, capture_output=True).returncode == 0 else None
 
 
+@pytest.mark.parametrize("writer", ["bytes", "safetensors"])
 @pytest.mark.parametrize("kind", ["file", "folder", "files"])
-def test_a_disk_that_fills_up_keeps_what_was_there(tmp_path, kind):
+def test_a_disk_that_fills_up_keeps_what_was_there(tmp_path, kind, writer):
     prefix = own_mounts()
     if prefix is None:
         pytest.skip("this machine does not let a process mount a disk of its own")
     code = """
         import subprocess, sys
         from pathlib import Path
+        import numpy as np
+        from safetensors.numpy import save_file
         from pipeline.files import add_files, atomic_file, atomic_folder
-        disk, kind = Path(sys.argv[1]), sys.argv[2]
+        disk, kind, writer = Path(sys.argv[1]), *sys.argv[2:]
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], check=True)
         target = disk / "a"
+        def write(path, size):
+            if writer == "bytes":
+                path.write_bytes(b"x" * size)
+            else:  # with a header of 64 bytes and the number of these
+                save_file({"x": np.zeros(size - 72, np.uint8)}, path)
         def fill(kind, size):
             if kind == "file":
                 with atomic_file(target) as partial:
-                    partial.write_bytes(b"x" * size)
+                    write(partial, size)
             else:
                 with atomic_folder(target) if kind == "folder" else add_files(target, last="1") as partial:
-                    (partial / "1").write_bytes(b"x" * size)
+                    write(partial / "1", size)
         fill(kind, 1000)
         try:
             fill(kind, 10**6)
@@ -235,12 +245,24 @@ def test_a_disk_that_fills_up_keeps_what_was_there(tmp_path, kind):
         fill(kind, 100_000)
         print("goes on")
     """
-    result = python(code, tmp_path, kind, before=prefix)
+    result = python(code, tmp_path, kind, writer, before=prefix)
     assert result.returncode == 0, result.stderr
     error, left, goes_on = result.stdout.splitlines()
     assert f"no space left while writing {tmp_path}/a (" in error
     assert left == "['a'] 1000"
     assert goes_on == "goes on"
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+@pytest.mark.parametrize("kind", ["folder", "files"])
+def test_whoever_may_read_a_folder_may_read_its_weights(tmp_path, kind, umask, mode):
+    before = os.umask(umask)
+    try:
+        with atomic_folder(tmp_path / "a") if kind == "folder" else add_files(tmp_path / "a", last="1") as partial:
+            save_file({"x": np.zeros(1)}, partial / "1")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a/1").stat().st_mode & 0o777 == mode
 
 
 def test_a_limit_on_file_size_leaves_nothing(tmp_path):

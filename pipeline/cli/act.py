@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli.options import add_command, add_folder, count, own_folder
+from pipeline.cli.options import add_command, add_encoder, add_folder, count, own_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +38,8 @@ def add_to(commands: Any) -> None:
     )
     act.add_argument("--episodes", type=count, default=1, metavar="N", help="episodes to play (default: 1)")
     act.add_argument("--video", type=Path, metavar="MP4", help="film the episodes")
+    add_encoder(act)
+    act.add_argument("--device", default="cpu", help="where it computes: cpu, cuda, cuda:1, ... (default: cpu)")
     act.add_argument("--policy-only", action="store_true", help="act by the policy alone, without planning")
     act.add_argument("--seed", type=int, default=0, help="seed of the first episode, then counted up (default: 0)")
     add_folder(act)
@@ -46,12 +48,15 @@ def add_to(commands: Any) -> None:
 def act_in_task(options: argparse.Namespace) -> None:
     """Play episodes of a task with a checkpoint; print each score, film them if asked."""
     from pipeline.agent import Agent
+    from pipeline.language.encoder import load_encoder
     from pipeline.play import play
     from pipeline.tasks import registry
     from pipeline.video import write_video
 
     spec = registry.get([options.task], own_folder(options))[0]
-    agent = Agent.from_pretrained(options.checkpoint, options.revision)
+    agent = Agent.from_pretrained(options.checkpoint, options.revision, options.device)
+    if options.encoder:
+        agent.encoder = load_encoder(options.encoder)
     if options.adapter:
         adapted = agent.add_adapter(options.adapter)
         if options.instruction is None and spec.name != adapted:

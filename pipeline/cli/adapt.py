@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli.options import add_command, add_folder, count, count_or_zero, find_task, own_folder
+from pipeline.cli.options import add_command, add_encoder, add_folder, count, count_or_zero, find_task, own_folder
 
 if TYPE_CHECKING:
     from pipeline.adapt import Settings
@@ -59,6 +59,7 @@ def add_to(commands: Any) -> None:
         help="updates on the demonstrations alone (default: adapt.pretrain.updates)",
     )
     adapt.add_argument("--adapter", type=Path, metavar="DIR", help="train on this adapter, which an earlier run wrote")
+    add_encoder(adapt)
     adapt.add_argument("--nearest", type=count, metavar="N", help="say which N known tasks read most like this one")
     adapt.add_argument("--output", type=Path, metavar="FOLDER", help="where the adapter goes (default: adapted/TASK)")
     adapt.add_argument("--params", type=Path, metavar="FILE", help="the parameter file (default: params.yaml)")
@@ -73,6 +74,7 @@ def adapt_to_task(options: argparse.Namespace) -> None:
     from pipeline.agent import Agent
     from pipeline.demonstrate.labels import teachers_of
     from pipeline.files import add_files
+    from pipeline.language.encoder import load_encoder
     from pipeline.learn.setup import product_modes
     from pipeline.run.launch import start
     from pipeline.run.provenance import Summary
@@ -88,6 +90,8 @@ def adapt_to_task(options: argparse.Namespace) -> None:
     ranks = start(settings.runtime, settings.seed)
     _, mode = product_modes(settings.runtime, ranks.device)
     agent = Agent.from_pretrained(options.checkpoint, device=ranks.device, mode=mode)
+    if options.encoder:
+        agent.encoder = load_encoder(options.encoder)
     if options.adapter:
         begun = agent.add_adapter(options.adapter, trainable=True)
         if begun != spec.name:

@@ -181,13 +181,20 @@ def _print_model(folder: Path) -> None:
     adapters = sorted(path.parent.name for path in folder.glob("adapters/*/task.json"))
     print(f"  adapters      {_plain(', '.join(adapters)) or 'none'}")
     path = folder / "metrics.json"
-    metrics = read_json(path, "dvc repro publish") if path.is_file() else {}
-    if _evaluated(metrics) != checkpoint.base:
-        metrics = {}  # they are of weights that lay here before
+    metrics, missing, reason = {}, False, "it names no evaluation of the task"
+    if path.is_file():
+        metrics = read_json(path, "dvc repro publish")
+        if _evaluated(metrics) != checkpoint.base:
+            metrics, reason = {}, "metrics.json is of other weights"
+    else:
+        reason = "there is no metrics.json, which a release has (`dvc repro evaluate publish`)"
     print(f"\n  {'task':<32} {'actions':>7} {'length':>6}  {'policy':>6}  {'planned':>7}")
     for spec in checkpoint.specs:
         shown = [_score(metrics, mode, spec.name) for mode in ("policy", "plan")]
+        missing |= "-" in shown
         print(f"  {spec.name:<32} {spec.action_dim:>7} {spec.episode_length:>6}  {shown[0]:>6}  {shown[1]:>7}")
+    if missing:
+        print(f"  -  no score: {reason}")
 
 
 def _score(metrics: Any, mode: str, task: str) -> str:

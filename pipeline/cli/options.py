@@ -34,6 +34,15 @@ def add_folder(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_encoder(parser: argparse.ArgumentParser) -> None:
+    """Let a command take `--encoder`, for a checkpoint whose text encoder is not to be had by its name."""
+    parser.add_argument(
+        "--encoder",
+        metavar="FOLDER",
+        help="a folder that holds the checkpoint's text encoder (default: where its name leads to, or the Hub's cache)",
+    )
+
+
 def own_folder(options: argparse.Namespace) -> str | None:
     """Return the folder of `--folder`, else that of params.yaml, else None."""
     from pipeline import config

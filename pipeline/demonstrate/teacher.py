@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from pipeline.files import atomic_file
 from pipeline.tasks.spec import TaskSpec
 
 TEACHERS = Path("checkpoints/teach")  # where the stage `teach` leaves them
@@ -63,11 +64,8 @@ class Teacher:
         tensors = {"mean": self.mean.astype(np.float32), "std": self.std.astype(np.float32)}
         for number, part in enumerate(self.weights):
             tensors[f"{'bias' if number % 2 else 'weight'}.{number // 2}"] = np.ascontiguousarray(part, np.float32)
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.partial")
-        save_file(tensors, partial, {"task": task_version(self.spec), "notes": json.dumps(self.notes)})
-        partial.replace(target)
+        with atomic_file(path) as partial:
+            save_file(tensors, partial, {"task": task_version(self.spec), "notes": json.dumps(self.notes)})
 
 
 def task_version(spec: TaskSpec) -> str:

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from pipeline.config import near
 from pipeline.files import add_files, read_json, write_json
-from pipeline.language.encoder import TextEncoder
+from pipeline.language.encoder import TextEncoder, same_encoder
 
 MADE_BY = "dvc repro embed"
 
@@ -102,7 +102,7 @@ class TaskEmbeddings:
         Raises:
             ValueError: they come from another encoder, or have another number of phrasings.
         """
-        if other.encoder != self.encoder:
+        if not same_encoder(other.encoder, self.encoder):
             raise ValueError(
                 f"tasks {', '.join(other.names)} were embedded by {other.encoder}, the others by {self.encoder}: their "
                 "vectors mean different things. Embed all of them with one encoder."
@@ -116,6 +116,28 @@ class TaskEmbeddings:
             np.concatenate([self.unseen_vectors, other.unseen_vectors]),
             self.unseen_texts + other.unseen_texts,
         )
+
+    def check_encoder(self, encoder: TextEncoder) -> None:
+        """Refuse another encoder than the one that made these vectors.
+
+        One that goes by another name must also make the same vector of the first text: the same weights with another
+        tokenizer do not.
+
+        Raises:
+            ValueError: says which was expected.
+        """
+        advice = "its vectors would mean something else. Set `agent.encoder = load_encoder(...)` to the right one."
+        if not same_encoder(encoder.id, self.encoder):
+            raise ValueError(
+                f"this agent was trained with the text encoder {self.encoder}, but {encoder.id} was loaded: {advice}"
+            )
+        if encoder.id != self.encoder and "@" in self.encoder:
+            mine, found = self.vectors[0, 0], encoder.encode([self.texts[0][0]])[0]
+            if mine @ found < 0.999 * np.linalg.norm(mine) * np.linalg.norm(found):
+                raise ValueError(
+                    f"{encoder.id} has the weights of {self.encoder}, with which this agent was trained, but makes "
+                    f"another vector of {self.texts[0][0]!r}: its tokenizer or configuration is another, so {advice}"
+                )
 
     def check(
         self, names: Sequence[str], texts: Sequence[Sequence[str]], encoder: str, unseen: Sequence[str] | None = None
@@ -131,7 +153,7 @@ class TaskEmbeddings:
         Raises:
             ValueError: names the task and what to do.
         """
-        if encoder != self.encoder:
+        if not same_encoder(encoder, self.encoder):
             raise ValueError(
                 f"the task embeddings were made by the text encoder {self.encoder}, but {encoder} is asked for: their "
                 f"vectors mean different things. Run `{MADE_BY}` to embed anew, or set language.encoder back."

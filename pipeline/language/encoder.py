@@ -5,6 +5,9 @@ Three kinds, chosen by name:
     `openai/clip-vit-base-patch32`            512 values, what Newt uses, from the Hub
     `hashed-ngrams-<dim>`                     no download, no meaning beyond shared letters and words: for tests
 Any other transformers text model works as `owner/name@<40-digit commit>` or as a local folder.
+
+An encoder's id is its name and the first 16 digits of the SHA-256 of its weights, `<name>@<digits>`. The digits alone
+say which encoder it is: the same files elsewhere, or in a folder of another name, are the same encoder.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from pipeline.files import sha256
+from pipeline.run.cores import one_thread_by_default
 
 
 class Pin(NamedTuple):
@@ -48,7 +52,7 @@ FILES = ["config.json", "model.safetensors", "tokenizer*.json", "special_tokens_
 class TextEncoder(Protocol):
     """A frozen map from text to a vector."""
 
-    id: str  # name and hash of the weights: equal ids give equal vectors
+    id: str  # name and hash of the weights (`same_encoder`)
     dim: int  # E
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
@@ -73,7 +77,40 @@ def load_encoder(name: str) -> TextEncoder:
             f"language.encoder is {name!r}: expected a Hub id such as {MINILM}, `hashed-ngrams-384`, "
             "or an existing folder that holds a transformers model."
         )
-    return TransformersEncoder(model, _find(model, revision))
+    pinned = model in PINS and revision in ("", PINS[model].revision)
+    return TransformersEncoder(model if pinned else name, _find(model, revision))
+
+
+def find_encoder(encoder_id: str) -> TextEncoder:
+    """Load the text encoder of an id again: by its name, or from wherever the Hub's cache has its weights.
+
+    Raises:
+        OSError: it is nowhere to be had; the message says what was looked for and how to go on.
+        ValueError: the files are not the ones that were pinned.
+    """
+    if "@" not in encoder_id:
+        return load_encoder(encoder_id)
+    name, _, digits = encoder_id.rpartition("@")
+    if name in PINS:
+        return load_encoder(name)
+    folder = _find_in_cache(digits)
+    if folder is not None:
+        return TransformersEncoder(name, folder)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", name):
+        return load_encoder(name)
+    raise OSError(
+        f"the text encoder {encoder_id} is not in the Hub's cache, and this id names no commit of a repo. Give a "
+        f"folder whose model.safetensors has a SHA-256 that begins with {digits}, beside its config.json and "
+        "tokenizer: `agent.encoder = load_encoder(FOLDER)`, or `--encoder FOLDER`."
+    )
+
+
+def same_encoder(one: str, other: str) -> bool:
+    """Whether two ids are of the same weights, wherever these lie; by name where an id names no weights."""
+    (name, _, digits), (other_name, _, other_digits) = (
+        text.rpartition("@") if "@" in text else (text, "", "") for text in (one, other)
+    )
+    return digits == other_digits if digits and other_digits else name == other_name
 
 
 class HashedNgrams:
@@ -117,6 +154,7 @@ class TransformersEncoder:
         from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModel
         from transformers.utils import logging
 
+        one_thread_by_default()
         weights = folder / "model.safetensors"
         if not weights.is_file():
             raise ValueError(f"{folder} holds no model.safetensors: other formats of weights are not read.")
@@ -163,6 +201,17 @@ def _find(model: str, revision: str) -> Path:
     if pin and revision == pin.revision:
         _check_hashes(folder, pin.sha256, f"{model} at commit {revision}")
     return folder
+
+
+def _find_in_cache(digits: str) -> Path | None:
+    """Find a model in the Hub's cache by its weights, whose files are named by their SHA-256 there."""
+    from huggingface_hub import constants
+
+    for weights in sorted(Path(constants.HF_HUB_CACHE).glob("models--*/snapshots/*/model.safetensors")):
+        digest = weights.resolve().name if weights.is_symlink() else sha256(weights)
+        if digest.startswith(digits) and (weights.parent / "config.json").is_file():
+            return weights.parent
+    return None
 
 
 def _find_in_wheel(distribution: str) -> Path | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -56,9 +56,7 @@ class Actor:
         self._generator = torch.Generator()
         self._prev_mean = torch.zeros(planner.horizon, 0, model.config.action_dim)
         self._is_first = torch.ones(0, dtype=torch.bool)
-        self._context: TaskContext | None = None
-        self._context_rows: Tensor | None = None
-        self._context_adapter: str | None = None
+        self._contexts: dict[str | None, tuple[Tensor, TaskContext]] = {}  # by adapter: of which rows, and that
 
     @property
     def device(self) -> torch.device:
@@ -83,7 +81,8 @@ class Actor:
     def reset(self, num_envs: int, seed: int) -> None:
         """Begin an episode in each of `num_envs` environments, and seed the random numbers."""
         self._generator.manual_seed(seed)
-        self._prev_mean = torch.zeros(self.planner.horizon, num_envs, self.model.config.action_dim, device=self.device)
+        shape = self.planner.horizon, num_envs, self.model.config.action_dim
+        self._prev_mean = torch.zeros(shape, dtype=self.table.discount.dtype, device=self.device)
         self._is_first = torch.ones(num_envs, dtype=torch.bool, device=self.device)
 
     def begin_episodes(self, which: Tensor) -> None:
@@ -91,8 +90,8 @@ class Actor:
         self._is_first |= which.to(self.device)
 
     def refresh(self) -> None:
-        """Drop the task context, which was computed from weights that have changed."""
-        self._context = None
+        """Drop what was computed from weights or tasks that have changed."""
+        self._contexts = {}
 
     @torch.no_grad()
     def act(
@@ -104,7 +103,7 @@ class Actor:
         constraint_weight: float | Tensor | None = None,
         envs: Tensor | None = None,
     ) -> Tensor:
-        """Choose one action per environment.
+        """Choose one action per environment. Those whose tasks have the same adapter, or none, are computed together.
 
         Args:
             obs: (N, O)
@@ -119,7 +118,7 @@ class Actor:
             (N, A) in [-1, 1], on the CPU.
 
         Raises:
-            ValueError: not one observation per environment that was reset, or the tasks need different adapters.
+            ValueError: not one observation per environment that was reset.
         """
         expected = len(self._is_first) if envs is None else len(envs)
         if len(obs) != expected or len(rows) != len(obs):
@@ -127,9 +126,51 @@ class Actor:
                 f"{len(obs)} observations and {len(rows)} task rows came for {expected} environments: "
                 "call `reset` with their number first"
             )
+        groups = self._by_adapter(rows)
+        if len(groups) == 1:
+            return self._act_with(next(iter(groups)), obs, rows, plan, explore, constraint_weight, envs)
+        action, columns = torch.zeros(len(rows), self.model.config.action_dim, dtype=self.table.discount.dtype), {}
+        for adapter, part in groups.items():
+            planned, weight, these = _take(plan, part), _take(constraint_weight, part), _take(envs, part)
+            these = part if these is None else these
+            action[part] = self._act_with(adapter, obs[part], rows[part], planned, explore, weight, these)
+            for name, values in self.columns.items():
+                columns.setdefault(name, values.new_zeros(len(rows)))[part] = values
+        self.columns = columns
+        return action
+
+    def act_finite(self, obs: Tensor, rows: Tensor, plan: bool, explore: bool) -> Tensor:
+        """Choose actions as `act` does; a step with numbers that are not finite is refused, and nothing of it kept.
+
+        Raises:
+            ValueError: the observations (N, O) are too large for the model, or its weights are not finite.
+        """
+        before = self.state_tensors()
+        action = self.act(obs, rows, plan, explore)
+        after = (action, *self.state_tensors().values())
+        if not all(tensor.isfinite().all() for tensor in after if tensor.is_floating_point()):
+            self.load_state_tensors(before)
+            raise ValueError(
+                f"the model computes numbers that are not finite from `obs`, whose values reach "
+                f"{float(obs.abs().max()):.0e}. Give observations in the units of the task's environment; if they are, "
+                "the weights of this model are no good."
+            )
+        return action
+
+    def _act_with(
+        self,
+        adapter: str | None,
+        obs: Tensor,
+        rows: Tensor,
+        plan: bool | Tensor,
+        explore: bool,
+        constraint_weight: float | Tensor | None,
+        envs: Tensor | None,
+    ) -> Tensor:
+        """Choose one action per environment, by one adapter or none; as `act`."""
         obs, envs = obs.to(self.device), None if envs is None else envs.to(self.device)
-        with products.use(self.mode), self._adapted(rows):
-            ctx = self._task_context(rows)
+        with products.use(self.mode), self._acting(adapter):
+            ctx = self._task_context(rows, adapter)
             planned = torch.as_tensor(plan, device=self.device).expand(len(rows))
             if constraint_weight is None:
                 constraint = self.table.constraint[rows.to(self.device)]
@@ -144,24 +185,19 @@ class Actor:
             self.acted(obs, action, envs, ctx, planned, made, policy, explore)
         return action.cpu()
 
-    @contextmanager
-    def _adapted(self, rows: Tensor) -> Iterator[None]:
-        """Activate the adapter of these tasks, if they have one, within the context."""
-        if self.adapters is None or not self.adapters.names:
-            yield
-            return
-        tasks = {self.table.names[row] for row in rows.tolist()}
-        adapters = {task if task in self.adapters.names else None for task in tasks}
-        if len(adapters) > 1:
-            raise ValueError(
-                f"one adapter acts at a time, but of the tasks {', '.join(sorted(tasks))} not all have the same or "
-                "none: act on them in calls of their own."
-            )
-        (adapter,) = adapters or {None}
-        if adapter != self._context_adapter:
-            self._context, self._context_adapter = None, adapter
-        with self.adapters.acting(adapter):
-            yield
+    def _by_adapter(self, rows: Tensor) -> dict[str | None, Tensor]:
+        """Return the adapters of these tasks, None for none, and which of the rows each is for."""
+        names = self.adapters.names if self.adapters else ()
+        if not names:
+            return {None: torch.arange(len(rows))}
+        tasks = (self.table.names[row] for row in rows.tolist())
+        needed = [task if task in names else None for task in tasks]
+        which = {adapter: [one == adapter for one in needed] for adapter in needed or [None]}
+        return {adapter: torch.tensor(mask).nonzero().flatten() for adapter, mask in which.items()}
+
+    def _acting(self, adapter: str | None) -> AbstractContextManager[None]:
+        """Activate an adapter, or none, within the context."""
+        return self.adapters.acting(adapter) if self.adapters and self.adapters.names else nullcontext()
 
     def _plan(
         self, ctx: TaskContext, obs: Tensor, constraint_weight: float | Tensor, explore: bool, envs: Tensor | None
@@ -177,7 +213,9 @@ class Actor:
         return made
 
     def _policy(self, ctx: TaskContext, obs: Tensor, explore: bool, envs: Tensor | None) -> Policy:
-        noise = torch.randn(ctx.action_mask.shape, generator=self._generator).to(self.device) if explore else None
+        noise, shape, kind = None, ctx.action_mask.shape, ctx.action_mask.dtype
+        if explore:
+            noise = torch.randn(shape, generator=self._generator, dtype=kind).to(self.device)
         return self.model.policy(self.policy_input(obs, ctx, envs), ctx, noise)
 
     def policy_input(self, obs: Tensor, ctx: TaskContext, envs: Tensor | None) -> Tensor:
@@ -210,11 +248,16 @@ class Actor:
         self._prev_mean, self._is_first = state["prev_mean"].to(self.device), state["is_first"].to(self.device)
         self._generator.set_state(state["generator"])
 
-    def _task_context(self, rows: Tensor) -> TaskContext:
-        if self._context is None or self._context_rows is None or not torch.equal(rows, self._context_rows):
-            self._context = self.model.context(self.table, rows.to(self.device), target_q=())
-            self._context_rows = rows.clone()
-        return self._context
+    def _task_context(self, rows: Tensor, adapter: str | None) -> TaskContext:
+        if adapter not in self._contexts or not torch.equal(rows, self._contexts[adapter][0]):
+            made = self.model.context(self.table, rows.to(self.device), target_q=())
+            self._contexts[adapter] = rows.clone(), made
+        return self._contexts[adapter][1]
+
+
+def _take(value: float | Tensor | None, part: Tensor) -> Any:
+    """Select environments of what is one value for all, or (N,)."""
+    return value[part.to(value.device)] if isinstance(value, Tensor) and value.ndim else value
 
 
 def take_envs(whole: Tensor, dim: int, envs: Tensor | None) -> Tensor:

@@ -37,10 +37,11 @@ class PlanDraws(NamedTuple):
         """Draw for one plan; the tensors are on the generator's device."""
 
         def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, num_envs, action_dim, generator=generator, device=generator.device)
+            shape = *shape, num_envs, action_dim
+            return torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32)
 
         horizon, total, own = planner.horizon, planner.num_samples, planner.num_policy_samples
-        exponential = torch.empty(planner.num_elites, num_envs, device=generator.device)
+        exponential = torch.empty(planner.num_elites, num_envs, device=generator.device, dtype=torch.float32)
         return cls(
             normal(horizon, own),
             normal(planner.iterations, horizon, total - own),

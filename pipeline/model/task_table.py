@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # How a task is acted: by the policy alone, by plans that start from policy rollouts (tied), or by free plans.
 CONSTRAINTS = ("policy", "tied", "free")
 POLICY, TIED, FREE = range(3)
+_PER_TASK = ("embeddings", "action_mask", "discount", "obs_mean", "obs_std", "constraint")
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,25 @@ class TaskTable:
         statistics = (part if part is None else part.to(device) for part in (self.obs_mean, self.obs_std))
         columns = {name: column.to(device) for name, column in self.columns.items()}
         return TaskTable(self.names, *parts, *statistics, constraint=self.constraint.to(device), columns=columns)
+
+    def select(self, rows: Sequence[int]) -> TaskTable:
+        """Return the table of these rows, in this order."""
+        kept = list(rows)
+        parts = ((name, getattr(self, name)) for name in _PER_TASK)
+        selected: dict[str, Any] = {name: part if part is None else part[kept] for name, part in parts}
+        columns = {name: column[kept] for name, column in self.columns.items()}
+        return TaskTable(tuple(self.names[row] for row in kept), **selected, columns=columns)
+
+    def widened(self, obs_dim: int, action_dim: int) -> TaskTable:
+        """Return the table for a model of wider observations and actions, which these tasks do not have."""
+        more_obs = 0 if self.obs_mean is None else obs_dim - self.obs_mean.shape[1]
+        return dataclasses.replace(
+            self,
+            action_mask=F.pad(self.action_mask, (0, action_dim - self.action_mask.shape[1])),
+            obs_mean=None if self.obs_mean is None else F.pad(self.obs_mean, (0, more_obs)),
+            obs_std=None if self.obs_std is None else F.pad(self.obs_std, (0, more_obs), value=1.0),
+            constraint=self.constraint.clone(),
+        )
 
     def extended(
         self,

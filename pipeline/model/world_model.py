@@ -112,8 +112,16 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
         if config.termination:
             self.termination_head = MLP(state, task, 0, hidden, 1)
             nn.init.zeros_(self.termination_head.blocks[-1].linear.weight)
-        bins = torch.linspace(config.bin_min, config.bin_max, config.num_bins)
-        self.register_buffer("bins", bins, persistent=False)
+        self.register_buffer("bins", self._bins(torch.get_default_dtype()), persistent=False)
+
+    def _bins(self, dtype: torch.dtype) -> Tensor:
+        return torch.linspace(self.config.bin_min, self.config.bin_max, self.config.num_bins, dtype=dtype)
+
+    def of_dtype(self, dtype: torch.dtype) -> "WorldModel":
+        """Convert this model to a dtype, whatever torch's default was when it was made."""
+        self.to(dtype)
+        self.bins = self._bins(dtype).to(self.bins.device)
+        return self
 
     @classmethod
     def _from_pretrained(cls, *, strict: bool = True, **more: Any) -> Any:

@@ -190,5 +190,6 @@ def load_autoencoders(folder: Path, size: int) -> Autoencoders:
     except (SafetensorError, ValueError, RuntimeError, FileNotFoundError) as error:
         raise ValueError(f"{weights} does not hold the weights that {path} describes: {error}.") from None
     model = Autoencoders(size, settings, cluster)
+    model = model.float()  # whatever torch's default dtype is
     model.load_state_dict(state)
     return model.eval()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline.files import read_json, sha256
 from pipeline.pixels.autoencoder import Autoencoders, is_autoencoder, load_autoencoders
+from pipeline.run.cores import one_thread_by_default
 
 FILES = ["config.json", "preprocessor_config.json", "model.safetensors"]
 
@@ -49,6 +50,7 @@ class FrozenEncoder:
         from transformers import AutoModel
         from transformers.utils import logging
 
+        one_thread_by_default()
         folder = _find(name)
         weights = folder / "model.safetensors"
         if not weights.is_file():
@@ -57,7 +59,7 @@ class FrozenEncoder:
         if is_autoencoder(folder):
             self._model: Any = load_autoencoders(folder, size).to(device)
             self.cluster = dict(self._model.cluster)
-            self._mean, self._std = torch.zeros(3, device=device), torch.ones(3, device=device)
+            self._mean, self._std = (torch.full((3,), value, dtype=torch.float32, device=device) for value in (0, 1))
         else:
             local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
             self._model = AutoModel.from_pretrained(folder, dtype=torch.float32, **local).eval().to(device)
@@ -147,7 +149,9 @@ def _statistics(folder: Path) -> tuple[Tensor, Tensor]:
         raise ValueError(f"vision.encoder: {folder} has no preprocessor_config.json, so it is no image model.")
     content = read_json(path, "whoever published the encoder")
     try:
-        mean, std = (torch.tensor([float(v) for v in content[key]]) for key in ("image_mean", "image_std"))
+        mean, std = (
+            torch.tensor([float(v) for v in content[key]], dtype=torch.float32) for key in ("image_mean", "image_std")
+        )
     except (KeyError, TypeError, ValueError):
         raise ValueError(
             f"{path}: `image_mean` and `image_std` are not three numbers: {json.dumps(content)[:200]}"

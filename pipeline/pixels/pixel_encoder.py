@@ -50,6 +50,11 @@ class PixelEncoder:
         if self._cluster and task not in self._cluster:
             self._cluster[task] = self.encoder.cluster[nearest(task, self.encoder.cluster)]
 
+    def forget(self, tasks: Collection[str]) -> None:
+        """Forget which encoder was assigned to some tasks."""
+        for task in tasks:
+            self._cluster.pop(task, None)
+
     def cluster(self, task: str) -> int:
         """Return the number of the encoder that a task's images go through, 0 where one serves all.
 

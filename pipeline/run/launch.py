@@ -25,7 +25,7 @@ from accelerate import Accelerator
 
 from pipeline import config
 from pipeline.files import write_json
-from pipeline.run.cores import available_cores
+from pipeline.run.cores import available_cores, one_thread_by_default
 from pipeline.run.ranks import PeerLost, Ranks, launched_processes
 
 _PR_SET_PDEATHSIG = 1
@@ -43,6 +43,7 @@ def start(runtime: config.Runtime, seed: int) -> Ranks:
     if runtime.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("runtime.device is `cuda`, but torch sees no CUDA device. Set it to `auto` or `cpu`.")
     on_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    one_thread_by_default()  # before what is asked for here, so that no agent or encoder does it after
     torch.set_num_threads(runtime.threads or max(1, available_cores() // on_machine))
     seed_everything(seed)
     precision = "bf16" if runtime.precision == "bf16" else "no"

@@ -9,7 +9,6 @@ the save before, and lists the parts that make up the replay of now. Rank 0 writ
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 import sys
@@ -18,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -240,14 +238,9 @@ def _rank_file(rank: int) -> str:
 
 
 def _write(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file; a full disk is the OSError that other writers raise."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        # Cloned, because safetensors refuses tensors that share storage, as a model's tied buffers may.
-        save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path)
-    except SafetensorError as error:
-        number = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
-        raise OSError(number, f"{path} could not be written: {error}") from error
+    # Cloned, because safetensors refuses tensors that share storage, as a model's tied buffers may.
+    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path)
 
 
 def _problem(path: Path, check_replay: bool) -> str | None:

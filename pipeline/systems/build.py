@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline import config
 from pipeline.model.actor import Actor
+from pipeline.model.grow import grow
 from pipeline.model.layers import MLP
 from pipeline.model.products import Mode
 from pipeline.model.task_table import TaskTable
@@ -31,8 +32,12 @@ if TYPE_CHECKING:
     from pipeline.run.ranks import Ranks
 
 
-def build_model(sizes: config.Model) -> WorldModel:
+def build_model(sizes: config.Model, dtype: torch.dtype | None = None) -> WorldModel:
     """Make a world model, with experts, history and networks per cluster where `sizes` has them.
+
+    Args:
+        sizes: of the model.
+        dtype: of its weights; None for torch's default.
 
     Raises:
         ValueError: the number of clusters is yet to be found, or parts do not go together.
@@ -46,14 +51,19 @@ def build_model(sizes: config.Model) -> WorldModel:
     model = kind(dataclasses.replace(sizes, clusters=None), partial(_network, sizes.experts))
     if sizes.clusters is not None:
         split(model, sizes.clusters)
-    return model
+    return model if dtype is None else model.of_dtype(dtype)
+
+
+def grown(model: WorldModel, obs_dim: int, action_dim: int) -> WorldModel:
+    """Return a wider copy of a model (`grow`), of the same dtype."""
+    return grow(model, obs_dim, action_dim, partial(build_model, dtype=model.bins.dtype))
 
 
 def plain(model: WorldModel) -> WorldModel:
     """Return the model as it is saved: low-rank stages become part of its matrices."""
     from pipeline.systems.scalezero.staged_lora import merged
 
-    return merged(model, build_model)
+    return merged(model, partial(build_model, dtype=model.bins.dtype))
 
 
 def column_limits(sizes: config.Model) -> dict[str, int]:

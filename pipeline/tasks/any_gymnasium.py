@@ -92,6 +92,7 @@ class GymnasiumTask(GymnasiumSimulator):
 def drawing_options() -> dict[str, Any]:
     """Return the keyword argument that makes a Gymnasium environment draw without a display."""
     os.environ.setdefault("MUJOCO_GL", backend())  # Gymnasium reads it when it first draws
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame's: else it looks for a display, and complains of none
     return {"render_mode": "rgb_array"}
 
 

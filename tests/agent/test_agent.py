@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +170,64 @@ def test_a_seed_makes_planning_reproducible_and_steps_differ(agent: Agent) -> No
     assert not np.array_equal(play(None), play(None))
 
 
+@pytest.mark.parametrize("plan", [True, False])
+def test_observations_that_are_too_large_are_refused_and_not_kept(agent: Agent, plan: bool) -> None:
+    fine, huge = obs_for(SPECS[0]), np.full(4, 3e38)
+    agent.reset(seed=0)
+    expected = [agent.act(fine, task="walk", plan=plan) for _ in range(2)]
+    agent.reset(seed=0)
+    found = [agent.act(fine, task="walk", plan=plan)]
+    with pytest.raises(ValueError, match=r"not finite from `obs`, whose values reach 3e\+38"):
+        agent.act(huge, task="walk", plan=plan)
+    found.append(agent.act(fine, task="walk", plan=plan))
+    assert np.array_equal(found, expected)
+    assert np.isfinite(agent.act(np.full(4, 1e25), task="walk", plan=plan)).all()
+
+
+_HISTORY = config.History(context=3, layers=1, heads=2, dim=16, mlp_dim=16, backbone="dynamics")
+_EXPERTS = config.Experts(("dynamics", "policy"), 4, 2, 8, True, "latent", 0.5, 0.1)
+
+
+@pytest.fixture
+def default_dtype() -> Iterator[Callable[[torch.dtype], None]]:
+    yield torch.set_default_dtype
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("option", [{}, {"history": _HISTORY}, {"experts": _EXPERTS}], ids=["plain", "past", "experts"])
+def test_an_agent_acts_the_same_whatever_torch_s_default_dtype(
+    tmp_path: Path, option: dict, dtype: torch.dtype, default_dtype: Callable[[torch.dtype], None]
+) -> None:
+    agent = make_agent(sizes=dataclasses.replace(SIZES, **option))
+    statistics = torch.linspace(-1, 1, 18).view(3, 6)
+    agent.actor.table = dataclasses.replace(agent.table, obs_mean=statistics, obs_std=statistics.exp())
+    agent.save_pretrained(tmp_path / "base")
+    agent = Agent.from_pretrained(tmp_path / "base")
+
+    def found(agent: Agent) -> list[np.ndarray]:
+        agent.encoder, steps = ENCODER, []
+        for told in ({"task": "walk"}, {"instruction": "Jump.", "action_dim": 2}):
+            for plan, explore in ((True, True), (False, True), (True, False)):
+                agent.reset(seed=0)
+                steps += [agent.act(obs_for(SPECS[0]), **told, plan=plan, explore=explore) for _ in range(2)]
+        return steps
+
+    expected, wider = found(agent), found(agent.grown(8, 3))
+    default_dtype(dtype)
+    loaded = Agent.from_pretrained(tmp_path / "base")
+    for one in (agent, loaded):
+        assert np.array_equal(found(one), expected)
+        assert np.array_equal(found(one.grown(8, 3)), wider)
+    loaded.create_adapter("walk", ["encoder", "policy", "dynamics"][: 2 if option else 3], rank=2, alpha=4.0)
+    assert all(parameter.dtype == torch.float32 for parameter in loaded.model.parameters())
+    assert np.array_equal(found(loaded), expected)  # a new adapter changes nothing yet
+    loaded.save_adapter(tmp_path / "adapter", "walk")
+    agent.save_pretrained(tmp_path / "again")
+    default_dtype(torch.float32)
+    assert Agent.from_pretrained(tmp_path / "again").base == Agent.from_pretrained(tmp_path / "base").base
+
+
 def test_another_planner_changes_the_plan_s_length(agent: Agent) -> None:
     longer = agent.with_planner(config.Planner(**{**vars(PLANNER), "horizon": 5}))
     assert longer.actor.state_tensors()["prev_mean"].shape[0] == 5
@@ -247,6 +305,14 @@ def test_another_encoder_is_refused(agent: Agent) -> None:
 def test_what_cannot_be_done_is_said(agent: Agent, obs: np.ndarray, told: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         agent.act(obs, **told)
+
+
+def test_an_agent_says_what_it_is(agent: Agent) -> None:
+    known = "3 tasks: walk, reach, push; obs_dim 6, action_dim 3"
+    assert repr(agent) == f"Agent({known}; 1 envs on cpu)"
+    agent.create_adapter("walk", ["policy"], rank=1, alpha=1.0)
+    agent.reset(8)
+    assert repr(agent) == f"Agent({known}; adapters: walk; 8 envs on cpu)"
 
 
 def test_parts_of_different_tasks_are_refused(agent: Agent) -> None:

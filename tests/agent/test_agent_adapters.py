@@ -19,6 +19,7 @@ from tests.tiny_agent import (
     acts,
     adapted,
     make_agent,
+    make_spec,
     obs_for,
 )
 
@@ -83,10 +84,11 @@ def test_an_adapter_acts_by_the_agent_s_actors_too(checkpoint: Path, tmp_path: P
             found.append(actor.act(obs, actor.rows(["walk", "reach"]), plan=True))
         assert torch.equal(*found)
     agent.actor.reset(2, seed=0)
-    before = agent.actor.state_tensors()
-    with pytest.raises(ValueError, match=r"one adapter acts at a time, but of the tasks pull, walk not all have"):
-        agent.actor.act(obs, agent.actor.rows(["walk", "pull"]), plan=True)
-    assert all(torch.equal(before[name], tensor) for name, tensor in agent.actor.state_tensors().items())
+    both = agent.actor.act(obs, agent.actor.rows(["walk", "pull"]), plan=False)
+    for row, task in enumerate(("walk", "pull")):
+        agent.actor.reset(1, seed=0)
+        alone = agent.actor.act(obs[:1], agent.actor.rows([task]), plan=False)
+        assert torch.allclose(both[row], alone[0], atol=1e-6)
 
 
 def test_acting_on_another_task_does_not_end_training(checkpoint: Path, tmp_path: Path) -> None:
@@ -97,6 +99,24 @@ def test_acting_on_another_task_does_not_end_training(checkpoint: Path, tmp_path
     assert [name for name, parameter in agent.model.named_parameters() if parameter.requires_grad] == trained
     assert agent._adapters.active == "pull"
     assert all(torch.equal(state[name], tensor) for name, tensor in agent.model.state_dict().items())
+
+
+NAMES = ["forward", "clear", "pop", "float", "train", "update", "type", "cpu", "lora", "a", "of", "default"]
+
+
+def test_a_task_of_any_name_may_have_an_adapter(checkpoint: Path, tmp_path: Path) -> None:
+    specs = [make_spec(name, f"do {name}", 5, 2) for name in NAMES]
+    expected = {}
+    for seed, spec in enumerate(specs):
+        trained = adapted(checkpoint, tmp_path / spec.name, spec, seed)
+        expected[spec.name] = acts(trained, spec)
+    agent = Agent.from_pretrained(checkpoint)
+    for spec in specs:
+        assert agent.add_adapter(tmp_path / spec.name) == spec.name
+    assert agent.adapters == tuple(NAMES)
+    for spec in specs:
+        assert np.array_equal(acts(agent, spec), expected[spec.name])
+    assert acts(agent, SPECS[0]).shape == (3, 4, 2)
 
 
 def test_adapters_lie_in_subfolders_too(checkpoint: Path, tmp_path: Path) -> None:

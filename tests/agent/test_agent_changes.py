@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from pipeline.agent import Agent
@@ -104,6 +105,22 @@ def test_a_checkpoint_that_is_half_old_is_not_read(
         make_agent(1).save_pretrained(checkpoint)
     with pytest.raises(FileNotFoundError, match=r"tasks\.json does not exist"):
         Agent.from_pretrained(checkpoint)
+
+
+def test_a_full_disk_is_explained_wherever_an_agent_is_saved(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = adapted(checkpoint, tmp_path / "adapter")
+
+    def full(*_: object, **__: object) -> None:  # as safetensors says it
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.serialize_file", full)
+    for save in (make_agent().save_pretrained, lambda folder: trained.save_adapter(folder, "pull")):
+        with pytest.raises(OSError, match="no space left while writing .*Free some space and run the same"):
+            save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 # --- what is refused changes nothing ----------------------------------------------------------------------------------
@@ -247,6 +264,29 @@ def test_threads_act_with_adapters_and_add_tasks_at_once(checkpoint: Path, tmp_p
 
     assert in_threads(work) == [[True] * 5] * 4
     assert len(agent.tasks) == len(agent.table.names) == 3 + 20
+
+
+def test_a_grown_agent_keeps_everything_but_sizes_and_base(checkpoint: Path) -> None:
+    agent = Agent.from_pretrained(checkpoint)
+    agent.encoder, agent.commit = HashedNgrams(16), "0" * 40
+    agent.act(obs_for(SPECS[0]), instruction="jump", action_dim=2)
+    agent.add_task(NEW, embeddings_of([NEW]), 0.97)
+    agent.act(obs_for(SPECS[0]), instruction="turn around", action_dim=2)
+    grown = agent.grown(9, 5)
+    sized = {"model", "actor", "base", "commit", "_lock", "_adapters"}
+    for name, value in vars(agent).items():
+        assert name in sized or value == getattr(grown, name), name
+    assert grown.table.names == agent.table.names
+    told = [{"task": "pull"}, {"instruction": "jump", "action_dim": 2}, {"instruction": "climb", "action_dim": 3}]
+    for one in told:
+        assert grown.act(obs_for(NEW), **one, plan=False) == pytest.approx(
+            agent.act(obs_for(NEW), **one, plan=False), rel=1e-4, abs=1e-6
+        )
+    before = state_of(agent)
+    grown.reset(1)
+    grown.act(np.ones(9), instruction="fly", action_dim=5)
+    grown.create_adapter("walk", ["policy"], rank=1, alpha=1.0)
+    assert state_of(agent) == before
 
 
 def test_an_agent_is_copied_whole(agent: Agent) -> None:

@@ -156,6 +156,7 @@ def test_info_shows_sizes_tasks_and_scores(published: list[str], capsys) -> None
     assert "adapters      push" in shown
     row = next(line for line in shown.splitlines() if line.strip().startswith("reach"))
     assert row.split() == ["reach", "2", "50", "0.900", "0.900"]
+    assert "no score" not in shown
 
 
 def test_info_shows_no_scores_of_weights_that_lay_there_before(published: list[str], capsys) -> None:
@@ -164,8 +165,11 @@ def test_info_shows_no_scores_of_weights_that_lay_there_before(published: list[s
         next(agent.model.parameters()).add_(1)
     agent.save_pretrained("ready")
     assert main(["info", "ready"]) == 0
-    row = next(line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("reach"))
+    *_, row, why = capsys.readouterr().out.splitlines()
     assert row.split() == ["reach", "2", "50", "-", "-"]
+    assert why.strip() == "-  no score: metrics.json is of other weights"
+    assert main(["info", "checkpoints/finetune/model"]) == 0
+    assert "-  no score: there is no metrics.json, which a release has" in capsys.readouterr().out
 
 
 def test_push_and_its_dry_run(root: Path, here, capsys) -> None:

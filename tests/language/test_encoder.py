@@ -12,8 +12,17 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from pipeline.files import sha256
 from pipeline.language import encoder as language
-from pipeline.language.encoder import MINILM, HashedNgrams, TransformersEncoder, load_encoder
+from pipeline.language.encoder import (
+    CLIP,
+    MINILM,
+    HashedNgrams,
+    TransformersEncoder,
+    find_encoder,
+    load_encoder,
+    same_encoder,
+)
 
 TEXTS = ["walker walk forward", "walker run forward as fast as possible", "arm open the drawer"]
 
@@ -102,6 +111,53 @@ def test_the_id_names_the_weights_and_not_the_place(tmp_path: Path) -> None:
     torch.manual_seed(1)
     BertModel(BertConfig.from_pretrained(copy)).save_pretrained(copy)
     assert load_encoder(str(copy)).id != first
+
+
+# --- found again by what a checkpoint says of it ----------------------------------------------------------------------
+
+
+def put_into_cache(folder: Path, cache: Path, repo: str, commit: str) -> Path:
+    """Lay a model out as the Hub's cache does: weights are a link to a file named by their hash."""
+    snapshot, blobs = (cache / f"models--{repo.replace('/', '--')}" / part for part in (f"snapshots/{commit}", "blobs"))
+    shutil.copytree(folder, snapshot)
+    blobs.mkdir()
+    blob = blobs / sha256(snapshot / "model.safetensors")
+    (snapshot / "model.safetensors").rename(blob)
+    (snapshot / "model.safetensors").symlink_to(blob)
+    return snapshot
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return tmp_path / "cache"
+
+
+def test_an_encoder_at_a_commit_is_found_again_by_its_id(tmp_path: Path, cache: Path) -> None:
+    snapshot = put_into_cache(save_tiny_bert(tmp_path / "bert"), cache, "someone/bert", "c" * 40)
+    (cache / "models--someone--bert/refs").mkdir()
+    first = load_encoder("someone/bert@" + "c" * 40)
+    assert first.id == f"someone/bert@{'c' * 40}@{sha256(snapshot / 'model.safetensors')[:16]}"
+    again = find_encoder(first.id)
+    assert again.id == first.id
+    assert np.array_equal(again.encode(TEXTS), first.encode(TEXTS))
+    for told in (f"bert@{first.id[-16:]}", f"someone/bert@{first.id[-16:]}"):  # from a folder; of an older Eft
+        assert find_encoder(told).id == told
+        assert same_encoder(told, first.id)
+    shutil.rmtree(cache)
+    with pytest.raises(OSError, match="nowhere to be had"):  # and would be downloaded
+        find_encoder(first.id)
+    with pytest.raises(OSError, match=rf"SHA-256 that begins with {first.id[-16:]}, beside its config"):
+        find_encoder(f"bert@{first.id[-16:]}")
+
+
+def test_ids_are_of_one_encoder_by_their_digits() -> None:
+    assert same_encoder("a@0123", "b/c@" + "0" * 40 + "@0123")
+    assert not same_encoder("a@0123", "a@0124")
+    assert same_encoder(CLIP, f"{CLIP}@0123")  # as Newt's checkpoints say it
+    assert not same_encoder("hashed-ngrams-16", "hashed-ngrams-32")
+    assert find_encoder("hashed-ngrams-16").id == "hashed-ngrams-16"
 
 
 def test_code_of_a_model_folder_is_never_run(tmp_path: Path) -> None:

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import gymnasium
 import numpy as np
 import pytest
@@ -92,3 +96,14 @@ def test_a_package_that_an_environment_needs_is_named():
     gymnasium.register("eft-test/Needy-v0", entry_point=needy)
     with pytest.raises(ValueError, match="'eft-test/Needy-v0' cannot be built: .*Box7d is not installed"):
         GymnasiumTask("eft-test/Needy-v0", {})
+
+
+def test_drawing_without_a_display_says_nothing():
+    pytest.importorskip("pygame")
+    code = "from pipeline.tasks.any_gymnasium import GymnasiumTask as Task; task = Task('Pendulum-v1', {}, 32);"
+    code += "task.reset(0); print(task.render().shape)"
+    unset = ("XDG_RUNTIME_DIR", "SDL_VIDEODRIVER", "DISPLAY")
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == "(32, 32, 3)"
+    assert "XDG_RUNTIME_DIR" not in found.stdout + found.stderr

@@ -73,5 +73,6 @@ class HistoryActor(Actor):
         sizes = self.model.config
         assert sizes.history is not None
         steps = sizes.history.context, num_envs
-        obs, action = (torch.zeros(*steps, width, device=self.device) for width in (sizes.obs_dim, sizes.action_dim))
+        widths, kind = (sizes.obs_dim, sizes.action_dim), {"dtype": self.table.discount.dtype, "device": self.device}
+        obs, action = (torch.zeros(*steps, width, **kind) for width in widths)
         return Past(obs, action, torch.zeros(num_envs, dtype=torch.int64, device=self.device))
