@@ -192,6 +192,46 @@ def test_interaction_alone_or_demonstrations_alone(base: Path, capsys: pytest.Ca
     assert "no demonstrations of swing" in capsys.readouterr().err
 
 
+BRIEF = """
+import gymnasium
+import numpy as np
+
+class Brief(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, ends=1.0):
+        self.ends = ends
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.np_random.normal(size=3).astype(np.float32), {}
+
+    def step(self, action):
+        obs = self.np_random.normal(size=3).astype(np.float32)
+        return obs, -20.0, bool(self.np_random.random() < self.ends), False, {}
+
+gymnasium.register("lab/Brief-v0", entry_point=Brief)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ends", [0.8, 1.0])
+def test_learning_waits_for_an_episode_as_long_as_the_horizon(
+    base: Path, capsys: pytest.CaptureFixture[str], ends: float
+):
+    Path("brief_env.py").write_text(BRIEF)
+    task = Path("swing.yaml").read_text().replace("Pendulum-v1", "brief_env:lab/Brief-v0")
+    Path("brief.yaml").write_text(f"{task}env_kwargs: {{ends: {ends}}}\n")
+    arguments = ["adapt", "base", "--task", "brief.yaml", "--no-video", "--env-steps", "120", "--output", "out"]
+    if ends == 1:
+        assert main(arguments) == 2
+        assert "All of the first 50 episodes were shorter" in capsys.readouterr().err
+    else:
+        assert main(arguments) == 0
+        assert json.loads(Path("out/summary.json").read_text())["curve"][-1]["updates"] > 0
+
+
 @pytest.mark.slow
 def test_a_teacher_labels_what_is_done_in_a_new_task(base: Path, capsys: pytest.CaptureFixture[str]):
     spec, path = registry.load_file(Path("swing.yaml")), Path("checkpoints/teach/swing/teacher.safetensors")

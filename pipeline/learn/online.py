@@ -29,7 +29,8 @@ def learn_online(
 ) -> None:
     """Learn online, up to `settings.env_steps` over all environments of all ranks together, or until the run stops.
 
-    Updates run while the environments step and sample what was stored before: results do not depend on timing. A task
+    Updates run while the environments step and sample what was stored before: results do not depend on timing. The
+    first waits until there is something to sample: episodes shorter than a slice are not stored. A task
     that an extension pauses counts no steps, and only its demonstrations are sampled.
 
     Args:
@@ -49,7 +50,8 @@ def learn_online(
         now_playing = np.array([extensions.plays(name) for name in names])
         if (now_playing != playing).any():
             mixer.play(playing := now_playing)
-        seeding, stop = ranks.any(collector.seeding(playing[numbers]), run.interrupt.is_requested())
+        waiting = collector.seeding(playing[numbers]) or not mixer.can_sample()
+        seeding, stop = ranks.any(waiting, run.interrupt.is_requested())
         collector.seeded |= not seeding
         if stop:
             run.save_and_leave()
