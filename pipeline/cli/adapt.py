@@ -99,7 +99,7 @@ def adapt_to_task(options: argparse.Namespace) -> None:
     for name, cosine in nearest:
         print(f"reads like {name} (cosine {cosine:.2f}): {agent.tasks[name].instructions[0]}")
 
-    shaping = [*settings.shaping, agent.base or "", dataclasses.asdict(spec), [str(options.num_demos)]]
+    shaping = [*settings.shaping, agent.base or "", spec.to_dict(), [str(options.num_demos)]]
     watch = Watching(agent, spec, settings, out)
     try:
         with open_run_dir(f"adapt-{spec.name}", shaping, files, settings.seed) as run_dir:

@@ -29,8 +29,7 @@ def learn_online(
 ) -> None:
     """Learn online, up to `settings.env_steps` over all environments of all ranks together, or until the run stops.
 
-    Updates run while the environments step and sample what was stored before: results do not depend on timing. The
-    first waits until there is something to sample: episodes shorter than a slice are not stored. A task
+    Updates run while the environments step and sample what was stored before: results do not depend on timing. A task
     that an extension pauses counts no steps, and only its demonstrations are sampled.
 
     Args:
@@ -50,7 +49,7 @@ def learn_online(
         now_playing = np.array([extensions.plays(name) for name in names])
         if (now_playing != playing).any():
             mixer.play(playing := now_playing)
-        waiting = collector.seeding(playing[numbers]) or not mixer.can_sample()
+        waiting = collector.seeding(playing[numbers]) or not mixer.can_sample()  # short episodes are not stored
         seeding, stop = ranks.any(waiting, run.interrupt.is_requested())
         collector.seeded |= not seeding
         if stop:

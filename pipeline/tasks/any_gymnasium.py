@@ -11,6 +11,8 @@ from gymnasium.spaces import Box, flatdim, flatten
 
 from pipeline.config import near
 from pipeline.tasks.rendering import RenderingUnavailable, backend
+from pipeline.tasks.spaces import actions_of, layout_of
+from pipeline.tasks.spec import Bounds
 
 
 class GymnasiumSimulator:
@@ -20,21 +22,26 @@ class GymnasiumSimulator:
         name: what errors call it.
         env: the environment, without a time limit; with `render_mode="rgb_array"` if it will be drawn.
         render_size: pixels of an image's side, 0 if none will be drawn.
+        action_bounds: limits of a Box of actions that has none; see `TaskSpec.action_bounds`.
+
+    Attributes:
+        actions: how an action becomes one of the environment's own.
+        layout: what stands where in an observation, in words.
 
     Raises:
         ValueError: its actions or observations are of a kind that the agent cannot use.
     """
 
-    def __init__(self, name: str, env: gymnasium.Env, render_size: int = 0) -> None:
+    def __init__(
+        self, name: str, env: gymnasium.Env, render_size: int = 0, action_bounds: Bounds | None = None
+    ) -> None:
         self.env = env
         self._name, self._render_size = name, render_size
-        self._action_space = _usable_actions(name, env.action_space)
-        self.low, self.high = self._action_space.low.ravel(), self._action_space.high.ravel()
-        if not env.observation_space.is_np_flattenable:
-            raise ValueError(
-                f"{name}: its observations are {env.observation_space}; expected numbers in a Box or a Dict of "
-                "Boxes. Wrap the environment so that it gives one vector."
-            )
+        self.actions, self.layout = (
+            actions_of(name, env.action_space, action_bounds),
+            layout_of(name, env.observation_space),
+        )
+        self.low, self.high = self.actions.low, self.actions.high
         self.obs_dim = flatdim(env.observation_space)
         self._is_box = isinstance(env.observation_space, Box)
         self._obs: Any = None
@@ -45,8 +52,7 @@ class GymnasiumSimulator:
 
     def step(self, action: np.ndarray) -> tuple[float, bool, bool, bool]:
         """Advance one simulator step; return (reward, terminated, truncated, success)."""
-        shaped = action.reshape(self._action_space.shape).astype(self._action_space.dtype)
-        self._obs, reward, terminated, truncated, info = self.env.step(shaped)
+        self._obs, reward, terminated, truncated, info = self.env.step(self.actions.convert(action))
         success = info.get("success", info.get("is_success", False))
         return float(reward), bool(terminated), bool(truncated), bool(success)
 
@@ -78,15 +84,18 @@ class GymnasiumTask(GymnasiumSimulator):
         env_id: a registered id, `Pendulum-v1`, or `module:namespace/Name-v0`, which imports the module first.
         env_kwargs: keyword arguments of `gymnasium.make`.
         render_size: pixels of an image's side, 0 if none will be drawn.
+        action_bounds: limits of a Box of actions that has none; see `TaskSpec.action_bounds`.
 
     Raises:
         ValueError: no such environment, or its actions or observations are of a kind that the agent cannot use.
     """
 
-    def __init__(self, env_id: str, env_kwargs: dict[str, Any], render_size: int = 0) -> None:
+    def __init__(
+        self, env_id: str, env_kwargs: dict[str, Any], render_size: int = 0, action_bounds: Bounds | None = None
+    ) -> None:
         drawing = drawing_options() if render_size else {}
         env = _make(env_id, {"max_episode_steps": -1, **drawing, **env_kwargs})
-        super().__init__(env_id, env, render_size)
+        super().__init__(env_id, env, render_size, action_bounds)
 
 
 def drawing_options() -> dict[str, Any]:
@@ -112,20 +121,6 @@ def _make(env_id: str, kwargs: dict[str, Any]) -> gymnasium.Env:
         ) from error
     except gymnasium.error.Error as error:
         raise ValueError(f"env_id {env_id!r} cannot be built: {error}") from error
-
-
-def _usable_actions(env_id: str, space: gymnasium.Space) -> Box:
-    if not isinstance(space, Box):
-        raise ValueError(
-            f"{env_id}: its actions are {space}; expected a Box of continuous actions. Discrete actions are not "
-            "supported: choose a continuous version (many take `env_kwargs: {continuous: true}`) or wrap it."
-        )
-    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-        raise ValueError(
-            f"{env_id}: its actions are unbounded ({space}); expected finite bounds, which [-1, 1] is mapped onto. "
-            "Wrap it with gymnasium.wrappers.RescaleAction or give its action_space bounds."
-        )
-    return space
 
 
 def _resize(frame: np.ndarray, size: int) -> np.ndarray:
