@@ -54,7 +54,6 @@ def learn_online(
         collector.seeded |= not seeding
         if stop:
             run.save_and_leave()
-
         # Choose: which environments plan, and how closely their plans follow the policy.
         plan, weight = constraint.choose(before, not seeding)
         # Act: one action per environment; the environments step in their own processes.
