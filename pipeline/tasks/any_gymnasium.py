@@ -10,7 +10,8 @@ import numpy as np
 from gymnasium.spaces import Box, flatdim, flatten
 
 from pipeline.config import near
-from pipeline.tasks.rendering import RenderingUnavailable, backend
+from pipeline.tasks.opengl import backend, settle_backend, why_off
+from pipeline.tasks.rendering import RenderingUnavailable
 from pipeline.tasks.spaces import actions_of, layout_of
 from pipeline.tasks.spec import Bounds
 
@@ -67,10 +68,12 @@ class GymnasiumSimulator:
     def render(self) -> np.ndarray:
         """Draw the scene, (render_size, render_size, 3) uint8."""
         try:
-            frame = self.env.render()
+            return _resize(np.asarray(self.env.render()), self._render_size)
         except Exception as error:
-            raise RenderingUnavailable(f"{self._name} cannot draw itself: {error}") from error
-        return _resize(np.asarray(frame), self._render_size)
+            why = f"{why} (" if (why := why_off()) else f"MUJOCO_GL={os.environ.get('MUJOCO_GL')} ("
+            raise RenderingUnavailable(
+                f"{self._name} cannot draw itself: {why}{type(error).__name__}: {error})"
+            ) from error
 
     def close(self) -> None:
         """Release the environment."""
@@ -101,6 +104,7 @@ class GymnasiumTask(GymnasiumSimulator):
 def drawing_options() -> dict[str, Any]:
     """Return the keyword argument that makes a Gymnasium environment draw without a display."""
     os.environ.setdefault("MUJOCO_GL", backend())  # Gymnasium reads it when it first draws
+    settle_backend()
     return {"render_mode": "rgb_array"}
 
 
@@ -125,6 +129,8 @@ def _make(env_id: str, kwargs: dict[str, Any]) -> gymnasium.Env:
 
 def _resize(frame: np.ndarray, size: int) -> np.ndarray:
     """Pick the nearest pixels of an (H, W, 3) image."""
+    if frame.ndim != 3 or frame.shape[2] != 3:
+        raise ValueError(f"its render() gave {frame.dtype} of shape {frame.shape}; expected (height, width, 3)")
     rows = np.arange(size) * frame.shape[0] // size
     columns = np.arange(size) * frame.shape[1] // size
     return frame[rows[:, None], columns].astype(np.uint8)
