@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,7 @@ from pipeline.language.encoder import HashedNgrams
 from pipeline.learn.evaluator import Evaluator, Result
 from pipeline.model.task_table import TIED, TaskTable
 from pipeline.model.world_model import WorldModel
+from pipeline.run.run_dir import hold_output
 from pipeline.tasks import registry
 from pipeline.tasks.registry import make
 from tests.experts import untrained_teacher
@@ -230,6 +235,35 @@ def test_learning_waits_for_an_episode_as_long_as_the_horizon(
     else:
         assert main(arguments) == 0
         assert json.loads(Path("out/summary.json").read_text())["curve"][-1]["updates"] > 0
+
+
+@pytest.mark.slow
+def test_two_runs_do_not_write_into_one_folder(base: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["adapt", "base", "--task", "swing.yaml", "--no-video", "--env-steps", "40"]
+    command = [sys.executable, "-m", "pipeline.cli", *arguments, "--seed", "5"]
+    first = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True)
+    while not Path("adapted/.swing.lock").exists():
+        assert first.poll() is None
+        time.sleep(0.01)
+    Path("link").symlink_to("adapted")
+    for output in ([], ["--output", "link/swing"]):
+        assert main([*arguments, "--seed", "6", *output]) == 2
+        assert "another `eft adapt` is going to write into" in capsys.readouterr().err
+    assert first.wait() == 0
+    assert json.loads(Path("adapted/swing/summary.json").read_text())["task"] == "swing"
+    assert not Path("adapted/.swing.lock").exists()
+    assert main([*arguments, "--seed", "6"]) == 2
+    assert "already holds an adapter" in capsys.readouterr().err
+    assert main([*arguments, "--seed", "6", "--output", "other"]) == 0
+
+
+def test_a_folder_is_free_again_when_its_run_failed(tmp_path: Path):
+    out = tmp_path / "new" / "swing"
+    with pytest.raises(KeyError), hold_output(out, "eft adapt"):
+        raise KeyError
+    with hold_output(out, "eft adapt"), pytest.raises(ValueError, match="--output"), hold_output(out, "eft adapt"):
+        pass
+    assert not list(out.parent.iterdir())
 
 
 @pytest.mark.slow
