@@ -71,7 +71,7 @@ def layout_of(name: str, space: Space) -> str:
             "environment so that it gives one vector."
         )
     if not isinstance(space, Dict | Tuple):
-        return f"{type(space).__name__} {space.shape}" if isinstance(space, Box) else str(space)
+        return f"Box {space.shape}" if isinstance(space, Box) else f"{space}, as {flatdim(space)} numbers"
     described, first = [], 0
     for part, width in _parts("", space):
         last = first + width - 1

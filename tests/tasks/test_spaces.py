@@ -96,6 +96,7 @@ ONE = Box(-9, 9, (1,))
     ("space", "expected"),
     [
         (Box(-1, 1, (2, 3)), "Box (2, 3)"),
+        (Discrete(16), "Discrete(16), as 16 numbers"),
         (Dict({"b": ONE, "a": Box(-9, 9, (2, 2))}), "Dict, in this order: a 0-3, b 4"),
         (Dict(OrderedDict([("b", ONE), ("a", ONE)])), "Dict, in this order: b 0, a 1"),
         (Tuple([ONE, Dict({"k": ONE, "n": Discrete(3)})]), "Tuple, in this order: 0 0, 1.k 1, 1.n 2-4"),
