@@ -86,7 +86,7 @@ def introduce(
     """Make a task known to the agent, unless it is.
 
     How observations of a body that the agent has not met are centred and scaled is taken from the demonstrations;
-    without any, from one episode of random actions.
+    without any, from random actions.
 
     Raises:
         ValueError: another task of this name is known, the task does not fit the model, or the demonstrations do not
