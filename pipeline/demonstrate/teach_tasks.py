@@ -111,7 +111,7 @@ def _train_all(waiting: list[Lesson], folder: Path, count: int) -> None:
                 lesson = waiting.pop()
                 at_work.add(lesson.spec.name)
                 judged = min(lesson.recipe.evaluate, lesson.recipe.steps)
-                how = "goes on" if (lesson.run_dir / CURVE).exists() else "begins"
+                how = "goes on" if (lesson.run_dir / "state.safetensors").exists() else "begins"
                 progress.write(f"teach: {lesson.spec.name}: {how}; judged every {judged:,} steps")
                 pool.start(f"the teacher of {lesson.spec.name}", train, lesson, folder)
             for notes in pool.wait(_LOOK_EVERY):
