@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -88,7 +89,7 @@ def introduce(
     """Make a task known to the agent, unless it is.
 
     How observations of a body that the agent has not met are centred and scaled is taken from the demonstrations;
-    without any, from one episode of random actions.
+    without any, from random actions.
 
     Raises:
         ValueError: another task of this name is known, the task does not fit the model, or the demonstrations do not
@@ -178,7 +179,7 @@ def adapt(
         )
     watch = watch or (lambda event, curve: None)
     widths, workers = (agent.model.config.obs_dim, agent.model.config.action_dim), settings.runtime.env_workers
-    make_envs = Observing(agent.pixel_encoder).make_envs
+    make_envs = functools.partial(Observing(agent.pixel_encoder).make_envs, timeout=settings.runtime.env_timeout)
     with Evaluator([spec], measured.episodes, *widths, seed + 100, workers, make_envs=make_envs) as evaluator:
         zero_shot = _score(agent, evaluator, name, "zero-shot", measured, seed)
         start = {"env_steps": 0, "updates": 0, "seconds": 0.0, "score": zero_shot["plan"]["score"]}

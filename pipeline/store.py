@@ -178,7 +178,7 @@ def write_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> str:
             **{name: int(column[row]) for name, column in checkpoint.columns.items()},
             "obs_mean": _row(checkpoint.obs_mean, row),
             "obs_std": _row(checkpoint.obs_std, row),
-            "task": dataclasses.asdict(spec),
+            "task": spec.to_dict(),
         }
         for row, (spec, discount) in enumerate(zip(checkpoint.specs, checkpoint.discounts, strict=True))
     ]
@@ -253,7 +253,7 @@ def write_adapter(folder: str | Path, adapters: Adapters, name: str, task: Adapt
             "constraint": CONSTRAINTS[task.constraint],
             "obs_mean": _row(task.obs_mean, 0),
             "obs_std": _row(task.obs_std, 0),
-            "task": dataclasses.asdict(task.spec),
+            "task": task.spec.to_dict(),
         }
         write_json(partial / "task.json", entry)
 

@@ -6,6 +6,7 @@ import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,7 +154,7 @@ class Arena:
     def _evaluator(self, specs: Sequence[TaskSpec], episodes: int, seed: int) -> Evaluator:
         return Evaluator(
             specs, episodes, *self.widths, self.seed + seed, self.runtime.env_workers, self.ranks,
-            self.observing.make_envs,
+            partial(self.observing.make_envs, timeout=self.runtime.env_timeout),
         )  # fmt: skip
 
     def _run(

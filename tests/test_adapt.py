@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,7 @@ from pipeline.language.encoder import HashedNgrams
 from pipeline.learn.evaluator import Evaluator, Result
 from pipeline.model.task_table import TIED, TaskTable
 from pipeline.model.world_model import WorldModel
+from pipeline.run.run_dir import hold_output
 from pipeline.tasks import registry
 from pipeline.tasks.registry import make
 from tests.experts import untrained_teacher
@@ -190,6 +195,75 @@ def test_interaction_alone_or_demonstrations_alone(base: Path, capsys: pytest.Ca
     assert not Path("none", CONFIG).exists()
     assert main([*common, "none", "--demos", "my_tasks"]) == 2
     assert "no demonstrations of swing" in capsys.readouterr().err
+
+
+BRIEF = """
+import gymnasium
+import numpy as np
+
+class Brief(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, ends=1.0):
+        self.ends = ends
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.np_random.normal(size=3).astype(np.float32), {}
+
+    def step(self, action):
+        obs = self.np_random.normal(size=3).astype(np.float32)
+        return obs, -20.0, bool(self.np_random.random() < self.ends), False, {}
+
+gymnasium.register("lab/Brief-v0", entry_point=Brief)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ends", [0.8, 1.0])
+def test_learning_waits_for_an_episode_as_long_as_the_horizon(
+    base: Path, capsys: pytest.CaptureFixture[str], ends: float
+):
+    Path("brief_env.py").write_text(BRIEF)
+    task = Path("swing.yaml").read_text().replace("Pendulum-v1", "brief_env:lab/Brief-v0")
+    Path("brief.yaml").write_text(f"{task}env_kwargs: {{ends: {ends}}}\n")
+    arguments = ["adapt", "base", "--task", "brief.yaml", "--no-video", "--env-steps", "120", "--output", "out"]
+    if ends == 1:
+        assert main(arguments) == 2
+        assert "All of the first 50 episodes were shorter" in capsys.readouterr().err
+    else:
+        assert main(arguments) == 0
+        assert json.loads(Path("out/summary.json").read_text())["curve"][-1]["updates"] > 0
+
+
+@pytest.mark.slow
+def test_two_runs_do_not_write_into_one_folder(base: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["adapt", "base", "--task", "swing.yaml", "--no-video", "--env-steps", "40"]
+    command = [sys.executable, "-m", "pipeline.cli", *arguments, "--seed", "5"]
+    first = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True)
+    while not Path("adapted/.swing.lock").exists():
+        assert first.poll() is None
+        time.sleep(0.01)
+    Path("link").symlink_to("adapted")
+    for output in ([], ["--output", "link/swing"]):
+        assert main([*arguments, "--seed", "6", *output]) == 2
+        assert "another `eft adapt` is going to write into" in capsys.readouterr().err
+    assert first.wait() == 0
+    assert json.loads(Path("adapted/swing/summary.json").read_text())["task"] == "swing"
+    assert not Path("adapted/.swing.lock").exists()
+    assert main([*arguments, "--seed", "6"]) == 2
+    assert "already holds an adapter" in capsys.readouterr().err
+    assert main([*arguments, "--seed", "6", "--output", "other"]) == 0
+
+
+def test_a_folder_is_free_again_when_its_run_failed(tmp_path: Path):
+    out = tmp_path / "new" / "swing"
+    with pytest.raises(KeyError), hold_output(out, "eft adapt"):
+        raise KeyError
+    with hold_output(out, "eft adapt"), pytest.raises(ValueError, match="--output"), hold_output(out, "eft adapt"):
+        pass
+    assert not list(out.parent.iterdir())
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.tasks import domains, registry
 from pipeline.tasks.rendering import RenderingUnavailable
+from pipeline.tasks.task_env import TaskEnv
 
 pytestmark = pytest.mark.slow  # simulators, processes or a server run for real
 
@@ -288,6 +289,22 @@ def test_act_films(checkpoint, folder):
     )
     stream = av.open("a.mp4").streams.video[0]
     assert (stream.width, stream.height, stream.frames) == (224, 224, 2 * (5 + 1))
+
+
+@pytest.mark.slow
+def test_act_goes_on_where_nothing_can_be_drawn(checkpoint, folder, capsys, monkeypatch):
+    def render(self):
+        raise RenderingUnavailable("cannot draw: MUJOCO_GL=osmesa needs libOSMesa.so")
+
+    arguments = ["act", str(checkpoint), "--task", "swing", "--folder", "mine", "--policy-only"]
+    assert main(arguments) == 0
+    played = lines(capsys)
+    monkeypatch.setattr(TaskEnv, "render", render)
+    assert main([*arguments, "--video", "a.mp4"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == played
+    assert "act: no video: cannot draw: MUJOCO_GL=osmesa" in captured.err
+    assert not Path("a.mp4").exists()
 
 
 def test_act_names_a_checkpoint_that_is_not_there(folder, capsys):

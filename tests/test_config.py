@@ -40,6 +40,7 @@ OPTIONS = {
     "task_id_coef": 0.0,
     "cooldown": 0.0,
     "teacher": "off",
+    "env_timeout": 60.0,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,12 +46,13 @@ def add_to(commands: Any) -> None:
     add_folder(act)
 
 
-def act_in_task(options: argparse.Namespace) -> None:
-    """Play episodes of a task with a checkpoint; print each score, film them if asked."""
+def act_in_task(options: argparse.Namespace) -> int:
+    """Play episodes of a task with a checkpoint; print each score, film them if asked; 2 if that was not possible."""
     from pipeline.agent import Agent
     from pipeline.language.encoder import load_encoder
     from pipeline.play import play
     from pipeline.tasks import registry
+    from pipeline.tasks.rendering import RenderingUnavailable
     from pipeline.video import write_video
 
     spec = registry.get([options.task], own_folder(options))[0]
@@ -65,14 +67,14 @@ def act_in_task(options: argparse.Namespace) -> None:
         print(f"{options.checkpoint} was not trained on {spec.name}: it is told what the task says, {spec.text()!r}")
     scores: list[float] = []
 
-    def frames() -> Iterator[np.ndarray]:
+    def frames(render_size: int) -> Iterator[np.ndarray]:
         episodes = play(
             agent,
             spec,
             options.instruction,
             plan=not options.policy_only,
             seeds=range(options.seed, options.seed + options.episodes),
-            render_size=224 if options.video else 0,
+            render_size=render_size,
         )
         for episode in episodes:
             scores.append(episode.score)
@@ -83,9 +85,18 @@ def act_in_task(options: argparse.Namespace) -> None:
             )
             yield from episode.frames
 
-    if options.video:
-        write_video(options.video, frames(), fps=25)
-        print(f"filmed in {options.video}")
-    else:
-        deque(frames(), maxlen=0)
+    film = options.video is not None
+    if film:
+        try:
+            write_video(options.video, frames(224), fps=25)
+            print(f"filmed in {options.video}")
+        except RenderingUnavailable as error:
+            if agent.vision:  # it cannot act without images
+                raise
+            print(f"act: no video: {error}", file=sys.stderr)
+            film = False
+    if not film:
+        scores.clear()
+        deque(frames(0), maxlen=0)
     print(f"mean score {sum(scores) / len(scores):.3f} over {len(scores)} episodes of {spec.name}")
+    return 2 if options.video and not film else 0

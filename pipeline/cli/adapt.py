@@ -23,6 +23,8 @@ evaluations on the way are good enough or no longer rise; what demonstrations ha
 The checkpoint itself is not changed: what is learned is a low-rank adapter in FOLDER, with curve.svg and videos that
 grow as it runs, metrics/ and summary.json.
 
+One run at a time writes into a FOLDER, and none into one that holds an adapter.
+
 All other numbers are those of `adapt`, `learning`, `evaluate`, `runtime` and `seed` in params.yaml. A run that was
 stopped goes on where it was when the same command is given again.
 
@@ -70,6 +72,20 @@ def add_to(commands: Any) -> None:
 
 def adapt_to_task(options: argparse.Namespace) -> None:
     """Train an adapter for a task and write it, with curve, videos and metrics."""
+    from pipeline.run.run_dir import hold_output
+
+    settings = read_settings(options)
+    spec = find_task(options.task, own_folder(options))
+    out = options.output or Path("adapted") / spec.name
+    with hold_output(out, "eft adapt"):
+        if (out / "adapter_config.json").exists():
+            raise ValueError(
+                f"{out} already holds an adapter. Choose another folder with --output, or remove that one."
+            )
+        _adapt_into(out, options, settings, spec)
+
+
+def _adapt_into(out: Path, options: argparse.Namespace, settings: Settings, spec: TaskSpec) -> None:
     from pipeline.adapt import adapt, introduce
     from pipeline.agent import Agent
     from pipeline.demonstrate.labels import teachers_of
@@ -80,11 +96,6 @@ def adapt_to_task(options: argparse.Namespace) -> None:
     from pipeline.run.provenance import Summary
     from pipeline.run.run_dir import open_run_dir
 
-    settings = read_settings(options)
-    spec = find_task(options.task, own_folder(options))
-    out = options.output or Path("adapted") / spec.name
-    if (out / "adapter_config.json").exists():
-        raise ValueError(f"{out} already holds an adapter. Choose another folder with --output, or remove that one.")
     demonstrations, files = read_demos(options, spec)
     files += teachers_of([spec], settings.adapt.finetune.teacher)
     ranks = start(settings.runtime, settings.seed)
@@ -103,7 +114,7 @@ def adapt_to_task(options: argparse.Namespace) -> None:
     for name, cosine in nearest:
         print(f"reads like {name} (cosine {cosine:.2f}): {agent.tasks[name].instructions[0]}")
 
-    shaping = [*settings.shaping, agent.base or "", dataclasses.asdict(spec), [str(options.num_demos)]]
+    shaping = [*settings.shaping, agent.base or "", spec.to_dict(), [str(options.num_demos)]]
     watch = Watching(agent, spec, settings, out)
     try:
         with open_run_dir(f"adapt-{spec.name}", shaping, files, settings.seed) as run_dir:

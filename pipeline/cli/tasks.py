@@ -57,7 +57,7 @@ def list_tasks(options: argparse.Namespace) -> int:
     if options.check:
         return _check_domains(specs)
     if options.json:
-        print(json.dumps([{**dataclasses.asdict(spec), "domain": spec.suite} for spec in specs], indent=2))
+        print(json.dumps([{**spec.to_dict(), "domain": spec.suite} for spec in specs], indent=2))
     elif options.name:
         _print_task(specs[0])
     else:
@@ -92,7 +92,8 @@ def check_task(options: argparse.Namespace) -> int:
     if options.frame is None:  # nobody asked for an image, and training needs none
         findings = [one._replace(passed=True) if one.check == "image" else one for one in findings]
     for finding in findings:
-        print(f"{'ok  ' if finding.passed else 'FAIL'}  {finding.check}: {finding.detail}")
+        state = "FAIL" if not finding.passed else "warn" if finding.doubtful else "ok  "
+        print(f"{state}  {finding.check}: {finding.detail}")
     return 0 if all(finding.passed for finding in findings) else 2
 
 
@@ -124,8 +125,10 @@ def _print_task(spec: TaskSpec) -> None:
     print(spec.name)
     for field in dataclasses.fields(spec):
         value = getattr(spec, field.name)
-        if field.name not in ("name", "instructions") and value not in ((), {}):
-            shown = ", ".join(value) if isinstance(value, tuple) else "from episode_length" if value is None else value
+        if field.name == "discount" and value is None:
+            value = "from episode_length"
+        if field.name not in ("name", "instructions") and value not in ((), {}, None):
+            shown = ", ".join(map(str, value)) if isinstance(value, tuple) else value
             print(f"  {field.name:<15} {shown}")
     print(f"  instructions    {spec.instructions[0]}")
     for phrasing in spec.instructions[1:-1]:

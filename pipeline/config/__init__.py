@@ -231,6 +231,8 @@ class Runtime:
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...]  # who else gets the metrics
     replay: Literal["memory", "device", "disk"]  # where transitions are kept: the device's own memory saves copies, ...
     # ... files (in .resume/, mapped into memory) may be larger than memory
+    env_timeout: Positive = 60.0  # seconds a step of an environment may take, a reset ten times as long; after that ...
+    # ... its process is ended and started again
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -19,7 +19,7 @@ from pipeline.demonstrate.teacher import SHIPPED, load_teacher, teacher_file
 from pipeline.files import add_files, atomic_folder, read_json, write_json
 from pipeline.progress import Progress
 from pipeline.run.cores import available_cores
-from pipeline.run.run_dir import ROOT, fingerprint, open_run_dir
+from pipeline.run.run_dir import ROOT, fingerprint, hold_output, open_run_dir
 from pipeline.run.workers import Workers
 from pipeline.tasks.spec import TaskSpec
 
@@ -111,7 +111,7 @@ def _train_all(waiting: list[Lesson], folder: Path, count: int) -> None:
                 lesson = waiting.pop()
                 at_work.add(lesson.spec.name)
                 judged = min(lesson.recipe.evaluate, lesson.recipe.steps)
-                how = "goes on" if (lesson.run_dir / CURVE).exists() else "begins"
+                how = "goes on" if (lesson.run_dir / "state.safetensors").exists() else "begins"
                 progress.write(f"teach: {lesson.spec.name}: {how}; judged every {judged:,} steps")
                 pool.start(f"the teacher of {lesson.spec.name}", train, lesson, folder)
             for notes in pool.wait(_LOOK_EVERY):
@@ -136,7 +136,8 @@ def train(lesson: Lesson, folder: Path) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     spec, out = lesson.spec, folder / lesson.spec.name
-    with open_run_dir(f"teach-{spec.name}", [lesson.recipe, spec], [], lesson.seed) as run_dir:
+    held = hold_output(out, "eft teach")
+    with open_run_dir(f"teach-{spec.name}", [lesson.recipe, spec], [], lesson.seed) as run_dir, held:
         training = Training(spec, lesson.recipe, lesson.seed, run_dir)
         try:
             training.run(lambda row: write_json(run_dir / CURVE, training.curve))
@@ -150,10 +151,12 @@ def train(lesson: Lesson, folder: Path) -> dict[str, Any]:
 
 
 def remove_others(folder: Path, specs: Sequence[TaskSpec]) -> None:
-    """Remove teachers of tasks that are not wanted."""
+    """Remove teachers of tasks that are not wanted, and what killed trainings have left."""
     wanted = {spec.name for spec in specs}
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name not in wanted:
+        if path.is_file():
+            path.unlink()
+        elif path.name not in wanted:
             shutil.rmtree(path)
 
 

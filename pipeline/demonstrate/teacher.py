@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ TEACHERS = Path("checkpoints/teach")  # where the stage `teach` leaves them
 SHIPPED = Path(__file__).parents[1] / "teachers"  # those that come with Eft
 _DEFINING = (
     "name", "suite", "env_id", "env_kwargs", "obs_dim", "action_dim", "action_repeat", "episode_length", "score",
+    "action_bounds",
 )  # fmt: skip
 
 
@@ -70,7 +70,7 @@ class Teacher:
 
 def task_version(spec: TaskSpec) -> str:
     """Return `<name>-<hash>`: what a teacher's task must agree in for the teacher to be of use."""
-    told = {key: value for key, value in dataclasses.asdict(spec).items() if key in _DEFINING}
+    told = {key: value for key, value in spec.to_dict().items() if key in _DEFINING}
     return f"{spec.name}-{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from pipeline.tasks.vector import VectorEnv
 
 # What is saved with a row per environment, and the dim of these rows; the actor's own come from `Actor.ENV_DIMS`.
 _ENV_DIMS = {"length": 0, "episodes": 0}
+_MOST_SHORT = 50  # episodes shorter than a slice, while none was stored; then nothing will ever be learned
+_log = logging.getLogger(__name__)
 
 
 class Finished(NamedTuple):
@@ -76,6 +79,7 @@ class Collector:
         self._columns = {name: torch.zeros(num_envs, longest) for name in replay.columns}
         self._labelled = np.array([envs.labels is not None and spec.name in envs.labels.kinds for spec in specs])
         self._expert_action = None if envs.labels is None else torch.zeros_like(self._action)
+        self._short: dict[str, int] = {}  # episodes of each task that were left out, shorter than a slice
         self._length = np.zeros(num_envs, dtype=np.int64)
         self._stepping = np.arange(num_envs)  # the environments that the step under way is for
         self.episodes = np.zeros(num_envs, dtype=np.int64)  # episodes ended per environment, lost ones too
@@ -123,7 +127,8 @@ class Collector:
         """Wait for the environments and return the episodes that ended with this step.
 
         Raises:
-            ValueError: an observation or reward is not finite; the task is named.
+            ValueError: an observation or reward is not finite, or no episode is long enough to be learned from; the
+                task is named.
         """
         step = self._envs.end_step()
         which = self._stepping
@@ -215,7 +220,24 @@ class Collector:
             imitation=1.0 if self._labelled[i] else imitation,  # an expert's action is right however the episode went
             columns={name: column[i, :length] for name, column in self._columns.items()},
         )
+        if length < self._replay.horizon:
+            self._left_out(spec.name, length)
         return Finished(i, spec.name, episode_return, score)
+
+    def _left_out(self, task: str, length: int) -> None:
+        """Say once of each task that an episode was too short to be stored; stop where all are."""
+        self._short[task] = self._short.get(task, 0) + 1
+        what = (
+            f"an episode of {task} ended after {length} agent steps. Those of fewer than planner.horizon = "
+            f"{self._replay.horizon} are not learned from: no slice of one fits."
+        )
+        if self._short[task] == 1:
+            _log.warning("%s The score counts them.", what)
+        if not self._replay.num_episodes and sum(self._short.values()) >= _MOST_SHORT:
+            raise ValueError(
+                f"{what} All of the first {_MOST_SHORT} episodes were shorter, so there is nothing to learn from. "
+                "Let the environment go on for longer, lower action_repeat or the horizon, or leave the task out."
+            )
 
 
 def share_out_state(

@@ -45,8 +45,17 @@ class BatchMixer:
     ):
         self._ranks, self._settings, self._rows, self._demos, self._replay = ranks, settings, rows, demos, replay
         self._rested, self._labelled = pauses, labelled
+        self._stored = False  # whether something to draw has been seen in the replay: it never becomes empty again
         own = torch.tensor(ranks.shard(rows.tolist()))
         self.num_demos, self.num_own = self._shares(ranks.collect(replay.weight_of(own)))
+
+    def can_sample(self) -> bool:
+        """Whether own episodes are stored to draw from, or none are drawn: those shorter than a slice are left out."""
+        if self.num_own and not self._stored:
+            own = set(self._ranks.shard(self._rows.tolist()))
+            drawn = [row for row in own if self._replay.weight_of(torch.tensor([row])) > 0]
+            self._stored = self._replay.num_transitions_of(drawn) > 0
+        return self._stored or not self.num_own
 
     def sample(self, generator: torch.Generator) -> Batch:
         """Draw this rank's share of a batch."""

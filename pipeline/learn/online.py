@@ -49,11 +49,11 @@ def learn_online(
         now_playing = np.array([extensions.plays(name) for name in names])
         if (now_playing != playing).any():
             mixer.play(playing := now_playing)
-        seeding, stop = ranks.any(collector.seeding(playing[numbers]), run.interrupt.is_requested())
+        waiting = collector.seeding(playing[numbers]) or not mixer.can_sample()  # short episodes are not stored
+        seeding, stop = ranks.any(waiting, run.interrupt.is_requested())
         collector.seeded |= not seeding
         if stop:
             run.save_and_leave()
-
         # Choose: which environments plan, and how closely their plans follow the policy.
         plan, weight = constraint.choose(before, not seeding)
         # Act: one action per environment; the environments step in their own processes.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -102,7 +103,7 @@ class Setup:
         """Make a run with its evaluations; `TrainingRun` says what the arguments are."""
         evaluator = Evaluator(
             specs, settings.eval_episodes, *self.widths, self.seed + 1, self.runtime.env_workers, self.ranks,
-            self.make_envs,
+            partial(self.make_envs, timeout=self.runtime.env_timeout),
         )  # fmt: skip
         return TrainingRun(
             label, folder, learner, actor or self.actor(), settings, specs, evaluator, self.runtime, self.seed, plan,
@@ -121,8 +122,9 @@ class Setup:
             capacity, *self.widths, self.planner.horizon, keep_expert_actions=self.labels is not None,
             task_weights=self._weights(), columns=self.columns, **place,
         )  # fmt: skip
-        own, workers = [env_specs[number] for number in numbers], self.runtime.env_workers
-        with run, self.make_envs(own, *self.widths, self.seed + 3, workers, numbers, labels=self.labels) as envs:
+        own = [env_specs[number] for number in numbers]
+        make_envs = partial(self.make_envs, labels=self.labels, timeout=self.runtime.env_timeout)
+        with run, make_envs(own, *self.widths, self.seed + 3, self.runtime.env_workers, numbers) as envs:
             learn_online(run, settings, demos, replay, envs, env_specs, self.actor())
         return replay
 

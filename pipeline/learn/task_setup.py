@@ -161,16 +161,19 @@ def statistics_of(obs: Tensor, obs_dim: int) -> tuple[Tensor, Tensor]:
 
 
 def observed_at_random(spec: TaskSpec, obs_dim: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return mean and std (1, O) of the observations in one episode of random actions."""
+    """Return mean and std (1, O) of observations under random actions: of an episode, or of several that end early."""
     env = make(spec, spec.obs_dim, spec.action_dim)
     draw = np.random.default_rng(seed)
+    seen: list[np.ndarray] = []
     try:
-        obs, _ = env.reset(seed=seed)
-        seen, done = [obs], False
-        while not done:
-            obs, _, terminated, truncated, _ = env.step(draw.uniform(-1, 1, spec.action_dim).astype(np.float32))
+        while len(seen) <= spec.episode_length:
+            obs, _ = env.reset(seed=seed + len(seen))
             seen.append(obs)
-            done = terminated or truncated
+            done = False
+            while not done:
+                obs, _, terminated, truncated, _ = env.step(draw.uniform(-1, 1, spec.action_dim).astype(np.float32))
+                seen.append(obs)
+                done = terminated or truncated
     finally:
         env.close()
     return statistics_of(torch.from_numpy(np.stack(seen)), obs_dim)

@@ -10,7 +10,7 @@ from pipeline.pixels.pixel_encoder import PixelEncoder
 from pipeline.tasks.labels import Labels
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.task_env import TaskEnv
-from pipeline.tasks.vector import Step, VectorEnv
+from pipeline.tasks.vector import TIMEOUT, Step, VectorEnv
 
 
 class PixelEnvs(VectorEnv):
@@ -34,8 +34,10 @@ class PixelEnvs(VectorEnv):
         num_workers: int,
         numbers: Sequence[int] | None = None,
         labels: Labels | None = None,
+        timeout: float = TIMEOUT,
     ) -> None:
-        super().__init__(specs, obs_dim, action_dim, seed, num_workers, numbers, pixel_encoder.image_size, labels)
+        size = pixel_encoder.image_size
+        super().__init__(specs, obs_dim, action_dim, seed, num_workers, numbers, size, labels, timeout)
         self._pixel_encoder = pixel_encoder
         self._obs_dims, self._tasks = [spec.obs_dim for spec in specs], [spec.name for spec in specs]
 
@@ -66,9 +68,9 @@ class PixelEnvs(VectorEnv):
 
 
 def env_maker(pixel_encoder: PixelEncoder | None) -> Callable[..., VectorEnv]:
-    """Return what makes environments: `make_envs(specs, obs_dim, action_dim, seed, num_workers, numbers, labels)`.
+    """Return `make_envs(specs, obs_dim, action_dim, seed, num_workers, numbers, labels, timeout)`.
 
-    The last two may be left out. It builds a `PixelEnvs`, or a plain `VectorEnv` where images are not observed.
+    The last three may be left out. It builds a `PixelEnvs`, or a plain `VectorEnv` where images are not observed.
 
     Raises:
         ValueError: from `make_envs`, a task does not fit into `obs_dim`.
@@ -82,12 +84,13 @@ def env_maker(pixel_encoder: PixelEncoder | None) -> Callable[..., VectorEnv]:
         num_workers: int,
         numbers: Sequence[int] | None = None,
         labels: Labels | None = None,
+        timeout: float = TIMEOUT,
     ) -> VectorEnv:
         for spec in specs:
             check_width(spec, pixel_encoder, obs_dim)
         if pixel_encoder is None:
-            return VectorEnv(specs, obs_dim, action_dim, seed, num_workers, numbers, labels=labels)
-        return PixelEnvs(pixel_encoder, specs, obs_dim, action_dim, seed, num_workers, numbers, labels)
+            return VectorEnv(specs, obs_dim, action_dim, seed, num_workers, numbers, labels=labels, timeout=timeout)
+        return PixelEnvs(pixel_encoder, specs, obs_dim, action_dim, seed, num_workers, numbers, labels, timeout)
 
     return make_envs
 

@@ -76,6 +76,33 @@ def open_run_dir(
         lock.release()
 
 
+@contextmanager
+def hold_output(folder: Path, command: str) -> Iterator[None]:
+    """Keep a folder for one run that writes into it at its end: another would silently replace what the first wrote.
+
+    Args:
+        folder: where the results go; it need not be there yet.
+        command: of the run, for the error, e.g. `eft adapt`.
+
+    Raises:
+        ValueError: another run keeps it.
+    """
+    folder = folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"another `{command}` is going to write into {folder}. Choose another folder with --output, or wait for it."
+        ) from None
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
 def fingerprint(params: Sequence[Any], inputs: Sequence[str | Path], seed: int) -> str:
     """Hash parameters (but not how long to train) and the contents of inputs into 12 hexadecimal digits.
 

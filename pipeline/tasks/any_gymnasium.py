@@ -10,7 +10,10 @@ import numpy as np
 from gymnasium.spaces import Box, flatdim, flatten
 
 from pipeline.config import near
-from pipeline.tasks.rendering import RenderingUnavailable, backend
+from pipeline.tasks.opengl import backend, settle_backend, why_off
+from pipeline.tasks.rendering import RenderingUnavailable
+from pipeline.tasks.spaces import actions_of, layout_of
+from pipeline.tasks.spec import Bounds
 
 
 class GymnasiumSimulator:
@@ -20,21 +23,26 @@ class GymnasiumSimulator:
         name: what errors call it.
         env: the environment, without a time limit; with `render_mode="rgb_array"` if it will be drawn.
         render_size: pixels of an image's side, 0 if none will be drawn.
+        action_bounds: limits of a Box of actions that has none; see `TaskSpec.action_bounds`.
+
+    Attributes:
+        actions: how an action becomes one of the environment's own.
+        layout: what stands where in an observation, in words.
 
     Raises:
         ValueError: its actions or observations are of a kind that the agent cannot use.
     """
 
-    def __init__(self, name: str, env: gymnasium.Env, render_size: int = 0) -> None:
+    def __init__(
+        self, name: str, env: gymnasium.Env, render_size: int = 0, action_bounds: Bounds | None = None
+    ) -> None:
         self.env = env
         self._name, self._render_size = name, render_size
-        self._action_space = _usable_actions(name, env.action_space)
-        self.low, self.high = self._action_space.low.ravel(), self._action_space.high.ravel()
-        if not env.observation_space.is_np_flattenable:
-            raise ValueError(
-                f"{name}: its observations are {env.observation_space}; expected numbers in a Box or a Dict of "
-                "Boxes. Wrap the environment so that it gives one vector."
-            )
+        self.actions, self.layout = (
+            actions_of(name, env.action_space, action_bounds),
+            layout_of(name, env.observation_space),
+        )
+        self.low, self.high = self.actions.low, self.actions.high
         self.obs_dim = flatdim(env.observation_space)
         self._is_box = isinstance(env.observation_space, Box)
         self._obs: Any = None
@@ -45,8 +53,7 @@ class GymnasiumSimulator:
 
     def step(self, action: np.ndarray) -> tuple[float, bool, bool, bool]:
         """Advance one simulator step; return (reward, terminated, truncated, success)."""
-        shaped = action.reshape(self._action_space.shape).astype(self._action_space.dtype)
-        self._obs, reward, terminated, truncated, info = self.env.step(shaped)
+        self._obs, reward, terminated, truncated, info = self.env.step(self.actions.convert(action))
         success = info.get("success", info.get("is_success", False))
         return float(reward), bool(terminated), bool(truncated), bool(success)
 
@@ -61,10 +68,12 @@ class GymnasiumSimulator:
     def render(self) -> np.ndarray:
         """Draw the scene, (render_size, render_size, 3) uint8."""
         try:
-            frame = self.env.render()
+            return _resize(np.asarray(self.env.render()), self._render_size)
         except Exception as error:
-            raise RenderingUnavailable(f"{self._name} cannot draw itself: {error}") from error
-        return _resize(np.asarray(frame), self._render_size)
+            why = f"{why} (" if (why := why_off()) else f"MUJOCO_GL={os.environ.get('MUJOCO_GL')} ("
+            raise RenderingUnavailable(
+                f"{self._name} cannot draw itself: {why}{type(error).__name__}: {error})"
+            ) from error
 
     def close(self) -> None:
         """Release the environment."""
@@ -78,21 +87,25 @@ class GymnasiumTask(GymnasiumSimulator):
         env_id: a registered id, `Pendulum-v1`, or `module:namespace/Name-v0`, which imports the module first.
         env_kwargs: keyword arguments of `gymnasium.make`.
         render_size: pixels of an image's side, 0 if none will be drawn.
+        action_bounds: limits of a Box of actions that has none; see `TaskSpec.action_bounds`.
 
     Raises:
         ValueError: no such environment, or its actions or observations are of a kind that the agent cannot use.
     """
 
-    def __init__(self, env_id: str, env_kwargs: dict[str, Any], render_size: int = 0) -> None:
+    def __init__(
+        self, env_id: str, env_kwargs: dict[str, Any], render_size: int = 0, action_bounds: Bounds | None = None
+    ) -> None:
         drawing = drawing_options() if render_size else {}
         env = _make(env_id, {"max_episode_steps": -1, **drawing, **env_kwargs})
-        super().__init__(env_id, env, render_size)
+        super().__init__(env_id, env, render_size, action_bounds)
 
 
 def drawing_options() -> dict[str, Any]:
     """Return the keyword argument that makes a Gymnasium environment draw without a display."""
     os.environ.setdefault("MUJOCO_GL", backend())  # Gymnasium reads it when it first draws
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame's: else it looks for a display, and complains of none
+    settle_backend()
     return {"render_mode": "rgb_array"}
 
 
@@ -115,22 +128,10 @@ def _make(env_id: str, kwargs: dict[str, Any]) -> gymnasium.Env:
         raise ValueError(f"env_id {env_id!r} cannot be built: {error}") from error
 
 
-def _usable_actions(env_id: str, space: gymnasium.Space) -> Box:
-    if not isinstance(space, Box):
-        raise ValueError(
-            f"{env_id}: its actions are {space}; expected a Box of continuous actions. Discrete actions are not "
-            "supported: choose a continuous version (many take `env_kwargs: {continuous: true}`) or wrap it."
-        )
-    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-        raise ValueError(
-            f"{env_id}: its actions are unbounded ({space}); expected finite bounds, which [-1, 1] is mapped onto. "
-            "Wrap it with gymnasium.wrappers.RescaleAction or give its action_space bounds."
-        )
-    return space
-
-
 def _resize(frame: np.ndarray, size: int) -> np.ndarray:
     """Pick the nearest pixels of an (H, W, 3) image."""
+    if frame.ndim != 3 or frame.shape[2] != 3:
+        raise ValueError(f"its render() gave {frame.dtype} of shape {frame.shape}; expected (height, width, 3)")
     rows = np.arange(size) * frame.shape[0] // size
     columns = np.arange(size) * frame.shape[1] // size
     return frame[rows[:, None], columns].astype(np.uint8)

@@ -17,7 +17,9 @@ from pipeline.tasks.registry import load_catalogue, make, texts_shared
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.task_env import TaskEnv
 
-NUM_STEPS = 200
+_NUM_STEPS = 200  # that are looked at, or more
+_EPISODES, _MOST_EPISODES = 3, 5
+_SECONDS = 30.0  # a slow simulator's episode is looked at for so long, not to its end
 _PADDING = 3  # entries beyond the task's own, to see that they stay zero and have no effect
 
 
@@ -27,6 +29,11 @@ class Finding(NamedTuple):
     check: str  # what, in a few words
     passed: bool
     detail: str  # what was found; where it did not pass, what to do
+    doubtful: bool = False  # it passed, and may yet not be what was meant
+
+
+class _Doubt(Exception):
+    """What was found may not be what was meant."""
 
 
 def check_task(
@@ -61,10 +68,11 @@ def check_task(
         ("Gymnasium's checker", lambda: _gymnasium(build())),
         ("repeatable", lambda: _repeatable(build(), build())),
         ("masked actions", lambda: _masked(build(), build())),
-        ("random steps", lambda: _random_steps(build())),
+        ("random episodes", lambda: _random_episodes(build())),
     ]
     if isinstance(env.simulator, GymnasiumSimulator):
-        looks.insert(0, ("bounds", lambda: _bounds(build())))
+        findings.append(Finding("actions", True, env.simulator.actions.text))
+        looks.insert(0, ("observations", lambda: _observations(build())))
     if frame is not None:
         looks.append(("image", lambda: _image(build(render_size=224), frame)))
     return [*findings, *_look(looks)]
@@ -74,6 +82,8 @@ def _look(looks: list[tuple[str, Callable[[], str]]]) -> Iterator[Finding]:
     for check, look in looks:
         try:
             yield Finding(check, True, look())
+        except _Doubt as doubt:
+            yield Finding(check, True, str(doubt), doubtful=True)
         except Exception as error:
             yield Finding(check, False, _say(error))
 
@@ -89,22 +99,21 @@ def _texts(spec: TaskSpec, folder: str | Path | None) -> Finding:
     return Finding("texts", True, f"{len(spec.instructions)} phrasings, none used by another task: {spec.text()!r}")
 
 
-def _bounds(env: TaskEnv) -> str:
+def _observations(env: TaskEnv) -> str:
     simulator: Any = env.simulator
     space, rng = simulator.env.observation_space, np.random.default_rng(0)
     env.reset(seed=0)
-    for step in range(NUM_STEPS):
+    for step in range(_NUM_STEPS):
         if not space.contains(simulator._obs):
             raise ValueError(
                 f"after {step} steps the observation {simulator._obs!r} is not in the environment's observation_space "
                 f"{space}: widen the space's bounds, or give its shape and dtype"
             )
-        *_, terminated, truncated, _ = env.step(rng.uniform(-1, 1, env.action_space.shape).astype(np.float32))
+        *_, terminated, truncated, _ = env.step(_random_action(env, rng))
         if terminated or truncated:
             env.reset()
     env.close()
-    low, high = simulator.low.min(), simulator.high.max()
-    return f"observations keep to the environment's own bounds; actions in [{low:g}, {high:g}] are mapped onto [-1, 1]"
+    return f"{simulator.layout}; they keep to the environment's own bounds"
 
 
 def _gymnasium(env: TaskEnv) -> str:
@@ -119,16 +128,26 @@ def _gymnasium(env: TaskEnv) -> str:
 
 
 def _repeatable(one: TaskEnv, other: TaskEnv) -> str:
-    first = _rollout(one, seed=1, num_steps=20)
-    _rollout(one, seed=2, num_steps=5)  # what came before must not matter
-    if not all(np.array_equal(a, b) for a, b in zip(first, _rollout(one, seed=1, num_steps=20), strict=True)):
-        raise ValueError("the same seed gave another episode the second time: reset(seed=) must determine everything")
-    if not all(np.array_equal(a, b) for a, b in zip(first, _rollout(other, seed=1, num_steps=20), strict=True)):
-        raise ValueError("two instances gave different episodes under one seed: reset(seed=) must determine everything")
-    differs = not np.array_equal(other.reset(seed=2)[0], first[0][0])
+    starts, lengths = [], []
+    for seed in range(1, 1 + _MOST_EPISODES):  # several where they are short
+        first = _rollout(one, seed)
+        starts.append(first.obs[0])
+        lengths.append(len(first.reward))
+        _rollout(one, seed + 100, num_steps=5)  # what came before must not matter
+        for env, what in ((one, "the same seed gave another episode the second time"), (other, "two instances differ")):
+            if (step := _first_difference(first, _rollout(env, seed, num_steps=lengths[-1]))) is not None:
+                raise ValueError(
+                    f"{what}, from step {step} on: reset(seed=) must determine the whole episode. Draw every random "
+                    "number from the environment's own `self.np_random`"
+                )
+        if sum(lengths) >= _NUM_STEPS:
+            break
+    starts.append(other.reset(seed=0)[0])
     one.close()
     other.close()
-    return "the same seed gives the same episode" + ("" if differs else "; every episode starts in the same state")
+    found = f"the same seed gives the same episode, in episodes of {', '.join(map(str, lengths))} steps"
+    same = all(np.array_equal(start, starts[0]) for start in starts)
+    return f"{found}; every episode starts in the same state" if same else found
 
 
 def _masked(one: TaskEnv, other: TaskEnv) -> str:
@@ -138,31 +157,41 @@ def _masked(one: TaskEnv, other: TaskEnv) -> str:
     loud = action.copy()
     loud[used:] = 1
     for _ in range(5):
-        a, b = one.step(action)[0], other.step(loud)[0]
+        (a, *_, terminated, truncated, _), (b, *_) = one.step(action), other.step(loud)
         if not np.array_equal(a, b) or a[one.task.obs_dim :].any():
             raise ValueError("padding is not inert: entries beyond the task's own changed something")
+        if terminated or truncated:
+            break
     one.close()
     other.close()
     return "padding stays zero and has no effect"
 
 
-def _random_steps(env: TaskEnv) -> str:
-    rng = np.random.default_rng(0)
-    env.reset(seed=0)
-    rewards, ends, seconds = [], 0, 0.0
-    for _ in range(NUM_STEPS):
-        action = rng.uniform(-1, 1, env.action_space.shape).astype(np.float32)
-        start = time.perf_counter()
-        _, reward, terminated, truncated, _ = env.step(action)
-        seconds += time.perf_counter() - start
-        rewards.append(reward)
-        if terminated or truncated:
-            ends += terminated
-            env.reset()
+def _random_episodes(env: TaskEnv) -> str:
+    """Play whole episodes: three, or up to five where they end early."""
+    rewards, ends, begun = np.zeros(0), [], time.perf_counter()
+    while len(ends) < _MOST_EPISODES and len(rewards) < _EPISODES * env.task.episode_length:
+        episode = _rollout(env, seed=len(ends))
+        ends.append((len(episode.reward), episode.terminated, episode.truncated))
+        rewards = np.append(rewards, episode.reward)
+        if time.perf_counter() - begun > _SECONDS:
+            break
     env.close()
-    return (
-        f"{NUM_STEPS} steps at {NUM_STEPS / seconds:.0f} steps/s, rewards {min(rewards):.3g} to {max(rewards):.3g}, "
-        f"{ends} terminations"
+    speed = len(rewards) / (time.perf_counter() - begun)
+    lengths, terminations = [length for length, *_ in ends], sum(terminated for _, terminated, _ in ends)
+    found = (
+        f"{len(ends)} episodes of {', '.join(map(str, lengths))} steps at {speed:.0f} steps/s, rewards "
+        f"{rewards.min():.3g} to {rewards.max():.3g}, {terminations} terminations"
+    )
+    if lengths[0] == env.task.episode_length or len(ends) == 1 or len(set(ends)) > 1:
+        return found
+    found += f". Every episode ends at step {lengths[0]} of {env.task.episode_length}, whatever is done"
+    if not terminations:
+        raise _Doubt(f"{found}: the environment truncates it. Write episode_length: {lengths[0]}")
+    raise _Doubt(
+        f"{found}, with terminated=True. Is it a time limit? Then write episode_length: {lengths[0]} and let the "
+        "environment say truncated: after a termination nothing is worth anything, after a time limit what might have "
+        "come counts"
     )
 
 
@@ -177,17 +206,40 @@ def _image(env: TaskEnv, frame: Path) -> str:
     return f"{image.shape[1]} x {image.shape[0]} pixels in {frame}"
 
 
-def _rollout(env: TaskEnv, seed: int, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return observations and rewards of the first steps of one episode under fixed actions."""
-    rng = np.random.default_rng(seed)
-    observations, rewards = [env.reset(seed=seed)[0]], []
-    for _ in range(num_steps):
-        obs, reward, terminated, truncated, _ = env.step(rng.uniform(-1, 1, env.action_space.shape).astype(np.float32))
+class _Rollout(NamedTuple):
+    """The first L steps of one episode under random actions."""
+
+    obs: np.ndarray  # (L + 1, O)
+    reward: np.ndarray  # (L,)
+    terminated: bool
+    truncated: bool
+
+
+def _rollout(env: TaskEnv, seed: int, num_steps: int | None = None) -> _Rollout:
+    """Play an episode to its end, or so many steps of it; without a number also no longer than `_SECONDS`."""
+    rng, begun = np.random.default_rng(seed), time.perf_counter()
+    observations, rewards, terminated, truncated = [env.reset(seed=seed)[0]], [], False, False
+    while not (terminated or truncated) and len(rewards) != num_steps:
+        obs, reward, terminated, truncated, _ = env.step(_random_action(env, rng))
         observations.append(obs)
         rewards.append(reward)
-        if terminated or truncated:
+        if num_steps is None and time.perf_counter() - begun > _SECONDS:
             break
-    return np.array(observations), np.array(rewards)
+    return _Rollout(np.array(observations), np.array(rewards), terminated, truncated)
+
+
+def _first_difference(one: _Rollout, other: _Rollout) -> int | None:
+    """Return the first step, counted from 0 for the reset, at which two rollouts differ; None if they do not."""
+    for step in range(len(one.obs)):
+        if step >= len(other.obs) or not np.array_equal(one.obs[step], other.obs[step]):
+            return step
+        if step and one.reward[step - 1] != other.reward[step - 1]:
+            return step
+    return None if one[2:] == other[2:] else len(one.reward)
+
+
+def _random_action(env: TaskEnv, rng: np.random.Generator) -> np.ndarray:
+    return rng.uniform(-1, 1, env.action_space.shape).astype(np.float32)
 
 
 def _say(error: Exception) -> str:

@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from pipeline.tasks.opengl import settle_backend
 from pipeline.tasks.spec import TaskSpec
 
 
@@ -51,6 +52,7 @@ def adapter(suite: str) -> Any:
             message holds its own error.
     """
     module, _, name = DOMAINS[suite].adapter.partition(":")
+    settle_backend()
     try:
         return getattr(importlib.import_module(module), name)
     except Exception as error:

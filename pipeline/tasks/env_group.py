@@ -31,6 +31,7 @@ class Arrays(NamedTuple):
     beats: np.ndarray  # (N,) int64, counted up before and after each call of an environment: odd while it is busy
     image: np.ndarray  # (N, P, P, 3) uint8 RGB of `obs`; P is 0 where nothing is drawn
     final_image: np.ndarray  # (N, P, P, 3) uint8 RGB of `final_obs`, written only where the step ended an episode
+    starting: np.ndarray  # (N,) bool, which are built anew or reset at this moment: that may take longer than a step
     playing: np.ndarray  # (N,) bool, which environments the step is for; the others rest in the middle of an episode
     label: np.ndarray  # (N, A) float32, what the expert would have done in this step; (N, 0) where none is asked
 
@@ -56,7 +57,7 @@ def layout(widths: Widths) -> list[tuple[tuple[int, ...], type]]:
     wide, flag, count = ((n, obs_dim), np.float32), ((n,), np.bool_), ((n,), np.int64)
     image = ((n, side, side, 3), np.uint8)
     start = [((n, action_dim), np.float32), wide, ((n,), np.float32), flag, flag]
-    return [*start, wide, flag, flag, count, count, image, image, flag, ((n, label_dim), np.float32)]
+    return [*start, wide, flag, flag, count, count, image, image, flag, flag, ((n, label_dim), np.float32)]
 
 
 def num_bytes(widths: Widths) -> int:
@@ -113,7 +114,7 @@ class EnvGroup:
         """Take one agent step in each environment that plays; where an episode ends, start the next."""
         self.failures = []
         action, obs, reward, terminated, truncated, final_obs, success, lost, _, beats, *more = self._arrays
-        image, final_image, playing, label = more
+        image, final_image, _, playing, label = more
         for index, env in self._envs.items():
             if not playing[index]:
                 self._nothing_happened(index)
@@ -179,6 +180,7 @@ class EnvGroup:
 
     def _begin(self, index: int, episode: int) -> None:
         """Start an episode; one that cannot be started is a failure, and the next one is tried."""
+        self._arrays.starting[index] = True
         for attempt in range(MAX_FAILURES + 1):
             self._arrays.episode[index] = episode + attempt
             seed = episode_seed(self._seed, self._numbers[index], episode + attempt)
@@ -188,6 +190,7 @@ class EnvGroup:
                 self._success[index] = info["success"]
                 if self._size:
                     self._arrays.image[index] = self._envs[index].render()
+                self._arrays.starting[index] = False
                 return
             except SimulationError as error:
                 self.failures.append((index, _report(error)))
@@ -210,6 +213,7 @@ class EnvGroup:
         final_obs[index], lost[index] = obs[index], False
 
     def _rebuild(self, index: int) -> None:
+        self._arrays.starting[index] = True
         with contextlib.suppress(Exception):  # it is broken: whether it closes well does not matter
             self._envs[index].close()
         self._envs[index] = self._build(index)

@@ -100,8 +100,9 @@ def make(spec: TaskSpec, obs_dim: int, action_dim: int, render_size: int = 0) ->
         DomainUnavailable: the simulator's package is not installed, or is broken.
         AssetsUnavailable: the task needs files that are not on this machine.
     """
+    more = {} if spec.action_bounds is None else {"action_bounds": spec.action_bounds}
     try:
-        simulator: Simulator = domains.adapter(spec.suite)(spec.env_id, spec.env_kwargs, render_size)
+        simulator: Simulator = domains.adapter(spec.suite)(spec.env_id, spec.env_kwargs, render_size, **more)
     except TypeError as error:
         if not spec.env_kwargs:
             raise

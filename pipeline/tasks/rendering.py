@@ -5,15 +5,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import os
-import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.tasks.opengl import backend, why_off
+
 if TYPE_CHECKING:
     import mujoco  # imported by the camera alone: not every simulator is MuJoCo
+
+
+_ADVICE = (
+    "On Debian or Ubuntu install libegl1 libegl-mesa0 libgl1-mesa-dri and leave the variable MUJOCO_GL out; elsewhere "
+    "set it to egl, osmesa or glfw, whichever your machine has. Training and scores need no images."
+)
 
 
 class RenderingUnavailable(RuntimeError):
@@ -29,7 +37,7 @@ class Camera:
         camera: number or name of a camera of the model; or the fields of a free one, an `MjvCamera`, by name.
 
     Raises:
-        RenderingUnavailable: no OpenGL driver could be started.
+        RenderingUnavailable: no OpenGL driver could be started, or it cannot draw this scene.
     """
 
     def __init__(self, model: mujoco.MjModel, size: int, camera: int | str | dict[str, Any]) -> None:
@@ -39,10 +47,7 @@ class Camera:
         model.vis.global_.offheight = max(model.vis.global_.offheight, size)
         model.vis.quality.shadowsize = min(model.vis.quality.shadowsize, 1024)  # enough here, and 2.5 times faster
         self._model = model
-        self._context = _open_context(size)
-        self._context.make_current()
-        self._draw_context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._draw_context)
+        self._context, self._draw_context = _open_contexts(model, size)
         self._scene = mujoco.MjvScene(model, maxgeom=5000)
         self._options = mujoco.MjvOption()
         self._view = mujoco.MjvCamera()
@@ -73,18 +78,29 @@ class Camera:
         self._context.free()
 
 
-def backend() -> str:
-    """Return the OpenGL backend: MUJOCO_GL where it is set, else the one that needs no display."""
-    return os.environ.get("MUJOCO_GL") or {"linux": "egl", "darwin": "cgl"}.get(sys.platform, "glfw")
-
-
-def _open_context(size: int) -> Any:
+def _open_contexts(model: mujoco.MjModel, size: int) -> tuple[Any, mujoco.MjrContext]:
+    """Return an OpenGL context, current, and MuJoCo's own in it, which draws off screen."""
     # MuJoCo's own Renderer fixes its backend when mujoco is first imported, before anyone asked for an image.
-    try:
-        return importlib.import_module(f"mujoco.{backend()}").GLContext(size, size)
-    except Exception as error:
-        raise RenderingUnavailable(
-            f"cannot draw: the OpenGL backend {backend()!r} did not start ({type(error).__name__}: {error}). "
-            "On Debian or Ubuntu install libegl1 libegl-mesa0 libgl1-mesa-dri; elsewhere set MUJOCO_GL to egl, osmesa "
-            "or glfw, whichever your machine has. Training and scores need no images."
-        ) from error
+    if why := why_off():
+        raise RenderingUnavailable(f"cannot draw: {why}. {_ADVICE}")
+    import mujoco
+
+    context = None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            context = importlib.import_module(f"mujoco.{backend()}").GLContext(size, size)
+            if backend() == "glfw" and not context._context:  # it fails without an exception, and aborts later
+                raise OSError("it opens no window")
+            context.make_current()
+            draw_context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, draw_context)
+            return context, draw_context
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                context.free()  # type: ignore[union-attr]
+            said = "".join(dict.fromkeys(f"; {one.message}" for one in caught))
+            raise RenderingUnavailable(
+                f"cannot draw: the OpenGL backend {backend()!r} did not start ({type(error).__name__}: {error}{said}). "
+                f"{_ADVICE}"
+            ) from error

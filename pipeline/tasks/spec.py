@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import field
 from typing import Annotated, Any, Literal
@@ -28,6 +29,8 @@ Suite = Literal[
 Split = Literal["train", "held_out", "extra", "custom"]
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
+Limit = float | tuple[float, ...]  # of every number of an action, or of each
+Bounds = tuple[Limit, Limit]  # lowest and highest
 
 _number = r"[+-]?\d+(?:\.\d+)?"
 SUCCESS = "success at last step"
@@ -61,6 +64,8 @@ class TaskSpec:
         tags: words to find the task by.
         split: what the task is for; your own tasks are `custom`.
         env_kwargs: keyword arguments for the simulator's constructor.
+        action_bounds: lowest and highest action, one number for all or `action_dim` numbers each, where the
+            environment gives none; for the suite gymnasium alone.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
@@ -77,10 +82,20 @@ class TaskSpec:
     tags: tuple[str, ...] = ()
     split: Split = "custom"
     env_kwargs: dict[str, Any] = field(default_factory=dict)
+    action_bounds: Bounds | None = None
 
     def __post_init__(self) -> None:
         if self.score != SUCCESS:
             _line(self.score)
+        if self.action_bounds is not None:
+            _check_bounds(self.suite, self.action_dim, self.action_bounds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plain values that `parse_spec` reads; no `action_bounds` where there are none, as before them."""
+        values = dataclasses.asdict(self)
+        if self.action_bounds is None:
+            del values["action_bounds"]
+        return values
 
     def text(self, phrasing: int = 0) -> str:
         """Return `<embodiment> <instruction>`, what the text encoder reads; phrasing 0 is the canonical one.
@@ -171,6 +186,21 @@ def _line(rule: str) -> tuple[float, float]:
     if scale <= 0:
         raise ValueError(f"score rule {rule!r} divides by {scale:g}; it must be a number above 0")
     return 1.0 / scale, offset / scale
+
+
+def _check_bounds(suite: str, action_dim: int, bounds: Bounds) -> None:
+    if suite != "gymnasium":
+        raise ValueError(
+            f"`action_bounds` are for the suite gymnasium; the actions of {suite} have bounds. Remove them"
+        )
+    low, high = (limit if isinstance(limit, tuple) else (limit,) * action_dim for limit in bounds)
+    if len(low) != action_dim or len(high) != action_dim:
+        raise ValueError(
+            f"`action_bounds` has {len(low)} lowest and {len(high)} highest numbers; expected one for all, or "
+            f"action_dim = {action_dim} of each"
+        )
+    if not all(-math.inf < least < most < math.inf for least, most in zip(low, high, strict=True)):
+        raise ValueError(f"`action_bounds` is {bounds}: every lowest number must be below its highest, and both finite")
 
 
 def _describe(problem: dict[str, Any], keys: list[str]) -> str:

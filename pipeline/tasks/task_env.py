@@ -161,8 +161,9 @@ class TaskEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         try:
             with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite and is refused below
                 self.simulator.observe(real)
-        except ValueError as error:
-            raise self._error(action, f"the observation is malformed: {error}") from error
+        except Exception as error:
+            what = error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            raise self._error(action, f"the observation is malformed: {what}") from error
         if not math.isfinite(real.sum()) and not np.isfinite(real).all():
             where = np.flatnonzero(~np.isfinite(real)).tolist()
             raise self._error(action, f"the observation is not finite at entries {where}")

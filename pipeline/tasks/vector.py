@@ -20,12 +20,13 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from pipeline.tasks import domains
-from pipeline.tasks.env_group import MAX_FAILURES, EnvGroup, Widths, num_bytes, view
+from pipeline.tasks.env_group import MAX_FAILURES, Arrays, EnvGroup, Widths, num_bytes, view
 from pipeline.tasks.labels import Labels
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.worker import DONE, RESET, RESTORE, STEP
 
-STILL_SECONDS = 60.0  # a worker that for so long neither begins nor ends a call of an environment is ended
+TIMEOUT = 60.0  # seconds that a step may take, unless `runtime.env_timeout` says otherwise
+_PATIENCE = 10  # ... and so many times as long a start: simulators compile, read and fetch what they need
 _log = logging.getLogger(__name__)
 
 
@@ -65,8 +66,8 @@ class VectorEnv:
 
     An environment that fails in the middle of an episode (it or its expert raises, or returns NaN or a wrong shape)
     begins its next one, and the step's `lost` says so. So do all environments of a worker process that dies or stands
-    still for a minute; the process is started again. Both are logged. A task that fails time and again without
-    finishing an episode between stops the run.
+    still; the process is started again. Both are logged. A task that fails time and again without finishing an episode
+    between stops the run.
 
     Args:
         specs: the task of each environment; repeat one to have several of it.
@@ -77,6 +78,8 @@ class VectorEnv:
         numbers: number of each environment in the whole run, where this vector is a part of it; None = 0 to N - 1.
         image_size: P, pixels of a side of the images that are drawn of every observation; 0 draws none.
         labels: experts that are asked in every state of their tasks, where the environments are; None asks nobody.
+        timeout: seconds that a step may take in a worker, before it counts as standing still; a reset may take ten
+            times as long.
 
     Raises:
         ValueError: a task cannot be built (with `num_workers=0`).
@@ -93,11 +96,12 @@ class VectorEnv:
         numbers: Sequence[int] | None = None,
         image_size: int = 0,
         labels: Labels | None = None,
+        timeout: float = TIMEOUT,
     ) -> None:
         n = len(specs)
         if n == 0:
             raise ValueError("VectorEnv needs at least one task.")
-        self.specs, self.labels = tuple(specs), labels
+        self.specs, self.labels, self._timeout = tuple(specs), labels, timeout
         self._failures = np.zeros(n, np.int64)  # of each environment, since it last finished an episode
         self._workers: list[_Worker] = []
         self._memory: int | None = None
@@ -266,7 +270,7 @@ class VectorEnv:
             for number, worker in enumerate(self._workers):
                 if number not in dead:
                     try:
-                        self._count(worker.wait(self._arrays.beats))
+                        self._count(worker.wait(self._arrays, self._timeout))
                     except _Death as death:
                         dead[number] = death
             if command == RESTORE and dead:  # nothing is under way yet that could go on without them
@@ -292,7 +296,7 @@ class VectorEnv:
                 len(indices),
             )
             self._count([(index, str(death)) for index in busy or indices], log=False)
-            arrays.beats[indices] = 0
+            arrays.beats[indices], arrays.starting[indices] = 0, False
             try:
                 assert self._memory is not None
                 new = self._workers[number] = _Worker(old.specs, self._order, self._memory)
@@ -300,7 +304,7 @@ class VectorEnv:
                 arrays.episode[indices] += 1
                 new.send(RESTORE)
                 new.send_record(arrays.episode, [np.zeros((0, arrays.action.shape[1]), np.float32)] * len(self.specs))
-                self._count(new.wait(arrays.beats))
+                self._count(new.wait(arrays, self._timeout))
                 break
             except _Death as again:
                 death = again
@@ -382,22 +386,25 @@ class _Worker:
         for one in mine:
             self.send(one.tobytes())
 
-    def wait(self, beats: np.ndarray | None) -> list[tuple[int, str]]:
+    def wait(self, arrays: Arrays | None, timeout: float = TIMEOUT) -> list[tuple[int, str]]:
         """Return the failures that the answer tells of.
 
         Args:
-            beats: (N,) of the whole vector; while they change the worker is alive. None waits however long it takes.
+            arrays: of the whole vector; while their beats change the worker is alive. None waits however long it takes.
+            timeout: seconds without a change after which it stands still; starting, ten times as many.
 
         Raises:
             WorkerError: the worker reports an error, and has ended.
             _Death: it ended without a word, or stood still and was ended.
         """
         try:
-            last = None
-            while beats is not None and not self.connection.poll(STILL_SECONDS):
-                now = beats[self.indices].tolist()
-                if now == last:
-                    raise self._died(f"stood still for {STILL_SECONDS:g} s and was ended", kill=True)
+            last, still = None, 0
+            while arrays is not None and not self.connection.poll(timeout):
+                now = arrays.beats[self.indices].tolist()
+                still = still + 1 if now == last else 0
+                if still >= (_PATIENCE if arrays.starting[self.indices].any() else 1):
+                    hint = "runtime.env_timeout allows more"
+                    raise self._died(f"stood still for {still * timeout:g} s and was ended ({hint})", kill=True)
                 last = now
             answer = self.connection.recv_bytes()
         except (EOFError, ConnectionError):

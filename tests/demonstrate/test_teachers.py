@@ -27,6 +27,7 @@ from pipeline.demonstrate.shaping import TEACHING
 from pipeline.demonstrate.teach import Training, load_recipes, play_teacher, usual_recipe
 from pipeline.demonstrate.teach_tasks import Lesson, teach_tasks
 from pipeline.demonstrate.teacher import SHIPPED, Teacher, load_teacher, task_version, teacher_file
+from pipeline.run.run_dir import hold_output
 from pipeline.tasks.registry import get, load_catalogue, make
 
 ROOT = Path(__file__).parents[2]
@@ -243,6 +244,17 @@ def test_one_changed_recipe_trains_one(tmp_path, monkeypatch, capsys):
         == load_file("teachers/pendulum-spin/teacher.safetensors").keys()
     )
     assert alone["pendulum-spin"]["score"] == first["pendulum-spin"]["score"]
+
+
+def test_two_trainings_do_not_write_one_teacher(tmp_path, monkeypatch, few_episodes):
+    monkeypatch.chdir(tmp_path)
+    with hold_output(Path("teachers/pendulum-spin"), "eft teach"):
+        with pytest.raises(ValueError, match=r"another `eft teach` is going to write into .*/teachers/pendulum-spin"):
+            teaching.train(Lesson(spin(), SMALL, 1), Path("teachers"))
+        left_over = Path("teachers/.pendulum-spin.lock")
+        assert left_over.is_file()
+        teaching.remove_others(Path("teachers"), [spin()])
+        assert not left_over.exists()
 
 
 @pytest.mark.slow

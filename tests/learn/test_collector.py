@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -37,6 +39,31 @@ PENDULUM = parse_spec(
     },
     "the tests",
 )  # fmt: skip
+
+
+class Brief(gymnasium.Env):
+    """Ends by itself at every step with a probability; counts its steps."""
+
+    observation_space = gymnasium.spaces.Box(0, np.inf, (1,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, ends: float = 1.0):
+        self.ends = ends
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.steps += 1
+        return np.full(1, self.steps, np.float32), 1.0, bool(self.np_random.random() < self.ends), False, {}
+
+
+gymnasium.register("eft-test/Brief-v0", entry_point=Brief)
+BRIEF = dataclasses.replace(
+    PENDULUM, name="brief", env_id="eft-test/Brief-v0", obs_dim=1, score="clip(return/250,0,1)", episode_length=50
+)
 
 
 class NotingActor(Actor):
@@ -196,6 +223,25 @@ def test_seeding_ends_when_every_environment_that_is_played_has_its_episodes():
         assert not collector.seeding(first)
         collector.seeded = True  # once another task rested; it does not begin anew
         assert not collector.seeding(both)
+
+
+def test_episodes_shorter_than_a_slice_are_left_out_and_said(caplog: pytest.LogCaptureFixture):
+    replay = make_replay()
+    collector, envs = make_collector(replay, specs=[dataclasses.replace(BRIEF, env_kwargs={"ends": 0.4})] * 2)
+    with envs, caplog.at_level(logging.WARNING):
+        finished = [episode for _ in range(100) for episode in step_once(collector)]
+    lengths = [episode.episode_return for episode in finished]
+    assert min(lengths) < 3, "no episode was short: nothing was tested"
+    assert replay.num_episodes == sum(length >= 3 for length in lengths)
+    assert caplog.text.count("are not learned from") == 1
+    assert "an episode of brief ended after" in caplog.text
+
+
+def test_a_task_all_of_whose_episodes_are_shorter_than_a_slice_is_refused():
+    collector, envs = make_collector(make_replay(), specs=[BRIEF])
+    with envs, pytest.raises(ValueError, match=r"brief ended after 1 agent steps.*All of the first 50 episodes"):
+        for _ in range(50):
+            assert step_once(collector)
 
 
 def test_an_episode_that_rested_is_stored_whole_and_survives_a_resume():

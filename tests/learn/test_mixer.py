@@ -151,3 +151,20 @@ def test_what_is_logged_counts_the_episodes_of_all_ranks() -> None:
     assert labelled.metrics()["replay/labelled_share"] == pytest.approx((5 + 10) / 25)
     empty = BatchMixer(Ranks(), FINETUNE, torch.arange(2), None, make_replay(OWN, []))
     assert empty.metrics() == {}
+
+
+def test_nothing_can_be_sampled_until_an_own_episode_is_stored_whose_task_is_drawn() -> None:
+    replay = make_replay(OWN, [], [0.0, 1.0])
+    mixer = BatchMixer(Ranks(), FINETUNE, torch.arange(2), None, replay)
+    assert not mixer.can_sample()
+    short = torch.zeros(HORIZON - 1, 1)
+    assert not replay.add(torch.zeros(HORIZON, 2), short, short[:, 0], True, 1)
+    long = torch.zeros(5, 1)
+    replay.add(torch.zeros(6, 2), long, long[:, 0], True, 0)  # of a task whose weight is 0
+    assert not mixer.can_sample()
+    replay.add(torch.zeros(6, 2), long, long[:, 0], True, 1)
+    assert mixer.can_sample()
+    demos_alone = BatchMixer(
+        Ranks(), replace(FINETUNE, demo_fraction=1.0), torch.arange(1), make_replay(DEMO, [0]), make_replay(OWN, [])
+    )
+    assert demos_alone.can_sample()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from pipeline.data.episode import Episode
-from pipeline.learn.task_setup import discount, observation_statistics
+from pipeline.learn.task_setup import discount, observation_statistics, observed_at_random
 from pipeline.tasks import registry
 from pipeline.tasks.registry import make
 
@@ -22,6 +24,29 @@ def test_discount(length: int, expected: float) -> None:
 def test_discount_refuses_an_empty_episode() -> None:
     with pytest.raises(ValueError, match="at least 1 agent step, not 0"):
         discount(0, 0.95, 0.995)
+
+
+@pytest.mark.parametrize("length", [10, 200])
+def test_statistics_at_random_are_of_so_many_steps_as_an_episode_has(length: int) -> None:
+    spec = dataclasses.replace(
+        SPECS[0], suite="gymnasium", env_id="CartPole-v1", obs_dim=4, action_dim=2, episode_length=length
+    )
+    env, draw, seen = make(spec, 4, 2), np.random.default_rng(3), []
+    ends = 0
+    while len(seen) <= length:
+        seen.append(env.reset(seed=3 + len(seen))[0])
+        over = False
+        while not over:
+            obs, _, terminated, truncated, _ = env.step(draw.uniform(-1, 1, 2).astype(np.float32))
+            seen.append(obs)
+            over = terminated or truncated
+        ends += 1
+    env.close()
+    assert (ends > 1) == (length == 200), "CartPole falls after 20 steps or so"
+    mean, std = observed_at_random(spec, 6, seed=3)
+    np.testing.assert_allclose(mean[0, :4], np.mean(seen, 0), atol=1e-5)
+    np.testing.assert_allclose(std[0, :4], np.std(seen, 0), rtol=0.05)
+    assert std[0, 4:].tolist() == [1, 1]
 
 
 def test_statistics_are_shared_by_a_body_and_leave_still_dims_alone():

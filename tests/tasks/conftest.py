@@ -13,26 +13,30 @@ class Trouble(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)
     action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
 
-    def __init__(self, terminates=None, trouble=None, at=3, when=2.0):
-        self.terminates, self.trouble, self.at, self.when = terminates, trouble, at, when
+    def __init__(self, terminates=None, trouble=None, at=3, when=2.0, pause=60):
+        self.terminates, self.trouble, self.at, self.when, self.pause = terminates, trouble, at, when, pause
+        if trouble == "is built slowly":
+            time.sleep(pause)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.steps, self.start = 0, self.np_random.random()
         if self.trouble == "reset" and self.start < self.when:
             raise KeyError("no ball")
+        if self.trouble == "starts slowly":
+            time.sleep(self.pause)
         return np.array([self.start, 0.0]), {}
 
     def step(self, action):
         self.steps += 1
         obs = np.array([self.start, self.steps])
         if self.steps == self.at and self.start < self.when:
-            if self.trouble == "raises":
+            if self.trouble in ("raises", "is built slowly"):
                 raise KeyError("lost the ball")
             if self.trouble == "dies":
                 os._exit(7)
             if self.trouble == "blocks":
-                time.sleep(60)
+                time.sleep(self.pause)
             if self.trouble == "nan":
                 obs[1] = np.nan
             if self.trouble == "nan reward":

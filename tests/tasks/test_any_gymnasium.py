@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import subprocess
 import sys
@@ -5,10 +6,15 @@ import sys
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict, Discrete, Text
+from gymnasium.spaces import Box, Dict, Discrete, Text, Tuple
 
+from pipeline.tasks import registry
 from pipeline.tasks.any_gymnasium import GymnasiumTask
+from pipeline.tasks.spec import TaskSpec
+from pipeline.tasks.task_env import SimulationError
+from pipeline.tasks.vector import VectorEnv
 
+HUGE = np.finfo(np.float32).max
 ARROWS = Box(-2.0, 4.0, (2, 1), np.float32)
 
 
@@ -70,9 +76,12 @@ def test_success_is_read_from_info(says):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"action_space": Discrete(3)}, r"its actions are Discrete\(3\); expected a Box of continuous"),
-        ({"action_space": Box(-np.inf, np.inf, (2,))}, "its actions are unbounded"),
-        ({"observation_space": Text(5)}, "expected numbers in a Box or a Dict"),
+        ({"action_space": Text(3)}, r"its actions are Text.*; expected a Box, Discrete, MultiDiscrete or MultiBinary"),
+        ({"action_space": Box(-np.inf, np.inf, (2,))}, r"unbounded.*`action_bounds: \[-2, 2\]`"),
+        ({"action_space": Box(-np.inf, 1.0, (2,))}, "its actions are unbounded"),
+        ({"action_space": Box(-HUGE, HUGE, (2,))}, "its actions are unbounded"),
+        ({"action_space": Box(-(2**63), 2**63 - 1, (2,), np.int64)}, "its actions are unbounded"),
+        ({"observation_space": Text(5)}, "expected numbers in a Box, or a Dict or Tuple"),
     ],
 )
 def test_spaces_that_cannot_be_used_are_refused(kwargs, message):
@@ -107,3 +116,67 @@ def test_drawing_without_a_display_says_nothing():
     found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert found.stdout.splitlines()[-1] == "(32, 32, 3)"
     assert "XDG_RUNTIME_DIR" not in found.stdout + found.stderr
+
+
+class Gripper(gymnasium.Env):
+    """Observes how far it went and whether it grips, as a Tuple; succeeds if it was told numbers up to its limits."""
+
+    observation_space = Tuple([Box(-np.inf, np.inf, (2,), np.float64), Discrete(2)])
+    action_space = Box(-np.inf, np.inf, (2,), np.float64)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.at = np.zeros(2)
+        return (self.at, 0), {}
+
+    def step(self, action):
+        self.at = self.at + action
+        if self.at.sum() > 100:
+            return (self.at,), 0.0, False, False, {}
+        return (self.at, 1), float(action.sum()), False, False, {}
+
+
+gymnasium.register("eft-test/Gripper-v0", entry_point=Gripper)
+GRIPPER = TaskSpec(
+    name="gripper", suite="gymnasium", env_id="eft-test/Gripper-v0", embodiment="A hand.", instructions=("Grip.",),
+    obs_dim=4, action_dim=2, action_repeat=1, episode_length=5, score="return/1000", action_bounds=(-1.0, (2.0, 60.0)),
+)  # fmt: skip
+
+
+def test_limits_of_the_task_file_and_tuples_reach_the_environment():
+    with VectorEnv([GRIPPER], 6, 3, seed=0, num_workers=0) as envs:
+        assert envs.reset().tolist() == [[0, 0, 1, 0, 0, 0]]
+        step = envs.step(np.array([[1, 0, 1]], np.float32))
+        assert step.obs.tolist() == [[2, 29.5, 0, 1, 0, 0]]
+        assert step.reward.tolist() == [31.5]
+
+
+def test_an_observation_with_a_missing_part_is_a_failure_of_its_episode():
+    env = registry.make(GRIPPER, 4, 2)
+    env.reset(seed=0)
+    env.step(np.ones(2))
+    with pytest.raises(SimulationError, match="task gripper: step 2 .*the observation is malformed"):
+        env.step(np.ones(2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_environment_with_discrete_actions_is_played(num_workers):
+    values = {"name": "balance", "env_id": "CartPole-v1", "action_bounds": None, "episode_length": 20}
+    spec = dataclasses.replace(GRIPPER, **values)
+    with VectorEnv([spec, dataclasses.replace(spec, name="other")], 4, 2, 0, num_workers) as envs:
+        envs.reset()
+        for _ in range(5):
+            step = envs.step(np.array([[1, -1], [-1, 1]], np.float32))
+    assert step.obs[0, 1] < 0 < step.obs[1, 1]  # pushed to the left, and to the right
+
+
+@pytest.mark.slow
+def test_limits_of_the_task_file_reach_a_worker():
+    here = {"env_id": "Pendulum-v1", "obs_dim": 3, "action_dim": 1, "action_bounds": (-0.5, 0.5)}
+    narrow = dataclasses.replace(GRIPPER, **here)
+    wide = dataclasses.replace(narrow, action_bounds=None)
+    with VectorEnv([narrow, wide], 3, 1, 0, 1, numbers=[0, 0]) as envs:
+        envs.reset()
+        step = envs.step(np.array([[1], [0.25]], np.float32))
+    assert np.array_equal(step.obs[0], step.obs[1])

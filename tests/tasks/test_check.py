@@ -46,6 +46,41 @@ class Moody(gymnasium.Env):
 gymnasium.register("eft-test/Moody-v0", entry_point=Moody)
 
 
+class Counter(gymnasium.Env):
+    """Ends by itself at a step, or with a probability; from a step on it may draw what its seed does not determine."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, ends=None, truncates=None, probability=0.0, stray=None):
+        self.ends, self.truncates, self.probability, self.stray = ends, truncates, probability, stray
+        self.over = True
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps, self.over, self.start = 0, False, self.np_random.normal()
+        return self._observe(), {}
+
+    def step(self, action):
+        assert not self.over, "stepped past the end"
+        self.steps += 1
+        terminated = self.steps == self.ends or self.np_random.random() < self.probability
+        self.over = terminated or self.steps == self.truncates
+        return self._observe(), 0.0, bool(terminated), self.steps == self.truncates, {}
+
+    def _observe(self):
+        stray = np.random.normal() if self.stray is not None and self.steps >= self.stray else 0
+        return np.array([self.start, self.steps, stray], np.float32)
+
+
+gymnasium.register("eft-test/Counter-v0", entry_point=Counter)
+
+
+def counter(**env_kwargs):
+    values = {"env_id": "eft-test/Counter-v0", "episode_length": 100, "env_kwargs": env_kwargs}
+    return parse_spec({**VALUES, **values}, "test")
+
+
 def failures(findings):
     return {finding.check: finding.detail for finding in findings if not finding.passed}
 
@@ -60,15 +95,51 @@ def test_a_sound_task_passes_everything(spec):
 
 def test_an_environment_that_ignores_its_seed_is_found():
     found = failures(check_task(parse_spec({**VALUES, "env_id": "eft-test/Moody-v0"}, "test")))
-    assert "reset(seed=) must determine everything" in found["repeatable"]
+    assert "reset(seed=) must determine the whole episode" in found["repeatable"]
     assert "Gymnasium's checker" in found
+
+
+@pytest.mark.parametrize("ends", [{"ends": 1}, {"ends": 3}, {"truncates": 2}, {"probability": 0.4}], ids=str)
+def test_an_environment_is_never_stepped_past_its_end(ends):
+    assert failures(check_task(counter(**ends))) == {}
+
+
+@pytest.mark.parametrize("step", [0, 60, 100])
+def test_whole_episodes_are_compared(step):
+    found = failures(check_task(counter(stray=step)))
+    assert f"from step {step} on" in found["repeatable"]
+
+
+@pytest.mark.parametrize(
+    ("ends", "message"),
+    [
+        ({"ends": 50}, "ends at step 50 of 100, whatever is done, with terminated=True. Is it a time limit?"),
+        ({"truncates": 50}, "ends at step 50 of 100, whatever is done: the environment truncates it"),
+        ({"probability": 0.1}, None),
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_episodes_that_always_end_at_one_step_are_doubted(ends, message):
+    (doubt,) = [finding for finding in check_task(counter(**ends)) if finding.check == "random episodes"]
+    assert doubt.passed
+    assert doubt.doubtful == (message is not None)
+    assert message is None or message in doubt.detail
+
+
+def test_what_becomes_of_actions_and_observations_is_named():
+    values = {"env_id": "CartPole-v1", "obs_dim": 4, "action_dim": 2}
+    findings = {one.check: one for one in check_task(parse_spec({**VALUES, **values}, "test"))}
+    assert all(one.passed for one in findings.values())
+    assert findings["actions"].detail == "Discrete(2): the largest of 2 numbers chooses"
+    assert findings["observations"].detail.startswith("Box (4,)")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"obs_dim": 4}, "the simulator has 3"),
-        ({"env_id": "CartPole-v1"}, "Discrete actions are not supported"),
+        ({"action_bounds": [-9, 9]}, "go beyond its own actions"),
         ({"env_kwargs": {"gravity": 1}}, "refuses env_kwargs {'gravity': 1}"),
         ({"env_id": "Pendulums-v1"}, "Did you mean `Pendulum-v1`"),
     ],

@@ -51,7 +51,7 @@ def test_its_file_alone_does_as_well(monkeypatch, tmp_path):
     assert registry.get(["juggle"], file)[0].split == "custom"
     findings = check_task(registry.load_file(file), tmp_path / "juggle.png", file)
     assert [finding for finding in findings if not finding.passed] == []
-    assert {"bounds", "image", "random steps"} <= {finding.check for finding in findings}
+    assert {"actions", "observations", "image", "random episodes"} <= {finding.check for finding in findings}
 
 
 def test_a_package_whose_tasks_cannot_be_read_is_named(monkeypatch):

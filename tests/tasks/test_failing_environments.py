@@ -15,7 +15,6 @@ import torch
 
 from pipeline import config
 from pipeline.learn.collector import Collector
-from pipeline.tasks import vector
 from pipeline.tasks.vector import TaskFailure, VectorEnv, WorkerError
 
 pytestmark = pytest.mark.slow  # simulators, processes or a server run for real
@@ -112,11 +111,10 @@ def test_an_environment_that_kills_its_worker_time_and_again_is_named(trouble):
         play(specs, 1, 20)
 
 
-def test_an_environment_that_blocks_is_ended_and_the_run_goes_on(trouble, monkeypatch, caplog):
-    monkeypatch.setattr(vector, "STILL_SECONDS", 0.5)
+def test_an_environment_that_blocks_is_ended_and_the_run_goes_on(trouble, caplog):
     specs = [trouble("fine"), trouble("slow", trouble="blocks", at=2, when=0.7), trouble("other")]
     started = time.monotonic()
-    with VectorEnv(specs, 3, 1, 3, 2) as envs, caplog.at_level(logging.WARNING):
+    with VectorEnv(specs, 3, 1, 3, 2, timeout=0.5) as envs, caplog.at_level(logging.WARNING):
         begins = envs.reset()[1, 0]
         lost = 0
         for _ in range(8):
@@ -127,7 +125,26 @@ def test_an_environment_that_blocks_is_ended_and_the_run_goes_on(trouble, monkey
     assert lost[1] > 0, f"the first episode begins at {begins}"
     assert lost[0] == lost[2] == 0  # they are in the other worker
     assert "stood still for 0.5 s" in caplog.text
+    assert "runtime.env_timeout" in caplog.text
     assert "It was busy with slow" in caplog.text
+
+
+@pytest.mark.parametrize("trouble_kind", ["starts slowly", "is built slowly"])
+def test_a_slow_start_is_waited_for_longer_than_a_slow_step(trouble, caplog, trouble_kind):
+    specs = [trouble("fine"), trouble("slow", trouble=trouble_kind, at=3, episode_length=3, pause=1.6)]
+    with VectorEnv(specs, 3, 1, 3, 1, timeout=0.4) as envs, caplog.at_level(logging.WARNING):
+        envs.reset()
+        steps = [envs.step(np.zeros((2, 1), np.float32)) for _ in range(7)]
+    assert not np.array([step.lost for step in steps])[:, 0].any()  # the worker of both was never ended
+    assert "stood still" not in caplog.text
+
+
+def test_a_start_that_never_ends_is_given_up(trouble):
+    with VectorEnv([trouble(trouble="starts slowly", pause=60)], 3, 1, 3, 1, timeout=0.1) as envs:
+        begun = time.monotonic()
+        with pytest.raises(TaskFailure, match=r"stood still for 1 s and was ended \(runtime.env_timeout"):
+            envs.reset()
+        assert time.monotonic() - begun > 4
 
 
 class Half:

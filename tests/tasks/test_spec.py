@@ -112,3 +112,29 @@ def test_values_out_of_bounds_are_named(change):
 def test_a_file_that_is_not_a_mapping_is_refused():
     with pytest.raises(ValueError, match=r"mine\.yaml: expected the keys name, suite"):
         parse_spec(["name"], "mine.yaml")
+
+
+@pytest.mark.parametrize("bounds", [[-2, 3.5], [-2, [3.5]], [[-2.0], [3.5]]])
+def test_limits_of_actions_survive_being_written(bounds):
+    limited = spec(action_bounds=bounds)
+    assert parse_spec(limited.to_dict(), "again") == limited
+
+
+def test_a_task_without_limits_of_actions_is_written_as_before_them():
+    assert "action_bounds" not in spec().to_dict()
+    assert parse_spec(spec().to_dict(), "again") == spec()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"action_bounds": [2, -2]}, "every lowest number must be below its highest"),
+        ({"action_bounds": [-1, float("inf")]}, "both finite"),
+        ({"action_bounds": [[-1, -1], 1]}, r"has 2 lowest and 1 highest numbers; expected .* action_dim = 1 of each"),
+        ({"action_bounds": [-1, 1], "suite": "metaworld"}, "`action_bounds` are for the suite gymnasium"),
+        ({"action_bounds": [-1]}, "action_bounds"),
+    ],
+)
+def test_limits_of_actions_that_cannot_be_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        spec(**changes)

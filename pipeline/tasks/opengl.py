@@ -1,0 +1,62 @@
+"""Which OpenGL MuJoCo draws with: MUJOCO_GL, or the one that needs no display.
+
+MuJoCo and dm_control load it while they are imported, also where nothing will be drawn, and do not start without it.
+So one that cannot be loaded is turned off before; whoever draws then learns why it cannot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+
+_OFF = ("disable", "disabled", "off", "false", "0")
+_DEFAULT = ("glfw", "glx", "enable", "enabled", "on", "true", "1")  # what MuJoCo takes without a name, with a display
+_LIBRARIES = {"egl": "libEGL.so", "osmesa": "libOSMesa.so"}
+_WHY = "EFT_CANNOT_DRAW"  # a variable, so that the processes of environments know it too
+
+
+def settle_backend() -> None:
+    """Turn drawing off where MUJOCO_GL names what cannot be loaded; call it before MuJoCo is imported."""
+    chosen = os.environ.get("MUJOCO_GL", "").lower().strip()
+    if sys.platform != "linux" or not chosen or chosen in _OFF:
+        return
+    os.environ.pop(_WHY, None)
+    if chosen in _DEFAULT:
+        return
+    other = os.environ.get("PYOPENGL_PLATFORM", "").lower() or chosen
+    if chosen not in _LIBRARIES:
+        why = f"MUJOCO_GL={chosen} is not known; write egl, osmesa or glfw"
+    elif other != chosen:
+        why = f"MUJOCO_GL={chosen} contradicts PYOPENGL_PLATFORM={other}; remove one"
+    elif not _is_there(_LIBRARIES[chosen]):
+        why = f"MUJOCO_GL={chosen} needs {_LIBRARIES[chosen]}, which is not on this machine"
+    else:
+        os.environ["MUJOCO_GL"] = chosen  # dm_control takes lower case alone
+        return
+    os.environ[_WHY], os.environ["MUJOCO_GL"] = why, "off"
+
+
+def why_off() -> str | None:
+    """Say why drawing is turned off; None if it is not."""
+    if os.environ.get("MUJOCO_GL", "").lower().strip() not in _OFF:
+        return None
+    return os.environ.get(_WHY) or f"MUJOCO_GL={os.environ['MUJOCO_GL']} turns it off"
+
+
+def backend() -> str:
+    """Return the OpenGL backend: MUJOCO_GL where it names one, else the one that needs no display."""
+    chosen = os.environ.get("MUJOCO_GL", "").lower().strip()
+    if chosen in ("glfw", "glx"):
+        return "glfw"
+    return {"linux": "egl", "darwin": "cgl"}.get(sys.platform, "glfw") if chosen in ("", *_DEFAULT) else chosen
+
+
+def _is_there(library: str) -> bool:
+    """Whether a library can be loaded, under the names that PyOpenGL tries."""
+    for name in (library, *(f"{library}.{version}" for version in range(9, -1, -1))):
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(name)
+            return True
+    return False
