@@ -37,6 +37,7 @@ class Actor:
 
     Attributes:
         columns: values (N,) of a subclass for each action of the last step, by name; the replay can store them.
+        intended: (N, A) the actions of the last step without the noise of exploring.
     """
 
     # The state tensors with a row per environment, and which of their dims counts environments.
@@ -53,6 +54,7 @@ class Actor:
         self.model, self.table, self.planner, self.adapters = model, table, planner, adapters
         self.mode: products.Mode = mode
         self.columns: dict[str, Tensor] = {}
+        self.intended = torch.zeros(0, model.config.action_dim)
         self._generator = torch.Generator()
         self._prev_mean = torch.zeros(planner.horizon, 0, model.config.action_dim)
         self._is_first = torch.ones(0, dtype=torch.bool)
@@ -134,13 +136,16 @@ class Actor:
             if constraint_weight is None:
                 constraint = self.table.constraint[rows.to(self.device)]
                 planned, constraint_weight = planned & (constraint != POLICY), (constraint == TIED).float()
-            action, made, policy = torch.zeros_like(ctx.action_mask), None, None
+            action = intended = torch.zeros_like(ctx.action_mask)
+            made, policy = None, None
             if planned.any():
                 made = self._plan(ctx, obs, constraint_weight, explore, envs)
-                action = made.action
+                action, intended = made.action, made.mean[0]
             if not planned.all():
                 policy = self._policy(ctx, obs, explore, envs)
                 action = torch.where(planned.unsqueeze(1), action, policy.action)
+                intended = torch.where(planned.unsqueeze(1), intended, policy.mean.tanh())
+            self.intended = intended.cpu()
             self.acted(obs, action, envs, ctx, planned, made, policy, explore)
         return action.cpu()
 
