@@ -59,13 +59,16 @@ _NOT_LISTED = {
     "discount_min": 0.95,
     "discount_max": 0.995,
 }
-_LEARNING_KEYS = tuple(
-    f.name
-    for f in dataclasses.fields(config.Learning)
-    if f.name not in _NOT_LISTED
-    and f.default is dataclasses.MISSING  # what has a default is an option the original lacks
-)
-_PLANNER_KEYS = ("num_iterations", *(f.name for f in dataclasses.fields(config.Planner) if f.name != "iterations"))
+
+
+def _of_the_original(section: type) -> list[str]:
+    """Return the parameters of a section that have no default: the others are options that the original lacks."""
+    return [field.name for field in dataclasses.fields(section) if field.default is dataclasses.MISSING]
+
+
+_LEARNING_KEYS = tuple(name for name in _of_the_original(config.Learning) if name not in _NOT_LISTED)
+_PLANNER = _of_the_original(config.Planner)
+_PLANNER_KEYS = ("num_iterations", *(name for name in _PLANNER if name != "iterations"))
 
 
 class Fixture:
@@ -123,7 +126,7 @@ class Fixture:
     def planner(self) -> config.Planner:
         """Return the planner's settings."""
         meta = self.meta | {"iterations": self.meta["num_iterations"]}
-        return config.Planner(**{field.name: meta[field.name] for field in dataclasses.fields(config.Planner)})
+        return config.Planner(**{name: meta[name] for name in _PLANNER})
 
 
 def ours(fixture: Fixture) -> Iterator[tuple[str, Tensor]]:

@@ -34,6 +34,7 @@ class Batch(NamedTuple):
     terminated: Tensor  # (T, B) float32, 1 where the episode ended for good after this step
     task: Tensor  # (B,) int64, row of the task table
     imitation: Tensor  # (B,) float32 in [0, 1], weight of the online imitation term: 1 for demonstrations and labels
+    value_target: Tensor | None = None  # (T, B) what Q should be at each step, where returns are kept
     past: Any = None  # or a NamedTuple of tensors: what came before each slice, for a model that reads it
 
     def to(self, device: torch.device) -> Batch:
@@ -42,8 +43,12 @@ class Batch(NamedTuple):
 
     def each(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """Apply a function to every tensor, those of the past included."""
-        *parts, past = self
-        return Batch(*map(function, parts), past=None if past is None else type(past)(*map(function, past)))
+        *parts, target, past = self
+        return Batch(
+            *map(function, parts),
+            value_target=None if target is None else function(target),
+            past=None if past is None else type(past)(*map(function, past)),
+        )
 
     def take(self, which: slice) -> Batch:
         """Return some of the slices."""

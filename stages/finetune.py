@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipeline import config
 from pipeline.agent import Agent
 from pipeline.demonstrate.labels import find_labels, teachers_of, who_labels
+from pipeline.learn.offline import learn_control
 from pipeline.learn.setup import Setup, product_modes
 from pipeline.learn.task_setup import CHECKPOINTS, DEMOS, load_demonstrations
 from pipeline.observing import Observing
@@ -43,8 +44,15 @@ def main() -> None:
         extensions = build.online_extensions(agent.model, agent.table, learning, settings.scaling, seed)
         learner = setup.learner(settings.warmup_updates, extensions)
         run = setup.run("finetune", folder, learner, settings, specs)
-        replay = setup.learn_online(run, settings, demos, specs)
-        transitions = sum(ranks.collect(replay.num_transitions))
+        if settings.control:
+            if demos is None:
+                raise ValueError("finetune.control learns from demonstrations alone, and there are none")
+            with run:
+                learn_control(run, settings, demos, num_envs)
+            transitions = 0
+        else:
+            replay = setup.learn_online(run, settings, demos, specs)
+            transitions = sum(ranks.collect(replay.num_transitions))
         if ranks.is_main:
             agent.save_pretrained(OUT / "model")
             run.publish(OUT / "metrics")

@@ -179,6 +179,7 @@ class Planner:
     min_std: Positive  # bounds of the sampling std
     max_std: Positive
     temperature: Positive  # of the elites' weights
+    execute: Literal["elite", "mean"] = "elite"  # without exploration: one drawn (published), or the mean
 
     def __post_init__(self) -> None:
         if self.num_policy_samples >= self.num_samples:
@@ -209,6 +210,10 @@ class Learning:
     normalize_obs: bool  # centre and scale observations by each body's mean and std over the demonstrations
     discount_min: Fraction  # bounds of the discount derived from the episode length
     discount_max: Fraction
+    value_target: Literal["td", "returns"] = "td"  # of Q: one reward and target Q (published), or returns of episodes
+    return_lambda: Fraction = 0.98  # returns: weight of what follows against Q of the next state
+    relabel_every: Count = 250  # returns: updates after which those of all episodes are computed anew
+    policy_horizon: CountOrZero = 0  # steps that the policy's value is rolled out in the model; 0 = Q alone (published)
     clipped: Clipped | None = None  # the online policy learns by a clipped ratio; null = by the value of its actions
     weighting: Literal["even", "harmony"] = "even"  # of the tasks in the model's loss: as drawn, or by learned scales
     weighting_lr_scale: Positive = 10.0  # harmony: the scales' lr is lr x this
@@ -274,6 +279,8 @@ class Finetune:
     eval_episodes: Count  # per task
     cooldown: Fraction = 0.0  # part of the env_steps, at their end, over which the learning rates fall linearly to 0
     scaling: Scaling | None = None  # dynamic parameter scaling; null = off
+    imitated: Literal["executed", "intended"] = "executed"  # of own actions: as they were (published), or without noise
+    control: bool = False  # as many updates, on demonstrations alone: what own episodes are worth is the difference
     teacher: Teacher = "off"  # label: experts say what they would do in every collected state, and that is imitated ...
     # ... with weight 1, in tasks that have one; `imitate` is for the others
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline import config
 from pipeline.learn.replay import ReplayBuffer
+from pipeline.learn.returns import Returns
 from pipeline.model.actor import Actor
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv
@@ -43,6 +44,7 @@ class Collector:
         settings: `imitate`, how much the policy imitates these episodes where no expert labels them;
             `seeding_episodes`, how many per environment the policy plays alone before training begins.
         seed: of the actor's random numbers.
+        returns: gives each episode its value targets when it is stored; None where Q has others.
 
     Attributes:
         episodes: (N,) finished episodes of each environment.
@@ -61,6 +63,7 @@ class Collector:
         replay: ReplayBuffer,
         settings: config.Finetune,
         seed: int,
+        returns: Returns | None = None,
     ):
         for spec in specs:
             if spec.episode_length < replay.horizon:
@@ -68,7 +71,7 @@ class Collector:
                     f"episodes of {spec.name} have {spec.episode_length} agent steps, planner.horizon is "
                     f"{replay.horizon}: no slice of one fits. Lower the horizon or leave the task out."
                 )
-        self._settings, self.seeded = settings, False
+        self._settings, self.seeded, self._returns = settings, False, returns
         self._specs, self._rows, self._envs, self._actor, self._replay = list(specs), rows, envs, actor, replay
         num_envs, longest = len(specs), max(spec.episode_length for spec in specs)
         model = actor.model.config
@@ -78,7 +81,7 @@ class Collector:
         self._reward = torch.zeros(num_envs, longest)
         self._columns = {name: torch.zeros(num_envs, longest) for name in replay.columns}
         self._labelled = np.array([envs.labels is not None and spec.name in envs.labels.kinds for spec in specs])
-        self._expert_action = None if envs.labels is None else torch.zeros_like(self._action)
+        self._expert_action = torch.zeros_like(self._action) if replay.keeps_expert_actions else None
         self._short: dict[str, int] = {}  # episodes of each task that were left out, shorter than a slice
         self._length = np.zeros(num_envs, dtype=np.int64)
         self._stepping = np.arange(num_envs)  # the environments that the step under way is for
@@ -121,6 +124,9 @@ class Collector:
             for name, column in self._columns.items():
                 column[which, length] = self._actor.columns[name]
             self._action[which, length] = action[which]
+            if self._expert_action is not None:
+                intended = self._settings.imitated == "intended"
+                self._expert_action[which, length] = self._actor.intended if intended else action[which]
         self._envs.begin_step(action.numpy(), None if everyone else playing)
 
     def end_step(self) -> list[Finished]:
@@ -141,8 +147,7 @@ class Collector:
                     f"{self._length[i]} of an episode. `eft check-task` examines the task; leave it out until it is "
                     "mended."
                 )
-        if self._expert_action is not None:  # of tasks without labels, what was done
-            self._expert_action[which, self._length[which]] = self._action[which, self._length[which]]
+        if self._expert_action is not None and self._labelled.any():
             asked = which[self._labelled[which]]
             self._expert_action[asked, self._length[asked]] = torch.from_numpy(step.label[asked])
         self._length[which] += 1
@@ -210,15 +215,17 @@ class Collector:
         episode_return = float(self._reward[i, :length].sum())
         score = spec.evaluate(episode_return, success)
         imitation = {"all": 1.0, "score": score, "none": 0.0}[self._settings.imitate]
+        obs, reward, task = self._obs[i, : length + 1], self._reward[i, :length], int(self._rows[i])
         self._replay.add(
-            self._obs[i, : length + 1],
+            obs,
             self._action[i, :length],
-            self._reward[i, :length],
+            reward,
             terminated,
-            int(self._rows[i]),
+            task,
             expert_action=None if self._expert_action is None else self._expert_action[i, :length],
             imitation=1.0 if self._labelled[i] else imitation,  # an expert's action is right however the episode went
             columns={name: column[i, :length] for name, column in self._columns.items()},
+            value_target=None if self._returns is None else self._returns.of_episode(obs, reward, terminated, task),
         )
         if length < self._replay.horizon:
             self._left_out(spec.name, length)

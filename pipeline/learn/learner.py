@@ -19,7 +19,7 @@ from pipeline.learn.extension import Extension, Extensions, Metrics
 from pipeline.learn.optimizers import make_optimizers, rebuild_optimizers
 from pipeline.model import math, products
 from pipeline.model.task_table import TaskTable
-from pipeline.model.world_model import WorldModel, draw_members
+from pipeline.model.world_model import TaskContext, WorldModel, draw_members
 from pipeline.run.ranks import Ranks
 from pipeline.shapes import Batch
 
@@ -92,7 +92,8 @@ class Learner:
     Attributes:
         rate, position: schedule of the learning rate, and how far the run is; the loop sets both.
         q_weight: (n,) weight of Q in each task's policy loss; None is 1 for all.
-        value_scale: (1,) running range of Q values (5th to 95th percentile), by which the policy loss divides Q.
+        value_scale: range of Q values (5th to 95th percentile), by which the policy loss divides Q: (1,) a running one
+            for all tasks (published), or (n,) of each task's returns, where these are the targets of Q.
     """
 
     def __init__(
@@ -114,7 +115,8 @@ class Learner:
         self.rate, self.position = RateSchedule(learning.lr, warmup_updates=warmup_updates), 0
         self.updates = 0
         self.q_weight: Tensor | None = None
-        self.value_scale = torch.ones(1, device=model.bins.device)
+        scales = 1 if learning.value_target == "td" else len(table.names)
+        self.value_scale = torch.ones(scales, device=model.bins.device)
         for extension in self.extensions:
             extension.attach(self)
         self.optimizers = make_optimizers(model, learning, self.extensions)
@@ -159,8 +161,9 @@ class Learner:
             metrics |= self.step(self.optimizers.policy, self.optimizers.trained["policy"], losses, batches, "policy_")
 
             # Value scale: a running range of Q, so that the policy loss is alike for tasks of large and small returns.
-            math.update_value_scale(self.value_scale, self.ranks.gather(torch.cat(values)), self.learning.tau)
-            metrics["value_scale"] = self.value_scale.clone()
+            if self.learning.value_target == "td":
+                math.update_value_scale(self.value_scale, self.ranks.gather(torch.cat(values)), self.learning.tau)
+                metrics["value_scale"] = self.value_scale.clone()
 
         self.updates += 1
         return metrics
@@ -171,12 +174,14 @@ class Learner:
         ctx = model.context(self.table, batch.task, draws.phrasing, target_q=draws.td_members)
         weights = math.step_weights(learning.rho, len(batch.action), batch.obs.device)[:-1]
 
-        # Targets: latents encoded from the real next observations; r + gamma times the smaller of two target Q there.
+        # Targets: latents encoded from the real next observations; r + gamma times the smaller of two target Q there,
+        # or the returns that the replay keeps.
         with torch.no_grad():
             next_z = model.observed(batch.obs, batch.action, ctx, batch.past)
-            next_action = model.policy(next_z, ctx, draws.td_noise).action
-            next_value = math.decode(model.q(next_z, next_action, ctx, target=True), model.bins).amin(0)
-            target = math.td_target(batch.reward, batch.terminated, ctx.discount, next_value)
+            if (target := batch.value_target) is None:
+                next_action = model.policy(next_z, ctx, draws.td_noise).action
+                next_value = math.decode(model.q(next_z, next_action, ctx, target=True), model.bins).amin(0)
+                target = math.td_target(batch.reward, batch.terminated, ctx.discount, next_value)
 
         with self.extensions.recording():
             # Latent rollout: encode the first observation alone, then predict each latent from the one before.
@@ -224,12 +229,17 @@ class Learner:
         weights = math.step_weights(learning.rho, len(batch.action), z.device)
         with self.extensions.recording():
             policy = model.policy(z, ctx, draws.policy_noise)
-        q = math.decode(model.q(z, policy.action, ctx), model.bins).mean(0)  # (T + 1, B)
+        if learning.policy_horizon:  # one value per slice: what the policy earns in the model from the first latent on
+            q = self.rolled_out(z[0], ctx, draws.policy_noise).unsqueeze(0)
+        else:
+            q = math.decode(model.q(z, policy.action, ctx), model.bins).mean(0)  # (T + 1, B)
         values.append(q[0].detach())
         error = batch.imitation * math.imitation_error(policy.action[:-1], batch.expert_action, ctx.action_mask)
         prior = (weights[:-1] @ error).mean()
         weighed = q if self.q_weight is None else self.q_weight[batch.task] * q
-        value = (weights @ (-learning.entropy_coef * policy.scaled_entropy - weighed / self.value_scale)).mean()
+        scale = self.value_scale if len(self.value_scale) == 1 else self.value_scale[batch.task]
+        gain = (weights[: len(q)] / weights[: len(q)].sum()) @ (weighed / scale)
+        value = (weights @ (-learning.entropy_coef * policy.scaled_entropy) - gain).mean()
         total, more = self.extensions.losses(
             learning.prior_coef * prior + value, (one.policy_loss(batch) for one in self.extensions)
         )
@@ -239,6 +249,25 @@ class Learner:
             "policy_entropy": policy.entropy.detach().mean(),
             "policy_q": values[-1].mean(),
         }
+
+    def rolled_out(self, z: Tensor, ctx: TaskContext, noise: Tensor) -> Tensor:
+        """Return what the policy earns in the model from latents z (B, Z) on, (B,), with gradient to its actions.
+
+        Discounted rewards of `policy_horizon` steps, and then Q (mean of its members). noise is (T + 1, B, A).
+        """
+        model, earned, weight, carry = self.model, torch.zeros(len(z), device=z.device), 1.0, None
+        for t in range(self.learning.policy_horizon):
+            action = model.policy(z, ctx, noise[t]).action
+            earned = earned + weight * math.decode(model.reward(z, action, ctx), model.bins)
+            z, carry = model.next(z, action, ctx, carry)
+            weight = weight * ctx.discount
+        action = model.policy(z, ctx, noise[self.learning.policy_horizon]).action
+        return earned + weight * math.decode(model.q(z, action, ctx), model.bins).mean(0)
+
+    def value(self, z: Tensor, ctx: TaskContext) -> Tensor:
+        """Return the value (...) of latents z (..., n, Z): target Q of the policy's mode, mean of the members."""
+        action = self.model.policy(z, ctx).action
+        return math.decode(self.model.q(z, action, ctx, target=True), self.model.bins).mean(0)
 
     def step(
         self,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from pipeline import config
 from pipeline.learn.replay import ReplayBuffer
+from pipeline.learn.returns import kept_returns
 from pipeline.learn.training_run import TrainingRun
 
 
@@ -16,9 +18,12 @@ def learn_offline(run: TrainingRun, demos: ReplayBuffer, evaluate_first: bool = 
     """
     ranks, extensions = run.ranks, run.learner.extensions
     share = ranks.shares(run.settings.batch_size, [1] * ranks.count)[ranks.rank]
+    returns = kept_returns(run, [demos])
     run.evaluate_first(evaluate_first and run.resumed is None)
     while run.unfinished:
         run.learner.position = run.position
+        if returns is not None:
+            returns.relabel_if_due()
         run.show(extensions.lines("before_update", share))
         with run.clock.phase("sample"):
             batch = demos.sample(share, run.generator)
@@ -26,3 +31,29 @@ def learn_offline(run: TrainingRun, demos: ReplayBuffer, evaluate_first: bool = 
         run.advance(1)
         (stop,) = ranks.any(run.interrupt.is_requested())
         run.log_evaluate_save(run.position - 1, stop)
+
+
+def learn_control(run: TrainingRun, settings: config.Finetune, demos: ReplayBuffer, num_envs: int) -> None:
+    """Make as many updates as `learn_online` would, on demonstrations alone: what own episodes are worth is measured
+    against it.
+
+    Args:
+        run: what is updated, evaluated, logged and saved; its position counts the environment steps that are not made.
+        settings: of the finetuning that this is the control of.
+        demos: demonstrations of all tasks.
+        num_envs: environments that would step together.
+    """
+    ranks = run.ranks
+    share = ranks.shares(settings.batch_size, [1] * ranks.count)[ranks.rank]
+    returns = kept_returns(run, [demos])
+    run.evaluate_first(run.resumed is None)
+    while run.unfinished:
+        run.learner.position = before = run.position
+        run.updates_owed += num_envs * settings.utd
+        for _ in run.updates_due():
+            if returns is not None:
+                returns.relabel_if_due()
+            run.update(demos.sample(share, run.generator), "pretrain")
+        run.advance(num_envs)
+        (stop,) = ranks.any(run.interrupt.is_requested())
+        run.log_evaluate_save(before, stop)

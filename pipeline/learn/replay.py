@@ -29,6 +29,9 @@ _EPISODE = np.dtype(
 )  # first row, transitions, row of the task table; 32 bytes
 
 
+_TARGETS = "value_target"
+
+
 class Drawn(NamedTuple):
     """Positions of B sampled slices, and facts about their episodes."""
 
@@ -59,6 +62,7 @@ class ReplayBuffer:
             all tasks.
         attach: map the files in `folder` that another process has made and filled, instead of making new ones.
         columns: names of further float32 values per step, (L,), that are stored and saved but not put into batches.
+        keep_value_targets: also keep what Q should be at each step; it is put into batches, and not saved.
 
     Attributes:
         obs, action, reward: (capacity, O), (capacity, A) and (capacity,), the stored rows.
@@ -81,6 +85,7 @@ class ReplayBuffer:
         task_weights: Tensor | None = None,
         attach: bool = False,
         columns: Sequence[str] = (),
+        keep_value_targets: bool = False,
     ):
         if capacity <= horizon:
             raise ValueError(f"a replay of {capacity} rows cannot hold a slice of {horizon} transitions")
@@ -98,6 +103,8 @@ class ReplayBuffer:
             tensors[name] = (
                 _mapped(folder / f"{name}.f32", shape, attach) if folder else torch.zeros(shape, device=device)
             )
+        if keep_value_targets:
+            tensors[_TARGETS] = torch.zeros(capacity, device=device)
         self._use(tensors)
         self._task_weights = task_weights
         self._episodes = _Episodes(task_weights)
@@ -151,6 +158,7 @@ class ReplayBuffer:
         expert_action: Tensor | None = None,
         imitation: float = 1.0,
         columns: Mapping[str, Tensor] | None = None,
+        value_target: Tensor | None = None,
     ) -> bool:
         """Store one whole episode of L transitions.
 
@@ -163,6 +171,7 @@ class ReplayBuffer:
             expert_action: (L, a), what the expert intended; None for the executed action.
             imitation: in [0, 1], how much the online policy loss imitates this episode.
             columns: (L,) each, the values of the buffer's further columns.
+            value_target: (L,) what Q should be; None sets 0, to be put right by `set_value_targets` before sampling.
 
         Returns:
             False if the episode is shorter than a slice and was left out.
@@ -183,8 +192,20 @@ class ReplayBuffer:
         for name, values in given.items():
             rows = self._stored[name][start : start + length + 1].zero_()
             rows[tuple(slice(size) for size in values.shape)] = values
+        if self.keeps_value_targets:
+            rows = self._tensors[_TARGETS][start : start + length + 1].zero_()
+            rows[:length] = 0.0 if value_target is None else value_target
         self._episodes.append(start, length, task, terminated, imitation)
         return True
+
+    @property
+    def keeps_value_targets(self) -> bool:
+        """Whether what Q should be is kept at each step."""
+        return _TARGETS in self._tensors
+
+    def set_value_targets(self, start: int, values: Tensor) -> None:
+        """Set what Q should be in the steps (L,) of the episode whose first row is `start`."""
+        self._tensors[_TARGETS][start : start + len(values)] = values
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """Sample `batch_size` slices, on the buffer's device; obs, action and reward are views of one tensor."""
@@ -260,7 +281,7 @@ class ReplayBuffer:
         self._tensors = tensors
         self.obs, self.action, self.reward = self._split(tensors["rows"])
         self._stored = {"obs": self.obs, "action": self.action, "reward": self.reward}
-        self._stored |= {name: tensor for name, tensor in tensors.items() if name != "rows"}
+        self._stored |= {name: tensor for name, tensor in tensors.items() if name not in ("rows", _TARGETS)}
 
     def _split(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return views of observation (..., O), action (..., A) and reward (...) of rows."""
@@ -314,6 +335,8 @@ class ReplayBuffer:
         slices = {"rows": self._gather("rows", rows)}
         executed = slices["rows"][:-1, :, self._obs_dim : -1]
         slices["expert_action"] = self._gather("expert_action", rows[:-1]) if self.keeps_expert_actions else executed
+        if self.keeps_value_targets:
+            slices[_TARGETS] = self._gather(_TARGETS, rows[:-1]).squeeze(-1)
         terminated = np.zeros((self.horizon, len(drawn.start)), np.float32)
         terminated[-1] = drawn.terminated
         known = {"terminated": terminated, "task": drawn.task, "imitation": drawn.imitation}
@@ -328,7 +351,8 @@ class ReplayBuffer:
         """Make a batch of what was read."""
         obs, action, reward = self._split(slices["rows"])
         known = (slices[name] for name in ("terminated", "task", "imitation"))
-        return Batch(obs, action[:-1], slices["expert_action"], reward[:-1], *known)
+        batch = Batch(obs, action[:-1], slices["expert_action"], reward[:-1], *known)
+        return batch._replace(value_target=slices[_TARGETS]) if _TARGETS in slices else batch
 
 
 def sample_mixture(

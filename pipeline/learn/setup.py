@@ -119,8 +119,9 @@ class Setup:
         capacity = math.ceil(settings.replay_capacity * len(numbers) / len(env_specs))
         place = self._place(f"online-{self.ranks.rank:04d}")
         replay = self.make_replay(
-            capacity, *self.widths, self.planner.horizon, keep_expert_actions=self.labels is not None,
-            task_weights=self._weights(), columns=self.columns, **place,
+            capacity, *self.widths, self.planner.horizon,
+            keep_expert_actions=self.labels is not None or settings.imitated == "intended",
+            task_weights=self._weights(), columns=self.columns, **self._targets, **place,
         )  # fmt: skip
         own = [env_specs[number] for number in numbers]
         make_envs = partial(self.make_envs, labels=self.labels, timeout=self.runtime.env_timeout)
@@ -137,7 +138,7 @@ class Setup:
         if not ranks.from_main(any(demos.values()) if ranks.is_main else None):
             return None
         horizon, weights = self.planner.horizon, self._weights()
-        options = {"make": self.make_replay, "task_weights": weights}
+        options = {"make": self.make_replay, "task_weights": weights, **self._targets}
         rows = [(names.index(task), episode) for task, episodes in demos.items() for episode in episodes]
         if ranks.count == 1:
             return from_demos(rows, *self.widths, horizon, **options, **self._place("demos"))
@@ -147,11 +148,17 @@ class Setup:
         index = ranks.from_main(index)
         size = int((index["episodes"][1] + 1).sum())
         buffer = self.make_replay(
-            size, *self.widths, horizon, keep_expert_actions=True, folder=folder, task_weights=weights, attach=True
-        )
+            size, *self.widths, horizon, keep_expert_actions=True, folder=folder, task_weights=weights, attach=True,
+            **self._targets,
+        )  # fmt: skip
         buffer.load_index(index)
         device = self._place("demos")["device"]
         return buffer if device.type == "cpu" else buffer.copy_to(device)
+
+    @property
+    def _targets(self) -> dict:
+        """Whether a replay keeps what Q should be, as an argument of it."""
+        return {"keep_value_targets": True} if self.learning.value_target == "returns" else {}
 
     def _place(self, name: str) -> dict:
         """Return where transitions are kept, as arguments of a replay: on the device, in files, or in memory."""

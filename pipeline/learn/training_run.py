@@ -66,6 +66,7 @@ class TrainingRun:
         parts: what else is saved of this rank, by name.
         replay: of this rank, saved with the run; None where nothing is collected.
         recent: score and return of the episodes since the last log line, by task.
+        on_save: called after each save: what is not saved is computed anew there, as a resumed run does.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class TrainingRun:
         self.replay: ReplayBuffer | None = None
         self.measures: list[Callable[[], dict[str, float]]] = []  # what else is logged with the averages
         self.recent: dict[str, list[tuple[float, float]]] = {}
+        self.on_save: list[Callable[[], None]] = []
         self.clock = Clock()
         self.generator = torch.Generator().manual_seed(seed + RANK_SEEDS * self.ranks.rank)
         # All ranks take the same Q members for their shares of a batch.
@@ -327,6 +329,8 @@ class TrainingRun:
         """Save everything needed to go on from here; every rank calls this."""
         with self.clock.phase("save"):
             self._save()
+        for function in self.on_save:
+            function()
 
     def _save(self) -> None:
         own = {f"sum.{name}": value for name, value in self._sums.items()}

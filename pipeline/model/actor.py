@@ -21,6 +21,8 @@ from pipeline.model.world_model import TaskContext, WorldModel
 if TYPE_CHECKING:
     from pipeline.adapters import Adapters
 
+_PLAN_DIMS = (0, 1, 1, 1, 1)  # the dim of environments in each part of a `Plan`
+
 
 class Actor:
     """Chooses actions; keeps the last plans (warm starts), which episodes have just begun, and the random state.
@@ -37,6 +39,7 @@ class Actor:
 
     Attributes:
         columns: values (N,) of a subclass for each action of the last step, by name; the replay can store them.
+        intended: (N, A) the actions of the last step without the noise of exploring.
     """
 
     # The state tensors with a row per environment, and which of their dims counts environments.
@@ -53,6 +56,7 @@ class Actor:
         self.model, self.table, self.planner, self.adapters = model, table, planner, adapters
         self.mode: products.Mode = mode
         self.columns: dict[str, Tensor] = {}
+        self.intended = torch.zeros(0, model.config.action_dim)
         self._generator = torch.Generator()
         self._prev_mean = torch.zeros(planner.horizon, 0, model.config.action_dim)
         self._is_first = torch.ones(0, dtype=torch.bool)
@@ -175,13 +179,13 @@ class Actor:
             if constraint_weight is None:
                 constraint = self.table.constraint[rows.to(self.device)]
                 planned, constraint_weight = planned & (constraint != POLICY), (constraint == TIED).float()
-            action, made, policy = torch.zeros_like(ctx.action_mask), None, None
+            made, policy = None, None
             if planned.any():
-                made = self._plan(ctx, obs, constraint_weight, explore, envs)
-                action = made.action
+                made = self._plan(ctx, obs, planned, constraint_weight, explore, envs)
             if not planned.all():
                 policy = self._policy(ctx, obs, explore, envs)
-                action = torch.where(planned.unsqueeze(1), action, policy.action)
+            action, intended = _chosen(planned, made, policy)
+            self.intended = intended.cpu()
             self.acted(obs, action, envs, ctx, planned, made, policy, explore)
         return action.cpu()
 
@@ -200,9 +204,26 @@ class Actor:
         return self.adapters.acting(adapter) if self.adapters and self.adapters.names else nullcontext()
 
     def _plan(
-        self, ctx: TaskContext, obs: Tensor, constraint_weight: float | Tensor, explore: bool, envs: Tensor | None
+        self,
+        ctx: TaskContext,
+        obs: Tensor,
+        planned: Tensor,
+        constraint_weight: float | Tensor,
+        explore: bool,
+        envs: Tensor | None,
     ) -> Plan:
-        """Plan from the last plans of these environments, and keep the new ones."""
+        """Plan for those of these environments that do, from their last plans, and keep the new ones.
+
+        In the plan that is returned, the others' actions and weights are 0.
+        """
+        if not planned.all():
+            some = planned.nonzero().squeeze(1)
+            weight = constraint_weight[some] if isinstance(constraint_weight, Tensor) else constraint_weight
+            these = some if envs is None else envs[some]
+            made = self._plan(ctx.take(some), obs[some], planned[some], weight, explore, these)
+            return Plan(
+                *(_spread(part, len(planned), some, dim) for part, dim in zip(made, (0, 1, 1, 1, 1), strict=True))
+            )
         prev_mean, is_first = take_envs(self._prev_mean, 1, envs), take_envs(self._is_first, 0, envs)
         made = make_plan(
             self.model, ctx, obs, self.planner, prev_mean, is_first, self._generator, constraint_weight, explore,
@@ -268,3 +289,22 @@ def take_envs(whole: Tensor, dim: int, envs: Tensor | None) -> Tensor:
 def put_envs(whole: Tensor, dim: int, envs: Tensor | None, part: Tensor) -> Tensor:
     """Return a copy of `whole` with the values of environments `envs` along `dim` replaced by `part`."""
     return part if envs is None else whole.index_copy(dim, envs, part)
+
+
+def _chosen(planned: Tensor, plan: Plan | None, policy: Policy | None) -> tuple[Tensor, Tensor]:
+    """Return the action (N, A) of the plan where `planned` (N,), else the policy's; and the same without noise."""
+    if policy is None:
+        assert plan is not None  # each environment acts by one of them
+        return plan.action, plan.mean[0]
+    alone = policy.mean.tanh()
+    if plan is None:
+        return policy.action, alone
+    which = planned.unsqueeze(1)
+    return torch.where(which, plan.action, policy.action), torch.where(which, plan.mean[0], alone)
+
+
+def _spread(part: Tensor, num: int, rows: Tensor, dim: int) -> Tensor:
+    """Return a tensor with `num` environments along `dim`, those of `rows` taken from `part`, the others 0."""
+    shape = list(part.shape)
+    shape[dim] = num
+    return part.new_zeros(shape).index_copy(dim, rows, part)

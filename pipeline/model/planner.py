@@ -114,6 +114,7 @@ def plan(
             # Value: the discounted rewards plus, at the last latent, Q of the policy's action (mean of two members).
             last_value = _last_value(model, ctx, policy, samples, draws.value_noise[i], draws.members[i])
             value = torch.cat([policy.returns, samples.returns]) + discounts[-1] * last_value  # (P, N)
+            value = value.nan_to_num(0.0)  # as published: top-k would take a NaN for the best
 
             # Refit: the elites, with softmax weights of their values, give the next mean and std.
             elites, weights = _elites(torch.cat([policy_actions, actions], dim=1), value, planner)
@@ -121,10 +122,14 @@ def plan(
             std = (weights * (elites - mean.unsqueeze(1)).square()).sum(1).sqrt()
             std = std.clamp(planner.min_std, planner.max_std) * ctx.action_mask
 
-    # Execute the first action of one elite, drawn by its weight w: argmax(ln w + G), Gumbel noise G = -ln(exponential)
+    # Execute the plan's mean, or the first action of one elite, drawn by its weight w: argmax(ln w + G), with Gumbel
+    # noise G = -ln(exponential)
     weights = weights.squeeze(-1)
-    choice = (weights.log() - draws.elite_exponential.log()).argmax(0)
-    action = elites[0, choice, torch.arange(num_envs, device=obs.device)]
+    if explore or planner.execute == "elite":
+        choice = (weights.log() - draws.elite_exponential.log()).argmax(0)
+        action = elites[0, choice, torch.arange(num_envs, device=obs.device)]
+    else:
+        action = mean[0]
     if explore:
         action = action + std[0] * draws.explore_noise
     return Plan(action.clamp(-1, 1), mean, std, elites[0], weights)
