@@ -41,6 +41,13 @@ OPTIONS = {
     "cooldown": 0.0,
     "teacher": "off",
     "env_timeout": 60.0,
+    "execute": "elite",
+    "value_target": "td",
+    "return_lambda": 0.98,
+    "relabel_every": 250,
+    "policy_horizon": 0,
+    "imitated": "executed",
+    "control": False,
 }
 
 

@@ -18,12 +18,11 @@ def learn_offline(run: TrainingRun, demos: ReplayBuffer, evaluate_first: bool = 
     """
     ranks, extensions = run.ranks, run.learner.extensions
     share = ranks.shares(run.settings.batch_size, [1] * ranks.count)[ranks.rank]
-    returns = kept_returns(run, [demos])
+    kept_returns(run, [demos])
     run.evaluate_first(evaluate_first and run.resumed is None)
     while run.unfinished:
         run.learner.position = run.position
-        if returns is not None:
-            returns.relabel_if_due()
+        run.before_update()
         run.show(extensions.lines("before_update", share))
         with run.clock.phase("sample"):
             batch = demos.sample(share, run.generator)
@@ -45,14 +44,13 @@ def learn_control(run: TrainingRun, settings: config.Finetune, demos: ReplayBuff
     """
     ranks = run.ranks
     share = ranks.shares(settings.batch_size, [1] * ranks.count)[ranks.rank]
-    returns = kept_returns(run, [demos])
+    kept_returns(run, [demos])
     run.evaluate_first(run.resumed is None)
     while run.unfinished:
         run.learner.position = before = run.position
         run.updates_owed += num_envs * settings.utd
         for _ in run.updates_due():
-            if returns is not None:
-                returns.relabel_if_due()
+            run.before_update()
             run.update(demos.sample(share, run.generator), "pretrain")
         run.advance(num_envs)
         (stop,) = ranks.any(run.interrupt.is_requested())

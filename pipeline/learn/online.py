@@ -11,7 +11,7 @@ from pipeline.learn.collector import Collector, Finished, share_out_episodes, sh
 from pipeline.learn.constraint import Evidence, Schedule, make_constraint
 from pipeline.learn.mixer import BatchMixer
 from pipeline.learn.replay import ReplayBuffer
-from pipeline.learn.returns import Returns, kept_returns
+from pipeline.learn.returns import kept_returns
 from pipeline.learn.training_run import TrainingRun
 from pipeline.model.actor import Actor
 from pipeline.run.ranks import RANK_SEEDS, Ranks
@@ -40,8 +40,7 @@ def learn_online(
     """
     ranks, learner, extensions = run.ranks, run.learner, run.learner.extensions
     names, numbers = [spec.name for spec in env_specs], ranks.shard(range(len(env_specs)))
-    returns = kept_returns(run, [replay] if demos is None else [demos, replay])
-    collector, constraint, mixer = _begin(run, settings, demos, replay, envs, env_specs, acting, returns)
+    collector, constraint, mixer = _begin(run, settings, demos, replay, envs, env_specs, acting)
     playing = np.array([extensions.plays(name) for name in names])
     mixer.play(playing)
     run.evaluate_first(always=run.position == 0)
@@ -66,7 +65,7 @@ def learn_online(
         num_playing = int(playing.sum())
         run.updates_owed += 0.0 if seeding else num_playing * settings.utd
         if not extensions.acts_on_policy:
-            _update(run, mixer, acting, returns)
+            _update(run, mixer, acting)
 
         # Store: episodes that ended, each in the replay of its rank; their scores, on all ranks, update the constraint.
         if ended := _end_step(run, collector):
@@ -78,7 +77,7 @@ def learn_online(
 
         # With an extension that trains the policy by itself: its phase, then the updates that are due.
         if extensions.acts_on_policy and _policy_phase(run, acting, before):
-            _update(run, mixer, acting, returns)
+            _update(run, mixer, acting)
         run.log_evaluate_save(before)
 
 
@@ -104,7 +103,6 @@ def _begin(
     envs: VectorEnv,
     env_specs: Sequence[TaskSpec],
     acting: Actor,
-    returns: Returns | None,
 ) -> tuple[Collector, Schedule | Evidence, BatchMixer]:
     """Make the collector, the constraint and the batch mixer, with their saved state if the run is resumed."""
     ranks, learner = run.ranks, run.learner
@@ -112,6 +110,7 @@ def _begin(
     seed = run.seed + 2 + RANK_SEEDS * ranks.rank
     seed += run.position if run.resumed and not run.same_ranks else 0
     own = ranks.shard(range(len(env_specs)))
+    returns = kept_returns(run, [replay] if demos is None else [demos, replay])
     collector = Collector(ranks.shard(env_specs), rows[own], envs, acting, replay, settings, seed, returns)
     constraint = make_constraint(settings, rows, learner.table.names, run.seed + 4, learner.extensions.plans)
     labelled = None if envs.labels is None else acting.rows(list(envs.labels.kinds)).tolist()
@@ -124,11 +123,10 @@ def _begin(
     return collector, constraint, mixer
 
 
-def _update(run: TrainingRun, mixer: BatchMixer, acting: Actor, returns: Returns | None) -> None:
+def _update(run: TrainingRun, mixer: BatchMixer, acting: Actor) -> None:
     """Make the updates that are due."""
     for _ in run.updates_due():
-        if returns is not None:
-            returns.relabel_if_due()
+        run.before_update()
         with run.clock.phase("sample"):
             batch = mixer.sample(run.generator)
         run.update(batch, "online")

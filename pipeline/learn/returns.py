@@ -118,9 +118,10 @@ def _groups(episodes: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:
 
 
 def kept_returns(run: TrainingRun, replays: Sequence[ReplayBuffer]) -> Returns | None:
-    """Return what keeps the value targets of a run's replays; None where Q has others (`learning.value_target`)."""
+    """Let a run keep the value targets of its replays; None where Q has others (`learning.value_target`)."""
     if run.learner.learning.value_target == "td":
         return None
     returns = Returns(run.learner, replays)
-    run.on_save.append(returns.forget)  # targets are not saved: a resumed run begins by computing them
+    # Targets are not saved: a resumed run begins by computing them.
+    run.before_update, run.on_save = returns.relabel_if_due, returns.forget
     return returns

@@ -66,6 +66,7 @@ class TrainingRun:
         parts: what else is saved of this rank, by name.
         replay: of this rank, saved with the run; None where nothing is collected.
         recent: score and return of the episodes since the last log line, by task.
+        before_update: called before the batch of an update is sampled.
         on_save: called after each save: what is not saved is computed anew there, as a resumed run does.
     """
 
@@ -92,7 +93,8 @@ class TrainingRun:
         self.replay: ReplayBuffer | None = None
         self.measures: list[Callable[[], dict[str, float]]] = []  # what else is logged with the averages
         self.recent: dict[str, list[tuple[float, float]]] = {}
-        self.on_save: list[Callable[[], None]] = []
+        self.before_update: Callable[[], None] = lambda: None
+        self.on_save: Callable[[], None] = lambda: None
         self.clock = Clock()
         self.generator = torch.Generator().manual_seed(seed + RANK_SEEDS * self.ranks.rank)
         # All ranks take the same Q members for their shares of a batch.
@@ -329,8 +331,7 @@ class TrainingRun:
         """Save everything needed to go on from here; every rank calls this."""
         with self.clock.phase("save"):
             self._save()
-        for function in self.on_save:
-            function()
+        self.on_save()
 
     def _save(self) -> None:
         own = {f"sum.{name}": value for name, value in self._sums.items()}

@@ -122,17 +122,21 @@ def plan(
             std = (weights * (elites - mean.unsqueeze(1)).square()).sum(1).sqrt()
             std = std.clamp(planner.min_std, planner.max_std) * ctx.action_mask
 
-    # Execute the plan's mean, or the first action of one elite, drawn by its weight w: argmax(ln w + G), with Gumbel
-    # noise G = -ln(exponential)
+    # Execute the plan's mean or one elite's first action; when exploring an elite's, with noise.
     weights = weights.squeeze(-1)
-    if explore or planner.execute == "elite":
-        choice = (weights.log() - draws.elite_exponential.log()).argmax(0)
-        action = elites[0, choice, torch.arange(num_envs, device=obs.device)]
-    else:
-        action = mean[0]
+    action = _drawn(elites[0], weights, draws) if explore or planner.execute == "elite" else mean[0]
     if explore:
         action = action + std[0] * draws.explore_noise
     return Plan(action.clamp(-1, 1), mean, std, elites[0], weights)
+
+
+def _drawn(actions: Tensor, weights: Tensor, draws: PlanDraws) -> Tensor:
+    """Draw one of the elites' actions (E, N, A) by their weights w (E, N): the one with the largest ln w + G.
+
+    G is Gumbel noise, -ln of exponential noise.
+    """
+    choice = (weights.log() - draws.elite_exponential.log()).argmax(0)
+    return actions[choice, torch.arange(actions.shape[1], device=actions.device)]
 
 
 class Rollout(NamedTuple):

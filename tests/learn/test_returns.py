@@ -106,17 +106,17 @@ def test_a_fresh_episode_never_has_a_wrong_target() -> None:
 
 def test_all_are_computed_at_first_then_now_and_then_and_after_a_save() -> None:
     learner, buffer = Learner(make_model(), make_table(), KEPT), make_replay((12, 20, 9))
-    run: Any = SimpleNamespace(learner=learner, on_save=[])
-    returns, seen = kept_returns(run, [buffer]), []
-    assert returns is not None
+    run: Any = SimpleNamespace(learner=learner)
+    seen = []
+    kept_returns(run, [buffer])
     for update in range(25):
         before = targets(buffer).clone()
-        returns.relabel_if_due()
+        run.before_update()
         if not torch.equal(before, targets(buffer)):
             seen.append(update)
         learner.update(buffer.sample(4, torch.Generator().manual_seed(update)), "online", torch.Generator())
         if update == 13:
-            run.on_save[0]()
+            run.on_save()
     assert seen == [0, 10, 14, 20]
 
 
@@ -143,5 +143,5 @@ def test_q_learns_what_the_replay_says_it_should_be() -> None:
 
 
 def test_published_targets_need_no_returns(tmp_path: Path) -> None:
-    run: Any = SimpleNamespace(learner=Learner(make_model(), make_table(), LEARNING), on_save=[])
+    run: Any = SimpleNamespace(learner=Learner(make_model(), make_table(), LEARNING))
     assert kept_returns(run, []) is None
