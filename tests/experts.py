@@ -36,10 +36,10 @@ def open_bad(fault: str, above: float, spec: TaskSpec, env: TaskEnv) -> Expert:
 
 
 def untrained_teacher(spec: TaskSpec) -> Teacher:
-    """Return a teacher with random weights."""
+    """Return a teacher with random weights that says of itself to be perfect."""
     draw, sizes = np.random.default_rng(0), (spec.obs_dim, 8, 8, spec.action_dim)
     weights = []
     for n in range(3):
         weights += [draw.normal(size=(sizes[n + 1], sizes[n])), draw.normal(size=sizes[n + 1])]
     weights = [part.astype(np.float32) for part in weights]
-    return Teacher(spec, np.zeros(spec.obs_dim, np.float32), np.ones(spec.obs_dim, np.float32), weights)
+    return Teacher(spec, np.zeros(spec.obs_dim, np.float32), np.ones(spec.obs_dim, np.float32), weights, {"score": 1.0})

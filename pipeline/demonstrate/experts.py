@@ -55,7 +55,10 @@ def _leads(spec: TaskSpec, path: Path) -> bool:
         return False
     planner = load_recipes().get(spec.name)
     best = None if planner is None else planner.score
-    return best is None or load_teacher(path, spec).notes["score"] >= best - _WORSE
+    score = load_teacher(path, spec).notes.get("score")
+    if score is None:
+        raise ValueError(f"{path}: it does not say how well it plays; `eft teach {spec.name}` trains it anew.")
+    return best is None or score >= best - _WORSE
 
 
 def open_expert(spec: TaskSpec, env: TaskEnv, teachers: str | Path | None) -> Label:

@@ -301,6 +301,9 @@ def test_who_demonstrates_is_who_scores_better(tmp_path):
         random_teacher(spin(), score=score).save(teacher_file(tmp_path, spin()))
         assert expert_method(spin(), tmp_path) == expected
     assert expert_kind(spin(), tmp_path) is None  # who demonstrates labels, and a planner cannot
+    random_teacher(spin()).save(teacher_file(tmp_path, spin()))
+    with pytest.raises(ValueError, match="does not say how well it plays"):
+        expert_kind(spin(), tmp_path)
     with pytest.raises(ValueError, match="cup-catch has no expert that can be asked"):
         open_expert(get(["cup-catch"])[0], None, tmp_path)
 
