@@ -48,6 +48,7 @@ OPTIONS = {
     "policy_horizon": 0,
     "imitated": "executed",
     "control": False,
+    "demos_in_replay": False,
 }
 
 

@@ -280,6 +280,7 @@ class Finetune:
     cooldown: Fraction = 0.0  # part of the env_steps, at their end, over which the learning rates fall linearly to 0
     scaling: Scaling | None = None  # dynamic parameter scaling; null = off
     imitated: Literal["executed", "intended"] = "executed"  # of own actions: as they were (published), or without noise
+    demos_in_replay: bool = False  # own episodes begin with all demonstrations, which then fade (published)
     control: bool = False  # as many updates, on demonstrations alone: what own episodes are worth is the difference
     teacher: Teacher = "off"  # label: experts say what they would do in every collected state, and that is imitated ...
     # ... with weight 1, in tasks that have one; `imitate` is for the others
@@ -330,6 +331,10 @@ class Adapt:
     def __post_init__(self) -> None:
         if self.finetune.scaling is not None:
             raise ValueError("adapt.finetune.scaling must be null: what learns there is an adapter already")
+        if self.finetune.control:
+            raise ValueError(
+                "adapt.finetune.control must be false: without env_steps it learns from demonstrations alone"
+            )
         if self.pretrain.updates and self.finetune.warmup_updates:
             raise ValueError(
                 "adapt.finetune.warmup_updates must be 0 while adapt.pretrain.updates is not: the optimisers go on"

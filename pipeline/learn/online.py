@@ -119,6 +119,8 @@ def _begin(
     run.measures = [constraint.metrics, mixer.metrics]
     if run.resumed:
         _resume(run, collector, constraint, replay)
+    elif settings.demos_in_replay and demos is not None:
+        share_out_episodes(demos.state_tensors(), replay, _takes(ranks.collect(collector.tasks), ranks.rank))
     learner.q_weight = constraint.publish(learner.table)
     return collector, constraint, mixer
 

@@ -64,7 +64,7 @@ class Returns:
         self._labelled_at = -1
 
     def relabel(self) -> None:
-        """Compute the targets of every stored episode, and the range of each task's."""
+        """Compute the targets of every stored episode, and the range of each task's; every rank calls this."""
         self._labelled_at = self._learner.updates
         found: dict[int, list[np.ndarray]] = {}
         for replay in self._replays:
@@ -73,10 +73,11 @@ class Returns:
                 for (start, _, task, _), values in zip(group, self._returns(replay, group), strict=True):
                     replay.set_value_targets(start, torch.from_numpy(values).float())
                     found.setdefault(task, []).append(values)
-        scale = self._learner.value_scale
-        for task, parts in found.items():
-            low, high = np.quantile(np.concatenate(parts), [_LOW, _HIGH])
-            scale[task] = max(float(high - low), 1.0)
+        ranges = {task: _range(np.concatenate(parts)) for task, parts in found.items()}
+        everyone = self._learner.ranks.collect(ranges)
+        for task in sorted({task for one in everyone for task in one}):
+            widths, steps = zip(*(one[task] for one in everyone if task in one), strict=True)
+            self._learner.value_scale[task] = max(float(np.average(widths, weights=steps)), 1.0)
 
     def of_episode(self, obs: Tensor, reward: Tensor, terminated: bool, task: int) -> Tensor:
         """Return the targets (L,) of an episode of observations (L + 1, O) and rewards (L,)."""
@@ -105,6 +106,12 @@ class Returns:
         z, _ = learner.model.begin(torch.cat(list(obs)).to(device), ctx)
         value = learner.value(z, ctx)
         return [part.cpu().numpy() for part in value.split(lengths)]
+
+
+def _range(returns: np.ndarray) -> tuple[float, int]:
+    """Return how far the high returns lie above the low ones, and how many there are."""
+    low, high = np.quantile(returns, [_LOW, _HIGH])
+    return float(high - low), len(returns)
 
 
 def _groups(episodes: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:

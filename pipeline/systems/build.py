@@ -250,6 +250,11 @@ def check_finetuning(
         ValueError: says what to change.
     """
     _check_clipped(model, learning)
+    if settings.demos_in_replay and learning.clipped is not None:
+        raise ValueError(
+            "finetune.demos_in_replay puts demonstrations among own episodes, and learning.clipped must know how "
+            "likely each of their actions was: set demos_in_replay to false, or clipped to null."
+        )
     if settings.scaling is None:
         return
     from pipeline.systems.scalezero.curriculum import check_targets

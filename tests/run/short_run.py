@@ -50,6 +50,7 @@ DEFAULTS = {
     "lr": 3e-4,
     "constraint": "evidence",
     "experts": False,  # in every network
+    "returns": False,  # as targets of Q, with all else that learning by them brings
     "eval_every": 120,
     "scaling": None,  # score from which each task counts as solved: it rests, and the model grows in stages
     "patience": None,  # evaluations without a new best after which to stop early
@@ -91,7 +92,8 @@ def main(options: dict) -> None:
         envs_per_task=1, warmup_updates=3, seeding_episodes=1, constraint=options["constraint"], evidence_memory=10,
         constraint_steps=100, constraint_decay=100, replay_capacity=240, log_every=45, save_every=30,
         eval_every=options["eval_every"], eval_episodes=1, cooldown=0.2,
-        scaling=_scaling(options["scaling"]),
+        scaling=_scaling(options["scaling"]), imitated="intended" if options["returns"] else "executed",
+        demos_in_replay=options["returns"],
     )  # fmt: skip
     clipped = None
     if options["clipped"] is not None:
@@ -100,6 +102,8 @@ def main(options: dict) -> None:
             bonus_limit=1.0,
         )  # fmt: skip
     learning, seed = dataclasses.replace(LEARNING, lr=options["lr"], clipped=clipped), 1
+    if options["returns"]:
+        learning = dataclasses.replace(learning, value_target="returns", relabel_every=4, policy_horizon=2)
     ranks = start(runtime, seed)
     table = dataclasses.replace(make_table(), names=tuple(spec.name for spec in TASKS))
     sizes = dataclasses.replace(TINY, history=HISTORY if options["history"] else None)
@@ -135,7 +139,7 @@ def main(options: dict) -> None:
                     "updates": learner.updates,
                     "stopped_at": run.position,
                     "constraint": table.constraint.tolist(),
-                    "value_scale": float(learner.value_scale),
+                    "value_scale": learner.value_scale.tolist(),
                     "curriculum": _curriculum(extensions),
                     "demos_mapped": "demos/rows.f32" in Path("/proc/self/maps").read_text(),
                 }

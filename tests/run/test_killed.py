@@ -66,6 +66,15 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(server, undisturbed,
     assert not list(tmp_path.glob(".resume/*"))
 
 
+def test_targets_that_are_not_saved_are_the_same_again(server, tmp_path):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert server.run(whole, returns=True) == [0], said(whole)
+    assert server.run(stopped, returns=True, kill_at_write=11) == [-signal.SIGKILL]
+    assert server.run(stopped, returns=True) == [0], said(stopped)
+    assert result(stopped) == result(whole)
+    assert len(set(result(whole)["value_scale"])) > 1  # one for each task
+
+
 def test_a_past_under_way_is_taken_up_too(server, tmp_path):
     assert server.run(tmp_path / "undisturbed", history=True) == [0], said(tmp_path / "undisturbed")
     for ranks in (1, 2):

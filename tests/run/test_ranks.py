@@ -90,6 +90,19 @@ def test_two_processes_go_on_alike_and_a_third_number_says_what_differs(server, 
 
 
 @pytest.mark.slow
+def test_two_processes_have_one_value_scale_and_share_out_the_demonstrations(server, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert server.run(whole, ranks=2, returns=True) == [0, 0], said(whole) + said(whole, 1)
+    first, second = result(whole), result(whole, 1)
+    assert (first["tasks"], second["tasks"]) == ([0, 2], [1])
+    assert first["learner"] == second["learner"]
+    assert first["value_scale"] == second["value_scale"]
+    assert server.run(broken, ranks=2, returns=True, fail_at=[1, 8]) == [3, 2]
+    assert server.run(broken, ranks=2, returns=True) == [0, 0]
+    assert (result(broken), result(broken, 1)) == (first, second)
+
+
+@pytest.mark.slow
 def test_two_processes_learn_from_labels_alike_also_where_one_has_none(server, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert server.run(whole, ranks=2, labels=True) == [0, 0], said(whole) + said(whole, 1)
