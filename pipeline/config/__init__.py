@@ -332,9 +332,7 @@ class Adapt:
         if self.finetune.scaling is not None:
             raise ValueError("adapt.finetune.scaling must be null: what learns there is an adapter already")
         if self.finetune.control:
-            raise ValueError(
-                "adapt.finetune.control must be false: without env_steps it learns from demonstrations alone"
-            )
+            raise ValueError("adapt.finetune.control must be false: set its env_steps to 0 instead")
         if self.pretrain.updates and self.finetune.warmup_updates:
             raise ValueError(
                 "adapt.finetune.warmup_updates must be 0 while adapt.pretrain.updates is not: the optimisers go on"
