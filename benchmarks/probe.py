@@ -187,7 +187,7 @@ def played(agent: Agent, specs: Sequence[TaskSpec], episodes: int, seed: int, pl
     sizes, names = agent.model.config, [spec.name for spec in specs]
     kept = agent.table.constraint.clone()
     if plan:
-        agent.table.constraint[:] = torch.where(kept == TIED, kept, torch.full_like(kept, TIED))
+        agent.table.constraint[:] = TIED
     try:
         with Evaluator(specs, episodes, sizes.obs_dim, sizes.action_dim, seed, 0) as evaluator:
             found = evaluator.run(agent.actor, names, plan, "plans" if plan else "policy", seed)

@@ -39,6 +39,7 @@ from pipeline.tasks.spec import TaskSpec
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Said = dict[tuple[Told, int], Meaning]
 
 
 def one_at_a_time(method: Callable[Concatenate[Agent, P], R]) -> Callable[Concatenate[Agent, P], R]:
@@ -108,7 +109,7 @@ class Agent:
         self._pixel_encoder: PixelEncoder | None = None
         self._picture_encoder: str | None = None  # id of the one it was trained with, where that is known
         self._num_trained = len(names)  # rows of the table; later ones have the columns of the nearest of these
-        self._said: dict[tuple[Told, int], Meaning] = {}  # what earlier instructions meant
+        self._said: Said = {}  # what earlier instructions meant
         self.reset()
 
     def __repr__(self) -> str:
@@ -317,13 +318,14 @@ class Agent:
         """
         obs = np.asarray(obs, dtype=np.float32)
         batch, widest = np.atleast_2d(obs), self.model.config.obs_dim
-        meant = self._meanings(told_each(task, instruction, action_dim, len(batch)), batch.shape[-1])
+        meant, said = self._meanings(told_each(task, instruction, action_dim, len(batch)), batch.shape[-1])
         names = [one.name for one in meant]
         obs_dims = check_obs(obs, batch, [self.tasks.get(name) for name in names], widest, self.num_envs)
         images = check_picture(self.pixel_encoder, picture, len(batch), max(obs_dims), widest)
         if any(name not in self.table.names for name in names):
-            remembered = [one.name for one in self._said.values()]
+            remembered = [one.name for one in said.values()]
             self._learn_of(self._known.with_instructions(meant, remembered, self._load_encoder(), self.model.config))
+        self._said = said
         padded = np.pad(batch, ((0, 0), (0, widest - batch.shape[1])))
         if images is not None and self.pixel_encoder is not None:
             for name in set(names):
@@ -465,16 +467,16 @@ class Agent:
         width = observed_width(spec, self.pixel_encoder)
         return self._known.with_task(spec, width, embeddings, discount, statistics, self.model.config)
 
-    def _meanings(self, told: Sequence[Told], obs_dim: int) -> list[Meaning]:
-        """Return which row of the task table each environment is to use, which may not be there yet."""
-        found: dict[Told, Meaning] = {}
+    def _meanings(self, told: Sequence[Told], obs_dim: int) -> tuple[list[Meaning], Said]:
+        """Return which row of the task table each environment is to use, maybe a new one, and what `_said` is then."""
+        found, said = dict[Told, Meaning](), dict(self._said)
         for one in dict.fromkeys(told):
-            found[one] = self._said.pop((one, obs_dim), None) or self._known.understand(one, obs_dim)
+            found[one] = said.pop((one, obs_dim), None) or self._known.understand(one, obs_dim)
             if one.task is None:
-                self._said[one, obs_dim] = found[one]  # the latest stands last
-        for said in list(self._said)[: -max(MAX_SAID, len(found))]:
-            del self._said[said]
-        return [found[one] for one in told]
+                said[one, obs_dim] = found[one]  # the latest stands last
+        for old in list(said)[: -max(MAX_SAID, len(found))]:
+            del said[old]
+        return [found[one] for one in told], said
 
     @one_at_a_time
     def _load_encoder(self) -> TextEncoder:

@@ -298,6 +298,9 @@ def _read_model(folder: Path, task_dim: int) -> WorldModel:
             odd = sorted(set(found.items()) ^ set(expected.items()))[0][0]
             raise ValueError(f"{odd} is {found.get(odd, 'missing')}, expected {expected.get(odd, 'nothing')}")
         state = load_file(weights)
+        for name, tensor in state.items():
+            if not tensor.isfinite().all():
+                raise ValueError(f"{name} holds values that are not finite")
     except (SafetensorError, RuntimeError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{weights} does not hold the weights that {path.name} describes: {reason}.") from None

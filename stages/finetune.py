@@ -48,7 +48,7 @@ def main() -> None:
             if demos is None:
                 raise ValueError("finetune.control learns from demonstrations alone, and there are none")
             with run:
-                learn_control(run, settings, demos, num_envs)
+                learn_control(run, settings, demos, num_envs, max(spec.episode_length for spec in specs))
             transitions = 0
         else:
             replay = setup.learn_online(run, settings, demos, specs)

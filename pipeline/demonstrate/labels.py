@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline import config
 from pipeline.demonstrate.experts import expert_kind, open_expert
+from pipeline.demonstrate.paths import RUNNER, needs_runner
 from pipeline.demonstrate.teacher import TEACHERS, load_teacher, teacher_file
 from pipeline.run.ranks import Ranks
 from pipeline.tasks.labels import Labels
@@ -26,9 +27,11 @@ def who_labels(specs: Sequence[TaskSpec], teacher: config.Teacher) -> dict[str, 
 
 
 def teachers_of(specs: Sequence[TaskSpec], teacher: config.Teacher) -> list[Path]:
-    """Return the files of the teachers that label these tasks: inputs of the run."""
+    """Return the files of the teachers that label these tasks, or run through their mazes: inputs of the run."""
     kinds = who_labels(specs, teacher) or {}
-    return [teacher_file(TEACHERS, spec) for spec in specs if kinds.get(spec.name) == "teacher"]
+    files = [teacher_file(TEACHERS, spec) for spec in specs if kinds.get(spec.name) == "teacher"]
+    ran = any(kinds.get(spec.name) == "path" and needs_runner(spec) for spec in specs)
+    return [*files, RUNNER] if ran else files
 
 
 def find_labels(

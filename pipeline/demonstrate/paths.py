@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.demonstrate.teacher import SHIPPED, load_teacher, teacher_file
+from pipeline.demonstrate.teacher import SHIPPED, load_teacher
 from pipeline.tasks.mazes import Distances, Maze
 from pipeline.tasks.registry import get
 from pipeline.tasks.spec import TaskSpec
@@ -25,6 +25,7 @@ _ANGLES = np.linspace(0, 2 * np.pi, 64, endpoint=False)
 _AROUND = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=-1)
 _BODY, _ANT_TO_GOAL = slice(2, 29), slice(29, 31)  # places in the observations of an ant in a maze
 _RUNNER = "og-ant"
+RUNNER = SHIPPED / _RUNNER / "teacher.safetensors"  # what runs an ant
 
 
 def has_path(spec: TaskSpec) -> bool:
@@ -36,7 +37,12 @@ def has_path(spec: TaskSpec) -> bool:
 
 def path(env: TaskEnv) -> Callable[[np.ndarray, bool], np.ndarray]:
     """Return who acts in an episode that has just been reset: along the shortest way, the last bit straight."""
-    return _run(env) if env.task.env_id.startswith("ant/") else _move(env)
+    return _run(env) if needs_runner(env.task) else _move(env)
+
+
+def needs_runner(spec: TaskSpec) -> bool:
+    """Return whether it is an ant that follows the way, by the teacher of another task."""
+    return spec.suite == "ogbench" and spec.env_id.startswith("ant/")
 
 
 def _move(env: TaskEnv) -> Callable[[np.ndarray, bool], np.ndarray]:
@@ -69,7 +75,7 @@ def _run(env: TaskEnv) -> Callable[[np.ndarray, bool], np.ndarray]:
 
     simulator: Any = env.simulator
     (spec,) = get([_RUNNER])
-    runner, goal = load_teacher(teacher_file(SHIPPED, spec), spec), simulator.goal
+    runner, goal = load_teacher(RUNNER, spec), simulator.goal
     maze = Maze(LAYOUTS[env.task.env_id.partition("/")[2]], _APART / CELL)
     measured: dict[bytes, Distances] = {}  # of this episode's target
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
 from pipeline.batched.agreement import check_form
@@ -155,7 +157,8 @@ def remove_others(folder: Path, specs: Sequence[TaskSpec]) -> None:
     wanted = {spec.name for spec in specs}
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.is_file():
-            path.unlink()
+            with suppress(Timeout), FileLock(path).acquire(timeout=0):  # one that is held is at work
+                path.unlink()
         elif path.name not in wanted:
             shutil.rmtree(path)
 

@@ -2,7 +2,8 @@
 
 Kinds to learn from: `short` (2 to 4 words), `long` (14 to 30), `colloquial`, `nouns` (other words for things and
 deeds), `question`, `wrong` (with a harmless wrong detail, such as a colour). Whole kinds are kept for evaluation:
-`indirect` (the wish is meant, not said) and `typos` (with two to four typing errors).
+`indirect` (the wish is meant, not said) and `typos` (with two to four typing errors). Nothing is trained on them yet:
+EXPERIMENTS.md says how well they are told apart.
 """
 
 from __future__ import annotations

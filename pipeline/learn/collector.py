@@ -240,7 +240,8 @@ class Collector:
         )
         if self._short[task] == 1:
             _log.warning("%s The score counts them.", what)
-        if not self._replay.num_episodes and sum(self._short.values()) >= _MOST_SHORT:
+        everyone = self._short.keys() >= {spec.name for spec in self._specs}
+        if everyone and not self._replay.num_episodes and sum(self._short.values()) >= _MOST_SHORT:
             raise ValueError(
                 f"{what} All of the first {_MOST_SHORT} episodes were shorter, so there is nothing to learn from. "
                 "Let the environment go on for longer, lower action_repeat or the horizon, or leave the task out."

@@ -261,6 +261,8 @@ class Learner:
             earned = earned + weight * math.decode(model.reward(z, action, ctx), model.bins)
             z, carry = model.next(z, action, ctx, carry)
             weight = weight * ctx.discount
+            if model.termination_head is not None:  # nothing is earned after an end, as in plans
+                weight = weight * (model.termination(z, ctx) <= 0).to(z.dtype)
         action = model.policy(z, ctx, noise[self.learning.policy_horizon]).action
         return earned + weight * math.decode(model.q(z, action, ctx), model.bins).mean(0)
 

@@ -32,7 +32,9 @@ def learn_offline(run: TrainingRun, demos: ReplayBuffer, evaluate_first: bool = 
         run.log_evaluate_save(run.position - 1, stop)
 
 
-def learn_control(run: TrainingRun, settings: config.Finetune, demos: ReplayBuffer, num_envs: int) -> None:
+def learn_control(
+    run: TrainingRun, settings: config.Finetune, demos: ReplayBuffer, num_envs: int, longest: int
+) -> None:
     """Make as many updates as `learn_online` would, on demonstrations alone: what own episodes are worth is measured
     against it.
 
@@ -41,14 +43,16 @@ def learn_control(run: TrainingRun, settings: config.Finetune, demos: ReplayBuff
         settings: of the finetuning that this is the control of.
         demos: demonstrations of all tasks.
         num_envs: environments that would step together.
+        longest: steps of the longest of their episodes: while the first ones are played nothing is updated.
     """
     ranks = run.ranks
     share = ranks.shares(settings.batch_size, [1] * ranks.count)[ranks.rank]
+    seeding = num_envs * longest * settings.seeding_episodes
     kept_returns(run, [demos])
     run.evaluate_first(run.resumed is None)
     while run.unfinished:
         run.learner.position = before = run.position
-        run.updates_owed += num_envs * settings.utd
+        run.updates_owed += num_envs * settings.utd if before >= seeding else 0.0
         for _ in run.updates_due():
             run.before_update()
             run.update(demos.sample(share, run.generator), "pretrain")

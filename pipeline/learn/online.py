@@ -120,6 +120,11 @@ def _begin(
     if run.resumed:
         _resume(run, collector, constraint, replay)
     elif settings.demos_in_replay and demos is not None:
+        if demos.num_transitions + demos.num_episodes > settings.replay_capacity:
+            raise ValueError(
+                f"finetune.demos_in_replay: {demos.num_transitions} demonstrated transitions do not fit into "
+                f"replay_capacity {settings.replay_capacity}: raise it, or set demos_in_replay to false."
+            )
         share_out_episodes(demos.state_tensors(), replay, _takes(ranks.collect(collector.tasks), ranks.rank))
     learner.q_weight = constraint.publish(learner.table)
     return collector, constraint, mixer

@@ -119,6 +119,11 @@ class Setup:
         self, run: TrainingRun, settings: config.Finetune, demos: ReplayBuffer | None, specs: Sequence[TaskSpec]
     ) -> ReplayBuffer:
         """Learn online in environments of these tasks; return this rank's replay."""
+        if settings.demos_in_replay and self.columns:
+            raise ValueError(
+                f"demos_in_replay puts demonstrations among own episodes, and {', '.join(self.columns)} is stored with "
+                "each own action, which nobody knows of a demonstration: set demos_in_replay to false."
+            )
         env_specs = [spec for spec in specs for _ in range(settings.envs_per_task)]
         numbers = own_environments(self.ranks, env_specs)
         capacity = math.ceil(settings.replay_capacity * len(numbers) / len(env_specs))

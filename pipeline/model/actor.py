@@ -134,13 +134,15 @@ class Actor:
         if len(groups) == 1:
             return self._act_with(next(iter(groups)), obs, rows, plan, explore, constraint_weight, envs)
         action, columns = torch.zeros(len(rows), self.model.config.action_dim, dtype=self.table.discount.dtype), {}
+        intended = torch.zeros_like(action)
         for adapter, part in groups.items():
             planned, weight, these = _take(plan, part), _take(constraint_weight, part), _take(envs, part)
             these = part if these is None else these
             action[part] = self._act_with(adapter, obs[part], rows[part], planned, explore, weight, these)
+            intended[part] = self.intended
             for name, values in self.columns.items():
                 columns.setdefault(name, values.new_zeros(len(rows)))[part] = values
-        self.columns = columns
+        self.columns, self.intended = columns, intended
         return action
 
     def act_finite(self, obs: Tensor, rows: Tensor, plan: bool, explore: bool) -> Tensor:
@@ -221,9 +223,8 @@ class Actor:
             weight = constraint_weight[some] if isinstance(constraint_weight, Tensor) else constraint_weight
             these = some if envs is None else envs[some]
             made = self._plan(ctx.take(some), obs[some], planned[some], weight, explore, these)
-            return Plan(
-                *(_spread(part, len(planned), some, dim) for part, dim in zip(made, (0, 1, 1, 1, 1), strict=True))
-            )
+            parts = zip(made, _PLAN_DIMS, strict=True)
+            return Plan(*(_spread(part, len(planned), some, dim) for part, dim in parts))
         prev_mean, is_first = take_envs(self._prev_mean, 1, envs), take_envs(self._is_first, 0, envs)
         made = make_plan(
             self.model, ctx, obs, self.planner, prev_mean, is_first, self._generator, constraint_weight, explore,

@@ -250,10 +250,10 @@ def check_finetuning(
         ValueError: says what to change.
     """
     _check_clipped(model, learning)
-    if settings.demos_in_replay and learning.clipped is not None:
+    if settings.control and (settings.scaling or learning.clipped or settings.teacher != "off"):
         raise ValueError(
-            "finetune.demos_in_replay puts demonstrations among own episodes, and learning.clipped must know how "
-            "likely each of their actions was: set demos_in_replay to false, or clipped to null."
+            "finetune.control makes updates on demonstrations alone: finetune.scaling and learning.clipped must be "
+            "null and finetune.teacher off, for they act on own episodes."
         )
     if settings.scaling is None:
         return
@@ -286,6 +286,11 @@ def _check_clipped(model: config.Model, learning: config.Learning) -> None:
         raise ValueError(
             "learning.clipped values single steps, and model.history makes dynamics that see past ones: set one of the "
             "two to null"
+        )
+    if learning.clipped is not None and learning.policy_horizon:
+        raise ValueError(
+            "learning.clipped does not climb the policy's value, so learning.policy_horizon has no use: set it to "
+            "0, or clipped to null"
         )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from pipeline import config
 from pipeline.agent import Agent
@@ -92,6 +93,13 @@ def _change(name: str, **values) -> Callable[[Path], None]:
     return damage
 
 
+def _spoil_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    state["q_heads.0.0.linear.weight"][0, 0] = float("nan")
+    save_file(state, path)
+
+
 def _cut_weights(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
@@ -104,6 +112,7 @@ def _cut_weights(folder: Path) -> None:
         (lambda folder: (folder / "model.safetensors").unlink(), r"no model\.safetensors"),
         (lambda folder: (folder / "config.json").write_text("{"), r"config\.json is not valid JSON"),
         (_cut_weights, r"model\.safetensors does not hold"),
+        (_spoil_weights, r"q_heads\.0\.0\.linear\.weight holds values that are not finite"),
         (_change("config.json", mlp_dim=32), r"does not hold the weights that config\.json describes"),
         (_change("config.json", mlp_dim=10**12), r"does not hold the weights that config\.json describes"),
         (_change("config.json", latent_dim=8 * 10**30), r"does not hold the weights|valid integer"),

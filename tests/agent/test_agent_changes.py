@@ -130,7 +130,7 @@ def state_of(agent: Agent) -> tuple:
     table = agent.table
     kept = table.names, table.discount.tolist(), table.constraint.tolist(), agent.embeddings.names, list(agent.tasks)
     trained = [name for name, parameter in agent.model.named_parameters() if parameter.requires_grad]
-    return *kept, agent.adapters, trained, *(acts(agent, spec).tobytes() for spec in SPECS)
+    return *kept, agent.adapters, trained, dict(agent._said), *(acts(agent, spec).tobytes() for spec in SPECS)
 
 
 WIDE, FOREIGN = make_spec("wide", "w", 7, 2), embed(HashedNgrams(32), ["pull"], [["a", "b"]], 2)

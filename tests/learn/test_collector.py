@@ -244,6 +244,15 @@ def test_a_task_all_of_whose_episodes_are_shorter_than_a_slice_is_refused():
             assert step_once(collector)
 
 
+def test_many_short_episodes_of_one_task_do_not_stop_a_run_in_which_another_has_long_ones():
+    replay = make_replay()
+    collector, envs = make_collector(replay, specs=[*[BRIEF] * 25, PENDULUM])
+    with envs:
+        for _ in range(12):
+            step_once(collector)
+    assert replay.num_episodes == 1
+
+
 def test_an_episode_that_rested_is_stored_whole_and_survives_a_resume():
     replay, resting = make_replay(), np.array([True, False])
     collector, envs = make_collector(replay)

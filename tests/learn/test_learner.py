@@ -75,6 +75,26 @@ def test_the_policys_value_in_the_model_is_rewards_then_q() -> None:
     torch.testing.assert_close(learner.rolled_out(z, ctx, noise), expected)
 
 
+def test_nothing_is_earned_in_the_model_after_an_end() -> None:
+    values = []
+    for end in (-50.0, 50.0):  # never, or with the first step
+        model = make_model(replace(TINY, termination=True))
+        assert model.termination_head is not None
+        last = list(model.termination_head.parameters())
+        with torch.no_grad():
+            for parameter in last:
+                parameter.zero_()
+            last[-1].fill_(end)
+        learner = Learner(model, make_table(), replace(LEARNING, policy_horizon=3))
+        draw = torch.Generator().manual_seed(0)
+        ctx = model.context(learner.table, torch.tensor([0, 2]))
+        z, noise = model.encode(torch.randn(2, 9, generator=draw), ctx), torch.randn(4, 2, 4, generator=draw)
+        values.append(learner.rolled_out(z, ctx, noise))
+        first = decode(model.reward(z, model.policy(z, ctx, noise[0]).action, ctx), model.bins)
+    assert not torch.equal(*values)
+    torch.testing.assert_close(values[1], first)
+
+
 def test_a_value_in_the_model_moves_the_policy_alone() -> None:
     model = make_model().requires_grad_(False)
     model.policy_head.requires_grad_(True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +198,16 @@ def test_clusters_need_demonstrations_and_updates() -> None:
         build.check_pretraining(sizes, PRETRAIN, ["a"])
     with pytest.raises(ValueError, match=r"warmup_updates is 1 and pretrain\.updates 1"):
         build.check_pretraining(sizes, replace(PRETRAIN, updates=1), ["a", "b", "c"])
+
+
+def test_a_control_takes_no_part_of_own_episodes() -> None:
+    control = replace(config.load(config.Finetune, "tests/tiny.yaml"), control=True)
+    check = partial(build.check_finetuning, TINY, LEARNING, tasks=["a"], ranks=Ranks(), num_envs=1, has_demos=True)
+    check(settings=control)
+    with pytest.raises(ValueError, match="finetune.control makes updates on demonstrations alone"):
+        check(settings=replace(control, teacher="label"))
+
+
+def test_a_clipped_policy_climbs_no_value_in_the_model() -> None:
+    with pytest.raises(ValueError, match="learning.policy_horizon has no use"):
+        build._check_clipped(TINY, replace(LEARNING, clipped=CLIPPED, policy_horizon=2))

@@ -174,7 +174,7 @@ def test_only_whole_episodes_reach_the_replay(trouble, num_workers):
     ]
     kept = []
     add = lambda *episode, **_: kept.append(copy.deepcopy(episode))  # noqa: E731
-    replay: Any = SimpleNamespace(horizon=1, columns=(), add=add)
+    replay: Any = SimpleNamespace(horizon=1, columns=(), add=add, keeps_expert_actions=False, num_episodes=1)
     actor = Half()
     with VectorEnv(specs, 3, 1, 1, num_workers) as envs:
         settings = config.load(config.Finetune, "tests/tiny.yaml")
