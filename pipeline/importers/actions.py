@@ -31,8 +31,11 @@ class Bounds:
         """Return actions (L, a) as float32 in [-1, 1].
 
         Raises:
-            ValueError: some lie outside, and are not to be cut.
+            ValueError: one is not finite, or some lie outside and are not to be cut.
         """
+        if not np.isfinite(action).all():
+            step = int(np.argwhere(~np.isfinite(action))[0, 0])
+            raise ValueError(f"its actions hold a value that is not finite, at step {step}")
         width = self.high - self.low
         scaled = np.where(width > 0, 2 * (action - self.low) / np.where(width > 0, width, 1) - 1, 0)
         outside = np.abs(scaled) > 1 + _ROUNDING
@@ -77,19 +80,18 @@ def find_bounds(
     Args:
         told: low and high as the source says it.
         given: low and high as the user says it: one number or `width` of them, None for what the source says.
-        actions: (L, at least `width`) each, take their smallest and largest; None to go by what is told or given.
+        actions: (L, at least `width`) each, take their smallest and largest, of rows that are finite; None to go by
+            what is told or given.
         clip: cut actions to the bounds.
         width: a, action dims of the task.
 
     Raises:
-        ValueError: the bounds are no numbers of this width, or not in this order.
+        ValueError: the bounds are no numbers of this width, not in this order, or too far apart.
     """
     if actions is not None:
-        wide = [action[:, :width] for action in actions if action.ndim == 2 and len(action)]
-        if any(given_side is not None for given_side in given) or not wide:
-            raise ValueError("--fit-actions takes the bounds from the data: it needs episodes, and no --action-low.")
-        low, high = np.min([part.min(0) for part in wide], 0), np.max([part.max(0) for part in wide], 0)
-        return Bounds(low.astype(np.float64), high.astype(np.float64), clip, "the smallest and largest in the data")
+        if any(given_side is not None for given_side in given):
+            raise ValueError("--fit-actions takes the bounds from the data: leave --action-low and --action-high out.")
+        return _fitted(actions, clip, width)
     sides, origin = [], "as the source says" if np.ndim(told[0]) else "the default"
     for name, side, default in zip(("low", "high"), given, told, strict=True):
         if side is not None:
@@ -98,9 +100,33 @@ def find_bounds(
                 raise ValueError(f"--action-{name} has {len(side)} numbers, expected one, or {width} of the task.")
         sides.append(np.broadcast_to(np.asarray(default if side is None else side, np.float64), (width,)))
     low, high = sides
-    if not (np.isfinite(low).all() and np.isfinite(high).all() and (high > low).all()):
+    if not (_finite(low, high) and (high > low).all()):
         raise ValueError(
             f"the actions' bounds are {low} and {high} ({origin}), expected finite numbers, each low below its high. "
             "Say them with --action-low and --action-high, or take the data's own with --fit-actions."
         )
     return Bounds(low, high, clip, origin)
+
+
+def _fitted(actions: Sequence[np.ndarray], clip: bool, width: int) -> Bounds:
+    """Return the smallest and largest of the actions, (L, at least `width`) each, of rows that are finite."""
+    wide = [action[:, :width].astype(np.float64) for action in actions if action.ndim == 2 and action.shape[1] >= width]
+    rows = np.concatenate([np.zeros((0, width)), *(part[np.isfinite(part).all(1)] for part in wide)])
+    if not len(rows):
+        raise ValueError(
+            "--fit-actions takes the bounds from the data: it needs at least one episode with finite actions of "
+            f"{width} values; of {len(actions)} episodes that could be read, none has them."
+        )
+    low, high = rows.min(0), rows.max(0)
+    if not _finite(low, high):
+        raise ValueError(
+            f"--fit-actions: the smallest and largest action in the data are {low} and {high}, too far apart to scale. "
+            "Say what -1 and 1 of the task's actions are with --action-low and --action-high."
+        )
+    return Bounds(low, high, clip, "the smallest and largest in the data")
+
+
+def _finite(low: np.ndarray, high: np.ndarray) -> bool:
+    """Whether both are finite, and so is what lies between them."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(high - low).all())

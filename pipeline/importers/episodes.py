@@ -20,6 +20,7 @@ from pipeline.progress import Progress
 from pipeline.tasks.spec import SUCCESS, TaskSpec
 
 _MOST_VALUES = 2**26  # of one array of one episode: half a gigabyte
+_FEW_PARTS = 30  # of an observation; of more, choices of three and four are too many to try
 
 
 NO_REWARDS = (
@@ -224,17 +225,55 @@ def first_end(length: int, **flags: np.ndarray | None) -> tuple[int, str]:
         **flags: (L,) each, by the source's name: whether the episode was over after each step; None where not told.
 
     Raises:
-        ValueError: a flag is told for another number of steps.
+        ValueError: a flag is told for another number of steps, or missing (NaN) at one.
     """
     first, why = length, ""
     for name, flag in flags.items():
         if flag is None:
             continue
-        if len(over := np.ravel(flag).astype(bool)) != length:
-            raise ValueError(f"`{name}` is told for {len(over)} steps, there are {length}")
-        if over.any() and (after := int(over.argmax()) + 1) < first:
+        told = np.ravel(flag).astype(np.float64)
+        if len(told) != length:
+            raise ValueError(f"`{name}` is told for {len(told)} steps, there are {length}")
+        if (missing := np.isnan(told)).any():
+            raise ValueError(f"`{name}` is missing at step {int(missing.argmax())}")
+        if (over := told.astype(bool)).any() and (after := int(over.argmax()) + 1) < first:
             first, why = after, f"{length - after} steps after its end: `{name}` is true at step {after - 1}"
     return first, why
+
+
+def success_at(success: np.ndarray | None, step: int) -> bool | None:
+    """Return whether the task was done at a step; None where the source does not say, or the value is missing (NaN).
+
+    Args:
+        success: (L,) or (L, 1).
+        step: counted from 0, or back from -1, the last.
+
+    Raises:
+        ValueError: it is not told for this step.
+    """
+    if success is None:
+        return None
+    told = np.ravel(success).astype(np.float64)
+    if not -len(told) <= step < len(told):
+        raise ValueError(f"`success` is told for {len(told)} steps, and not for step {step}")
+    return None if np.isnan(told[step]) else bool(told[step])
+
+
+def check_rewards(reward: np.ndarray, length: int) -> np.ndarray:
+    """Return the rewards as (L,) float64.
+
+    Args:
+        reward: (L,) or (L, 1).
+        length: L, the episode's actions.
+
+    Raises:
+        ValueError: there are more or fewer, or several numbers for one step.
+    """
+    if reward.ndim < 1 or (len(reward) and reward.size != len(reward)):
+        raise ValueError(f"its rewards have the shape {reward.shape}, expected one number for each of {length} actions")
+    if len(reward) != length:
+        raise ValueError(f"it has {len(reward)} rewards for {length} actions")
+    return reward.ravel().astype(np.float64)
 
 
 def check_arrays(length: int, width: int, what: str) -> None:
@@ -267,13 +306,15 @@ def choose(names: Sequence[str], widths: Mapping[str, int], features: Sequence[s
     chosen = list(features or names)
     if (total := sum(widths[name] for name in chosen)) == spec.obs_dim:
         return chosen
-    fitting = [
+    most = min(len(names), 4 if len(names) <= _FEW_PARTS else 2)
+    fitting = (
         f"--features {' '.join(some)}"
-        for count in range(1, min(len(names), 4) + 1)
+        for count in range(1, most + 1)
         for some in itertools.combinations(names, count)
         if sum(widths[name] for name in some) == spec.obs_dim
-    ]
-    advice = f"Of this width: {'; or '.join(fitting[:3])}." if fitting else "No choice of --features is as wide."
+    )
+    first = "; or ".join(itertools.islice(fitting, 3))
+    advice = f"Of this width: {first}." if first else f"No choice of up to {most} --features is as wide."
     raise ValueError(
         f"the data observe {_list({name: widths[name] for name in chosen}) or 'no vectors'}, {total} values together; "
         f"{spec.name} observes {spec.obs_dim}. {advice}"

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config import near
 from pipeline.files import read_json
-from pipeline.importers.episodes import NO_REWARDS, Recorded, Source, check_arrays, choose, first_end
+from pipeline.importers.episodes import NO_REWARDS, Recorded, Source, check_arrays, choose, first_end, success_at
 from pipeline.tasks.spec import TaskSpec
 
 PATTERNS = ["meta/info.json", "meta/tasks.parquet", "meta/tasks.jsonl", "data/*/*.parquet"]
@@ -165,7 +165,7 @@ def _episodes(table: pa.Table, starts: np.ndarray, observed: list[str]) -> Itera
                 raise ValueError("it has one frame, so no action with a known outcome")
             obs = np.concatenate([_vectors(part, name) for name in observed], 1)
             reward = _scalars(part, _REWARD)[:-1]
-            success = bool(_scalars(part, _SUCCESS)[-1]) if _SUCCESS in part.column_names else None
+            success = success_at(_scalars(part, _SUCCESS) if _SUCCESS in part.column_names else None, -1)
             # `next.done` does not tell an end for good from the time limit.
             yield Recorded(number, obs, _vectors(part, "action")[:-1], reward, False, success, cut=cut)
         except (ValueError, TypeError, pa.ArrowException) as error:
@@ -185,7 +185,10 @@ def _vectors(table: pa.Table, name: str) -> np.ndarray:
 def _scalars(table: pa.Table, name: str) -> np.ndarray:
     column: Any = table[name].combine_chunks()
     if pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type):
-        return _vectors(table, name)[:, 0]
+        vectors = _vectors(table, name)
+        if vectors.shape[1] != 1:
+            raise ValueError(f"`{name}` holds {vectors.shape[1]} numbers for each frame, expected one")
+        return vectors[:, 0]
     return _numbers(column, name)
 
 

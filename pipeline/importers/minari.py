@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.files import read_json
-from pipeline.importers.episodes import Recorded, Source, check_arrays, choose, first_end
+from pipeline.importers.episodes import Recorded, Source, check_arrays, check_rewards, choose, first_end, success_at
 from pipeline.importers.hdf5 import array, member, open_hdf5
 from pipeline.tasks.spec import TaskSpec
 
@@ -206,12 +206,13 @@ def _recorded(
     notes: list[str],
 ) -> Recorded:
     flat = np.concatenate([part.reshape(len(part), -1) for part in obs], 1)
+    rewards = check_rewards(rewards, len(actions))
     length, cut = first_end(len(actions), **ends)
     over = len(actions) - length
     actions = actions.reshape(len(actions), -1)[:length]
     terminated = ends["terminations"] is not None and bool(np.ravel(ends["terminations"])[length - 1])
-    ended_well = None if success is None else bool(np.ravel(success)[-1 - over])
-    flat, rewards = flat[: len(flat) - over], np.ravel(rewards)[: len(rewards) - over]
+    ended_well = success_at(success, -1 - over)
+    flat, rewards = flat[: len(flat) - over], rewards[:length]
     if ends["terminations"] is None and _ENDS_UNKNOWN not in notes:
         notes.append(_ENDS_UNKNOWN)
     known = isinstance(seed, (int, np.integer))  # else None, or the text "None"

@@ -181,8 +181,12 @@ def _episodes(
         if not (np.isnan(action[0]).all() and np.isnan(reward[0])):
             yield number, "its first row has an action and a reward, where NaN was expected: cut at its start?"
             continue
-        over = part["terminated"][1:].bool().numpy() if "terminated" in part else None
-        length, cut = first_end(len(action) - 1, terminated=over)
+        over = part["terminated"][1:].float().numpy() if "terminated" in part else None
+        try:
+            length, cut = first_end(len(action) - 1, terminated=over)
+        except ValueError as error:
+            yield number, str(error)
+            continue
         ended = over is not None and length > 0 and bool(over[length - 1])
         obs, until = part["obs"].float().numpy()[: length + 1], length + 1
         yield Recorded(number, obs, action[1:until], reward[1:until], ended, success, cut=cut)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.importers.episodes import Recorded, Source, check_arrays, choose, first_end
+from pipeline.importers.episodes import Recorded, Source, check_arrays, check_rewards, choose, first_end, success_at
 from pipeline.tasks.spec import TaskSpec
 
 NAMES = {
@@ -35,6 +36,7 @@ NAMES = {
 }
 PATTERNS = ["*.npz", "*.parquet"]
 _ENDS = ("terminated", "truncated", "done")
+_ROWS = ("obs", "next_obs", "action")  # of every step, where others may be of the whole episode
 _MOST_BYTES = 2**31  # of one file, unpacked
 Columns = dict[str, np.ndarray]
 
@@ -84,9 +86,11 @@ def _name(columns: Columns, spec: TaskSpec, features: Sequence[str], notes: list
             raise ValueError(f"it holds {' and '.join(there)}, which both would be {ours}. Remove one.")
         if there:
             named[ours] = columns[there[0]]
+    if "action" in named:
+        _check_rows("action", named["action"])
     if features:
         # Of several episodes at once, arrays have one dimension more.
-        front = named["action"].ndim - 1 if "action" in named else 1
+        front = max(named["action"].ndim - 1, 1) if "action" in named else 1
         vectors = {
             name: array.reshape(*array.shape[:front], -1) for name, array in columns.items() if array.ndim >= front
         }
@@ -102,24 +106,32 @@ def _name(columns: Columns, spec: TaskSpec, features: Sequence[str], notes: list
 def _split(columns: Columns) -> Iterator[Columns]:
     """Yield the columns of each episode."""
     if columns["action"].ndim == 3:
-        for number in range(len(columns["action"])):
-            yield {name: values[number] for name, values in columns.items() if name != "episode"}
+        columns.pop("episode", None)
+        count = len(columns["action"])
+        for name, values in columns.items():
+            if values.ndim < 1 or len(values) != count:
+                raise ValueError(f"`{name}` has the shape {values.shape}, expected a row for each of {count} episodes.")
+        for number in range(count):
+            yield {name: values[number] for name, values in columns.items()}
         return
     if "episode" not in columns:
         yield columns
         return
     ids, rows = np.ravel(columns.pop("episode")), len(columns["action"])
+    if (missing := np.isnan(ids)).any():
+        raise ValueError(f"`episode` is missing at step {int(missing.argmax())}.")
     starts = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1]])
     if len(ids) != rows or len(np.unique(ids)) != len(starts):
         raise ValueError(
             f"`episode` must say for each of the {rows} steps which episode it is of, and the steps of one must stand "
             f"side by side; it has {len(ids)} values, in {len(starts)} runs of {len(np.unique(ids))} episodes."
         )
+    for name, values in columns.items():
+        if values.ndim < 1 or len(values) not in ((rows,) if name in _ROWS else (rows, len(starts))):
+            raise ValueError(f"`{name}` has the shape {values.shape} for {rows} steps of {len(starts)} episodes.")
     for number, (first, after) in enumerate(zip(starts, [*starts[1:], rows], strict=True)):
         part = {}
         for name, values in columns.items():
-            if len(values) not in (rows, len(starts)):
-                raise ValueError(f"`{name}` has {len(values)} rows for {rows} steps of {len(starts)} episodes.")
             part[name] = values[first:after] if len(values) == rows else values[number]
         part["several"] = np.ones(1)
         yield part
@@ -127,6 +139,9 @@ def _split(columns: Columns) -> Iterator[Columns]:
 
 def _recorded(number: int, part: Columns, notes: list[str]) -> Recorded:
     """Make an episode of its columns, cut at its end."""
+    for name in _ROWS:
+        if name in part:
+            _check_rows(name, part[name])
     length = len(part["action"])
     several = part.pop("several", None) is not None
     flags = {name: _per_step(part[name], length) for name in _ENDS if name in part}
@@ -142,15 +157,32 @@ def _recorded(number: int, part: Columns, notes: list[str]) -> Recorded:
     if steps < ended:
         _note(notes, "the last action of every episode is left out, since no observation follows it")
     terminated = "terminated" in flags and steps == ended and bool(flags["terminated"][ended - 1])
-    reward = np.ravel(part["reward"]).astype(np.float64) if "reward" in part else np.full(ended, np.nan)
-    if len(reward) == 1 < length:  # of the whole episode
-        if steps < ended:
-            raise ValueError("its one reward is of its last action, which no observation follows: add the last one")
-        reward = np.r_[np.full(ended - 1, np.nan), reward]
+    reward = _rewarded(part, length, ended, steps)
     success = np.ravel(part["success"]) if "success" in part else None
-    ended_well = None if success is None else bool(success[-1 if len(success) == 1 else ended - 1])
+    if success is not None and len(success) not in (1, length):
+        raise ValueError(f"`success` is told for {len(success)} steps, there are {length}")
+    ended_well = success_at(success, -1 if success is None or len(success) == 1 else ended - 1)
     action = part["action"].reshape(length, -1)
     return Recorded(number, obs, action[:steps], reward[:steps], terminated, ended_well, cut=cut)
+
+
+def _check_rows(name: str, values: np.ndarray) -> None:
+    """Refuse what has no rows, or nothing in them."""
+    if values.ndim < 1:
+        raise ValueError(f"`{name}` is one number, expected a row for every step")
+    if not values.size:
+        raise ValueError(f"`{name}` is empty, its shape is {values.shape}")
+
+
+def _rewarded(part: Columns, length: int, ended: int, steps: int) -> np.ndarray:
+    """Return the rewards of at least `steps` steps; one number of the whole episode is that of its last step."""
+    if "reward" not in part:
+        return np.full(ended, np.nan)
+    if np.size(part["reward"]) != 1:
+        return check_rewards(part["reward"], length)
+    if length > 1 and steps < ended:
+        raise ValueError("its one reward is of its last action, which no observation follows: add the last one")
+    return np.r_[np.full(ended - 1, np.nan), np.ravel(part["reward"]).astype(np.float64)]
 
 
 def _observed(part: Columns, length: int, ended: int) -> tuple[np.ndarray, int]:
@@ -163,12 +195,14 @@ def _observed(part: Columns, length: int, ended: int) -> tuple[np.ndarray, int]:
     if "next_obs" not in part:
         return obs[:ended], ended - 1
     following = part["next_obs"].reshape(len(part["next_obs"]), -1)
+    if len(following) != length:
+        raise ValueError(f"it has {len(following)} next observations for {length} actions")
     return np.concatenate([obs[:ended], following[ended - 1 : ended]]), ended
 
 
 def _per_step(flag: np.ndarray, length: int) -> np.ndarray:
     """Return a flag of every step; one number of the whole episode is that of its last step."""
-    return np.r_[np.zeros(length - 1, bool), np.ravel(flag).astype(bool)] if np.size(flag) == 1 else flag
+    return np.r_[np.zeros(length - 1), np.ravel(flag)] if np.size(flag) == 1 else np.ravel(flag)
 
 
 def _note(notes: list[str], note: str) -> None:
@@ -202,7 +236,7 @@ def _values(column: Any) -> Any:
 
 
 def _arrays(values: Mapping[str, Any], path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield what is made of numbers; a missing reward becomes NaN."""
+    """Yield what is made of numbers; a missing one becomes NaN."""
     for name, value in values.items():
         if value is None:  # in this row
             continue
@@ -227,6 +261,8 @@ def _load_npz(path: Path) -> Columns:
             if sum(info.file_size for info in archive.infolist()) > _MOST_BYTES:
                 raise ValueError(f"it unpacks to more than {_MOST_BYTES / 2**30:.0f} GiB")
             for info in archive.infolist():
+                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise ValueError(f"`{info.filename}` is packed as NumPy packs nothing")
                 file = io.BytesIO(archive.read(info))
                 short = np.lib.format.read_magic(file) == (1, 0)
                 header = np.lib.format.read_array_header_1_0 if short else np.lib.format.read_array_header_2_0
@@ -249,6 +285,7 @@ def _load_npz(path: Path) -> Columns:
         EOFError,
         TypeError,
         SyntaxError,
+        tokenize.TokenError,
         NotImplementedError,
     ) as error:
         raise ValueError(f"{path} is no .npz of plain arrays; nothing in it was run: {error}") from None

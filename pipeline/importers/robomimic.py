@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.importers.episodes import NO_REWARDS, Recorded, Source, choose, first_end
+from pipeline.importers.episodes import NO_REWARDS, Recorded, Source, check_rewards, choose, first_end
 from pipeline.importers.hdf5 import array, member, open_hdf5
 from pipeline.tasks.spec import TaskSpec
 
@@ -48,7 +48,7 @@ def read_demos(path: str | Path, spec: TaskSpec, features: Sequence[str] = ()) -
         others = sorted(
             {*first, *(f"obs/{name}" for name in shapes)} - {"obs", "next_obs", "actions", "rewards", "dones"}
         )
-    widths = {name: shape[1] if len(shape) == 2 else 1 for name, shape in shapes.items() if len(shape) in (1, 2)}
+    widths = {name: shape[1] if len(shape) == 2 else 1 for name, shape in shapes.items() if shape and len(shape) < 3}
     try:
         observed = choose(list(widths), widths, features, spec)
     except ValueError as error:
@@ -87,16 +87,19 @@ def _episode(number: int, demo: Any, observed: list[str]) -> Recorded:
     if "rewards" not in demo:
         raise ValueError(NO_REWARDS)
     action = array(demo, "actions")
+    reward = check_rewards(array(demo, "rewards"), len(action))
     steps, cut = first_end(len(action), dones=array(demo, "dones") if "dones" in demo else None)
     obs = _joined(demo, "obs", observed)
     if len(obs) != len(action):
         raise ValueError(f"it has {len(obs)} observations for {len(action)} actions")
     if "next_obs" in demo:
-        obs = np.concatenate([obs[:steps], _joined(demo, "next_obs", observed)[steps - 1 : steps]])
+        following = _joined(demo, "next_obs", observed)
+        if len(following) != len(action):
+            raise ValueError(f"it has {len(following)} next observations for {len(action)} actions")
+        obs = np.concatenate([obs[:steps], following[steps - 1 : steps]])
     else:
         obs, steps = obs[:steps], steps - 1
-    reward = np.ravel(array(demo, "rewards"))[:steps]
-    return Recorded(number, obs, action.reshape(len(action), -1)[:steps], reward, False, None, cut=cut)
+    return Recorded(number, obs, action.reshape(len(action), -1)[:steps], reward[:steps], False, None, cut=cut)
 
 
 def _joined(demo: Any, group: str, observed: list[str]) -> np.ndarray:

@@ -122,19 +122,25 @@ def _numbers(name: str, space: Box, bounds: Bounds | None) -> Actions:
 
 def _limits(name: str, space: Box, bounds: Bounds | None) -> tuple[np.ndarray, np.ndarray]:
     """Return the bounds of a Box's actions, (a,) float64 each: its own, or those of the task file within them."""
-    low, high = space.low.astype(np.float64).ravel(), space.high.astype(np.float64).ravel()
-    most = _UNBOUNDED if np.issubdtype(space.dtype, np.floating) else _LARGEST
-    if bounds is not None:
-        own_low, own_high = low, high
-        low, high = (np.broadcast_to(np.asarray(bound, np.float64), own_low.shape).copy() for bound in bounds)
-        if (low < own_low).any() or (high > own_high).any():
+    own_low, own_high = (side.astype(np.float64).ravel() for side in (space.low, space.high))
+    dtype: Any = space.dtype
+    floats = np.issubdtype(dtype, np.floating)
+    most = min(_UNBOUNDED, float(np.finfo(dtype).max)) if floats else _LARGEST
+    if bounds is None:
+        if not space.is_bounded() or (np.abs([own_low, own_high]) >= most).any():
             raise ValueError(
-                f"{name}: action_bounds from {low.min():g} to {high.max():g} go beyond its own actions, {space}. "
-                "Narrow them."
+                f"{name}: its actions are unbounded ({space}), and [-1, 1] must be mapped onto something. Give limits "
+                "in the task file, e.g. `action_bounds: [-2, 2]`, or wrap it with gymnasium.wrappers.RescaleAction."
             )
-    elif not space.is_bounded() or (np.abs(low) >= most).any() or (np.abs(high) >= most).any():
-        raise ValueError(
-            f"{name}: its actions are unbounded ({space}), and [-1, 1] must be mapped onto something. Give limits in "
-            "the task file, e.g. `action_bounds: [-2, 2]`, or wrap it with gymnasium.wrappers.RescaleAction."
-        )
+        return own_low, own_high
+    low, high = (np.broadcast_to(np.asarray(bound, np.float64), own_low.shape).copy() for bound in bounds)
+    said = f"{name}: action_bounds from {low.min():g} to {high.max():g}"
+    if (low < own_low).any() or (high > own_high).any():
+        raise ValueError(f"{said} go beyond its own actions, {space}. Narrow them.")
+    if (np.abs([low, high]) >= most).any():
+        raise ValueError(f"{said} reach the largest number of its actions, {most:g} for {dtype}. Narrow them.")
+    if not floats:
+        low, high = np.ceil(low), np.floor(high)
+        if (low > high).any():
+            raise ValueError(f"{said} leave no whole number to its actions, {space}. Widen them.")
     return low, high

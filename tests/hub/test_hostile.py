@@ -28,7 +28,7 @@ from pipeline.data.demos import read_episodes
 from pipeline.hub.demos import write_demos_release
 from pipeline.hub.push import push
 from pipeline.importers import lerobot, minari, newt, plain, robomimic
-from pipeline.importers.episodes import Reading, import_episodes
+from pipeline.importers.episodes import Reading, Recorded, import_episodes
 from pipeline.language.encoder import load_encoder
 from pipeline.newt_checkpoint import load_newt_checkpoint
 from pipeline.tasks import registry
@@ -392,6 +392,85 @@ def test_an_npz_of_pickles_or_of_sizes_that_lie(root: Path) -> None:
         np.lib.format.write_array_header_1_0(file, header)
     with pytest.raises(ValueError, match="more than the file holds"):
         plain.read_demos("giant.npz", make_spec())
+
+
+def three_d(**values: Any) -> dict[str, Any]:
+    """Three episodes of 5 steps, as arrays of whole episodes."""
+    return {"obs": np.zeros((3, 6, 3)), "action": np.zeros((3, 5, 1)), "reward": np.zeros((3, 5)), **values}
+
+
+def one(**values: Any) -> dict[str, Any]:
+    """One episode of 5 steps."""
+    return {"obs": np.zeros((6, 3)), "action": np.zeros((5, 1)), "reward": np.zeros(5), **values}
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (three_d(success=True), r"`success` has the shape \(\), expected a row for each of 3 episodes"),
+        (three_d(reward=np.zeros((1, 5))), r"`reward` has the shape \(1, 5\), expected a row for each of 3"),
+        (three_d(obs=np.zeros(3)), "`obs` is one number"),
+        (
+            one(episode=np.zeros(5), obs=np.zeros((5, 3)), success=True),
+            r"`success` has the shape \(\) for 5 steps of 1 episodes",
+        ),
+        (one(episode=np.arange(5) // 3, obs=np.zeros(2)), r"`obs` has the shape \(2,\) for 5 steps of 2 episodes"),
+        (one(episode=3), "`episode` must say for each of the 5 steps"),
+        (one(action=0.0), "`action` is one number"),
+        (one(action=np.zeros((0, 1))), "`action` is empty"),
+        (one(action=np.zeros((5, 0))), "`action` is empty"),
+        (one(obs=0.0), "`obs` is one number"),
+        (one(obs=np.zeros((5, 3)), next_obs=0.0), "`next_obs` is one number"),
+        (one(success=np.zeros(0, bool)), "`success` is told for 0 steps, there are 5"),
+        (one(success=np.ones(2, bool)), "`success` is told for 2 steps, there are 5"),
+        (one(terminated=np.zeros((5, 2))), "`terminated` is told for 10 steps, there are 5"),
+    ],
+)
+def test_an_npz_of_shapes_that_do_not_fit_each_other(root: Path, columns: dict[str, Any], message: str) -> None:
+    np.savez("odd.npz", **columns)
+    with pytest.raises(ValueError, match=message):
+        import_episodes(plain.read_demos("odd.npz", make_spec()), make_spec(), "odd", None, Reading(), "out")
+    assert not Path("out").exists()
+
+
+def test_an_npz_of_flags_that_lie_on_their_side(root: Path) -> None:
+    np.savez("odd.npz", **one(terminated=np.array([[0, 0, 0, 0, 1]])))
+    (recorded,) = plain.read_demos("odd.npz", make_spec()).episodes
+    assert isinstance(recorded, Recorded)
+    assert recorded.terminated
+
+
+@pytest.mark.parametrize("header", ["{'descr': (", "{'descr': [", "{'descr': '''", "(" * 200, "{}", "\0"])
+def test_an_npz_of_a_header_that_is_cut_short(root: Path, header: str) -> None:
+    with zipfile.ZipFile("odd.npz", "w") as archive:
+        text = header.encode()
+        archive.writestr("obs.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text)
+    with pytest.raises(ValueError, match=r"odd\.npz is no \.npz of plain arrays; nothing in it was run"):
+        plain.read_demos("odd.npz", make_spec())
+
+
+def test_an_npz_packed_in_another_way_and_damaged(root: Path) -> None:
+    for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        with zipfile.ZipFile("odd.npz", "w", method) as archive:
+            archive.writestr("obs.npy", os.urandom(4000))
+        content = bytearray(Path("odd.npz").read_bytes())
+        content[50:300] = b"\xff" * 250
+        Path("odd.npz").write_bytes(content)
+        with pytest.raises(ValueError, match="nothing in it was run"):
+            plain.read_demos("odd.npz", make_spec())
+
+
+def test_a_robomimic_file_with_an_empty_part(root: Path) -> None:
+    def change(demo: h5py.Group) -> None:
+        demo["obs/e"] = h5py.Empty("f4")
+
+    path = robomimic_file(change)
+    assert robomimic.read_demos(path, make_spec()).total == 1
+    with pytest.raises(ValueError, match="there is no `e` to observe"):
+        robomimic.read_demos(path, make_spec(), ["e"])
+    with pytest.raises(ValueError, match="none of the 1 episodes"):
+        path = robomimic_file(replaced("actions", h5py.Empty("f4")))
+        import_episodes(robomimic.read_demos(path, make_spec()), make_spec(), "e", None, Reading(), "out")
 
 
 def test_lerobot_paths_are_not_taken_from_its_file(root: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import h5py
@@ -16,7 +17,7 @@ import pytest
 from pipeline.cli import main
 from pipeline.data.demos import load_demos
 from pipeline.importers import lerobot, minari
-from pipeline.importers.episodes import Reading, Report, Source, import_episodes
+from pipeline.importers.episodes import Reading, Recorded, Report, Source, choose, first_end, import_episodes
 from pipeline.tasks.spec import SUCCESS, TaskSpec
 
 DATA = Path(__file__).parents[1] / "data"
@@ -125,6 +126,63 @@ def test_actions_are_scaled_by_the_data_or_cut(tmp_path: Path) -> None:
         write(lerobot.read_demos(folder, spec, "push the block"), spec, tmp_path / "x", Reading(low=[1, 2, 3]))
 
 
+def of_actions(*actions: list) -> Source:
+    """Episodes of these actions, one number each."""
+    arrays = [np.array(one, np.float64).reshape(len(one), -1) for one in actions]
+    episodes = [
+        Recorded(number, np.zeros((len(one) + 1, 3)), one, np.ones(len(one)), False, None)
+        for number, one in enumerate(arrays)
+    ]
+    return Source("made", [DATA / "newt_demos.pt"], episodes, len(episodes))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_an_action_that_is_not_finite_spoils_its_own_episode_alone(bad: float, tmp_path: Path) -> None:
+    spec, reading = make_spec(*PENDULUM), Reading(of_data=True)
+    source = of_actions([-4.0, 0.0, 4.0], [1.0, bad, 6.0], [0.0, 2.0])
+    report = write(source, spec, tmp_path, reading)
+    assert report.left_out == [{"episode": 1, "reason": "its actions hold a value that is not finite, at step 1"}]
+    assert any("-1 stands for -4 and 1 for 6" in note for note in report.notes)
+    first, second = load_demos(tmp_path, "pendulum")
+    np.testing.assert_allclose(first.action[:, 0], [-1, -0.2, 0.6], atol=1e-6)
+    np.testing.assert_allclose(second.action[:, 0], [-0.2, 0.2], atol=1e-6)
+    report = write(of_actions([0.5, bad], [0.5, 1.0]), spec, tmp_path / "told")
+    assert report.left_out == [{"episode": 0, "reason": "its actions hold a value that is not finite, at step 1"}]
+
+
+@pytest.mark.parametrize(
+    ("actions", "reading", "message"),
+    [
+        ([[np.nan], [np.inf]], Reading(of_data=True), "at least one episode with finite actions of 1 values; of 2"),
+        ([[-1.5e308, 1.5e308]], Reading(of_data=True), "too far apart to scale"),
+        ([[0.0]], Reading(low=[-1.5e308], high=[1.5e308]), "expected finite numbers"),
+        ([[0.0]], Reading(low=[-1], of_data=True), "leave --action-low and --action-high out"),
+    ],
+)
+def test_bounds_that_cannot_be_scaled_from(actions: list, reading: Reading, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        write(of_actions(*actions), make_spec(*PENDULUM), tmp_path, reading)
+
+
+def test_the_advice_on_many_parts_is_quick() -> None:
+    names = [f"part{number:03d}" for number in range(120)]
+    widths = dict.fromkeys(names, 2) | {"part118": 3, "part119": 4}
+    before = time.perf_counter()
+    with pytest.raises(ValueError, match=r"7\. Of this width: --features part118 part119\.$"):
+        choose(names, widths, [], make_spec("push", 7, 2, 9))
+    with pytest.raises(ValueError, match="No choice of up to 2 --features is as wide"):
+        choose(names, widths, [], make_spec("push", 9, 2, 9))
+    assert time.perf_counter() - before < 1
+    with pytest.raises(ValueError, match=r"part000 part001 part002; or --features part000 part001 part003; or --fea"):
+        choose(names[:30], widths, [], make_spec("push", 6, 2, 9))
+
+
+@pytest.mark.parametrize("missing", [np.nan, None])
+def test_a_flag_that_is_missing_is_no_end(missing: float | None) -> None:
+    with pytest.raises(ValueError, match="`done` is missing at step 2"):
+        first_end(4, over=np.zeros(4), done=np.array([0, 0, missing, 0]))
+
+
 def test_frames_after_the_end_are_cut_and_reported(tmp_path: Path) -> None:
     def done_at_2(table: pa.Table) -> pa.Table:
         done = pa.array([frame >= 2 and number == 0 for frame, number in zip(*counts(table), strict=True)])
@@ -167,6 +225,52 @@ def test_a_minari_episode_ends_where_it_says_so(flag: str, for_good: bool, tmp_p
     assert (len(cut.action), cut.terminated) == (4, for_good)
     assert np.array_equal(cut.obs, whole.obs[:5])
     assert np.array_equal(cut.reward, whole.reward[:4])
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "reason"),
+    [
+        ("rewards", np.zeros(7), "it has 7 rewards for 6 actions"),
+        ("rewards", np.zeros((6, 2)), "its rewards have the shape (6, 2), expected one number"),
+        ("truncations", np.array([0, np.nan, 0, 0, 0, 0]), "`truncations` is missing at step 1"),
+    ],
+)
+def test_minari_columns_that_do_not_fit_the_steps(name: str, values: np.ndarray, reason: str, tmp_path: Path) -> None:
+    def change(group) -> None:
+        del group[name]
+        group[name] = values
+
+    spec = make_spec(*PENDULUM)
+    report = write(minari.read_demos(minari_folder(tmp_path / "set", change), spec), spec, tmp_path)
+    assert [one["episode"] for one in report.left_out] == [1]
+    assert reason in str(report.left_out[0]["reason"])
+
+
+def test_success_of_a_minari_episode_that_is_missing_is_not_known(tmp_path: Path) -> None:
+    def change(group) -> None:
+        group["infos/success"] = np.full(6, np.nan)
+        group["truncations"][2] = True
+
+    spec = make_spec(*PENDULUM)
+    source = minari.read_demos(minari_folder(tmp_path / "set", change), spec)
+    assert [one.success for one in source.episodes if isinstance(one, Recorded)][1] is None
+
+    def shorten(group) -> None:
+        group["infos/success"] = np.ones(2)
+        group["truncations"][2] = True
+
+    source = minari.read_demos(minari_folder(tmp_path / "short", shorten), spec)
+    assert (1, "it cannot be read: `success` is told for 2 steps, and not for step -4") in list(source.episodes)
+
+
+def test_lerobot_rewards_of_several_numbers_are_refused(tmp_path: Path) -> None:
+    def doubled(table: pa.Table) -> pa.Table:
+        reward = pa.array([[1.0, 2.0]] * table.num_rows)
+        return table.set_column(table.column_names.index("next.reward"), "next.reward", reward)
+
+    spec, folder = make_spec("push", 6, 2, 9), lerobot_folder(tmp_path / "set", doubled)
+    with pytest.raises(ValueError, match="`next.reward` holds 2 numbers for each frame, expected one"):
+        write(lerobot.read_demos(folder, spec, "push the block"), spec, tmp_path)
 
 
 def test_minari_data_without_terminations(tmp_path: Path) -> None:

@@ -88,6 +88,14 @@ def test_newt_episodes_that_cannot_be_are_left_out(tmp_path: Path) -> None:
         import_episodes(newt.read_demos(DATA / "newt_demos.pt", short), short, "x", None, Reading(), tmp_path)
 
 
+def test_a_newt_episode_whose_end_is_missing_is_left_out(tmp_path: Path) -> None:
+    columns, spec = newt_columns(), make_spec("walk", 4, 2, 5)
+    columns["terminated"] = torch.zeros(12)
+    columns["terminated"][[0, 6, 9]] = torch.nan
+    report = import_episodes(newt.read_demos(save(columns, tmp_path), spec), spec, "x", None, Reading(), tmp_path)
+    assert report.left_out == [{"episode": 1, "reason": "`terminated` is missing at step 2"}]
+
+
 def test_success_is_only_taken_for_granted_where_the_generator_grants_it(tmp_path: Path) -> None:
     granted, other = make_spec("mw-reach", 4, 2, 5, SUCCESS), make_spec("og-ant", 4, 2, 5, SUCCESS)
     report = import_episodes(newt.read_demos(DATA / "newt_demos.pt", granted), granted, "x", None, Reading(), tmp_path)

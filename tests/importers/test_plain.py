@@ -12,7 +12,7 @@ import pytest
 from pipeline.cli import main
 from pipeline.data.demos import load_demos
 from pipeline.importers import plain
-from pipeline.importers.episodes import Reading, Report, import_episodes
+from pipeline.importers.episodes import Reading, Recorded, Report, import_episodes
 from pipeline.tasks.spec import TaskSpec
 
 SPEC = TaskSpec(
@@ -133,6 +133,66 @@ def test_a_reward_at_the_end_alone_must_be_the_task_s_own_way(given, tmp_path: P
     np.savez(tmp_path / "a.npz", obs=OBS[:5], action=ACTION, reward=np.float32(3.5))
     with pytest.raises(ValueError, match="its one reward is of its last action"):
         write(tmp_path / "a.npz", reading=Reading(reward_at_end=True))
+
+
+@pytest.mark.parametrize(
+    ("rewards", "reason"),
+    [
+        (np.arange(6.0), "it has 6 rewards for 5 actions"),
+        (np.arange(4.0), "it has 4 rewards for 5 actions"),
+        (np.zeros(0), "it has 0 rewards for 5 actions"),
+        (np.zeros((5, 2)), r"its rewards have the shape \(5, 2\), expected one number for each of 5 actions"),
+    ],
+)
+def test_rewards_must_be_one_for_each_action(rewards: np.ndarray, reason: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", obs=OBS, action=ACTION, reward=rewards)
+    with pytest.raises(ValueError, match=reason):
+        write(tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", obs=OBS, action=ACTION, reward=REWARD[:, None])
+    write(tmp_path / "a.npz")
+    np.testing.assert_allclose(load_demos(tmp_path / "out", "push")[0].reward, REWARD, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["terminated", "truncated", "done"])
+def test_a_flag_that_is_missing_is_refused(name: str, tmp_path: Path) -> None:
+    steps = {"obs": [*OBS[:5]], "next_obs": [*OBS[1:]], "action": [*ACTION], "reward": REWARD}
+    pq.write_table(pa.table({**steps, name: [False, False, None, False, True]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=f"`{name}` is missing at step 2"):
+        write(tmp_path / "a.parquet")
+    np.savez(tmp_path / "a.npz", obs=OBS, action=ACTION, reward=REWARD, **{name: np.nan})
+    with pytest.raises(ValueError, match=f"`{name}` is missing at step 4"):
+        write(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    ("success", "known"),
+    [([True, None, True, True, None], None), ([None, None, None, None, True], True), ([None] * 4 + [False], False)],
+)
+def test_success_that_is_missing_is_not_known(success: list, known: bool | None, tmp_path: Path) -> None:
+    steps = {"obs": [*OBS[:5]], "next_obs": [*OBS[1:]], "action": [*ACTION], "reward": REWARD, "success": success}
+    pq.write_table(pa.table(steps), tmp_path / "a.parquet")
+    (recorded,) = plain.read_demos(tmp_path / "a.parquet", SPEC).episodes
+    assert isinstance(recorded, Recorded)
+    assert recorded.success is known
+
+
+def test_the_number_of_an_episode_that_is_missing_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **flat([4, 6]), episode=np.r_[np.zeros(9), np.nan])
+    with pytest.raises(ValueError, match="`episode` is missing at step 9"):
+        write(tmp_path / "a.npz")
+
+
+def test_next_observations_must_be_one_for_each_action(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", obs=OBS[:5], next_obs=OBS, action=ACTION, reward=REWARD)
+    with pytest.raises(ValueError, match="it has 6 next observations for 5 actions"):
+        write(tmp_path / "a.npz")
+
+
+def test_features_of_an_episode_whose_actions_are_one_number(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=OBS[:, :2], y=OBS[:, 2], action=ACTION[:, 0], reward=REWARD)
+    (recorded,) = plain.read_demos(tmp_path / "a.npz", SPEC, ["x", "y"]).episodes
+    assert isinstance(recorded, Recorded)
+    np.testing.assert_array_equal(recorded.obs, OBS)
 
 
 def test_names_that_mean_the_same_are_refused(tmp_path: Path) -> None:

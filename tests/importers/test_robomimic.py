@@ -95,3 +95,28 @@ def test_what_a_world_model_cannot_learn_from_is_refused(path: Path) -> None:
             del demo["obs"]
     with pytest.raises(ValueError, match=r"dataset_states_to_obs\.py"):
         write(path, make_spec())
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "reason"),
+    [
+        ("rewards", np.zeros(6), "it has 6 rewards for 5 actions"),
+        ("rewards", np.zeros((5, 2)), "its rewards have the shape (5, 2)"),
+        ("dones", np.array([0, np.nan, 0, 0, 1]), "`dones` is missing at step 1"),
+    ],
+)
+def test_what_is_not_told_once_for_each_action_is_left_out(path: Path, name: str, values, reason: str) -> None:
+    with h5py.File(path, "a") as file:
+        del file[f"data/demo_0/{name}"]
+        file[f"data/demo_0/{name}"] = values
+    report = write(path, make_spec())
+    assert [one["episode"] for one in report.left_out] == [0]
+    assert reason in str(report.left_out[0]["reason"])
+
+
+def test_next_observations_must_be_one_for_each_action(path: Path) -> None:
+    with h5py.File(path, "a") as file:
+        del file["data/demo_0/next_obs"]
+        file["data/demo_0/next_obs/object"] = np.zeros((6, 4))
+    report = write(path, make_spec(4), ["object"])
+    assert report.left_out == [{"episode": 0, "reason": "it cannot be read: it has 6 next observations for 5 actions"}]

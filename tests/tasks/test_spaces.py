@@ -89,6 +89,27 @@ def test_limits_of_the_task_file_bound_what_has_none():
         actions_of("it", Discrete(3), (-2.0, 2.0))
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.int64, np.uint8])
+def test_whole_numbers_stay_within_the_limits_of_the_task_file(dtype: type):
+    space = Box(0, 9, (1,), dtype)
+    actions = actions_of("it", space, (0.5, 2.5))
+    values = [int(act(actions, [at])[0]) for at in np.linspace(-1, 1, 101)]
+    assert set(values) == {1, 2}
+    assert abs(values.count(1) - 50) <= 1
+    assert [int(act(actions_of("it", space, (0.5, 1.5)), [at])[0]) for at in (-1, 0, 1)] == [1, 1, 1]
+    with pytest.raises(ValueError, match=r"action_bounds from 1\.2 to 1\.8 leave no whole number"):
+        actions_of("it", space, (1.2, 1.8))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "limit"), [(np.float16, 1e5), (np.float32, 1e39), (np.float64, 1e39), (np.int64, 2.0**60)]
+)
+def test_limits_of_the_task_file_are_numbers_of_the_space(dtype: type, limit: float):
+    ends = (-np.inf, np.inf) if dtype != np.int64 else (-(2**62), 2**62)
+    with pytest.raises(ValueError, match="reach the largest number of its actions"):
+        actions_of("it", Box(*ends, (1,), dtype), (-limit, limit))
+
+
 ONE = Box(-9, 9, (1,))
 
 
