@@ -3,7 +3,8 @@
     python -m benchmarks.teachers physics                  agent steps per core-second of every task: 2 minutes
     python -m benchmarks.teachers games                    the same of MiniArcade's: seconds
     python -m benchmarks.teachers teach --suite dmcontrol  train what is not there: hours; resumable
-    python -m benchmarks.teachers planners --suite dmcontrol   what planning scores: seconds to a minute per episode
+    python -m benchmarks.teachers planners --suite dmcontrol   what planning, or following the way, scores: seconds to a
+                                                           minute per episode
     python -m benchmarks.teachers scores                   the claims, and the table of datasets/README.md
 
 Teachers lie in pipeline/teachers/, with the package. A figure stands in results/teachers.json with the
@@ -25,6 +26,7 @@ import numpy as np
 from benchmarks import results
 from pipeline.batched.forms import has_array_form
 from pipeline.batched.stepped import open_copies
+from pipeline.demonstrate.paths import has_path
 from pipeline.demonstrate.planner import load_recipes as load_planner_recipes
 from pipeline.demonstrate.play import expert_method, play
 from pipeline.demonstrate.teach import load_recipes
@@ -106,12 +108,13 @@ def teach(suites: Sequence[str], names: Sequence[str], workers: int) -> None:
 
 
 def planners(suites: Sequence[str], names: Sequence[str], episodes: int) -> None:
-    """Play undisturbed episodes by planning and note their mean score."""
+    """Play undisturbed episodes by planning, or through a maze, and note their mean score."""
     path = results.RESULTS / "planners.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     wanted = get(names) if names else [spec for spec in on_mujoco() if spec.suite in suites]
     for spec in wanted:
-        if spec.name not in load_planner_recipes() or known.get(spec.name, {}).get("episodes", 0) >= episodes:
+        who = spec.name in load_planner_recipes() or has_path(spec)
+        if not who or known.get(spec.name, {}).get("episodes", 0) >= episodes:
             continue
         started = time.process_time()
         scores = np.array([play(spec, SEED, 2 * number, 0.0).score for number in range(episodes)])
