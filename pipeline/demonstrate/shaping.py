@@ -123,6 +123,8 @@ SHAPING: dict[str, Callable[[States], np.ndarray]] = {
 TEACHING: dict[str, Callable[[States], np.ndarray]] = {
     **SHAPING,
     "acrobot-swingup": toward_the_sky,
+    "reacher-three-easy": toward_target,
+    "reacher-three-hard": toward_target,
     "finger-turn-easy": toward_the_turn,
     "finger-turn-hard": toward_the_turn,
     "hopper-hop": toward_hopping,
