@@ -22,18 +22,19 @@ BASE = Path("checkpoints/pretrain/model")
 _SHARED = ("datasets", "checkpoints/pretrain", "checkpoints/teach")  # of the base, with the runs that go on from it
 
 
-def pretrained(folder: Path, changed: Mapping[str, Mapping[str, Any]]) -> Path:
+def pretrained(folder: Path, changed: Mapping[str, Mapping[str, Any]], seed: int | None = None) -> Path:
     """Make a base for finetuning by the stages from `teach` to `pretrain`, unless it is done.
 
     Args:
         folder: of the base.
         changed: parameters of each section that are not those of params.yaml.
+        seed: of the base; None for that of params.yaml.
 
     Returns:
         The folder, `root` of runs.
     """
     if not (folder / BASE).exists():
-        _prepare(folder, config.load_seed(), changed, ())
+        _prepare(folder, config.load_seed() if seed is None else seed, changed, ())
         for stage in ("teach", "demos", "embed", "pretrain"):
             _run_stage(stage, folder)
     return folder
@@ -47,6 +48,7 @@ def run(
     command: str,
     root: Path = Path(),
     base: Mapping[str, Mapping[str, Any]] | None = None,
+    keep_model: bool = False,
 ) -> dict[str, Any]:
     """Finetune once, unless it is done; one that was stopped goes on.
 
@@ -58,6 +60,7 @@ def run(
         command: that measures, to be named where the result is unreadable.
         root: project folder whose demonstrations and pretrained checkpoint are finetuned.
         base: what `pretrained` made it with.
+        keep_model: leave the finetuned checkpoint where it is.
 
     Returns:
         `seconds`, `env_steps`, `stage` and `commit` of the run, and its curves by name.
@@ -69,7 +72,8 @@ def run(
         summary = read_json(metrics / "summary.json", "stages.finetune")
         made = {name: summary.get(name) for name in ("seconds", "env_steps", "stage")}
         write_json(done, made | {"commit": commit()})
-        shutil.rmtree(folder / "checkpoints/finetune/model")
+        if not keep_model:
+            shutil.rmtree(folder / "checkpoints/finetune/model")
     curves = {name: curve for name, curve in read_curves(metrics).items() if name.split("/")[0] in groups}
     if not curves:
         raise ValueError(f"{metrics} has no curve of {', '.join(groups)}: delete {folder} and run `{command}` again")

@@ -1,0 +1,142 @@
+"""Does learning online pay? The default run with own episodes, with labels, and a control without either.
+
+    python -m benchmarks.learning --seeds 1 2 3            some 10 minutes per seed and way; resumable
+    python -m benchmarks.learning --ways control labels --set learning.value_target=returns --name returns
+
+Each seed has a base of its own, made by the stages from `teach` to `pretrain`; each way finetunes it:
+
+control    as many updates on demonstrations alone (`finetune.control`)
+own        own episodes, no labels
+labels     own episodes, labelled where an expert can be asked (`finetune.teacher: label`)
+
+In the end policy and plans play the same episodes of every task. Adds scores, differences from the control, and the
+claims to results/learning.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ruamel.yaml import YAML
+
+from benchmarks import finetune_runs, results
+from benchmarks.probe import played
+from pipeline import config
+from pipeline.agent import Agent
+from pipeline.files import read_json, write_json
+from pipeline.statistics import bootstrap_runs
+
+WAYS: dict[str, dict[str, Any]] = {
+    "control": {"control": True},
+    "own": {},
+    "labels": {"teacher": "label"},
+}
+GAINS = {"own": 0.04, "labels": 0.08}  # promised, of the policy's mean score over the control's
+FOLDER = Path(".resume/learning")
+COMMAND = "python -m benchmarks.learning"
+
+
+def measure(folder: Path, way: str, seed: int, changed: Mapping[str, Any], episodes: int) -> dict[str, Any]:
+    """Train one way with one seed and play it in the end, unless that is done; return its scores and figures."""
+    base, run = folder / f"base-{seed}", folder / f"{way}-{seed}"
+    noted = run / f"played-{episodes}.json"
+    if not noted.exists():
+        finetune_runs.pretrained(base, changed, seed)
+        settings = {**changed.get("finetune", {}), **WAYS[way]}
+        done = finetune_runs.run(run, seed, settings, ["eval"], COMMAND, root=base, base=changed, keep_model=True)
+        torch.set_num_threads(1)
+        agent = Agent.from_pretrained(run / "checkpoints/finetune/model")
+        specs = list(agent.tasks.values())
+        found = {"policy": played(agent, specs, episodes, seed + 100, False)}
+        found["plan"] = played(agent, specs, episodes, seed + 100, True)
+        first, *_ = done["eval/score"][1]
+        write_json(noted, {"seconds": done["seconds"], "commit": done["commit"], "pretrained": first, **found})
+    return read_json(noted, COMMAND)
+
+
+def summed_up(runs: Mapping[str, Sequence[Mapping[str, Any]]], mode: str) -> dict[str, Any]:
+    """Return each way's mean score over seeds and tasks, and its difference from the control, with intervals.
+
+    Args:
+        runs: by way, what `measure` returned with each seed.
+        mode: `policy` or `plan`.
+    """
+    tables = {way: [[task[0] for task in one[mode].values()] for one in found] for way, found in runs.items()}
+    for way in [name for name in tables if name != "control" and "control" in tables]:
+        tables[f"{way}_minus_control"] = [
+            [np.subtract(a, b).tolist() for a, b in zip(own, control, strict=True)]
+            for own, control in zip(tables[way], tables["control"], strict=True)
+        ]
+    return {name: {key: round(value, 4) for key, value in _estimate(table).items()} for name, table in tables.items()}
+
+
+def _estimate(table: Any) -> dict[str, float]:
+    return bootstrap_runs(table, 0.95, 2000, np.random.default_rng(0))._asdict()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, play and write results/learning.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="default: 1 2 3")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="default: all")
+    parser.add_argument("--episodes", type=int, default=40, help="of each task in the end (default: 40)")
+    parser.add_argument("--set", nargs="*", default=[], metavar="SECTION.KEY=VALUE", help="parameters that differ")
+    parser.add_argument("--name", default="default", help="of the figures in results/learning.json")
+    options = parser.parse_args(arguments)
+    started, changed = time.monotonic(), parse_changes(options.set)
+    runs = {
+        way: [measure(FOLDER / options.name, way, seed, changed, options.episodes) for seed in options.seeds]
+        for way in options.ways
+    }
+    policy, plan = summed_up(runs, "policy"), summed_up(runs, "plan")
+    claims = {
+        f"{way}_minus_control": results.claim(policy[f"{way}_minus_control"]["score"], gain, "above")
+        for way, gain in GAINS.items()
+        if f"{way}_minus_control" in policy
+    }
+    words = ["--name", options.name, "--seeds", *map(str, options.seeds), "--ways", *options.ways]
+    words += ["--set", *options.set] if options.set else []
+    results.add(
+        "learning",
+        f"runs.{options.name}",
+        " ".join([COMMAND, *words]),
+        time.monotonic() - started,
+        claims,
+        policy=policy,
+        plan=plan,
+        commits=sorted({one["commit"] for found in runs.values() for one in found}),
+        tasks={
+            way: {
+                task: [round(float(np.mean(one["policy"][task][0])), 3) for one in found] for task in found[0]["policy"]
+            }
+            for way, found in runs.items()
+        },
+        pretrained=[round(one["pretrained"], 4) for one in next(iter(runs.values()))],
+        seconds_per_run={way: [one["seconds"] for one in found] for way, found in runs.items()},
+    )
+
+
+def parse_changes(words: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Turn `section.key=value` into parameters by section.
+
+    Raises:
+        SystemExit: a word has another form, or names no section.
+    """
+    changed: dict[str, dict[str, Any]] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        section, dot, key = name.partition(".")
+        if not equals or not dot or section not in config.SECTIONS:
+            raise SystemExit(f"--set takes `section.key=value`, got {word!r}; sections: {', '.join(config.SECTIONS)}")
+        changed.setdefault(section, {})[key] = YAML(typ="safe").load(value)
+    return changed
+
+
+if __name__ == "__main__":
+    main()
