@@ -121,7 +121,8 @@ class Bench:
         (new_model, old_model), old = self.models(), self.old
         batch = make_batch(self.table, self.sizes, self.batch_size, self.planner.horizon)
         draws = UpdateDraws.sample(batch, self.table.num_phrasings, self.sizes.num_q, torch.Generator().manual_seed(0))
-        old_batch, old_draws = old.shapes.Batch(*batch), old.draws.UpdateDraws(*draws)
+        fields = {name: getattr(batch, name) for name in old.shapes.Batch._fields}  # it had fewer
+        old_batch, old_draws = old.shapes.Batch(**fields), old.draws.UpdateDraws(*draws)
         new, learning = Learner(new_model, self.table, self.learning, mode=mode), old.like(self.learning, old.config)
         before = old.step.Learner(old_model, self.old_table, learning, compute=old.how(mode))
 

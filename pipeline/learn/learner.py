@@ -238,8 +238,7 @@ class Learner:
         prior = (weights[:-1] @ error).mean()
         weighed = q if self.q_weight is None else self.q_weight[batch.task] * q
         scale = self.value_scale if len(self.value_scale) == 1 else self.value_scale[batch.task]
-        gain = (weights[: len(q)] / weights[: len(q)].sum()) @ (weighed / scale)
-        value = (weights @ (-learning.entropy_coef * policy.scaled_entropy) - gain).mean()
+        value = (weights @ (-learning.entropy_coef * policy.scaled_entropy - weighed / scale)).mean()
         total, more = self.extensions.losses(
             learning.prior_coef * prior + value, (one.policy_loss(batch) for one in self.extensions)
         )

@@ -81,7 +81,7 @@ class Setup:
         """Make the learner.
 
         Raises:
-            ValueError: options of `learning` that do not go with the model or with the slices' length.
+            ValueError: options of `learning` that do not go with the slices' length.
         """
         self._check_values()
         mode, _ = product_modes(self.runtime, self.ranks.device)
@@ -166,17 +166,12 @@ class Setup:
         return buffer if device.type == "cpu" else buffer.copy_to(device)
 
     def _check_values(self) -> None:
-        """Refuse values that the model, or slices of `planner.horizon` steps, cannot give."""
+        """Refuse values that slices of `planner.horizon` steps cannot give."""
         learning, horizon = self.learning, self.planner.horizon
         if learning.policy_horizon > horizon:
             raise ValueError(
                 f"learning.policy_horizon is {learning.policy_horizon}, expected at most planner.horizon = {horizon}, "
                 "the steps of a slice."
-            )
-        if self.model.config.history and (learning.policy_horizon or learning.value_target == "returns"):
-            raise ValueError(
-                "model.history reads past steps, which neither learning.policy_horizon nor `learning.value_target: "
-                "returns` gives it: set policy_horizon to 0 and value_target to td, or history to null."
             )
 
     @property

@@ -156,7 +156,11 @@ def offline_extensions(
         demos: demonstrations of every task, which clusters are found on.
         seed: of the run.
         folder: where the found clusters are written.
+
+    Raises:
+        ValueError: `learning` asks for what the model cannot do.
     """
+    _check_learning(model.config, learning)
     found = _losses(model, table, learning)
     if clusters is not None:
         from pipeline.systems.mow.cluster_extension import ClusterExtension
@@ -185,7 +189,7 @@ def online_extensions(
     Raises:
         ValueError: model and policy step do not go together.
     """
-    _check_clipped(model.config, learning)
+    _check_learning(model.config, learning)
     found = _losses(model, table, learning)
     if scaling is not None:
         from pipeline.systems.scalezero.curriculum import Curriculum
@@ -249,7 +253,7 @@ def check_finetuning(
     Raises:
         ValueError: says what to change.
     """
-    _check_clipped(model, learning)
+    _check_learning(model, learning)
     if settings.control and (settings.scaling or learning.clipped or settings.teacher != "off"):
         raise ValueError(
             "finetune.control makes updates on demonstrations alone: finetune.scaling and learning.clipped must be "
@@ -280,12 +284,17 @@ def _check_model(sizes: config.Model) -> None:
         raise ValueError("model.clusters and model.history were never tried together: set one of the two to null")
 
 
-def _check_clipped(model: config.Model, learning: config.Learning) -> None:
-    """Refuse a policy step that does not go together with the model."""
+def _check_learning(model: config.Model, learning: config.Learning) -> None:
+    """Refuse targets of Q and a policy step that do not go together with the model."""
     if learning.clipped is not None and model.history is not None:
         raise ValueError(
             "learning.clipped values single steps, and model.history makes dynamics that see past ones: set one of the "
             "two to null"
+        )
+    if model.history is not None and (learning.policy_horizon or learning.value_target == "returns"):
+        raise ValueError(
+            "model.history reads past steps, which neither learning.policy_horizon nor `learning.value_target: "
+            "returns` gives it: set policy_horizon to 0 and value_target to td, or history to null"
         )
     if learning.clipped is not None and learning.policy_horizon:
         raise ValueError(

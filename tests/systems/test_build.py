@@ -201,7 +201,7 @@ def test_clusters_need_demonstrations_and_updates() -> None:
 
 
 def test_a_control_takes_no_part_of_own_episodes() -> None:
-    control = replace(config.load(config.Finetune, "tests/tiny.yaml"), control=True)
+    control = replace(config.load(config.Finetune, "tests/tiny.yaml"), control=True, teacher="off")
     check = partial(build.check_finetuning, TINY, LEARNING, tasks=["a"], ranks=Ranks(), num_envs=1, has_demos=True)
     check(settings=control)
     with pytest.raises(ValueError, match="finetune.control makes updates on demonstrations alone"):
@@ -210,4 +210,10 @@ def test_a_control_takes_no_part_of_own_episodes() -> None:
 
 def test_a_clipped_policy_climbs_no_value_in_the_model() -> None:
     with pytest.raises(ValueError, match="learning.policy_horizon has no use"):
-        build._check_clipped(TINY, replace(LEARNING, clipped=CLIPPED, policy_horizon=2))
+        build._check_learning(TINY, replace(LEARNING, clipped=CLIPPED, policy_horizon=2))
+
+
+@pytest.mark.parametrize("changed", [{"policy_horizon": 2}, {"value_target": "returns"}])
+def test_a_model_that_reads_past_steps_takes_no_values_without_them(changed: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="model.history reads past steps"):
+        build._check_learning(replace(TINY, history=HISTORY), replace(LEARNING, **changed))
