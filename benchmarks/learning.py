@@ -1,6 +1,6 @@
 """Does learning online pay? The default run with own episodes, with labels, and a control without either.
 
-    python -m benchmarks.learning --seeds 1 2 3            some 10 minutes per seed and way; resumable
+    python -m benchmarks.learning --seeds 1 2 3            resumable: what is done is kept
     python -m benchmarks.learning --ways control labels --set learning.value_target=returns --name returns
 
 Each seed has a base of its own, made by the stages from `teach` to `pretrain`; each way finetunes it:

@@ -59,10 +59,10 @@ def expert_method(spec: TaskSpec, teachers: str | Path | None = None) -> str:
     if spec.name in load_recipes() and spec.suite in _PLANNED:
         return "planner"
     raise ValueError(
-        f"{spec.name} has no expert: Meta-World, RoboDesk and landers have scripted ones, points in mazes follow the "
-        "way, a task on MuJoCo or a game can have a teacher (`teach.enabled`, or `eft teach`), and DeepMind Control, "
-        "Gymnasium's MuJoCo, OGBench's ant, Box2D's walkers, MiniArcade, Atari and ManiSkill can be planned: a recipe "
-        "in pipeline/demonstrate/recipes.yaml."
+        f"{spec.name} has no expert: Meta-World, RoboDesk and landers have scripted ones, points and ants in mazes "
+        "follow the way, a task on MuJoCo or a game can have a teacher (`teach.enabled`, or `eft teach`), and DeepMind "
+        "Control, Gymnasium's MuJoCo, OGBench's ant, Box2D's walkers, MiniArcade, Atari and ManiSkill can be planned: "
+        "a recipe in pipeline/demonstrate/recipes.yaml."
     )
 
 

@@ -286,7 +286,6 @@ def _load_npz(path: Path) -> Columns:
         TypeError,
         SyntaxError,
         tokenize.TokenError,
-        NotImplementedError,
     ) as error:
         raise ValueError(f"{path} is no .npz of plain arrays; nothing in it was run: {error}") from None
     return columns

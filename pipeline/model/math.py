@@ -58,7 +58,7 @@ def two_hot(x: Tensor, bins: Tensor) -> Tensor:
 def decode(logits: Tensor, bins: Tensor) -> Tensor:
     """Turn logits (..., K) into scalars (...): softmax, expectation over the bins, symexp; in float32 always.
 
-    In bfloat16 a value of 300 would be known to 4 %.
+    In bfloat16 the numbers around symlog(300) lie 0.03 apart, so a value of 300 would be known to 2 %.
     """
     with torch.autocast(logits.device.type, enabled=False):
         return symexp(logits.to(bins.dtype).softmax(-1) @ bins)

@@ -66,12 +66,18 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(server, undisturbed,
     assert not list(tmp_path.glob(".resume/*"))
 
 
+def whole_and_killed(server: Server, folder: Path, **options: bool) -> tuple[Path, Path]:
+    """Run twice, once killed in between; check that both end alike, and return their folders."""
+    whole, broken = folder / "whole", folder / "broken"
+    assert server.run(whole, **options) == [0], said(whole)
+    assert server.run(broken, kill_at_write=11, **options) == [-signal.SIGKILL]
+    assert server.run(broken, **options) == [0], said(broken)
+    assert result(broken) == result(whole)
+    return whole, broken
+
+
 def test_targets_that_are_not_saved_are_the_same_again(server, tmp_path):
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert server.run(whole, returns=True) == [0], said(whole)
-    assert server.run(stopped, returns=True, kill_at_write=11) == [-signal.SIGKILL]
-    assert server.run(stopped, returns=True) == [0], said(stopped)
-    assert result(stopped) == result(whole)
+    whole, _ = whole_and_killed(server, tmp_path, returns=True)
     assert len(set(result(whole)["value_scale"])) > 1  # one for each task
 
 
@@ -248,11 +254,7 @@ def test_a_run_ends_where_every_task_is_solved(server, tmp_path):
 
 
 def test_a_model_with_experts_is_resumed_alike_and_so_is_the_table_of_their_use(server, tmp_path):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert server.run(whole, experts=True) == [0], said(whole)
-    assert server.run(broken, experts=True, kill_at_write=11) == [-signal.SIGKILL]
-    assert server.run(broken, experts=True) == [0], said(broken)
-    assert result(broken) == result(whole)
+    whole, broken = whole_and_killed(server, tmp_path, experts=True)
     assert curves(broken) == curves(whole)
     layers = {"dynamics", "reward", "policy", "q.0", "q.1", "q.2"}
     assert read_expert_use(whole / "metrics").keys() == layers
