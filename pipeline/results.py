@@ -75,6 +75,7 @@ class Scores(BaseModel):
 
     models: dict[str, dict[str, dict[str, Estimate]]]
     mean: dict[str, dict[str, Estimate]]
+    chosen: dict[str, str] = {}  # by task, the mode that the finetuned agent takes where it may choose
     pairs: list[Pair]
     open_loop: list[OpenLoop] = []
     weights: dict[str, str] = {}  # SHA-256 of each checkpoint's model.safetensors

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import itertools
 import sys
 from collections.abc import Sequence
@@ -21,6 +23,7 @@ from pipeline.learn.setup import product_modes
 from pipeline.learn.task_setup import CHECKPOINTS
 from pipeline.model.actor import Actor
 from pipeline.model.open_loop import OpenLoopActor
+from pipeline.model.task_table import POLICY, TIED
 from pipeline.observing import Observing
 from pipeline.progress import Progress
 from pipeline.run.launch import run_stage, start
@@ -53,6 +56,7 @@ def main() -> None:
     instructed_other = arena.play_pairs(actors["finetune"], tasks.pairs)
     open_loop = arena.play_open_loop(actors["finetune"])
     films = arena.film(actors["finetune"])
+    chosen = {spec.name: chosen_mode(actors["finetune"], spec.name) for spec in specs}
     if not ranks.is_main:
         return
 
@@ -69,7 +73,8 @@ def main() -> None:
         write_films(films, folder, settings.video_fps)
     with atomic_folder(OUT / "metrics") as folder:
         weights = {name: agent.base for name, agent in agents.items()}  # only what was evaluated is released
-        scores = {"models": models, "mean": means, "pairs": pairs, "open_loop": open_loop, "weights": weights}
+        scores = {"models": models, "mean": means, "chosen": chosen, "pairs": pairs, "open_loop": open_loop}
+        scores["weights"] = weights
         write_json(folder / "scores.json", scores)
         summary.write(folder, episodes=settings.episodes, matmul=product_modes(runtime, ranks.device)[0])
     for name, modes in means.items():
@@ -101,10 +106,10 @@ class Arena:
     observing: Observing
 
     def play(self, actors: dict[str, Actor]) -> dict[tuple[str, str], dict[str, Result]]:
-        """Play every task with every checkpoint in every mode, from the same starts."""
+        """Play every task with every checkpoint in every mode, from the same starts; plans are made on every task."""
         with self._evaluator(self.specs, self.settings.episodes, 100) as evaluator:
             return {
-                (name, mode): self._run(evaluator, actor, None, plan, f"{name}, {mode}")
+                (name, mode): self._run(evaluator, always_planning(actor), None, plan, f"{name}, {mode}")
                 for name, actor in actors.items()
                 for mode, plan in MODES.items()
             }
@@ -118,7 +123,7 @@ class Arena:
         instructed = [other[spec.name] for spec in paired]
         with self._evaluator(paired, self.settings.episodes, 200) as evaluator:
             return {
-                mode: self._run(evaluator, actor, instructed, plan, f"the other task's instruction, {mode}")
+                mode: self._run(evaluator, always_planning(actor), instructed, plan, f"other instruction, {mode}")
                 for mode, plan in MODES.items()
             }
 
@@ -163,6 +168,18 @@ class Arena:
         names = [spec.name for spec in evaluator.specs]
         results = evaluator.run(actor, instructed or names, plan, f"evaluate: {label}", self.seed)
         return dict(zip(names, results, strict=True))
+
+
+def chosen_mode(actor: Actor, task: str) -> str:
+    """Return how the agent acts on a task where it may choose: by the `policy` alone, or by a `plan`."""
+    return "policy" if actor.table.constraint[actor.table.names.index(task)] == POLICY else "plan"
+
+
+def always_planning(actor: Actor) -> Actor:
+    """Return the actor planning on every task: where its table says the policy alone, by plans tied to the policy."""
+    always, constraint = copy.copy(actor), actor.table.constraint
+    always.table = dataclasses.replace(actor.table, constraint=constraint.masked_fill(constraint == POLICY, TIED))
+    return always
 
 
 def pair_table(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline import config
 from pipeline.learn.collector import Finished
-from pipeline.model.task_table import POLICY, TIED, TaskTable
+from pipeline.model.task_table import FREE, POLICY, TIED, TaskTable
 
 _DOUBT = (0.0, 0.15, 0.3)  # prior mean of each constraint's score (policy, tied, free): so much below the policy's
 _FIRST_EPISODES = 2  # of a task that the policy plays alone before anything else is tried
@@ -78,7 +78,8 @@ class Evidence:
     mean score, from recent episodes, and one not yet tried is assumed to score below the policy (`_DOUBT`). So the
     policy keeps playing where planning scores worse, as on tasks that need centimetre precision, and a better planner
     takes over within a few episodes. Where plans, which maximise the model's values, score no better than the policy,
-    those values are not trusted either: the policy does not maximise Q on such tasks (`publish`).
+    those values are not trusted either: the policy does not maximise Q on such tasks (`publish`). All this is about
+    collecting, where everybody acts with noise; whether the agent plans in the end, evaluations without noise decide.
 
     Args:
         rows: (N,) row of the task table of each environment of the run, on whichever rank it is: all ranks get all
@@ -109,16 +110,19 @@ class Evidence:
         self._playing[episode.env] = self._draw(row) if seeded else POLICY
 
     def publish(self, table: TaskTable) -> Tensor | None:
-        """Write the constraint of the highest posterior mean into the table, for every task that was played.
+        """Write into the table how plans are made, tied or free by the higher posterior mean, for every task played.
 
         Returns:
             (n,) weight of Q in each task's policy loss: 0 where the policy alone has scored best, which then learns
             from the behaviour prior and entropy alone; else 1.
         """
-        rows = [row for row in sorted(set(self._rows)) if float(self._sums[row, :, 0].sum()) > 0]
-        best = [POLICY if self._too_early(row) else int(np.argmax(self.beliefs(row)[0])) for row in rows]
-        table.constraint[rows] = torch.tensor(best, dtype=torch.long, device=table.constraint.device)
-        return (table.constraint != POLICY).float()
+        q_weight = torch.ones(len(self._names), device=table.constraint.device)
+        for row in sorted(set(self._rows)):
+            if float(self._sums[row, :, 0].sum()) > 0:
+                means, _ = self.beliefs(row)
+                table.constraint[row] = FREE if means[FREE] > means[TIED] else TIED
+                q_weight[row] = float(not self._too_early(row) and int(np.argmax(means)) != POLICY)
+        return q_weight
 
     def metrics(self) -> dict[str, float]:
         """Return each task's weight: the share of its recent episodes that the policy played alone."""

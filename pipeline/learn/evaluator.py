@@ -34,6 +34,12 @@ class Result:
         """Mean score."""
         return float(np.mean(self.scores))
 
+    def better_than(self, other: Result) -> bool:
+        """Whether score plus return, as a part of the larger return, is higher: returns tell equal scores apart."""
+        own, others = float(np.mean(self.episode_returns)), float(np.mean(other.episode_returns))
+        larger = max(abs(own), abs(others)) or 1.0
+        return self.score - other.score + (own - others) / larger > 0
+
 
 class GivenUp(Exception):
     """An evaluation was stopped before its end; its episodes do not count."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline import config
 from pipeline.learn.early_stop import EarlyStop
-from pipeline.learn.evaluator import Evaluator, GivenUp
+from pipeline.learn.evaluator import Evaluator, GivenUp, Result
 from pipeline.learn.learner import Learner, Mode, RateSchedule, UpdateDraws
 from pipeline.learn.learner_state import digest, load_state_tensors, state_tensors
 from pipeline.learn.replay import ReplayBuffer
@@ -54,9 +54,9 @@ class TrainingRun:
         evaluator: plays them; closed at the end.
         runtime: how many saves are kept, how long a SIGTERM may take, which trackers get the metrics.
         seed: of all random numbers.
-        plan: evaluate with planning, else the policy alone.
-        early_stop: may end the run after an evaluation. With `plan`, each evaluation then plays both the policy alone
-            and plans, and writes into the task table which of them scored better on each task.
+        plan: the last evaluation plays both the policy alone and plans, and writes into the task table which of them
+            was better on each task.
+        early_stop: may end the run after an evaluation. With `plan`, each evaluation then does so.
 
     Attributes:
         position: updates (learning from demonstrations) or env_steps (online) done.
@@ -216,7 +216,7 @@ class TrainingRun:
         self.actor.refresh()
         try:
             with self.clock.phase("evaluate"):
-                found = self._scores_and_constraints()
+                found, plans = self._scores()
         except GivenUp:
             return False
         self._owes_evaluation = False
@@ -226,7 +226,7 @@ class TrainingRun:
             seconds = {"time/seconds": self.seconds, "clock/seconds": self.seconds}
             scores = {f"eval/{name}": score for name, score in found.items()}
             clock = {**seconds, "clock/updates": self.learner.updates}
-            self.log.write(self.position, {**scores, "eval/score": mean, **more, **clock})
+            self.log.write(self.position, {**scores, "eval/score": mean, **plans, **more, **clock})
         self.progress.write(f"{self.label}: score {mean:.3f} after {self.position} {self.progress.unit}")
         self.show(lines)
         self.stopped |= self._all_rest
@@ -235,26 +235,33 @@ class TrainingRun:
             self.stopped |= self.ranks.from_main(enough)
         return True
 
-    def _scores_and_constraints(self) -> dict[str, float]:
-        """Return each task's score; with early stopping, also write into the table whether plans or policy act best."""
-        if not (self._plan and self._early_stop):
-            return self._scores(self._plan)
-        alone, constraint = self._scores(plan=False), self.actor.table.constraint
+    def _scores(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Return each task's score, and as `plans/<task>` that of plans on it where these are judged.
+
+        They are in the end, and wherever a run may stop: whether the agent plans for a task is written into the table.
+        """
+        alone = self._played(plan=False)
+        if not self._plan or not (self._early_stop or self.position >= self.total):
+            return {name: result.score for name, result in alone.items()}, {}
+        constraint = self.actor.table.constraint
         rows = {name: self.actor.table.names.index(name) for name in self._names}
         for row in rows.values():
             if constraint[row] == POLICY:  # evaluate plans here too, or they would never be tried again
                 constraint[row] = TIED
-        planned = self._scores(plan=True)
+        planned = self._played(plan=True)
+        found = {name: planned[name] if planned[name].better_than(alone[name]) else alone[name] for name in self._names}
         for name, row in rows.items():
-            if alone[name] > planned[name]:
+            if found[name] is alone[name]:
                 constraint[row] = POLICY
-        return {name: max(alone[name], planned[name]) for name in self._names}
+        plans = {f"plans/{name}": result.score for name, result in planned.items()}
+        shown = found if self._early_stop else alone
+        return {name: result.score for name, result in shown.items()}, plans
 
-    def _scores(self, plan: bool) -> dict[str, float]:
+    def _played(self, plan: bool) -> dict[str, Result]:
         results = self.evaluator.run(
             self.actor, self._names, plan, f"{self.label}: evaluating", self.seed + 1, self.interrupt.is_requested
         )
-        return {name: result.score for name, result in zip(self._names, results, strict=True)}
+        return dict(zip(self._names, results, strict=True))
 
     # --- the log ------------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from pipeline.learn.learner import Learner
 from pipeline.learn.training_run import TrainingRun
 from pipeline.model.actor import Actor
 from pipeline.model.task_table import FREE, POLICY, TIED, TaskTable
+from pipeline.model.world_model import WorldModel
 from tests.tiny import TINY_PLANNER
 
 
@@ -100,22 +101,49 @@ class Judge:
         return [Result([self.scores[plan][name]], [0.0]) for name in told]
 
 
-def test_an_evaluation_decides_whether_the_policy_does_better_alone(tmp_path: Path):
-    table, model = make_table(), make_model()
-    table.constraint.copy_(torch.tensor([POLICY, FREE, FREE]))
-    names = table.names
-    judge = Judge(table, dict(zip(names, [0.4, 0.9, 0.5], strict=True)), dict(zip(names, [0.6, 0.2, 0.5], strict=True)))
-    learner, actor = Learner(model, table, LEARNING), Actor(model, table, TINY_PLANNER)
-    stop = EarlyStop(model, table, tmp_path / "best.safetensors", 1.0, 9)
+def judged_run(folder: Path, judge: Judge, model: WorldModel, stop: EarlyStop | None = None) -> TrainingRun:
+    """Return a run whose evaluations are the judge's."""
+    learner, actor = Learner(model, judge.table, LEARNING), Actor(model, judge.table, TINY_PLANNER)
     runtime = config.Runtime(
         device="cpu", threads=1, env_workers=0, precision="fp32", accumulate=1, keep_saves=1, stop_seconds=0,
         trackers=(), replay="memory", matmul="torch", plan_products="float32",
     )  # fmt: skip
     settings = config.load(config.Pretrain, "tests/tiny.yaml")
-    specs = [SimpleNamespace(name=name) for name in names]
-    run = TrainingRun("adapt", tmp_path, learner, actor, settings, specs, judge, runtime, 1, True, stop)  # type: ignore[arg-type]
-    with run:
+    specs = [SimpleNamespace(name=name) for name in judge.table.names]
+    return TrainingRun("adapt", folder, learner, actor, settings, specs, judge, runtime, 1, True, stop)  # type: ignore[arg-type]
+
+
+def test_an_evaluation_decides_whether_the_policy_does_better_alone(tmp_path: Path):
+    table, model = make_table(), make_model()
+    table.constraint.copy_(torch.tensor([POLICY, FREE, FREE]))
+    names = table.names
+    judge = Judge(table, dict(zip(names, [0.4, 0.9, 0.5], strict=True)), dict(zip(names, [0.6, 0.2, 0.5], strict=True)))
+    stop = EarlyStop(model, table, tmp_path / "best.safetensors", 1.0, 9)
+    with judged_run(tmp_path, judge, model, stop) as run:
         assert run.evaluate()
     assert judge.planned_by == dict(zip(names, [TIED, FREE, FREE], strict=True))  # what was given up is tried again
-    assert table.constraint.tolist() == [TIED, POLICY, FREE]
+    assert table.constraint.tolist() == [TIED, POLICY, POLICY]
     assert run.scores == [pytest.approx((0.6 + 0.9 + 0.5) / 3)]
+
+
+def test_without_early_stop_plans_are_judged_at_the_last_evaluation_alone(tmp_path: Path):
+    table, model = make_table(), make_model()
+    names = table.names
+    judge = Judge(table, dict(zip(names, [0.4, 0.9, 0.5], strict=True)), dict(zip(names, [0.6, 0.2, 0.5], strict=True)))
+    with judged_run(tmp_path, judge, model) as run:
+        assert run.evaluate()
+        assert not judge.planned_by
+        run.position = run.total
+        assert run.evaluate()
+    assert table.constraint.tolist() == [TIED, POLICY, POLICY]
+    assert run.scores == [pytest.approx(0.6)] * 2  # of the policy, by position
+
+
+def test_returns_tell_equal_scores_apart():
+    policy, plan = Result([1.0, 1.0], [90.0, 110.0]), Result([1.0, 1.0], [100.0, 104.0])
+    assert plan.better_than(policy)
+    assert not policy.better_than(plan)
+    assert not plan.better_than(plan)
+    assert policy.better_than(Result([0.9, 1.0], [100.0, 104.0]))  # 0.05 of the score outweighs 0.02 of the return
+    assert Result([0.0], [-1.0]).better_than(Result([0.0], [-3.0]))
+    assert not Result([0.0], [0.0]).better_than(Result([0.0], [0.0]))
