@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from pipeline import config
 from pipeline.files import read_json
 from pipeline.run.metrics import FILE, Table, read_rows
 
+WAYS = Path("benchmarks/results/learning.json")  # ways of finetuning, compared by `python -m benchmarks.learning`
 _EXPERT_USE = "expert_use/"  # before the layers' names, of the tables of which task used which expert
 
 
@@ -182,6 +183,27 @@ class TaskClusters(BaseModel):
         return [[self.tasks[row] for row in self.order if self.cluster[row] == number] for number in numbers]
 
 
+class Ways(BaseModel):
+    """Ways of finetuning beside each other, with the policy's or the plans' mean score over tasks and seeds."""
+
+    command: str
+    commits: list[str]
+    machine: dict[str, Any]
+    policy: dict[str, Estimate]  # by way (control, own, labels), and `<way>_minus_control`
+    plan: dict[str, Estimate]
+    tasks: dict[str, dict[str, list[float]]]  # by way and task, the policy's score with each seed
+
+
+class _LearningParts(BaseModel):
+    ways: Ways | None = Field(None, alias="runs.default")
+
+
+class _Learning(BaseModel):
+    """What the benchmarks of learning have put into one file."""
+
+    parts: _LearningParts
+
+
 class Reconstructions(BaseModel):
     """What the autoencoder of pictures has learned (training.json)."""
 
@@ -239,6 +261,7 @@ class Results:
     teaching_curves: dict[str, list[TaughtPoint]] = field(default_factory=dict)  # by task; those that are there
     reconstructions: tuple[Reconstructions, Path] | None = None  # with the picture, where pictures are learned
     picture_clusters: TaskClusters | None = None  # where each has an autoencoder of its own
+    ways: Ways | None = None  # of finetuning, where they were compared on these tasks
     missing: dict[str, Path] = field(default_factory=dict)  # stage -> the file that is not there
 
 
@@ -300,8 +323,17 @@ def read_results(root: str | Path = ".") -> Results:
         if learned.exists()
         else None,
         picture_clusters=_parse(TaskClusters, apart, "embed") if apart.exists() else None,
+        ways=_read_ways(root / WAYS, tasks.train),
         missing=missing,
     )
+
+
+def _read_ways(path: Path, tasks: Sequence[str]) -> Ways | None:
+    """Read how ways of finetuning compare; None where that was not measured, or on other tasks than these."""
+    if not path.exists():
+        return None
+    ways = _parse(_Learning, path, "report").parts.ways
+    return ways if ways and all(set(scores) == set(tasks) for scores in ways.tasks.values()) else None
 
 
 def read_teaching_curve(path: Path) -> list[TaughtPoint]:

@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -139,7 +139,8 @@ def evaluation(rng: np.random.Generator) -> dict:
     pairs = [{"tasks": TASKS[:2], "mode": mode, "scores": matrix} | bound for mode in ("policy", "plan")]
     blind = {steps: estimate(0.8 - steps / 100, 0.03) for steps in (8, 48)}
     open_loop = [{"steps": steps, "tasks": dict.fromkeys(TASKS, e), "mean": e} for steps, e in blind.items()]
-    return {"models": models, "mean": mean, "pairs": pairs, "open_loop": open_loop}
+    chosen = dict.fromkeys(TASKS, "plan") | {TASKS[0]: "policy"}
+    return {"models": models, "mean": mean, "chosen": chosen, "pairs": pairs, "open_loop": open_loop}
 
 
 def adaptation(task: str, gain: float, seconds: float) -> dict:
@@ -341,6 +342,41 @@ def test_every_task_has_its_four_bars_at_the_right_places(page, root):
     assert len(bars) == 4 * (len(TASKS) + 1)
     expected = scores["models"]["finetune"]["plan"][TASKS[-1]]
     assert bars[-1] == f"--score:{expected['score']:.4f};--low:{expected['low']:.4f};--high:{expected['high']:.4f}"
+
+
+def test_how_the_agent_acts_where_it_may_choose_is_marked_once_per_task(page):
+    html, page = page
+    assert html.count("so acts the agent") == len(TASKS)
+    alone = html.split(f"<b>{TASKS[0]}</b>")[1].split("<b>")[0]
+    marked = [bar for bar in alone.split('<div class="bar ')[1:] if "so acts the agent" in bar]
+    assert [bar.split('"')[0] for bar in marked] == ["finetune policy"]
+
+
+def ways(tasks: Sequence[str]) -> dict:
+    """What `benchmarks.learning` writes."""
+    means = {"control": 0.71, "own": 0.73, "own_minus_control": 0.02, "labels": 0.86, "labels_minus_control": 0.15}
+    found = {name: {"score": value, "low": value - 0.01, "high": value + 0.01} for name, value in means.items()}
+    scores = {way: {task: [0.7, 0.8] for task in tasks} for way in ("control", "own", "labels")}
+    part = {"command": "python -m benchmarks.learning", "commits": ["0123abc"], "machine": {}, "policy": found}
+    return {"claims": {}, "parts": {"runs.default": part | {"plan": found, "tasks": scores}}}
+
+
+def test_ways_of_finetuning_stand_beside_each_other_where_they_were_compared_on_these_tasks(changed):
+    assert "What online learning is worth" not in make_page(changed)[0]
+    file = changed / "benchmarks/results/learning.json"
+    file.parent.mkdir(parents=True)
+    write_json(file, ways(TASKS))
+    _, page = make_page(changed)
+    words = page.words("curves")
+    assert "(control) 0.710 0.70–0.72" in words
+    assert "labelled by experts 0.860 0.85–0.87 0.860 0.85–0.87 0.150 0.14–0.16" in words
+    write_json(file, ways(["mw-reach"]))
+    assert "What online learning is worth" not in make_page(changed)[0]
+    content = ways(TASKS)
+    del content["parts"]["runs.default"]["command"]
+    write_json(file, content)
+    with pytest.raises(ValueError, match=r"learning.json: `parts.runs.default.command`: Field required"):
+        make_page(changed)
 
 
 def test_instruction_tables_have_one_row_per_instruction(page):
