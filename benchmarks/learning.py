@@ -33,8 +33,8 @@ from pipeline.files import read_json, write_json
 from pipeline.statistics import bootstrap_runs
 
 WAYS: dict[str, dict[str, Any]] = {
-    "control": {"control": True},
-    "own": {},
+    "control": {"control": True, "teacher": "off"},
+    "own": {"teacher": "off"},
     "labels": {"teacher": "label"},
 }
 GAINS = {"own": 0.04, "labels": 0.08}  # promised, of the policy's mean score over the control's
