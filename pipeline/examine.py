@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline import config
-from pipeline.data.episode import Episode
+from pipeline.data.episode import Episode, say_unrewarded
 from pipeline.model.world_model import _CLAMP as CLAMP
 from pipeline.tasks.spec import SUCCESS, TaskSpec
 
@@ -194,7 +194,7 @@ def _beyond_model(episodes: list[Episode], limits: Limits | None) -> list[Findin
     ):
         if width > most:
             found.append(Finding(True, f"{width} {what}, the model takes {most}"))
-    largest = max(float(np.abs(episode.reward).max()) for episode in episodes)
+    largest = max((float(np.abs(episode.reward).max()) for episode in episodes if episode.rewarded), default=0.0)
     if largest > limits.largest_reward:
         text = f"rewards reach {largest:.4g}, the model tells them up to {limits.largest_reward:.4g}"
         found.append(Finding(True, f"{text}: scale them in the task, or widen model.bin_min and bin_max"))
@@ -247,13 +247,19 @@ def _outcomes(episodes: list[Episode], spec: TaskSpec | None) -> list[Finding]:
     if failed:
         what = "without success" if spec is not None and spec.score == SUCCESS else "with a score of 0"
         found.append(Finding(False, f"episodes {_numbers(failed)} end {what}, and are cloned like the others"))
-    rewards = np.concatenate([episode.reward for episode in episodes])
-    if np.ptp(rewards) == 0:
+    if said := say_unrewarded(episodes):
+        found.append(Finding(False, said))
+    rewarded = [episode for episode in episodes if episode.rewarded]
+    rewards = np.concatenate([episode.reward for episode in rewarded]) if rewarded else None
+    if rewards is not None and np.ptp(rewards) == 0:
         text = f"every reward is {rewards[0]:g}, so reward and value learn nothing from them"
         found.append(Finding(bool(rewards[0] == 0), text))
     if spec is not None:
-        scores = [spec.evaluate(episode.episode_return, episode.success) for episode in episodes]
-        other = [number for number, episode in enumerate(episodes) if abs(scores[number] - episode.score) > 1e-3]
+        other = [
+            number
+            for number, episode in enumerate(episodes)
+            if abs(spec.evaluate(episode.episode_return, episode.success) - episode.score) > 1e-3
+        ]
         if other:
             text = f"the scores of episodes {_numbers(other)} are not those of the rule {spec.score!r}"
             found.append(Finding(True, f"{text}: recorded for another version of the task?"))

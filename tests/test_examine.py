@@ -138,6 +138,18 @@ def test_actions_and_rewards_that_say_nothing() -> None:
 # --- adapting ---------------------------------------------------------------------------------------------------------
 
 
+def test_an_unknown_reward_is_said_and_hides_nothing_else() -> None:
+    bare = {"reward": np.full(20, np.nan, np.float32), "episode_return": np.nan, "score": np.nan}
+    some = [dataclasses.replace(episode, **bare) if number < 2 else episode for number, episode in enumerate(play())]
+    expected = "note reward unknown in 2 of 6 episodes: policy and dynamics learn from them, reward and value do not"
+    assert found(some, body()) == [expected]
+    some[5] = dataclasses.replace(some[5], score=0.9)
+    assert any("the scores of episodes 5 are not those of the rule" in one for one in found(some))
+    assert any(
+        "reward unknown in all episodes" in one for one in found([dataclasses.replace(one, **bare) for one in some])
+    )
+
+
 def normalising_agent() -> Agent:
     """An agent that knows how its one body observes."""
     plain, reference = make_agent(), body()

@@ -143,16 +143,18 @@ def _of_others(task: str, catalogue: Mapping[str, TaskSpec], data: Mapping[str, 
 
 def _print(found: list[Examined], problems: list[str]) -> None:
     """Print one row per task, then what was found, what is wrong first."""
+    from pipeline.data.episode import mean_known
+
     print(
         f"{'task':<32} {'episodes':>8} {'steps':>8} {'length':>9} {'score':>6} {'return':>9}  {'observed':<20} actions"
     )
     for one in found:
         episodes, lengths = one.episodes, one.lengths
-        score = sum(episode.score for episode in episodes) / len(episodes)
-        total = sum(episode.episode_return for episode in episodes) / len(episodes)
+        score = mean_known(episode.score for episode in episodes)
+        total = mean_known(episode.episode_return for episode in episodes)
         obs, action = (_range([getattr(episode, name) for episode in episodes]) for name in ("obs", "action"))
         span = f"{lengths.min()}-{lengths.max()}"
-        outcome = f"{score:>6.2f} {total:>9.4g}"
+        outcome = f"{'-' if score is None else f'{score:.2f}':>6} {'unknown' if total is None else f'{total:.4g}':>9}"
         print(f"{one.task:<32} {len(episodes):>8} {lengths.sum():>8} {span:>9} {outcome}  {obs:<20} {action}")
     for problem in problems:
         print(f"FAIL  {problem}")

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from huggingface_hub import DatasetCardData
 
 from pipeline.data.demos import FILE, read_episodes
+from pipeline.data.episode import mean_known
 from pipeline.files import atomic_folder
 from pipeline.hub.private import refuse_private
 from pipeline.hub.release import render
@@ -52,7 +53,7 @@ def write_demos_release(
                     "steps": sum(len(episode.action) for episode in episodes),
                     "obs_dim": episodes[0].obs.shape[1],
                     "action_dim": episodes[0].action.shape[1],
-                    "score": sum(episode.score for episode in episodes) / len(episodes),
+                    "score": mean_known(episode.score for episode in episodes),
                     "methods": sorted({episode.method for episode in episodes}),
                 }
             )

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config import near
 from pipeline.files import read_json
-from pipeline.importers.episodes import NO_REWARDS, Recorded, Source, check_arrays, choose, first_end, success_at
+from pipeline.importers.episodes import Recorded, Source, check_arrays, choose, first_end, success_at
 from pipeline.tasks.spec import TaskSpec
 
 PATTERNS = ["meta/info.json", "meta/tasks.parquet", "meta/tasks.jsonl", "data/*/*.parquet"]
@@ -46,8 +46,6 @@ def read_demos(folder: str | Path, spec: TaskSpec, only: str | None = None, feat
     about = _features(folder)
     if "action" not in about:
         raise ValueError(f"{folder} has no `action`. It has: {', '.join(about)}.")
-    if _REWARD not in about:
-        raise ValueError(f"{folder} has no `{_REWARD}`: {NO_REWARDS}. It has: {', '.join(about)}.")
     widths = {name: int(one["shape"][0]) for name, one in about.items() if _is_vector(one)}
     if widths.get("action") != spec.action_dim:
         raise ValueError(f"{folder}: `action` is {about['action']}, {spec.name} takes vectors of {spec.action_dim}.")
@@ -61,7 +59,7 @@ def read_demos(folder: str | Path, spec: TaskSpec, only: str | None = None, feat
         raise FileNotFoundError(f"{folder} holds no data/*/*.parquet.")
     texts = next((path for path in _text_files(folder) if path.is_file()), _text_files(folder)[0])
     task = _task(texts, only)
-    used = [*observed, "action", _REWARD, *(name for name in (_SUCCESS, *_ENDS) if name in about)]
+    used = [*observed, "action", *(name for name in (_REWARD, _SUCCESS, *_ENDS) if name in about)]
     table = _read(files, [*used, *_COUNTS])
     table = table.filter(pc.equal(table["task_index"], task))  # pyright: ignore[reportAttributeAccessIssue]
     table = table.sort_by([("episode_index", "ascending"), ("frame_index", "ascending")])
@@ -164,10 +162,10 @@ def _episodes(table: pa.Table, starts: np.ndarray, observed: list[str]) -> Itera
             if frames < 2:
                 raise ValueError("it has one frame, so no action with a known outcome")
             obs = np.concatenate([_vectors(part, name) for name in observed], 1)
-            reward = _scalars(part, _REWARD)[:-1]
+            reward = _scalars(part, _REWARD) if _REWARD in part.column_names else np.full(frames, np.nan)
             success = success_at(_scalars(part, _SUCCESS) if _SUCCESS in part.column_names else None, -1)
             # `next.done` does not tell an end for good from the time limit.
-            yield Recorded(number, obs, _vectors(part, "action")[:-1], reward, False, success, cut=cut)
+            yield Recorded(number, obs, _vectors(part, "action")[:-1], reward[:-1], False, success, cut=cut)
         except (ValueError, TypeError, pa.ArrowException) as error:
             yield number, str(error).splitlines()[0]
 
