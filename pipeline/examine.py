@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ _OUTLIERS = 0.01  # share of values beyond the clamp that may be outliers
 _OTHER_ORIGIN = 0.1  # ... that cannot be a few dims which one task alone moves
 _OTHER_UNITS = 30.0  # factor between two spreads from which on they are of other units
 _HARDLY = 1e-3  # a spread below which learning does not scale a dim up
-_AT_BOUND = 0.99
+AT_BOUND = 0.99
 _MEND = (
     "Other units, or another origin? Convert them, or give the task an `embodiment` sentence of its own: a new body "
     "gets the statistics of its demonstrations"
@@ -201,10 +201,29 @@ def _beyond_model(episodes: list[Episode], limits: Limits | None) -> list[Findin
     return found
 
 
+def shared(data: Mapping[str, Sequence[Episode]]) -> dict[str, Finding]:
+    """Say of each task whose demonstrations are also filed under others, rewards included, which these are."""
+    tasks: dict[str, set[str]] = defaultdict(set)
+    for task, episodes in data.items():
+        for episode in episodes:
+            tasks[_digest(episode.obs, episode.action, episode.reward)].add(task)
+    found = {}
+    for task in data:
+        groups = [group for group in tasks.values() if task in group and len(group) > 1]
+        if groups:
+            others = ", ".join(sorted({other for group in groups for other in group} - {task}))
+            found[task] = Finding(True, f"{len(groups)} episodes are also filed under {others}: of which are they?")
+    return found
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+
+
 def _copies(episodes: list[Episode]) -> list[Finding]:
     same: dict[str, list[int]] = defaultdict(list)
     for number, episode in enumerate(episodes):
-        same[hashlib.sha256(episode.obs.tobytes() + episode.action.tobytes()).hexdigest()].append(number)
+        same[_digest(episode.obs, episode.action)].append(number)
     groups = [numbers for numbers in same.values() if len(numbers) > 1]
     found = []
     if groups:
@@ -236,7 +255,7 @@ def _actions(action: np.ndarray) -> list[Finding]:
     if largest.max() < 0.1:
         text = f"no action is larger than {largest.max():.2g}, where 1 is the largest possible"
         found.append(Finding(True, f"{text}: scaled by other bounds than the environment's?"))
-    if (share := float((np.abs(action) >= _AT_BOUND).mean())) > 0.5:
+    if (share := float((np.abs(action) >= AT_BOUND).mean())) > 0.5:
         found.append(Finding(False, f"{100 * share:.0f} % of the actions are at their bounds"))
     return found
 

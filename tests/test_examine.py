@@ -211,6 +211,20 @@ def test_the_command_prints_a_table_and_writes_a_page(folder: Path, capsys) -> N
     assert "Other units" in Path("page.html").read_text()
 
 
+def test_the_command_finds_demonstrations_filed_twice(folder: Path, capsys) -> None:
+    twice = [
+        dataclasses.replace(episode, task="two") for episode in play(dataclasses.replace(SPEC, name="one"), seed=111)
+    ]
+    write_episodes("mine/demos/two/episodes.parquet", [*play(dataclasses.replace(SPEC, name="two"), seed=1), twice[3]])
+    assert main(["check-data", "mine/demos", "--folder", "mine", "--page", "page.html"]) == 2
+    shown = capsys.readouterr().out
+    assert "FAIL  one: 1 episodes are also filed under two" in shown
+    assert "FAIL  two: 1 episodes are also filed under one" in shown
+    page = Path("page.html").read_text()
+    assert page.count("also filed under") == 2
+    assert page.count("Every action dim") == 2
+
+
 def test_the_command_goes_on_past_a_file_that_cannot_be_read(folder: Path, capsys) -> None:
     Path("mine/demos/two/episodes.parquet").write_bytes(b"PAR1 <b>not</b> parquet")
     assert main(["check-data", "mine/demos", "--folder", "mine", "--page", "page.html"]) == 2

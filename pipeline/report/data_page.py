@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from pipeline.data.episode import mean_known
-from pipeline.examine import CLAMP, Examined
+from pipeline.examine import AT_BOUND, CLAMP, Examined
 from pipeline.files import atomic_file
 from pipeline.report.charts import FINETUNED, MUTED, PRETRAINED, Level, Line, line_chart
 from pipeline.report.templates import environment
@@ -35,6 +35,7 @@ def write_page(found: Sequence[Examined], problems: Sequence[str], source: str, 
             "total": mean_known(episode.episode_return for episode in one.episodes),
             "charts": _charts(one),
             "dims": list(_dims(one)),
+            "action_dims": _action_dims(one),
         }
         for one in found
     ]
@@ -75,6 +76,13 @@ def _band(values: np.ndarray, colour: str) -> Line:
     low, high = np.percentile(values, [1, 99], axis=0)
     dims = list(range(values.shape[1]))
     return Line(dims, values.mean(0).tolist(), colour, low=low.tolist(), high=high.tolist())
+
+
+def _action_dims(data: Examined) -> list[list[float]]:
+    """Return smallest, largest, mean and std of each action dim, and the share of actions at their bounds."""
+    action = np.concatenate([episode.action for episode in data.episodes])
+    at_bound = (np.abs(action) >= AT_BOUND).mean(0)
+    return np.stack([action.min(0), action.max(0), action.mean(0), action.std(0), at_bound], 1).tolist()
 
 
 def _dims(data: Examined) -> list[dict[str, Any]]:
