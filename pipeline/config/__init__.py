@@ -347,6 +347,8 @@ class Publish:
     demos_repo_id: str | None  # `owner/name` of the demonstrations' data set; null likewise
     private: bool  # new repos are private; one that exists stays as it is
     tag: str | None  # version tag put on the commits
+    lerobot_episodes: CountOrZero = 0  # of each task that the data set also holds in LeRobot's form (v3); 0 = none
+    lerobot_video_size: CountOrZero = 0  # pixels of a side of their videos; 0 = no videos
 
 
 SECTIONS: dict[str, type] = {

@@ -37,6 +37,7 @@ class Recorded:
         success: at the last step; None where the source does not say.
         seed: what it was reset with; -1 where the source does not say.
         cut: what was left out of the episode, and why; empty if it is whole.
+        expert: (L, a), what the expert intended, in the same units; None where the source tells nothing but the action.
     """
 
     number: int
@@ -47,6 +48,7 @@ class Recorded:
     success: bool | None
     seed: int = -1
     cut: str = ""
+    expert: np.ndarray | None = None
 
 
 @dataclass
@@ -184,6 +186,9 @@ def fit(recorded: Recorded, spec: TaskSpec, reading: Reading, bounds: Bounds, me
         )
     obs = np.ascontiguousarray(_unpad(recorded.obs, spec.obs_dim, "observations"), np.float32)
     action = bounds.scale(_unpad(recorded.action, spec.action_dim, "actions").astype(np.float64))
+    expert = action
+    if recorded.expert is not None:
+        expert = bounds.scale(_unpad(recorded.expert, spec.action_dim, "expert's actions").astype(np.float64))
     reward = _rewards(np.asarray(recorded.reward, np.float32), reading)
     success = recorded.success
     if success is None:
@@ -198,7 +203,7 @@ def fit(recorded: Recorded, spec: TaskSpec, reading: Reading, bounds: Bounds, me
         task=spec.name,
         obs=obs,
         action=action,
-        expert_action=action,
+        expert_action=expert,
         reward=reward,
         terminated=recorded.terminated,
         success=success,

@@ -25,7 +25,8 @@ from pipeline.tasks.spec import TaskSpec
 
 PATTERNS = ["meta/info.json", "meta/tasks.parquet", "meta/tasks.jsonl", "data/*/*.parquet"]
 _REWARD, _SUCCESS = "next.reward", "next.success"
-_ENDS = ("next.done", "next.truncated")
+_ENDS = ("next.done", "next.truncated", "next.terminated")
+_EXPERT = "expert_action"
 _COUNTS = ("episode_index", "frame_index", "task_index")
 
 
@@ -47,19 +48,23 @@ def read_demos(folder: str | Path, spec: TaskSpec, only: str | None = None, feat
     if "action" not in about:
         raise ValueError(f"{folder} has no `action`. It has: {', '.join(about)}.")
     widths = {name: int(one["shape"][0]) for name, one in about.items() if _is_vector(one)}
-    if widths.get("action") != spec.action_dim:
+    if widths.get("action", 0) < spec.action_dim:
         raise ValueError(f"{folder}: `action` is {about['action']}, {spec.name} takes vectors of {spec.action_dim}.")
     vectors = {name: width for name, width in widths.items() if name.startswith("observation.") or name in features}
-    try:
-        observed = choose(list(vectors), vectors, features, spec)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
+    if len(vectors) == 1 and max(vectors.values()) > spec.obs_dim:  # padded with zeros, or the episodes are refused
+        observed = list(vectors)
+    else:
+        try:
+            observed = choose(list(vectors), vectors, features, spec)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from None
     files = sorted((folder / "data").glob("*/*.parquet"))
     if not files:
         raise FileNotFoundError(f"{folder} holds no data/*/*.parquet.")
     texts = next((path for path in _text_files(folder) if path.is_file()), _text_files(folder)[0])
     task = _task(texts, only)
-    used = [*observed, "action", *(name for name in (_REWARD, _SUCCESS, *_ENDS) if name in about)]
+    intended = [_EXPERT] if widths.get(_EXPERT) == widths["action"] else []
+    used = [*observed, "action", *intended, *(name for name in (_REWARD, _SUCCESS, *_ENDS) if name in about)]
     table = _read(files, [*used, *_COUNTS])
     table = table.filter(pc.equal(table["task_index"], task))  # pyright: ignore[reportAttributeAccessIssue]
     table = table.sort_by([("episode_index", "ascending"), ("frame_index", "ascending")])
@@ -165,7 +170,11 @@ def _episodes(table: pa.Table, starts: np.ndarray, observed: list[str]) -> Itera
             reward = _scalars(part, _REWARD) if _REWARD in part.column_names else np.full(frames, np.nan)
             success = success_at(_scalars(part, _SUCCESS) if _SUCCESS in part.column_names else None, -1)
             # `next.done` does not tell an end for good from the time limit.
-            yield Recorded(number, obs, _vectors(part, "action")[:-1], reward[:-1], False, success, cut=cut)
+            over = ends["next.terminated"]
+            terminated = over is not None and bool(over[frames - 1])
+            action = _vectors(part, "action")[:-1]
+            expert = _vectors(part, _EXPERT)[:-1] if _EXPERT in part.column_names else None
+            yield Recorded(number, obs, action, reward[:-1], terminated, success, cut=cut, expert=expert)
         except (ValueError, TypeError, pa.ArrowException) as error:
             yield number, str(error).splitlines()[0]
 
