@@ -1,7 +1,7 @@
 """Demonstrations once more in the form of LeRobot, v3.0, which the Hub shows episode by episode.
 
-All tasks are in one data set, their vectors padded with zeros to the widest. An episode of L steps has L + 1 frames, one
-for each observation. The last frame repeats the last action, which nobody executed there, and no reward follows it.
+All tasks are in one data set, their vectors padded with zeros to the widest. An episode of L steps has L + 1 frames,
+one for each observation. The last frame repeats the last action, which nobody executed there, and no reward follows it.
 
 Source: https://huggingface.co/docs/lerobot (LeRobotDataset v3.0)
 """
