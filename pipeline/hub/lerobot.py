@@ -248,7 +248,7 @@ def _write_meta(folder: Path, frames: pa.Table, rows: list[dict[str, Any]], text
     write_json(meta / "stats.json", {name: _statistics(frames[name].combine_chunks()) for name in frames.column_names})
 
 
-def _statistics(column: Any) -> dict[str, list[float]]:
+def _statistics(column: Any) -> dict[str, list]:
     """Return what LeRobot's policies normalise by, of the frames where it is known."""
     flat = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
     values = flat.to_numpy(zero_copy_only=False).reshape(len(column), -1).astype(np.float64)

@@ -134,7 +134,9 @@ def _texts(path: Path) -> dict[str, int]:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         return {str(row["task"]): int(row["task_index"]) for row in rows}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{path}: expected one {{task_index, task}} per line: {error!r}.") from None
+        raise ValueError(
+            f"{path}: expected one {{task_index, task}} per line: {type(error).__name__}: {error}."
+        ) from None
 
 
 def _read(paths: list[Path], columns: list[str] | None) -> pa.Table:

@@ -1,0 +1,1 @@
+COUNT, COUNTS = 1, "x"
