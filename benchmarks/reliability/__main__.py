@@ -54,7 +54,7 @@ def go_on(name: str, count: int, seed: int, work: Path, deadline: float) -> tupl
     work.mkdir(parents=True, exist_ok=True)
     log = work / "cases.jsonl"
     rows = read_log(log)
-    cases: Iterator[dict[str, Any]] = PARTS[name].run(count, seed, {row["number"] for row in rows}, work)
+    cases: Iterator[dict[str, Any]] = PARTS[name].run_cases(count, seed, rows, work)
     while time.monotonic() < deadline:
         started = time.monotonic()
         row = next(cases, None)
@@ -64,8 +64,7 @@ def go_on(name: str, count: int, seed: int, work: Path, deadline: float) -> tupl
         rows.append(row)
         with log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        print(f"{name} {row['number'] + 1} of {count}: {PARTS[name].describe(row)}", flush=True)
-    rows = sorted((row for row in rows if row["number"] < count), key=lambda row: row["number"])
+        print(f"{name} {row['number'] + 1}: {PARTS[name].describe(row)}", flush=True)
     return rows, sum(row["took"] for row in rows)
 
 

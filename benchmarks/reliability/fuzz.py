@@ -49,8 +49,8 @@ def kinds() -> dict[str, Kind]:
     return inputs.KINDS
 
 
-def run(count: int, seed: int, done: set[int], work: Path) -> Iterator[dict[str, Any]]:
-    """Damage and read `count` files, each by a seed of its own; those in `done` are passed over.
+def run_cases(count: int, seed: int, rows: list[dict[str, Any]], work: Path) -> Iterator[dict[str, Any]]:
+    """Damage and read `count` files, each by a seed of its own; those among the rows are passed over.
 
     Yields:
         `number`, `kind`, `file`, `damage`, `outcome` (`refused`, `valid`, or what is wrong), `detail`, `seconds`, `mb`.
@@ -64,6 +64,7 @@ def run(count: int, seed: int, done: set[int], work: Path) -> Iterator[dict[str,
             every[name].make(partial)
             sound.mkdir(exist_ok=True)
             partial.rename(sound / name)
+    done = {row["number"] for row in rows}
     for number in range(count):
         if number in done:
             continue

@@ -152,7 +152,6 @@ def import_episodes(
         reasons = "\n".join(f"  episode {number}: {reason}" for number, reason in left_out[:3])
         raise ValueError(f"none of the {source.total} episodes of {name} can be used for {spec.name}:\n{reasons}")
     path = Path(out) / spec.name / FILE
-    write_episodes(path, kept)
     root = Path(os.path.commonpath([file.parent for file in source.files]))
     report = Report(
         form=source.form,
@@ -168,7 +167,9 @@ def import_episodes(
         ignored=source.ignored,
         notes=[*source.notes, *bounds.notes, *filter(None, [say_unrewarded(kept)])],
     )
+    # The episodes come last: where they are, all is there, and an import that was killed is simply made again.
     write_json(path.with_name("import.json"), dataclasses.asdict(report))
+    write_episodes(path, kept)
     return report
 
 
