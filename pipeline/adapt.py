@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline import config
 from pipeline.agent import Agent
-from pipeline.data.episode import Episode
+from pipeline.data.episode import Episode, say_unrewarded
 from pipeline.demonstrate.labels import find_labels, who_labels
 from pipeline.examine import Reference, unlike
 from pipeline.language.embeddings import TaskEmbeddings
@@ -136,7 +136,9 @@ def introduce(
 
 
 def _compare(agent: Agent, spec: TaskSpec, demonstrations: Sequence[Episode]) -> None:
-    """Say where demonstrations are unlike what the agent knows of their body, whose statistics are used for them."""
+    """Say what demonstrations lack, and where they are unlike what the agent knows of their body."""
+    if said := say_unrewarded(demonstrations):
+        print(f"adapt {spec.name}: {said}", file=sys.stderr)
     mean, std = agent.table.obs_mean, agent.table.obs_std
     if mean is None or std is None or not demonstrations:
         return

@@ -236,8 +236,8 @@ def _read_config(folder: Path, model: WorldModel) -> LoraConfig:
         rank, alpha, modules = int(values["r"]), float(values["lora_alpha"]), str(values["target_modules"])
     except FileNotFoundError:
         raise ValueError(f"{folder} holds no {CONFIG}, so it is no adapter.") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not the configuration of an adapter ({error!r}).") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is not the configuration of an adapter ({type(error).__name__}: {error}).") from None
     parts = modules.removeprefix("(").removesuffix(_LINEAR_LAYERS).split("|")
     num = max(_copies(model, part) for part in PARTS)
     known = ({_path(model, part, copy) for part in PARTS} for copy in range(num))  # an adapter is for one task

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from pipeline import config
-from pipeline.data.episode import Episode
+from pipeline.data.episode import Episode, say_unrewarded
 from pipeline.model.world_model import _CLAMP as CLAMP
 from pipeline.tasks.spec import SUCCESS, TaskSpec
 
@@ -20,7 +20,7 @@ _OUTLIERS = 0.01  # share of values beyond the clamp that may be outliers
 _OTHER_ORIGIN = 0.1  # ... that cannot be a few dims which one task alone moves
 _OTHER_UNITS = 30.0  # factor between two spreads from which on they are of other units
 _HARDLY = 1e-3  # a spread below which learning does not scale a dim up
-_AT_BOUND = 0.99
+AT_BOUND = 0.99
 _MEND = (
     "Other units, or another origin? Convert them, or give the task an `embodiment` sentence of its own: a new body "
     "gets the statistics of its demonstrations"
@@ -194,17 +194,36 @@ def _beyond_model(episodes: list[Episode], limits: Limits | None) -> list[Findin
     ):
         if width > most:
             found.append(Finding(True, f"{width} {what}, the model takes {most}"))
-    largest = max(float(np.abs(episode.reward).max()) for episode in episodes)
+    largest = max((float(np.abs(episode.reward).max()) for episode in episodes if episode.rewarded), default=0.0)
     if largest > limits.largest_reward:
         text = f"rewards reach {largest:.4g}, the model tells them up to {limits.largest_reward:.4g}"
         found.append(Finding(True, f"{text}: scale them in the task, or widen model.bin_min and bin_max"))
     return found
 
 
+def shared(data: Mapping[str, Sequence[Episode]]) -> dict[str, Finding]:
+    """Say of each task whose demonstrations are also filed under others, rewards included, which these are."""
+    tasks: dict[str, set[str]] = defaultdict(set)
+    for task, episodes in data.items():
+        for episode in episodes:
+            tasks[_digest(episode.obs, episode.action, episode.reward)].add(task)
+    found = {}
+    for task in data:
+        groups = [group for group in tasks.values() if task in group and len(group) > 1]
+        if groups:
+            others = ", ".join(sorted({other for group in groups for other in group} - {task}))
+            found[task] = Finding(True, f"{len(groups)} episodes are also filed under {others}: of which are they?")
+    return found
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+
+
 def _copies(episodes: list[Episode]) -> list[Finding]:
     same: dict[str, list[int]] = defaultdict(list)
     for number, episode in enumerate(episodes):
-        same[hashlib.sha256(episode.obs.tobytes() + episode.action.tobytes()).hexdigest()].append(number)
+        same[_digest(episode.obs, episode.action)].append(number)
     groups = [numbers for numbers in same.values() if len(numbers) > 1]
     found = []
     if groups:
@@ -236,7 +255,7 @@ def _actions(action: np.ndarray) -> list[Finding]:
     if largest.max() < 0.1:
         text = f"no action is larger than {largest.max():.2g}, where 1 is the largest possible"
         found.append(Finding(True, f"{text}: scaled by other bounds than the environment's?"))
-    if (share := float((np.abs(action) >= _AT_BOUND).mean())) > 0.5:
+    if (share := float((np.abs(action) >= AT_BOUND).mean())) > 0.5:
         found.append(Finding(False, f"{100 * share:.0f} % of the actions are at their bounds"))
     return found
 
@@ -247,13 +266,19 @@ def _outcomes(episodes: list[Episode], spec: TaskSpec | None) -> list[Finding]:
     if failed:
         what = "without success" if spec is not None and spec.score == SUCCESS else "with a score of 0"
         found.append(Finding(False, f"episodes {_numbers(failed)} end {what}, and are cloned like the others"))
-    rewards = np.concatenate([episode.reward for episode in episodes])
-    if np.ptp(rewards) == 0:
+    if said := say_unrewarded(episodes):
+        found.append(Finding(False, said))
+    rewarded = [episode for episode in episodes if episode.rewarded]
+    rewards = np.concatenate([episode.reward for episode in rewarded]) if rewarded else None
+    if rewards is not None and np.ptp(rewards) == 0:
         text = f"every reward is {rewards[0]:g}, so reward and value learn nothing from them"
         found.append(Finding(bool(rewards[0] == 0), text))
     if spec is not None:
-        scores = [spec.evaluate(episode.episode_return, episode.success) for episode in episodes]
-        other = [number for number, episode in enumerate(episodes) if abs(scores[number] - episode.score) > 1e-3]
+        other = [
+            number
+            for number, episode in enumerate(episodes)
+            if abs(spec.evaluate(episode.episode_return, episode.success) - episode.score) > 1e-3
+        ]
         if other:
             text = f"the scores of episodes {_numbers(other)} are not those of the rule {spec.score!r}"
             found.append(Finding(True, f"{text}: recorded for another version of the task?"))

@@ -145,7 +145,7 @@ class TaskDemos(BaseModel):
 
     kept: int
     attempts: int
-    score: float
+    score: float | None  # mean; None if their rewards are unknown
     seconds: float
     method: str
 

@@ -30,12 +30,17 @@ class Batch(NamedTuple):
     expert_action: (
         Tensor  # (T, B, A) float32, what the behaviour-cloning term imitates (own data without labels: = action)
     )
-    reward: Tensor  # (T, B) float32
+    reward: Tensor  # (T, B) float32; NaN in all steps of a slice whose rewards are unknown
     terminated: Tensor  # (T, B) float32, 1 where the episode ended for good after this step
     task: Tensor  # (B,) int64, row of the task table
     imitation: Tensor  # (B,) float32 in [0, 1], weight of the online imitation term: 1 for demonstrations and labels
     value_target: Tensor | None = None  # (T, B) what Q should be at each step, where returns are kept
     past: Any = None  # or a NamedTuple of tensors: what came before each slice, for a model that reads it
+
+    @property
+    def rewarded(self) -> Tensor:
+        """(B,) bool, the slices whose rewards are known: reward, value and the policy's Q term learn from no other."""
+        return ~self.reward.isnan().all(0)
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""

@@ -8,6 +8,7 @@ from pipeline.demonstrate.labels import find_labels, teachers_of, who_labels
 from pipeline.learn.offline import learn_control
 from pipeline.learn.setup import Setup, product_modes
 from pipeline.learn.task_setup import CHECKPOINTS, DEMOS, load_demonstrations
+from pipeline.model.task_table import TIED
 from pipeline.observing import Observing
 from pipeline.run.launch import run_stage, start
 from pipeline.run.provenance import Summary
@@ -52,6 +53,8 @@ def main() -> None:
                 learn_control(run, settings, demos, num_envs, max(spec.episode_length for spec in specs))
             transitions = 0
         else:
+            # Demonstrations without rewards turned plans off; here rewards are met.
+            agent.table.constraint.fill_(TIED)
             replay = setup.learn_online(run, settings, demos, specs)
             transitions = sum(ranks.collect(replay.num_transitions))
         if ranks.is_main:

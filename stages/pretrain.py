@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 
 from pipeline import config
 from pipeline.agent import Agent
+from pipeline.data.episode import say_unrewarded
 from pipeline.learn.offline import learn_offline
 from pipeline.learn.setup import Setup, product_modes
 from pipeline.learn.task_setup import (
@@ -16,6 +18,7 @@ from pipeline.learn.task_setup import (
     load_embeddings,
     task_table,
 )
+from pipeline.model.task_table import POLICY
 from pipeline.observing import Observing
 from pipeline.run.launch import run_stage, start
 from pipeline.run.provenance import Summary
@@ -42,6 +45,13 @@ def main() -> None:
         columns = build.task_columns(model, len(specs))
         table = task_table(specs, embeddings, demonstrations, model, learning, seed, observing.width, columns)
         without = [spec.name for spec in specs if not demonstrations[spec.name]]
+        for row, spec in enumerate(specs):
+            episodes = demonstrations[spec.name]
+            if said := say_unrewarded(episodes):
+                print(f"pretrain: {spec.name}: {said}", file=sys.stderr)
+            if episodes and not any(episode.rewarded for episode in episodes):
+                # Nothing tells plans what is worth doing: the policy plays alone until rewards are met online.
+                table.constraint[row] = POLICY
     table, without = ranks.from_main(table).to(ranks.device), ranks.from_main(without)
     build.check_pretraining(model, settings, tasks.train, without)
 

@@ -10,6 +10,7 @@ from huggingface_hub import HfApi
 from pipeline import config
 from pipeline.files import atomic_folder
 from pipeline.hub.demos import write_demos_release
+from pipeline.hub.lerobot import LeRobotForm
 from pipeline.hub.push import Pushed, check_repo_id, hashes, push, write_receipt
 from pipeline.hub.release import write_release
 from pipeline.results import read_results
@@ -29,7 +30,8 @@ def main() -> None:
     write_release(".", read_results("."), OUT / "release", settings.repo_id, settings.demos_repo_id)
     specs = registry.get([*tasks.train, *tasks.held_out], tasks.folder)
     shown = [spec for spec in specs if (DEMOS / spec.name).is_dir()]  # a task may be learned without any
-    write_demos_release(DEMOS, shown, OUT / "demos", settings.demos_repo_id)
+    lerobot = LeRobotForm(settings.lerobot_episodes, settings.lerobot_video_size) if settings.lerobot_episodes else None
+    write_demos_release(DEMOS, shown, OUT / "demos", settings.demos_repo_id, lerobot=lerobot)
 
     pushed = {
         "receipt": send(OUT / "release", settings.repo_id, "publish.repo_id", settings),

@@ -49,6 +49,8 @@ OPTIONS = {
     "imitated": "executed",
     "control": False,
     "demos_in_replay": False,
+    "lerobot_episodes": 0,
+    "lerobot_video_size": 0,
 }
 
 
@@ -185,7 +187,7 @@ def test_a_missing_section_says_what_it_holds(params):
 @pytest.mark.parametrize("content", ["publish: 3\n", "publish:\n", "publish: [a]\n"])
 def test_a_section_without_names_is_refused(params, content):
     params.write_text(content)
-    with pytest.raises(ValueError, match=r"publish: expected named values \(repo_id, demos_repo_id, private, tag\)"):
+    with pytest.raises(ValueError, match=r"publish: expected named values \(repo_id, demos_repo_id, private, tag, "):
         config.load(config.Publish, params)
 
 

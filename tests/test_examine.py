@@ -138,6 +138,18 @@ def test_actions_and_rewards_that_say_nothing() -> None:
 # --- adapting ---------------------------------------------------------------------------------------------------------
 
 
+def test_an_unknown_reward_is_said_and_hides_nothing_else() -> None:
+    bare = {"reward": np.full(20, np.nan, np.float32), "episode_return": np.nan, "score": np.nan}
+    some = [dataclasses.replace(episode, **bare) if number < 2 else episode for number, episode in enumerate(play())]
+    expected = "note reward unknown in 2 of 6 episodes: policy and dynamics learn from them, reward and value do not"
+    assert found(some, body()) == [expected]
+    some[5] = dataclasses.replace(some[5], score=0.9)
+    assert any("the scores of episodes 5 are not those of the rule" in one for one in found(some))
+    assert any(
+        "reward unknown in all episodes" in one for one in found([dataclasses.replace(one, **bare) for one in some])
+    )
+
+
 def normalising_agent() -> Agent:
     """An agent that knows how its one body observes."""
     plain, reference = make_agent(), body()
@@ -197,6 +209,20 @@ def test_the_command_prints_a_table_and_writes_a_page(folder: Path, capsys) -> N
     assert "FAIL  two: " in shown
     assert "the demonstrations of one (same body)" in shown
     assert "Other units" in Path("page.html").read_text()
+
+
+def test_the_command_finds_demonstrations_filed_twice(folder: Path, capsys) -> None:
+    twice = [
+        dataclasses.replace(episode, task="two") for episode in play(dataclasses.replace(SPEC, name="one"), seed=111)
+    ]
+    write_episodes("mine/demos/two/episodes.parquet", [*play(dataclasses.replace(SPEC, name="two"), seed=1), twice[3]])
+    assert main(["check-data", "mine/demos", "--folder", "mine", "--page", "page.html"]) == 2
+    shown = capsys.readouterr().out
+    assert "FAIL  one: 1 episodes are also filed under two" in shown
+    assert "FAIL  two: 1 episodes are also filed under one" in shown
+    page = Path("page.html").read_text()
+    assert page.count("also filed under") == 2
+    assert page.count("Every action dim") == 2
 
 
 def test_the_command_goes_on_past_a_file_that_cannot_be_read(folder: Path, capsys) -> None:

@@ -42,7 +42,7 @@ def add_to(commands: Any) -> None:
 
 def check_data(options: argparse.Namespace) -> int:
     """Examine demonstrations, print a table and what was found, write the page; 2 if something is wrong."""
-    from pipeline.examine import examine
+    from pipeline.examine import examine, shared
     from pipeline.report.data_page import write_page
     from pipeline.tasks import registry
 
@@ -50,11 +50,13 @@ def check_data(options: argparse.Namespace) -> int:
     catalogue = {**registry.load_catalogue(own_folder(options)), **(agent.tasks if agent else {})}
     data, problems = _read(options.data)
     limits = _limits(agent)
-    found = []
+    found, twice = [], shared(data)
     for task, episodes in data.items():
         spec = catalogue.get(task)
         reference = _of_agent(agent, spec) if agent else _of_others(task, catalogue, data)
         found.append(examine(task, episodes, spec, reference, limits))
+        if task in twice:
+            found[-1].findings.insert(0, twice[task])
     _print(found, problems)
     page = options.page or Path(tempfile.gettempdir()) / f"eft-check-data-{options.data.resolve().name}.html"
     write_page(found, problems, str(options.data), page)
@@ -76,7 +78,10 @@ def _read(folder: Path) -> tuple[dict[str, list[Episode]], list[str]]:
 
     paths = [folder / FILE] if (folder / FILE).is_file() else sorted(folder.glob(f"*/{FILE}"))
     if not paths:
-        raise ValueError(f"no demonstrations: neither {folder / FILE} nor {folder}/TASK/{FILE} is there.")
+        raise ValueError(
+            f"no demonstrations: neither {folder / FILE} nor {folder}/TASK/{FILE} is there. `eft import` makes them of "
+            "other formats."
+        )
     data, problems = {}, []
     for path in paths:
         try:
@@ -143,16 +148,18 @@ def _of_others(task: str, catalogue: Mapping[str, TaskSpec], data: Mapping[str, 
 
 def _print(found: list[Examined], problems: list[str]) -> None:
     """Print one row per task, then what was found, what is wrong first."""
+    from pipeline.data.episode import mean_known
+
     print(
         f"{'task':<32} {'episodes':>8} {'steps':>8} {'length':>9} {'score':>6} {'return':>9}  {'observed':<20} actions"
     )
     for one in found:
         episodes, lengths = one.episodes, one.lengths
-        score = sum(episode.score for episode in episodes) / len(episodes)
-        total = sum(episode.episode_return for episode in episodes) / len(episodes)
+        score = mean_known(episode.score for episode in episodes)
+        total = mean_known(episode.episode_return for episode in episodes)
         obs, action = (_range([getattr(episode, name) for episode in episodes]) for name in ("obs", "action"))
         span = f"{lengths.min()}-{lengths.max()}"
-        outcome = f"{score:>6.2f} {total:>9.4g}"
+        outcome = f"{'-' if score is None else f'{score:.2f}':>6} {'unknown' if total is None else f'{total:.4g}':>9}"
         print(f"{one.task:<32} {len(episodes):>8} {lengths.sum():>8} {span:>9} {outcome}  {obs:<20} {action}")
     for problem in problems:
         print(f"FAIL  {problem}")

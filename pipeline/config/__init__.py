@@ -12,8 +12,6 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from pipeline.config.options import (
     STRICT,
@@ -31,6 +29,7 @@ from pipeline.config.options import (
     Positive,
     Scaling,
 )
+from pipeline.files import parse_yaml
 
 PARAMS = Path("params.yaml")
 AUTOENCODER = "autoencoder"  # vision.encoder, where it is learned from demonstrations; also its folder's name
@@ -347,6 +346,8 @@ class Publish:
     demos_repo_id: str | None  # `owner/name` of the demonstrations' data set; null likewise
     private: bool  # new repos are private; one that exists stays as it is
     tag: str | None  # version tag put on the commits
+    lerobot_episodes: CountOrZero = 0  # of each task that the data set also holds in LeRobot's form (v3); 0 = none
+    lerobot_video_size: CountOrZero = 0  # pixels of a side of their videos; 0 = no videos
 
 
 SECTIONS: dict[str, type] = {
@@ -395,15 +396,15 @@ def load_seed(path: str | Path = PARAMS) -> int:
 
 
 def read_params(path: str | Path = PARAMS) -> dict[str, Any]:
-    """Read a parameter file as plain Python values, with ruamel as DVC does (PyYAML takes `3e-4` for text)."""
+    """Read a parameter file as plain Python values."""
     path = Path(path)
     try:
-        params = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        params = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise ValueError(
             f"{path} does not exist. Run from the folder that holds it, the root of the project."
         ) from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(params, dict):
         raise ValueError(f"{path} must hold named sections: {', '.join(SECTIONS)}.")

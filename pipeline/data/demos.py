@@ -2,11 +2,13 @@
 
 A row holds one whole episode: `obs` is a list of L + 1 observations, `action`, `expert_action` and `reward` are lists
 of L, so that nothing about the last observation is ambiguous and a stream yields whole episodes. The widths are part
-of the file's schema. Columns: datasets/README.md.
+of the file's schema. What is unknown of an episode (its rewards, and what follows from them) is null. Columns:
+datasets/README.md.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -158,13 +160,19 @@ def _schema(obs_dim: int, action_dim: int) -> pa.Schema:
 
 def _column(episodes: Sequence[Episode], field: pa.Field) -> list | pa.Array:
     values = [getattr(episode, field.name) for episode in episodes]
+    if pa.types.is_floating(field.type):
+        return [None if np.isnan(value) else value for value in values]
     if not pa.types.is_list(field.type):
         return values
+    unknown = None  # of rewards, where there are episodes without
+    if field.name == "reward" and not all(episode.rewarded for episode in episodes):
+        unknown = pa.array([not episode.rewarded for episode in episodes])
+        values = [value if episode.rewarded else value[:0] for value, episode in zip(values, episodes, strict=True)]
     flat = pa.array(np.concatenate(values).ravel())
     if pa.types.is_fixed_size_list(field.type.value_type):
         flat = pa.FixedSizeListArray.from_arrays(flat, type=field.type.value_type)
     ends = np.cumsum([0, *(len(value) for value in values)], dtype=np.int32)
-    return pa.ListArray.from_arrays(pa.array(ends), flat, type=field.type)
+    return pa.ListArray.from_arrays(pa.array(ends), flat, type=field.type, mask=unknown)
 
 
 def _width(schema: pa.Schema, name: str) -> int:
@@ -181,10 +189,15 @@ def _rows(table: pa.Table) -> list[Episode]:
     for field in table.schema:
         column = table.column(field.name).combine_chunks()
         if not pa.types.is_list(field.type):
-            columns[field.name] = column.to_pylist()
+            values = column.to_pylist()
+            floats = pa.types.is_floating(field.type)
+            columns[field.name] = [math.nan if floats and value is None else value for value in values]
             continue
         width = field.type.value_type.list_size if pa.types.is_fixed_size_list(field.type.value_type) else None
         columns[field.name] = [_array(row.values, width) for row in column]
+    for number, reward in enumerate(table.column("reward")):
+        if not reward.is_valid:  # unknown
+            columns["reward"][number] = np.full(len(columns["action"][number]), np.nan, np.float32)
     return [Episode(*values) for values in zip(*columns.values(), strict=True)]
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline import config
 from pipeline.data.demos import FILE, read_episodes, write_card, write_episodes, write_missing
-from pipeline.data.episode import Episode
+from pipeline.data.episode import Episode, mean_known
 from pipeline.demonstrate.play import expert_method, least_score, play
 from pipeline.files import atomic_folder, read_json, write_json
 from pipeline.progress import Progress
@@ -260,10 +260,11 @@ def read_own(spec: TaskSpec, folder: Path) -> list[Episode]:
 
 def describe(episodes: list[Episode], notes: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """Summarise one task for datasets/demos.json."""
+    score = mean_known(episode.score for episode in episodes)
     return {
         "kept": len(episodes),
         "attempts": len(notes) or len(episodes),
-        "score": round(sum(episode.score for episode in episodes) / len(episodes), 4),
+        "score": None if score is None else round(score, 4),  # None: their rewards are unknown
         "seconds": round(sum(note["seconds"] for note in notes.values()), 2),
         "method": episodes[0].method,
         "steps": sum(len(episode.action) for episode in episodes),

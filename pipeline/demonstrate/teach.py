@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -34,7 +33,7 @@ from pipeline.demonstrate.play import play
 from pipeline.demonstrate.ppo import PPO, PPORecipe
 from pipeline.demonstrate.shaping import TEACHING
 from pipeline.demonstrate.teacher import SHIPPED, Teacher, load_teacher, teacher_file
-from pipeline.files import atomic_file
+from pipeline.files import atomic_file, parse_yaml
 from pipeline.tasks.miniarcade.adapter import GAMES
 from pipeline.tasks.miniarcade.game import Game
 from pipeline.tasks.registry import get, make, shipped_teachers
@@ -79,8 +78,8 @@ def _common() -> dict[str, Any]:
 
 def _read(path: Path | Traversable) -> dict[str, PPORecipe]:
     try:
-        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError) as error:
+        content = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from None
     tasks = content.get("tasks") if isinstance(content, dict) else None
     if not isinstance(tasks, dict) or not all(own is None or isinstance(own, dict) for own in tasks.values()):

@@ -93,7 +93,7 @@ def load_teacher(path: str | Path, spec: TaskSpec) -> Teacher:
             told = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         notes = json.loads(told.get("notes", ""))
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a teacher ({error}); `eft teach {spec.name}` trains one.") from None
     wanted = task_version(spec)
     if told.get("task") != wanted:

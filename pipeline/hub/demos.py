@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 from huggingface_hub import DatasetCardData
 
 from pipeline.data.demos import FILE, read_episodes
+from pipeline.data.episode import Episode, mean_known
 from pipeline.files import atomic_folder
+from pipeline.hub.lerobot import LeRobotForm, write_lerobot
 from pipeline.hub.private import refuse_private
 from pipeline.hub.release import render
 from pipeline.tasks.spec import TaskSpec
@@ -21,7 +23,12 @@ TEMPLATE = Path(__file__).with_name("demos_card.md.jinja")
 
 
 def write_demos_release(
-    demos: str | Path, specs: Sequence[TaskSpec], folder: str | Path, repo_id: str | None, root: str | Path = "."
+    demos: str | Path,
+    specs: Sequence[TaskSpec],
+    folder: str | Path,
+    repo_id: str | None,
+    root: str | Path = ".",
+    lerobot: LeRobotForm | None = None,
 ) -> None:
     """Make the folder of a data set: every task's parquet file, checked, and a card that tells `datasets` of them.
 
@@ -33,18 +40,21 @@ def write_demos_release(
         folder: replaced whole, or not at all.
         repo_id: where it will be found; None says in the card that it is the folder itself.
         root: of the project, whose path must not be in it.
+        lerobot: how much is written in LeRobot's form beside them; None for nothing.
 
     Raises:
         FileNotFoundError: a task has no demonstrations.
         ValueError: a file is damaged, or a text holds a token or a path of this machine.
     """
     rows: list[dict[str, Any]] = []
+    shown: dict[str, tuple[TaskSpec, list[Episode]]] = {}
     with atomic_folder(folder) as partial:
         for spec in specs:
             source, target = Path(demos) / spec.name / FILE, partial / spec.name / FILE
             episodes = read_episodes(source, "`dvc repro demos`")
             target.parent.mkdir()
             shutil.copyfile(source, target)
+            shown[spec.name] = spec, episodes[: lerobot.episodes if lerobot else 0]
             rows.append(
                 {
                     "spec": spec,
@@ -52,12 +62,13 @@ def write_demos_release(
                     "steps": sum(len(episode.action) for episode in episodes),
                     "obs_dim": episodes[0].obs.shape[1],
                     "action_dim": episodes[0].action.shape[1],
-                    "score": sum(episode.score for episode in episodes) / len(episodes),
+                    "score": mean_known(episode.score for episode in episodes),
                     "methods": sorted({episode.method for episode in episodes}),
                 }
             )
+        black = write_lerobot(partial, shown, lerobot.video_size) if lerobot and shown else None
         source = repo_id or Path(folder).as_posix()
-        (partial / "README.md").write_text(_card(rows, source), encoding="utf-8")
+        (partial / "README.md").write_text(_card(rows, source, lerobot, black), encoding="utf-8")
         refuse_private(partial, root)
 
 
@@ -67,17 +78,26 @@ def summary(folder: str | Path) -> list[tuple[str, int, int]]:
     return [(path.parent.name, pq.read_metadata(path).num_rows, path.stat().st_size) for path in paths]
 
 
-def _card(rows: list[dict[str, Any]], source: str) -> str:
+def _card(rows: list[dict[str, Any]], source: str, lerobot: LeRobotForm | None, black: Sequence[str] | None) -> str:
+    """Write the card; `black` are the tasks without pictures in LeRobot's form, None where nothing is in it."""
     names = [row["spec"].name for row in rows]
+    more = [] if black is None else [{"config_name": "lerobot", "data_files": "data/*/*.parquet"}]
     data = DatasetCardData(
         pretty_name="Eft demonstrations",
         license="mit",
         task_categories=["reinforcement-learning", "robotics"],
-        tags=["reinforcement-learning", "robotics", "demonstrations", "continuous-control"],
-        configs=[{"config_name": name, "data_files": f"{name}/{FILE}"} for name in names],
+        tags=[
+            "reinforcement-learning",
+            "robotics",
+            "demonstrations",
+            "continuous-control",
+            *(["LeRobot"] if more else []),
+        ],
+        configs=[*({"config_name": name, "data_files": f"{name}/{FILE}"} for name in names), *more],
         size_categories=[_size(sum(row["episodes"] for row in rows))],
     )
-    return render(TEMPLATE, front_matter=data.to_yaml(), rows=rows, source=json.dumps(source))
+    form = {"lerobot": lerobot, "black": black}
+    return render(TEMPLATE, front_matter=data.to_yaml(), rows=rows, source=json.dumps(source), **form)
 
 
 def _size(rows: int) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.config import near
 from pipeline.data.demos import FILE, write_episodes
-from pipeline.data.episode import Episode
+from pipeline.data.episode import Episode, say_unrewarded
 from pipeline.files import sha256, write_json
 from pipeline.importers.actions import Bounds, find_bounds
 from pipeline.progress import Progress
@@ -21,13 +21,6 @@ from pipeline.tasks.spec import SUCCESS, TaskSpec
 
 _MOST_VALUES = 2**26  # of one array of one episode: half a gigabyte
 _FEW_PARTS = 30  # of an observation; of more, choices of three and four are too many to try
-
-
-NO_REWARDS = (
-    "no rewards are in it, and a world model learns the reward of every step of a demonstration: zeros in their place "
-    "would be learned as the truth. Add the rewards (the task's own, step by step), or play the actions again in the "
-    "environment and record them"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,11 +31,13 @@ class Recorded:
         number: of the episode in the source, for the report.
         obs: (L + 1, o), the last observation included.
         action: (L, a), in the units of `Source.low` and `Source.high`.
-        reward: (L,); NaN in all steps but the last where the source gives one number for the whole episode.
+        reward: (L,); NaN in all steps where the source has none, and in all but the last where it gives one number for
+            the whole episode.
         terminated: whether it ended for good.
         success: at the last step; None where the source does not say.
         seed: what it was reset with; -1 where the source does not say.
         cut: what was left out of the episode, and why; empty if it is whole.
+        expert: (L, a), what the expert intended, in the same units; None where the source tells nothing but the action.
     """
 
     number: int
@@ -53,6 +48,7 @@ class Recorded:
     success: bool | None
     seed: int = -1
     cut: str = ""
+    expert: np.ndarray | None = None
 
 
 @dataclass
@@ -156,7 +152,6 @@ def import_episodes(
         reasons = "\n".join(f"  episode {number}: {reason}" for number, reason in left_out[:3])
         raise ValueError(f"none of the {source.total} episodes of {name} can be used for {spec.name}:\n{reasons}")
     path = Path(out) / spec.name / FILE
-    write_episodes(path, kept)
     root = Path(os.path.commonpath([file.parent for file in source.files]))
     report = Report(
         form=source.form,
@@ -170,9 +165,11 @@ def import_episodes(
         left_out=[{"episode": number, "reason": reason} for number, reason in left_out],
         cut=[{"episode": number, "reason": reason} for number, reason in cut],
         ignored=source.ignored,
-        notes=[*source.notes, *bounds.notes],
+        notes=[*source.notes, *bounds.notes, *filter(None, [say_unrewarded(kept)])],
     )
+    # The episodes come last: where they are, all is there, and an import that was killed is simply made again.
     write_json(path.with_name("import.json"), dataclasses.asdict(report))
+    write_episodes(path, kept)
     return report
 
 
@@ -190,6 +187,9 @@ def fit(recorded: Recorded, spec: TaskSpec, reading: Reading, bounds: Bounds, me
         )
     obs = np.ascontiguousarray(_unpad(recorded.obs, spec.obs_dim, "observations"), np.float32)
     action = bounds.scale(_unpad(recorded.action, spec.action_dim, "actions").astype(np.float64))
+    expert = action
+    if recorded.expert is not None:
+        expert = bounds.scale(_unpad(recorded.expert, spec.action_dim, "expert's actions").astype(np.float64))
     reward = _rewards(np.asarray(recorded.reward, np.float32), reading)
     success = recorded.success
     if success is None:
@@ -204,7 +204,7 @@ def fit(recorded: Recorded, spec: TaskSpec, reading: Reading, bounds: Bounds, me
         task=spec.name,
         obs=obs,
         action=action,
-        expert_action=action,
+        expert_action=expert,
         reward=reward,
         terminated=recorded.terminated,
         success=success,
@@ -326,18 +326,21 @@ def _list(widths: Mapping[str, int]) -> str:
 
 
 def _rewards(reward: np.ndarray, reading: Reading) -> np.ndarray:
-    """Return rewards of every step (L,), those of a task that rewards its last step alone included."""
+    """Return rewards of every step (L,), those of a task that rewards its last step alone included; NaN if unknown."""
     missing = np.isnan(reward)
     if not missing.any():
         return reward
+    if missing.all() and not reading.reward_at_end:
+        return reward
     if missing.all():
-        raise ValueError(NO_REWARDS)
+        raise ValueError("no reward is in it, not even the one at the end that --reward-at-end says it has")
     if not missing[:-1].all() or missing[-1]:
         raise ValueError(f"its reward is missing at step {int(missing.argmax())}")
     if not reading.reward_at_end:
         raise ValueError(
             "its reward is given at the end alone, and a world model learns the reward of every step. If the task "
-            "itself rewards nothing but the last step, say --reward-at-end"
+            "itself rewards nothing but the last step, say --reward-at-end; if it is a sum over all steps, leave it "
+            "out: policy and dynamics are learned without"
         )
     return np.nan_to_num(reward, nan=0.0)
 

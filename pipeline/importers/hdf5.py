@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,12 @@ import numpy as np
 from pipeline.importers.episodes import check_arrays
 
 
-def open_hdf5(path: Path) -> Any:
-    """Open a file for reading; it closes itself at the end of a `with`.
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[Any]:
+    """Yield a file, open for reading.
 
     Raises:
-        FileNotFoundError, ValueError: it is not there, or no whole HDF5 file.
+        FileNotFoundError, ValueError: it is not there, or no whole HDF5 file, as may be seen within the `with` only.
         ImportError: h5py is not installed.
     """
     try:
@@ -24,9 +27,10 @@ def open_hdf5(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist.")
     try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise ValueError(f"{path} is not readable HDF5, it may be cut short: {error}") from None
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, RuntimeError, KeyError) as error:
+        raise ValueError(f"{path} is not readable HDF5, it may be cut short or damaged: {error}") from None
 
 
 def member(group: Any, name: str, kind: Any) -> Any:

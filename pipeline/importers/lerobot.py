@@ -20,12 +20,13 @@ import pyarrow.parquet as pq
 
 from pipeline.config import near
 from pipeline.files import read_json
-from pipeline.importers.episodes import NO_REWARDS, Recorded, Source, check_arrays, choose, first_end, success_at
+from pipeline.importers.episodes import Recorded, Source, check_arrays, choose, first_end, success_at
 from pipeline.tasks.spec import TaskSpec
 
 PATTERNS = ["meta/info.json", "meta/tasks.parquet", "meta/tasks.jsonl", "data/*/*.parquet"]
 _REWARD, _SUCCESS = "next.reward", "next.success"
-_ENDS = ("next.done", "next.truncated")
+_ENDS = ("next.done", "next.truncated", "next.terminated")
+_EXPERT = "expert_action"
 _COUNTS = ("episode_index", "frame_index", "task_index")
 
 
@@ -46,22 +47,24 @@ def read_demos(folder: str | Path, spec: TaskSpec, only: str | None = None, feat
     about = _features(folder)
     if "action" not in about:
         raise ValueError(f"{folder} has no `action`. It has: {', '.join(about)}.")
-    if _REWARD not in about:
-        raise ValueError(f"{folder} has no `{_REWARD}`: {NO_REWARDS}. It has: {', '.join(about)}.")
     widths = {name: int(one["shape"][0]) for name, one in about.items() if _is_vector(one)}
-    if widths.get("action") != spec.action_dim:
+    if widths.get("action", 0) < spec.action_dim:
         raise ValueError(f"{folder}: `action` is {about['action']}, {spec.name} takes vectors of {spec.action_dim}.")
     vectors = {name: width for name, width in widths.items() if name.startswith("observation.") or name in features}
-    try:
-        observed = choose(list(vectors), vectors, features, spec)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
+    if len(vectors) == 1 and max(vectors.values()) > spec.obs_dim:  # padded with zeros, or the episodes are refused
+        observed = list(vectors)
+    else:
+        try:
+            observed = choose(list(vectors), vectors, features, spec)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from None
     files = sorted((folder / "data").glob("*/*.parquet"))
     if not files:
         raise FileNotFoundError(f"{folder} holds no data/*/*.parquet.")
     texts = next((path for path in _text_files(folder) if path.is_file()), _text_files(folder)[0])
     task = _task(texts, only)
-    used = [*observed, "action", _REWARD, *(name for name in (_SUCCESS, *_ENDS) if name in about)]
+    intended = [_EXPERT] if widths.get(_EXPERT) == widths["action"] else []
+    used = [*observed, "action", *intended, *(name for name in (_REWARD, _SUCCESS, *_ENDS) if name in about)]
     table = _read(files, [*used, *_COUNTS])
     table = table.filter(pc.equal(table["task_index"], task))  # pyright: ignore[reportAttributeAccessIssue]
     table = table.sort_by([("episode_index", "ascending"), ("frame_index", "ascending")])
@@ -131,7 +134,9 @@ def _texts(path: Path) -> dict[str, int]:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         return {str(row["task"]): int(row["task_index"]) for row in rows}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{path}: expected one {{task_index, task}} per line: {error!r}.") from None
+        raise ValueError(
+            f"{path}: expected one {{task_index, task}} per line: {type(error).__name__}: {error}."
+        ) from None
 
 
 def _read(paths: list[Path], columns: list[str] | None) -> pa.Table:
@@ -164,10 +169,14 @@ def _episodes(table: pa.Table, starts: np.ndarray, observed: list[str]) -> Itera
             if frames < 2:
                 raise ValueError("it has one frame, so no action with a known outcome")
             obs = np.concatenate([_vectors(part, name) for name in observed], 1)
-            reward = _scalars(part, _REWARD)[:-1]
+            reward = _scalars(part, _REWARD) if _REWARD in part.column_names else np.full(frames, np.nan)
             success = success_at(_scalars(part, _SUCCESS) if _SUCCESS in part.column_names else None, -1)
             # `next.done` does not tell an end for good from the time limit.
-            yield Recorded(number, obs, _vectors(part, "action")[:-1], reward, False, success, cut=cut)
+            over = ends["next.terminated"]
+            terminated = over is not None and bool(over[frames - 1])
+            action = _vectors(part, "action")[:-1]
+            expert = _vectors(part, _EXPERT)[:-1] if _EXPERT in part.column_names else None
+            yield Recorded(number, obs, action, reward[:-1], terminated, success, cut=cut, expert=expert)
         except (ValueError, TypeError, pa.ArrowException) as error:
             yield number, str(error).splitlines()[0]
 

@@ -21,7 +21,7 @@ from pipeline.importers.hdf5 import array, member, open_hdf5
 from pipeline.tasks.spec import TaskSpec
 
 PATTERNS = ["data/metadata.json", "data/main_data.hdf5", "data/*/*.parquet"]
-_NEEDED = ["observations", "actions", "rewards"]
+_NEEDED = ["observations", "actions"]
 _ENDS = ("terminations", "truncations")
 _ENDS_UNKNOWN = "no `terminations` in it: every episode is taken for one that its time limit ended"
 
@@ -139,8 +139,9 @@ def _hdf5_episodes(
                 infos = member(group, "infos", h5py.Group) if _has(group, "infos") else {}
                 ends = {name: array(group, name) if _has(group, name) else None for name in _ENDS}
                 success = array(infos, "success") if infos and _has(infos, "success") else None
-                told = array(group, "actions"), array(group, "rewards"), ends, success, group.attrs.get("seed")
-                yield _recorded(number, obs, *told, notes)
+                actions = array(group, "actions")
+                rewards = array(group, "rewards") if _has(group, "rewards") else np.full(len(actions), np.nan)
+                yield _recorded(number, obs, actions, rewards, ends, success, group.attrs.get("seed"), notes)
             except (ValueError, KeyError, OSError, TypeError, RuntimeError) as error:
                 yield number, f"it cannot be read: {error}"
 
@@ -158,14 +159,16 @@ def _parquet_episodes(paths: list[Path], leaves: list[str], notes: list[str]) ->
                 columns = set(file.schema_arrow.names)
                 if missing := set(_NEEDED) - columns:
                     raise ValueError(f"the column {min(missing)} is missing")
-                table = file.read([name for name in [*_NEEDED, *_ENDS, "infos"] if name in columns]).combine_chunks()
+                read = [*_NEEDED, "rewards", *_ENDS, "infos"]
+                table = file.read([name for name in read if name in columns]).combine_chunks()
             obs = [_column(table, "observations", leaf) for leaf in leaves]
             success = None
             if "infos" in table.column_names and pa.types.is_struct(table.schema.field("infos").type):
                 info = table.schema.field("infos").type
                 success = _column(table, "infos", "success") if info.get_field_index("success") >= 0 else None
             # Everything but the observations is padded by one row.
-            actions, rewards = _column(table, "actions")[:-1], _column(table, "rewards")[:-1]
+            actions = _column(table, "actions")[:-1]
+            rewards = _column(table, "rewards")[:-1] if "rewards" in columns else np.full(len(actions), np.nan)
             ends = {name: _column(table, name)[:-1] if name in columns else None for name in _ENDS}
             about = path.with_name("metadata.json")
             seed = read_json(about, "minari").get("seed") if about.is_file() else None

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.importers.episodes import NO_REWARDS, Recorded, Source, check_rewards, choose, first_end
+from pipeline.importers.episodes import Recorded, Source, check_rewards, choose, first_end
 from pipeline.importers.hdf5 import array, member, open_hdf5
 from pipeline.tasks.spec import TaskSpec
 
@@ -84,10 +84,9 @@ _NO_LAST = "no `next_obs` in it: the last action of every episode is left out, s
 
 
 def _episode(number: int, demo: Any, observed: list[str]) -> Recorded:
-    if "rewards" not in demo:
-        raise ValueError(NO_REWARDS)
     action = array(demo, "actions")
-    reward = check_rewards(array(demo, "rewards"), len(action))
+    told = array(demo, "rewards") if "rewards" in demo else np.full(len(action), np.nan)
+    reward = check_rewards(told, len(action))
     steps, cut = first_end(len(action), dones=array(demo, "dones") if "dones" in demo else None)
     obs = _joined(demo, "obs", observed)
     if len(obs) != len(action):

@@ -204,7 +204,9 @@ class TaskEmbeddings:
             vectors = load_file(folder / "vectors.safetensors")
             found = vectors["vectors"], vectors["unseen"]
         except (KeyError, TypeError, SafetensorError) as error:
-            raise ValueError(f"{folder} does not hold task embeddings ({error!r}). Run `{MADE_BY}` again.") from None
+            raise ValueError(
+                f"{folder} does not hold task embeddings ({type(error).__name__}: {error}). Run `{MADE_BY}` again."
+            ) from None
         for name, phrasings, kept, expected in zip(names, texts, unseen, hashes, strict=True):
             if [_sha256(text) for text in (*phrasings, kept)] != expected:
                 raise ValueError(

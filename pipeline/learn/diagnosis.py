@@ -39,6 +39,8 @@ def _describe_own(learner: Learner, pieces: Sequence[Any], values: dict[str, Ten
         for part in ("obs", "action", "expert_action", "reward", "terminated"):
             value = getattr(batch, part)
             bad = ~torch.isfinite(value).reshape(value.shape[0], value.shape[1], -1).all(-1).all(0)
+            if part == "reward":
+                bad &= batch.rewarded
             if bad.any():
                 return f"{said} The batch holds {part} values that are not finite, of {names(batch.task[bad])}."
     tasks = torch.cat([piece.task if isinstance(piece, Batch) else piece for piece in pieces])

@@ -195,11 +195,12 @@ class Learner:
 
             # Losses: consistency, reward, value; termination and behaviour cloning where they are on.
             each = self.extensions.weighs  # one loss per slice, for extensions that weigh slices
+            known = batch.rewarded  # reward and value learn nothing from demonstrations without rewards
             reward, q, metrics = model.reward(z, batch.action, ctx), model.q(z, batch.action, ctx), {}
             parts = {
                 "consistency_loss": math.consistency_loss(model.latent(z_next), model.latent(next_z), weights, each),
-                "reward_loss": math.scalar_loss(reward, batch.reward, model.bins, weights, each),
-                "value_loss": math.scalar_loss(q, target, model.bins, weights, each),
+                "reward_loss": math.scalar_loss(reward, batch.reward, model.bins, weights, each, known),
+                "value_loss": math.scalar_loss(q, target, model.bins, weights, each, known),
             }
             coefs = [learning.consistency_coef, learning.reward_coef, learning.value_coef]
             if model.termination_head is not None:
@@ -222,7 +223,8 @@ class Learner:
         """Return the online policy loss at latents z (T + 1, B, Z): maximise Q and entropy, with a behaviour prior.
 
         The prior is the square error to expert actions, times `batch.imitation`. Gradients pass through Q to the
-        actions; Q's own weights are frozen. Q (B,) at the first latents is appended to `values`.
+        actions; Q's own weights are frozen. Q at the first latents is appended to `values`. Of slices without rewards
+        Q says nothing: they count for prior and entropy alone.
         """
         model, learning = self.model, self.learning
         ctx = model.context(self.table, batch.task, draws.phrasing, q=draws.policy_members, target_q=())
@@ -233,12 +235,13 @@ class Learner:
             q = self.rolled_out(z[0], ctx, draws.policy_noise).unsqueeze(0)
         else:
             q = math.decode(model.q(z, policy.action, ctx), model.bins).mean(0)  # (T + 1, B)
-        values.append(q[0].detach())
+        values.append(q[0].detach()[batch.rewarded])
         error = batch.imitation * math.imitation_error(policy.action[:-1], batch.expert_action, ctx.action_mask)
         prior = (weights[:-1] @ error).mean()
         weighed = q if self.q_weight is None else self.q_weight[batch.task] * q
         scale = self.value_scale if len(self.value_scale) == 1 else self.value_scale[batch.task]
-        value = (weights @ (-learning.entropy_coef * policy.scaled_entropy - weighed / scale)).mean()
+        weighed = batch.rewarded * weighed / scale
+        value = (weights @ (-learning.entropy_coef * policy.scaled_entropy - weighed)).mean()
         total, more = self.extensions.losses(
             learning.prior_coef * prior + value, (one.policy_loss(batch) for one in self.extensions)
         )
@@ -246,7 +249,7 @@ class Learner:
             "policy_loss": total.detach(),
             "imitation_error": prior.detach(),
             "policy_entropy": policy.entropy.detach().mean(),
-            "policy_q": values[-1].mean(),
+            "policy_q": q[0].detach().mean(),
         }
 
     def rolled_out(self, z: Tensor, ctx: TaskContext, noise: Tensor) -> Tensor:

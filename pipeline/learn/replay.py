@@ -165,7 +165,7 @@ class ReplayBuffer:
         Args:
             obs: (L + 1, o) with o <= O; the rest of a row is padding.
             action: (L, a) with a <= A.
-            reward: (L,)
+            reward: (L,); NaN in every step if it is unknown.
             terminated: whether the episode ended for good, not by a time limit: its last step has no future value.
             task: row of the task table.
             expert_action: (L, a), what the expert intended; None for the executed action.
@@ -301,7 +301,7 @@ class ReplayBuffer:
             fits = values.ndim == 1 + len(widest) and values.shape[1:] <= widest
             assert fits, f"`{name}` of shape {tuple(values.shape)}; this replay takes at most {tuple(widest)} per step"
             bad = ~torch.isfinite(values).reshape(len(values), -1).all(1)
-            if bad.any():
+            if bad.any() and not (name == "reward" and values.isnan().all()):
                 raise ValueError(
                     f"an episode of task row {task} holds a value of `{name}` that is not finite at step "
                     f"{int(bad.nonzero()[0])}; it was not stored"

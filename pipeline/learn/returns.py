@@ -26,7 +26,7 @@ def lambda_returns(reward: np.ndarray, value: np.ndarray, terminated: bool, disc
     """Return r_t + gamma ((1 - lambda) V_{t+1} + lambda G_{t+1}) of every step of an episode, (L,).
 
     Args:
-        reward: (L,)
+        reward: (L,); of NaN, where it is unknown, nothing but NaN follows.
         value: (L + 1,) of the states before each step and after the last.
         terminated: whether the episode ended for good: nothing comes after it; else its last value does.
         discount: gamma.
@@ -72,7 +72,8 @@ class Returns:
             for group in _groups(episodes):
                 for (start, _, task, _), values in zip(group, self._returns(replay, group), strict=True):
                     replay.set_value_targets(start, torch.from_numpy(values).float())
-                    found.setdefault(task, []).append(values)
+                    if not np.isnan(values).all():  # else its rewards are unknown
+                        found.setdefault(task, []).append(values)
         ranges = {task: _range(np.concatenate(parts)) for task, parts in found.items()}
         everyone = self._learner.ranks.collect(ranges)
         for task in sorted({task for one in everyone for task in one}):

@@ -161,7 +161,9 @@ def consistency_loss(z: Tensor, target: Tensor, weights: Tensor, each: bool = Fa
     return weights @ (square.mean(2) if each else square.mean((1, 2)))
 
 
-def scalar_loss(logits: Tensor, target: Tensor, bins: Tensor, weights: Tensor, each: bool = False) -> Tensor:
+def scalar_loss(
+    logits: Tensor, target: Tensor, bins: Tensor, weights: Tensor, each: bool = False, known: Tensor | None = None
+) -> Tensor:
     """Soft cross-entropy of two-hot scalars: the reward's loss, and the value's as a mean over Q members.
 
     Args:
@@ -170,8 +172,13 @@ def scalar_loss(logits: Tensor, target: Tensor, bins: Tensor, weights: Tensor, e
         bins: (K,)
         weights: (T,)
         each: one loss per slice.
+        known: (B,) bool, the slices whose targets are known; the loss of the others is 0. None for all.
     """
+    if known is not None:
+        target = target.masked_fill(~known, 0.0)
     entropies = soft_cross_entropy(logits, locate(target, bins))  # (T, B) or (M, T, B)
+    if known is not None:
+        entropies = entropies * known
     if each:
         return (weights @ entropies).view(-1, target.shape[1]).mean(0)
     return (entropies.mean(-1) @ weights).mean()
@@ -202,9 +209,11 @@ def bc_loss(policy: Policy, error: Tensor, weights: Tensor, entropy_coef: float,
 def update_value_scale(scale: Tensor, values: Tensor, tau: float) -> None:
     """Move the value scale (1,) by the fraction tau towards the range of values (any shape), in place.
 
-    The range is the 95th minus the 5th percentile, interpolated linearly, and at least 1.
+    The range is the 95th minus the 5th percentile, interpolated linearly, and at least 1. No values leave it as it is.
 
     Source: TD-MPC2 (arXiv 2310.16828), appendix.
     """
+    if not values.numel():
+        return
     low, high = torch.quantile(values.to(scale.dtype).flatten(), scale.new_tensor([0.05, 0.95]))
     scale.lerp_((high - low).clamp(min=1).reshape(1), tau)

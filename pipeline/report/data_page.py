@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from pipeline.examine import CLAMP, Examined
+from pipeline.data.episode import mean_known
+from pipeline.examine import AT_BOUND, CLAMP, Examined
 from pipeline.files import atomic_file
 from pipeline.report.charts import FINETUNED, MUTED, PRETRAINED, Level, Line, line_chart
 from pipeline.report.templates import environment
@@ -27,7 +28,17 @@ def write_page(found: Sequence[Examined], problems: Sequence[str], source: str, 
         target: the file.
     """
     page = environment().get_template("data.html.jinja")
-    sections = [{"data": one, "charts": _charts(one), "dims": list(_dims(one))} for one in found]
+    sections = [
+        {
+            "data": one,
+            "score": mean_known(episode.score for episode in one.episodes),
+            "total": mean_known(episode.episode_return for episode in one.episodes),
+            "charts": _charts(one),
+            "dims": list(_dims(one)),
+            "action_dims": _action_dims(one),
+        }
+        for one in found
+    ]
     with atomic_file(target) as partial:
         partial.write_text(page.render(sections=sections, problems=problems, source=source), encoding="utf-8")
 
@@ -35,7 +46,8 @@ def write_page(found: Sequence[Examined], problems: Sequence[str], source: str, 
 def _charts(data: Examined) -> dict[str, Markup]:
     """Return charts by caption."""
     numbers = list(range(len(data.episodes)))
-    returns = [episode.episode_return for episode in data.episodes]
+    rewarded = [number for number, episode in enumerate(data.episodes) if episode.rewarded]
+    returns = [data.episodes[number].episode_return for number in rewarded]
     scaled = data.reference.scale(np.concatenate([episode.obs for episode in data.episodes]))
     action = np.concatenate([episode.action for episode in data.episodes])
     across = f"Observations in standard deviations from {data.reference.origin}: mean, 1st to 99th percentile"
@@ -43,18 +55,19 @@ def _charts(data: Examined) -> dict[str, Markup]:
     cut = [Level(0.0, -CLAMP, CLAMP, MUTED, "what learning sees")] if far else []
     rewards = [
         Line(list(range(len(episode.reward))), episode.reward.tolist(), MUTED, faint=True)
-        for episode in data.episodes[:_MOST_LINES]
+        for episode in (data.episodes[number] for number in rewarded[:_MOST_LINES])
     ]
     charts = {
         "Steps of each episode": ("episode", [Line(numbers, data.lengths.tolist(), PRETRAINED)], ()),
-        "Return of each episode": ("episode", [Line(numbers, returns, FINETUNED)], ()),
+        "Return of each episode": ("episode", [Line(rewarded, returns, FINETUNED)] if rewarded else [], ()),
         across: ("observation dim", [_band(scaled, PRETRAINED)], cut),
         "Actions: mean, 1st to 99th percentile": ("action dim", [_band(action, FINETUNED)], ()),
-        f"Reward of each step, first {len(rewards)} episodes": ("step", rewards, ()),
+        f"Reward of each step, {len(rewards)} episodes": ("step", rewards, ()),
     }
     return {
         caption: line_chart(f"{data.task}: {caption}", unit, lines, levels, scores=False)
         for caption, (unit, lines, levels) in charts.items()
+        if lines
     }
 
 
@@ -63,6 +76,13 @@ def _band(values: np.ndarray, colour: str) -> Line:
     low, high = np.percentile(values, [1, 99], axis=0)
     dims = list(range(values.shape[1]))
     return Line(dims, values.mean(0).tolist(), colour, low=low.tolist(), high=high.tolist())
+
+
+def _action_dims(data: Examined) -> list[list[float]]:
+    """Return smallest, largest, mean and std of each action dim, and the share of actions at their bounds."""
+    action = np.concatenate([episode.action for episode in data.episodes])
+    at_bound = (np.abs(action) >= AT_BOUND).mean(0)
+    return np.stack([action.min(0), action.max(0), action.mean(0), action.std(0), at_bound], 1).tolist()
 
 
 def _dims(data: Examined) -> list[dict[str, Any]]:

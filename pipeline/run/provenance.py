@@ -30,6 +30,7 @@ _PACKAGES = (
     "dvc",
     "numpy",
 )
+_ROOT = Path(__file__).parents[2]  # of the code
 
 
 class Summary:
@@ -66,19 +67,25 @@ def peak_memory_mb() -> float:
     return (own + children) / 1024
 
 
-def commit() -> str:
-    """Return the Git commit, with `+changes` if tracked files differ from it, or `unknown` outside a repository."""
+def commit(root: Path = _ROOT) -> str:
+    """Return the Git commit of the code in `root`, with `+changes` if tracked files differ from it.
+
+    `unknown` where the code is no repository of its own: not in Git, or installed or copied within another's.
+    """
+
+    def git(*arguments: str) -> str:
+        run = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+        return run.stdout.strip()
+
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changes = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no", "--", "pipeline", "stages", "params.yaml"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
+            return "unknown"
+        git("ls-files", "--error-unmatch", "pipeline/run/provenance.py")
+        head = git("rev-parse", "HEAD")
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", "pipeline", "stages", "params.yaml")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return head + ("+changes" if changes.strip() else "")
+    return head + ("+changes" if changes else "")
 
 
 def versions() -> dict[str, str]:

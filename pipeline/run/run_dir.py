@@ -154,7 +154,9 @@ def _tell_of_others(stage: str, folder: Path, shaping: dict[str, Any]) -> None:
             continue
         try:
             before = json.loads((other / _SHAPING).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
+        except (OSError, ValueError, RecursionError):
+            continue
+        if not isinstance(before, dict):
             continue
         changed = [key for key in sorted(before.keys() | shaping.keys()) if before.get(key) != shaping.get(key)]
         listed = [f"{key} ({_short(before, key)} -> {_short(shaping, key)})" for key in changed[:5]] + [

@@ -255,6 +255,6 @@ def _problem(path: Path, check_replay: bool) -> str | None:
                 return f"{file} is missing"
             if sha256(file) != digest:
                 return f"{file} has changed since it was written"
-    except (OSError, json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{path / _STATE} cannot be read ({type(error).__name__}: {error})"
     return None

@@ -10,10 +10,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from pipeline.config import near
+from pipeline.files import parse_yaml
 from pipeline.tasks import domains
 from pipeline.tasks.spec import TaskSpec, parse_spec
 from pipeline.tasks.task_env import Simulator, TaskEnv
@@ -129,7 +127,9 @@ def _built_in() -> list[tuple[TaskSpec, Path]]:
 def _shipped() -> list[tuple[TaskSpec, str]]:
     """Read the task files of installed packages."""
     files = [file for file in _shipped_files() if file.name != TEACHERS]
-    return [(parse_spec(_parse(file.read_text(encoding="utf-8"), str(file)), str(file)), str(file)) for file in files]
+    return [
+        (parse_spec(parse_yaml(file.read_text(encoding="utf-8"), str(file)), str(file)), str(file)) for file in files
+    ]
 
 
 def shipped_teachers() -> list[Traversable]:
@@ -166,15 +166,8 @@ def _own(folder: str | Path | None) -> list[tuple[TaskSpec, Path]]:
 
 def _read(path: Path) -> Any:
     try:
-        return _parse(path.read_text(encoding="utf-8"), str(path))
+        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise ValueError(f"the task file {path} does not exist.") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from None
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return YAML(typ="safe").load(text)
-    except YAMLError as error:
-        raise ValueError(f"{where} is not valid YAML: {error}") from None

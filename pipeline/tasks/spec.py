@@ -140,7 +140,8 @@ class TaskSpec:
         """Score one whole episode, in [0, 1].
 
         Args:
-            episode_return: undiscounted sum of the rewards of all agent steps.
+            episode_return: undiscounted sum of the rewards of all agent steps; an unknown one, NaN, gives an unknown
+                score unless it is success that counts.
             success: the `success` of the episode's last step.
         """
         if self.score == SUCCESS:

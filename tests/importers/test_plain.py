@@ -111,12 +111,19 @@ def test_parquet_with_a_row_per_step_and_with_a_row_per_episode(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("form", ["npz", "parquet"])
-def test_data_without_rewards_are_refused(form: str, tmp_path: Path) -> None:
+def test_data_without_rewards_are_taken_and_said_to_be(form: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", obs=OBS, action=ACTION)
     pq.write_table(pa.table({"obs": [OBS.tolist()], "action": [ACTION.tolist()]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="no rewards are in it(.|\n)*zeros in their place would be learned"):
+    with pytest.raises(ValueError, match="no reward is in it, not even the one at the end"):
         write(tmp_path / f"a.{form}", reading=Reading(reward_at_end=True))
     assert not (tmp_path / "out").exists()
+    report = write(tmp_path / f"a.{form}")
+    assert any("reward unknown in all episodes: policy and dynamics learn" in note for note in report.notes)
+    (episode,) = load_demos(tmp_path / "out", "push")
+    assert not episode.rewarded
+    assert np.isnan([episode.episode_return, episode.score, *episode.reward]).all()
+    row = pq.read_table(tmp_path / "out/push/episodes.parquet").to_pylist()[0]
+    assert [row[name] for name in ("reward", "score", "episode_return")] == [None, None, None]
 
 
 @pytest.mark.parametrize(
@@ -213,5 +220,6 @@ def test_the_command_imports_them(tmp_path: Path, monkeypatch, capsys) -> None:
     np.savez("set/b.npz", obs=OBS, action=ACTION)
     assert main(["import", "plain", "set", "--task", "push", "--folder", "mine"]) == 0
     shown = capsys.readouterr().out
-    assert "1 of 2 episodes of push, 5 steps" in shown
-    assert "left out: episode 1: no rewards are in it" in shown
+    assert "2 of 2 episodes of push, 10 steps" in shown
+    assert "note: reward unknown in 1 of 2 episodes" in shown
+    assert [episode.rewarded for episode in load_demos("mine/demos", "push")] == [True, False]
