@@ -259,7 +259,7 @@ class Learner:
             action = model.policy(z, ctx, noise[t]).action
             earned = earned + weight * math.decode(model.reward(z, action, ctx), model.bins)
             weight = weight * ctx.discount
-            if model.termination_head is not None:  # what comes after is earned only if the episode goes on, as in plans
+            if model.termination_head is not None:  # what comes later counts by the probability to get there
                 weight = weight * (-model.termination(z, action, ctx)).sigmoid()
             z, carry = model.next(z, action, ctx, carry)
         action = model.policy(z, ctx, noise[self.learning.policy_horizon]).action

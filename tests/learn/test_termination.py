@@ -94,14 +94,14 @@ RISK = 0.25  # that the episode ends after an action above 0
 
 
 def ledge() -> ReplayBuffer:
-    """Episodes in which actions above 0 pay 1.5 and may end it, which does not show, and others pay 1."""
+    """Episodes in which actions above 0 pay 1.2 and may end it, which does not show, and others pay 1."""
     replay, draw = ReplayBuffer(4000, 2, 1, TINY_PLANNER.horizon, by_steps=True), torch.Generator().manual_seed(0)
     for _ in range(200):
         action = 2 * torch.rand(20, 1, generator=draw) - 1
         ends = (action[:, 0] > 0) & (torch.rand(20, generator=draw) < RISK)
         length = int(ends.nonzero()[0]) + 1 if ends.any() else 20
         action = action[:length]
-        reward = torch.where(action[:, 0] < 0, 1.0, 1.5)
+        reward = torch.where(action[:, 0] < 0, 1.0, 1.2)
         replay.add(OPEN.repeat(length + 1, 1), action, reward, bool(ends.any()), 0)
     return replay
 
@@ -118,8 +118,13 @@ def test_what_may_end_an_episode_is_known_though_no_observation_shows_it() -> No
         ended = [float(model.termination(z, action, ctx).sigmoid()) for action in (SAFE, LAST)]
         value = [float(decode(model.q(z, action, ctx), model.bins).mean()) for action in (SAFE, LAST)]
     assert ended == pytest.approx([0.0, RISK], abs=0.07)
-    # With the risk seen, the safe action is worth 1 / 0.4 for ever; the other pays 0.5 more, and then 0.6 x 0.75 of that.
-    assert value == pytest.approx([1 + 0.6 * 2.625, 2.625], abs=0.3)
+    # Safe for ever is worth 1 / 0.4, one risk before it 1.2 + 0.6 x 0.75 x 2.5. With the risk unseen: 2.5 and 2.7.
+    assert value == pytest.approx([2.5, 2.325], abs=0.15)
+    planner = replace(TINY_PLANNER, num_samples=64, num_policy_samples=8, num_elites=8, iterations=3)
+    actor = Actor(model, learner.table, planner)
+    actor.reset(1, seed=0)
+    actions = [float(actor.act(OPEN, torch.tensor([0]), plan=True, constraint_weight=0.0)) for _ in range(5)]
+    assert max(actions) < 0, actions
 
 
 def test_a_plan_counts_what_comes_later_by_the_probability_to_get_there() -> None:
