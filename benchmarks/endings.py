@@ -1,6 +1,7 @@
 """Do plans know what may end an episode? A walk along a ledge, learned online from nothing, plan against policy.
 
     python -m benchmarks.endings                          3 seeds, with and without `model.termination`
+    python -m benchmarks.endings --termination true       with it alone
 
 Each step shows where the edge is, which comes and goes as a sine wave. Going at speed a in [-1, 1] pays (1 + a) / 2
 and, beyond the edge, ends the episode with a probability that rises to 0.3. The end does not show in what is observed.
@@ -12,6 +13,7 @@ Writes results/endings.json.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from dataclasses import replace
 from typing import Any
@@ -140,20 +142,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--env-steps", type=int, default=12_000)
+    parser.add_argument("--termination", choices=["false", "true"], nargs="+", default=["false", "true"])
     args, begin = parser.parse_args(), time.perf_counter()
     torch.set_num_threads(1)
     found: dict[str, dict[str, list[float]]] = {}
-    for termination in (False, True):
-        scores = found[f"termination: {str(termination).lower()}"] = {"policy": [], "plan": []}
+    for termination in args.termination:
+        scores = found[f"termination: {termination}"] = {"policy": [], "plan": []}
         for seed in args.seeds:
-            learner = learn(termination, seed, args.env_steps)
+            learner = learn(termination == "true", seed, args.env_steps)
             for name, plan in (("policy", False), ("plan", True)):
                 scores[name].append(round(score(learner, plan, seed), 3))
             print(termination, seed, {name: values[-1] for name, values in scores.items()}, flush=True)
-    on = found["termination: true"]
-    gain = round(float(np.mean(on["plan"]) - np.mean(on["policy"])), 3)
-    claims, command = {"plan_minus_policy": results.claim(gain, -0.02, "above")}, "python -m benchmarks.endings"
-    results.write("endings", command, time.perf_counter() - begin, claims, env_steps=args.env_steps, scores=found)
+    on = found.get("termination: true")
+    gain = on and round(float(np.mean(on["plan"]) - np.mean(on["policy"])), 3)
+    claims, seconds = {"plan_minus_policy": results.claim(gain, -0.02, "above")}, time.perf_counter() - begin
+    command = " ".join(["python -m benchmarks.endings", *sys.argv[1:]])
+    results.write("endings", command, seconds, claims, env_steps=args.env_steps, scores=found)
 
 
 if __name__ == "__main__":
