@@ -45,11 +45,11 @@ class PlainModel:
         heads = self.model.target_q_heads if target else self.model.q_heads
         return torch.stack([_mlp(head, torch.cat([z, emb, a], -1)) for head in heads])
 
-    def termination(self, z: Tensor, emb: Tensor) -> Tensor:
-        """Logits (...) of the episode having ended for good at z; without a head it never does."""
+    def termination(self, z: Tensor, a: Tensor, emb: Tensor) -> Tensor:
+        """Logits (...) of action a ending the episode for good at z; without a head it never does."""
         if self.model.termination_head is None:
             return torch.full(z.shape[:-1], -torch.inf, device=z.device)
-        return _mlp(self.model.termination_head, torch.cat([z, emb], -1)).squeeze(-1)
+        return _mlp(self.model.termination_head, torch.cat([z, emb, a], -1)).squeeze(-1)
 
     def policy(self, z: Tensor, emb: Tensor, mask: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """p: the sampled action (..., A) and its scaled entropy (...)."""
@@ -113,24 +113,28 @@ def model_losses(
     rho = _rho(learning.rho, horizon)
     mask, emb = table.action_mask[batch.task], table.embeddings[batch.task, draws.phrasing]
     zs = [plain.encode(batch.obs[0], emb)]
+    encoded = zs[0]
     consistency = reward = value = bc = termination = torch.zeros((), device=batch.obs.device)
     for t in range(horizon):
         z, action = zs[-1], batch.action[t]
         with torch.no_grad():
+            ended = batch.terminated[t]
+            if model.config.termination and t < horizon - 1:  # where a slice shows no end: how likely one was
+                ended = torch.sigmoid(plain.termination(encoded, action, emb))
             encoded = plain.encode(batch.obs[t + 1], emb)
             next_action, _ = plain.policy(encoded, emb, mask, draws.td_noise[t])
             next_value = plain.decode(plain.q(encoded, next_action, emb, target=True))
             worst = torch.minimum(next_value[draws.td_members[0]], next_value[draws.td_members[1]])
-            target = batch.reward[t] + table.discount[batch.task] * (1 - batch.terminated[t]) * worst
+            target = batch.reward[t] + table.discount[batch.task] * (1 - ended) * worst
         zs.append(plain.next(z, action, emb))
         consistency = consistency + rho[t] * F.mse_loss(zs[-1], encoded)
         reward = reward + rho[t] * plain.cross_entropy(plain.reward(z, action, emb), batch.reward[t]).mean()
         for logits in plain.q(z, action, emb):
             value = value + rho[t] * plain.cross_entropy(logits, target).mean() / model.config.num_q
-        if model.config.termination:
-            logit = plain.termination(zs[-1], emb)
+        if model.config.termination and t == horizon - 1:
+            logit = plain.termination(z, action, emb)
             likelihood = torch.where(batch.terminated[t] == 1, F.logsigmoid(logit), F.logsigmoid(-logit))
-            termination = termination - likelihood.mean() / horizon
+            termination = -likelihood.mean()
         if bc_coef:
             imitated, entropy = plain.policy(z, emb, mask, draws.policy_noise[t])
             error = ((imitated - batch.expert_action[t]) ** 2 * mask).sum(-1) / mask.sum(-1)
@@ -251,8 +255,8 @@ def plan(
         weight = torch.ones_like(value)
         for action in actions:
             value = value + weight * plain.decode(plain.reward(z, action, emb))
+            weight = weight * discount * (1 - torch.sigmoid(plain.termination(z, action, emb)))
             z = plain.next(z, action, emb)
-            weight = weight * discount * (torch.sigmoid(plain.termination(z, emb)) <= 0.5)
         action, _ = plain.policy(z, emb, mask, draws.value_noise[i])
         q = plain.decode(plain.q(z, action, emb))
         value = value + weight * (q[draws.members[i][0]] + q[draws.members[i][1]]) / 2

@@ -30,7 +30,7 @@ from pipeline.model import products
 from pipeline.model.actor import Actor
 from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
-from pipeline.observing import check_device, check_obs, chosen_envs
+from pipeline.observing import check_device, check_obs, chosen_envs, whole_number
 from pipeline.pixels.envs import observed_width
 from pipeline.pixels.pixel_encoder import PixelEncoder, check_picture, load_pixel_encoder
 from pipeline.run.cores import one_thread_by_default
@@ -266,18 +266,17 @@ class Agent:
         Args:
             num_envs: N, how many environments there are from now on.
             seed: makes what follows reproducible.
-            envs: numbers of those whose next step is the first of an episode, e.g. `numpy.flatnonzero(done)`; the
-                others go on. It stands alone: number and seed stay what they are.
+            envs: numbers of those whose next step is the first of an episode, or a mask (N,) bool, `done`; the others
+                go on. It stands alone: number and seed stay what they are.
 
         Raises:
-            ValueError: there is no such environment.
+            ValueError: there is no such environment, or a number or seed is no whole number.
         """
         if envs is None:
-            num_envs = 1 if num_envs is None else num_envs
-            if num_envs < 1:
-                raise ValueError(f"`num_envs` is {num_envs}: there must be at least one environment.")
-            self.actor.reset(num_envs, secrets.randbits(32) if seed is None else seed)
-            self.num_envs = num_envs
+            number = whole_number("num_envs", 1 if num_envs is None else num_envs, 1, 2**31)
+            random = secrets.randbits(32) if seed is None else whole_number("seed", seed, -(2**63), 2**64 - 1)
+            self.actor.reset(number, random)
+            self.num_envs = number
             return
         if num_envs is not None or seed is not None:
             raise ValueError("`envs` begins episodes in some environments: number and seed stay, leave them out.")
@@ -299,7 +298,7 @@ class Agent:
         Args:
             obs: (o,) or, for N environments, (N, o): as the task's environment gives it, or zero-padded to O; of
                 several tasks zero-padded to the widest of them.
-            task: name of a known task, or a list of N; or
+            task: name of a known task, or a list of N, with None where an instruction is given; or
             instruction: what to do, or a list of N. One of a known task's instructions, with or without its body, is
                 that task (case and punctuation do not count). A new one is best said as training texts are: `<body>
                 <what to do>`. Beside the tasks, the last 64 instructions are remembered.

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -211,15 +210,20 @@ def told_each(
     Raises:
         ValueError: both task and instruction were given, or neither, or a list has another length.
     """
-    if (task is None) == (instruction is None):
-        raise ValueError("say what to do with `task` (a known name) or with `instruction` (a text): one of the two.")
     columns = []
     for name, value in (("task", task), ("instruction", instruction), ("action_dim", action_dim)):
-        each = [value] * num_envs if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray) else value
+        each = [value] * num_envs if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
         if len(each) != num_envs:
             raise ValueError(f"`{name}` has {len(each)} entries for {num_envs} environments: give one for each or all.")
         columns.append(each)
-    return [Told(*one) for one in zip(*columns, strict=True)]
+    told = [Told(*one) for one in zip(*columns, strict=True)]
+    for row, one in enumerate(told):
+        if (one.task is None) == (one.instruction is None):
+            where = f" for environment {row}" if num_envs > 1 else ""
+            raise ValueError(
+                f"say what to do with `task` (a known name) or with `instruction` (a text): one of the two{where}."
+            )
+    return told
 
 
 def _words(text: str) -> str:

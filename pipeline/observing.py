@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -96,16 +97,37 @@ def check_device(device: torch.device | str) -> None:
         raise ValueError(f"`device` is {device}, but torch sees no such device here ({reason}). Use cpu.") from None
 
 
-def chosen_envs(envs: Sequence[int] | np.ndarray, num_envs: int) -> torch.Tensor:
-    """Return the environments of these numbers as (N,) bool.
+def whole_number(name: str, value: Any, least: int, most: int) -> int:
+    """Return a whole number, numpy's and torch's too, as Python's.
+
+    Raises:
+        ValueError: it is none, or not from `least` to `most`; `name` is what it is called.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"`{name}` is {value!r}: expected a whole number.") from None
+    if not least <= number <= most:
+        raise ValueError(f"`{name}` is {number}: expected a whole number from {least} to {most}.")
+    return number
+
+
+def chosen_envs(envs: Sequence[int] | np.ndarray | int, num_envs: int) -> torch.Tensor:
+    """Return the environments of these numbers, or of a mask (N,) bool, as (N,) bool.
 
     Raises:
         ValueError: there is no such environment, or these are no numbers.
     """
-    numbers = np.asarray(envs) if len(envs) else np.zeros(0, np.int64)
+    numbers = np.atleast_1d(np.asarray(envs))
+    if numbers.dtype == np.bool_ and numbers.shape == (num_envs,):
+        return torch.from_numpy(numbers.copy())
+    numbers = numbers if numbers.size else np.zeros(0, np.int64)
     whole = numbers.ndim == 1 and np.issubdtype(numbers.dtype, np.integer)
     if not whole or not ((numbers >= 0) & (numbers < num_envs)).all():
-        raise ValueError(f"`envs` is {envs!r}: expected a list of numbers from 0 to {num_envs - 1}.")
+        raise ValueError(
+            f"`envs` is {envs!r}: expected a list of numbers from 0 to {num_envs - 1}, or {num_envs} times True or "
+            "False."
+        )
     chosen = torch.zeros(num_envs, dtype=torch.bool)
     chosen[torch.from_numpy(numbers.astype(np.int64))] = True
     return chosen

@@ -296,6 +296,12 @@ def _read_model(folder: Path, task_dim: int) -> WorldModel:
             expected = {name: tuple(tensor.shape) for name, tensor in build.build_model(sizes).state_dict().items()}
         if found != expected:
             odd = sorted(set(found.items()) ^ set(expected.items()))[0][0]
+            older = odd == "termination_head.0.linear.weight" and odd in found and odd in expected
+            if older and found[odd][1] == expected[odd][1] - sizes.action_dim:
+                raise ValueError(
+                    "its termination head is of an older version of Eft, which saw the next latent and no action. "
+                    "Train it anew, or use that version"
+                )
             raise ValueError(f"{odd} is {found.get(odd, 'missing')}, expected {expected.get(odd, 'nothing')}")
         state = load_file(weights)
         for name, tensor in state.items():

@@ -138,7 +138,7 @@ class Model:
     simnorm_dim: Count  # group width of SimNorm
     log_std_min: float  # of the policy
     log_std_max: float  # of the policy
-    termination: bool  # predict whether a step ends the episode for good, so that plans value nothing beyond it
+    termination: bool  # predict how likely a step ends the episode for good, and count what comes later by that
     history: History | None = None  # dynamics that see past steps; null = off, the MLP that sees the present alone
     experts: Experts | None = None  # routed experts in these networks; null = off
     clusters: Clusters | None = None  # networks per cluster of tasks with like gradients; null = one for all

@@ -181,7 +181,7 @@ class Learner:
             if (target := batch.value_target) is None:
                 next_action = model.policy(next_z, ctx, draws.td_noise).action
                 next_value = math.decode(model.q(next_z, next_action, ctx, target=True), model.bins).amin(0)
-                target = math.td_target(batch.reward, batch.terminated, ctx.discount, next_value)
+                target = math.td_target(batch.reward, self._ended(batch, next_z, ctx), ctx.discount, next_value)
 
         with self.extensions.recording():
             # Latent rollout: encode the first observation alone, then predict each latent from the one before.
@@ -204,8 +204,8 @@ class Learner:
             }
             coefs = [learning.consistency_coef, learning.reward_coef, learning.value_coef]
             if model.termination_head is not None:
-                end = model.termination(z_next, ctx)
-                parts["termination_loss"] = math.termination_loss(end, batch.terminated, each)
+                end = model.termination(z[-1:], batch.action[-1:], ctx)
+                parts["termination_loss"] = math.termination_loss(end, batch.terminated[-1:], each)
                 coefs.append(learning.termination_coef)
             if bc_coef:
                 policy = model.policy(z, ctx, draws.policy_noise[:-1])
@@ -261,12 +261,23 @@ class Learner:
         for t in range(self.learning.policy_horizon):
             action = model.policy(z, ctx, noise[t]).action
             earned = earned + weight * math.decode(model.reward(z, action, ctx), model.bins)
-            z, carry = model.next(z, action, ctx, carry)
             weight = weight * ctx.discount
-            if model.termination_head is not None:  # nothing is earned after an end, as in plans
-                weight = weight * (model.termination(z, ctx) <= 0).to(z.dtype)
+            if model.termination_head is not None:  # what comes later counts by the probability to get there
+                weight = weight * (-model.termination(z, action, ctx)).sigmoid()
+            z, carry = model.next(z, action, ctx, carry)
         action = model.policy(z, ctx, noise[self.learning.policy_horizon]).action
         return earned + weight * math.decode(model.q(z, action, ctx), model.bins).mean(0)
+
+    def _ended(self, batch: Batch, next_z: Tensor, ctx: TaskContext) -> Tensor:
+        """Return (T, B) with what probability each step ended its episode for good, for TD targets.
+
+        A slice shows an end in its last step alone: whatever is risky would seem safer before that. There the
+        termination head says how likely an end was; without one, as published, the earlier steps count as they are.
+        """
+        if self.model.termination_head is None:
+            return batch.terminated
+        z = torch.cat([self.model.begin(batch.obs[0], ctx, batch.past)[0].unsqueeze(0), next_z])[: len(next_z) - 1]
+        return torch.cat([self.model.termination(z, batch.action[:-1], ctx).sigmoid(), batch.terminated[-1:]])
 
     def value(self, z: Tensor, ctx: TaskContext) -> Tensor:
         """Return the value (...) of latents z (..., n, Z): target Q of the policy's mode, mean of the members."""

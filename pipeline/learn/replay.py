@@ -63,6 +63,8 @@ class ReplayBuffer:
         attach: map the files in `folder` that another process has made and filled, instead of making new ones.
         columns: names of further float32 values per step, (L,), that are stored and saved but not put into batches.
         keep_value_targets: also keep what Q should be at each step; it is put into batches, and not saved.
+        by_steps: sample slices uniformly over the places where they can begin, so that ends are as frequent among last
+            steps as they were; else uniformly over episodes (published), and so more often from short ones.
 
     Attributes:
         obs, action, reward: (capacity, O), (capacity, A) and (capacity,), the stored rows.
@@ -86,6 +88,7 @@ class ReplayBuffer:
         attach: bool = False,
         columns: Sequence[str] = (),
         keep_value_targets: bool = False,
+        by_steps: bool = False,
     ):
         if capacity <= horizon:
             raise ValueError(f"a replay of {capacity} rows cannot hold a slice of {horizon} transitions")
@@ -106,8 +109,8 @@ class ReplayBuffer:
         if keep_value_targets:
             tensors[_TARGETS] = torch.zeros(capacity, device=device)
         self._use(tensors)
-        self._task_weights = task_weights
-        self._episodes = _Episodes(task_weights)
+        self._task_weights, self._by_steps = task_weights, by_steps
+        self._episodes = self._no_episodes()
         self._next_row = 0
 
     @property
@@ -220,7 +223,7 @@ class ReplayBuffer:
     def load_index(self, index: dict[str, Tensor]) -> None:
         """Restore what `index_tensors` of the buffer that filled the files returned."""
         first, _, self._next_row = index["counters"].tolist()
-        self._episodes = _Episodes(self._task_weights, first)
+        self._episodes = self._no_episodes(first)
         self._episodes.extend(index["episodes"], index["imitation"])
 
     def state_tensors(self, since: int = 0) -> dict[str, Tensor]:
@@ -248,7 +251,7 @@ class ReplayBuffer:
         assert (episodes[0] + episodes[1] < self.capacity).all(), "the saved replay is larger than this one"
         since = end - episodes.shape[1]
         if since <= first or not self.num_added:
-            self._episodes = _Episodes(self._task_weights, since)
+            self._episodes = self._no_episodes(since)
         assert self.num_added == since, f"the saved replay starts at episode {since}, this one ends at {self.num_added}"
         while self.num_episodes and self.num_added - self.num_episodes < first:
             self._episodes.drop_oldest()
@@ -306,6 +309,10 @@ class ReplayBuffer:
                     f"an episode of task row {task} holds a value of `{name}` that is not finite at step "
                     f"{int(bad.nonzero()[0])}; it was not stored"
                 )
+
+    def _no_episodes(self, num_added: int = 0) -> _Episodes:
+        """Return an empty index."""
+        return _Episodes(self._task_weights, num_added, self.horizon if self._by_steps else None)
 
     def _make_room(self, rows: int) -> int:
         """Free `rows` consecutive rows by dropping the oldest episodes there; return the first row."""
@@ -423,18 +430,20 @@ class _Episodes:
     Args:
         task_weights: (n,) as `ReplayBuffer` takes them.
         num_added: number that the next episode gets.
+        horizon: of slices, where an episode counts as often as there are slices in it; None where each counts once.
     """
 
-    def __init__(self, task_weights: Tensor | None = None, num_added: int = 0):
+    def __init__(self, task_weights: Tensor | None = None, num_added: int = 0, horizon: int | None = None):
         self._weights = None if task_weights is None else task_weights.double().cpu().numpy()
         if self._weights is not None:
             assert self._weights.min() >= 0, "task weights must not be negative"
             assert 0 < self._weights.max() < math.inf, "task weights must be finite, and one above 0"
-        self.num_added = num_added
+        self.num_added, self._horizon = num_added, horizon
         self._table = np.zeros(16, _EPISODE)
         self._first = self._end = 0  # of the part of the table that is in use
         self._left_out: list[int] = []  # tasks that are not sampled
         self._drawable: tuple[np.ndarray, np.ndarray] | None = None  # as `_find_drawable` returns it
+        self._slices = np.array(())  # (n,) slices in those that may be drawn, summed up
 
     @property
     def stored(self) -> np.ndarray:
@@ -477,6 +486,8 @@ class _Episodes:
     def draw(self, num: int, generator: torch.Generator) -> np.ndarray:
         """Draw (num,) episodes: uniformly, or with weights the task by weight and then its episode uniformly.
 
+        With a horizon, each in proportion to the slices in it.
+
         Raises:
             ValueError: nothing is stored of a task whose weight is above 0.
         """
@@ -486,6 +497,9 @@ class _Episodes:
         assert len(drawable), "nothing to sample from: the replay holds no episode, or all are left out"
         if self._weights is None:
             chosen = torch.randint(len(drawable), (num,), generator=generator).numpy()
+            if self._horizon is not None:
+                share = torch.rand(num, generator=generator, dtype=torch.float64).numpy()
+                chosen = self._by_slices(share, np.array(0), np.array(len(drawable)))
             return self.stored.take(drawable[chosen])  # much faster than indexing here
         weights = self._weights * (counts > 0)
         if not weights.any():
@@ -493,15 +507,26 @@ class _Episodes:
         task = torch.multinomial(torch.from_numpy(weights), num, replacement=True, generator=generator).numpy()
         share = torch.rand(num, generator=generator, dtype=torch.float64).numpy()
         first_of_task = counts.cumsum() - counts
+        if self._horizon is not None:
+            first = first_of_task[task]
+            return self.stored.take(drawable[self._by_slices(share, first, first + counts[task])])
         return self.stored.take(drawable[first_of_task[task] + (share * counts[task]).astype(np.int64)])
+
+    def _by_slices(self, share: np.ndarray, first: np.ndarray, end: np.ndarray) -> np.ndarray:
+        """Return which of the drawable episodes [first, end) hold the slices at this share in [0, 1) of all theirs."""
+        before = np.append(0, self._slices)
+        return np.searchsorted(self._slices, before[first] + share * (before[end] - before[first]), side="right")
 
     def _find_drawable(self) -> tuple[np.ndarray, np.ndarray]:
         """Return which stored episodes may be drawn, with weights those of a task side by side, and (n,) how many."""
         task = self.stored["task"]
         drawable = np.flatnonzero(~np.isin(task, np.array(self._left_out, np.int64)))
+        if self._weights is not None:
+            drawable = drawable[task[drawable].argsort(kind="stable")]
+        if self._horizon is not None:
+            self._slices = (self.stored["length"][drawable] - self._horizon + 1).cumsum()
         if self._weights is None:
             return drawable, np.array(())
-        drawable = drawable[task[drawable].argsort(kind="stable")]
         return drawable, np.bincount(task[drawable], minlength=len(self._weights))
 
 

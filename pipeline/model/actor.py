@@ -109,6 +109,8 @@ class Actor:
     ) -> Tensor:
         """Choose one action per environment. Those whose tasks have the same adapter, or none, are computed together.
 
+        The latter act as if no adapter were there, to the bit, whichever are among the others.
+
         Args:
             obs: (N, O)
             rows: (N,) rows of the task table.
@@ -133,17 +135,40 @@ class Actor:
         groups = self._by_adapter(rows)
         if len(groups) == 1:
             return self._act_with(next(iter(groups)), obs, rows, plan, explore, constraint_weight, envs)
+        every, generator = torch.arange(len(rows)) if envs is None else envs, self._generator
         action, columns = torch.zeros(len(rows), self.model.config.action_dim, dtype=self.table.discount.dtype), {}
         intended = torch.zeros_like(action)
-        for adapter, part in groups.items():
-            planned, weight, these = _take(plan, part), _take(constraint_weight, part), _take(envs, part)
-            these = part if these is None else these
-            action[part] = self._act_with(adapter, obs[part], rows[part], planned, explore, weight, these)
-            intended[part] = self.intended
-            for name, values in self.columns.items():
-                columns.setdefault(name, values.new_zeros(len(rows)))[part] = values
+        if (bare := groups.pop(None, None)) is not None:
+            # The bare model acts in all of them: in its own it acts, to the bit, as if there were no adapters.
+            before = self.state_tensors()
+            action = self._act_with(None, obs, rows, plan, explore, constraint_weight, envs)
+            intended, columns = self.intended.clone(), self.columns
+            mask = torch.ones(len(rows), dtype=torch.bool).index_fill(0, bare, value=False)
+            self._generator = self._take_back(before, every[mask.to(every.device)])
+        try:
+            for adapter, part in groups.items():
+                planned, weight, these = _take(plan, part), _take(constraint_weight, part), _take(every, part)
+                action[part] = self._act_with(adapter, obs[part], rows[part], planned, explore, weight, these)
+                intended[part] = self.intended
+                for name, values in self.columns.items():
+                    columns.setdefault(name, values.new_zeros(len(rows)))[part] = values
+        finally:
+            self._generator = generator
         self.columns, self.intended = columns, intended
         return action
+
+    def _take_back(self, before: dict[str, Tensor], envs: Tensor) -> torch.Generator:
+        """Undo the step that was just made in these environments; return a generator to make another one with.
+
+        What it draws follows from the actor's own, which does not move.
+        """
+        after, envs = self.state_tensors(), envs.to(self.device)
+        for name, dim in self.ENV_DIMS.items():
+            after[name] = after[name].index_copy(dim, envs, before[name].index_select(dim, envs))
+        self.load_state_tensors(after)
+        generator = torch.Generator()
+        generator.set_state(after["generator"])
+        return generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
 
     def act_finite(self, obs: Tensor, rows: Tensor, plan: bool, explore: bool) -> Tensor:
         """Choose actions as `act` does; a step with numbers that are not finite is refused, and nothing of it kept.

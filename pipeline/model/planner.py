@@ -145,7 +145,7 @@ class Rollout(NamedTuple):
     actions: list[Tensor]  # T of (P', N, A)
     returns: Tensor  # (P', N) discounted reward
     last_z: Tensor  # (P', N, Z)
-    alive: Tensor | None  # (P', N) 1 where the episode has not ended by then, else 0; None without termination head
+    alive: Tensor | None  # (P', N) probability that the episode has not ended by then; None without termination head
 
 
 def policy_rollouts(
@@ -170,8 +170,8 @@ def _rollout(
         action = act(t, z)
         reward = decode(model.reward(z, action, ctx), model.bins)
         returns = returns + weight * (reward if alive is None else alive * reward)
+        alive = still_alive(model, ctx, z, action, alive)
         z, carry = model.next(z, action, ctx, carry)
-        alive = _still_alive(model, ctx, z, alive)
         actions.append(action)
     assert isinstance(returns, Tensor)
     return Rollout(actions, returns, z, alive)
@@ -180,7 +180,7 @@ def _rollout(
 def _last_value(
     model: WorldModel, ctx: TaskContext, policy: Rollout, samples: Rollout, noise: Tensor, members: tuple[int, int]
 ) -> Tensor:
-    """Return the value (P, N) at the last latents, as the mean of two Q members; 0 where the episode has ended."""
+    """Return the value (P, N) at the last latents, as the mean of two Q members, if the episode gets so far."""
     z = torch.cat([policy.last_z, samples.last_z])
     action = model.policy(z, ctx, noise).action
     value = decode(model.q(z, action, ctx, members=members), model.bins).mean(0)
@@ -189,16 +189,19 @@ def _last_value(
     return torch.cat([policy.alive, samples.alive]) * value
 
 
-def _still_alive(model: WorldModel, ctx: TaskContext, z: Tensor, alive: Tensor | None) -> Tensor | None:
-    """Return 1 where the episode has not ended by latents z (..., N, Z), else 0; None without termination head.
+def still_alive(model: WorldModel, ctx: TaskContext, z: Tensor, action: Tensor, alive: Tensor | None) -> Tensor | None:
+    """Return the probability (..., N) that the episode goes on after actions (..., N, A) at z (..., N, Z).
 
-    A termination probability above one half counts as the end.
+    Args:
+        model, ctx, z, action: as in `WorldModel.termination`.
+        alive: (..., N) the probability before these actions; None for 1.
 
-    Source: TD-MPC2 (arXiv 2310.16828), the option `episodic` of its later release.
+    Returns:
+        None without termination head.
     """
     if model.termination_head is None:
         return None
-    goes_on = (model.termination(z, ctx) <= 0).to(z.dtype)
+    goes_on = (-model.termination(z, action, ctx)).sigmoid()
     return goes_on if alive is None else alive * goes_on
 
 

@@ -110,7 +110,7 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
         self.target_q_heads = _frozen_copy(self.q_heads)
         self.termination_head = None
         if config.termination:
-            self.termination_head = MLP(state, task, 0, hidden, 1)
+            self.termination_head = MLP(state, task, a, hidden, 1)
             nn.init.zeros_(self.termination_head.blocks[-1].linear.weight)
         self.register_buffer("bins", self._bins(torch.get_default_dtype()), persistent=False)
 
@@ -244,15 +244,14 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
             return self.target_q_heads(ctx.target_q, z, a, members)
         return self.q_heads(ctx.q, z, a, members)
 
-    def termination(self, z: Tensor, ctx: TaskContext) -> Tensor:
-        """Predict whether the episode has ended for good at latents z (..., n, Z), as logits (...).
+    def termination(self, z: Tensor, a: Tensor, ctx: TaskContext) -> Tensor:
+        """Predict whether actions a (..., n, A) at z (..., n, Z) end the episode for good, as logits (..., n).
 
-        Only for a model with `config.termination`. Its input is the latent after a step, not before it.
-
-        Source: TD-MPC2 (arXiv 2310.16828), the option `episodic` of its later release.
+        Only for a model with `config.termination`. TD-MPC2 asks the next latent instead, which holds what the next
+        observation shows: an end that does not show in it would be as likely after every action.
         """
         assert self.termination_head is not None
-        return self.termination_head(ctx.termination, z).squeeze(-1)
+        return self.termination_head(ctx.termination, z, a).squeeze(-1)
 
     def sync_target(self) -> None:
         """Make the target Q heads a fresh copy of the online ones, low-rank adapters included.

@@ -131,10 +131,10 @@ def make_replay(sizes: config.Model) -> Callable[..., ReplayBuffer]:
     if sizes.history is not None:
         from pipeline.systems.history.replay import ReplayWithPast
 
-        return partial(ReplayWithPast, context=sizes.history.context)
+        return partial(ReplayWithPast, context=sizes.history.context, by_steps=sizes.termination)
     from pipeline.learn.replay import ReplayBuffer
 
-    return ReplayBuffer
+    return partial(ReplayBuffer, by_steps=sizes.termination)
 
 
 def offline_extensions(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import traceback
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -11,9 +14,13 @@ from gymnasium.spaces import Box, flatdim, flatten
 
 from pipeline.config import near
 from pipeline.tasks.opengl import backend, settle_backend, why_off
+from pipeline.tasks.own_vector import OneOfVector
 from pipeline.tasks.rendering import RenderingUnavailable
 from pipeline.tasks.spaces import actions_of, layout_of
 from pipeline.tasks.spec import Bounds
+
+# Packages that bring environments, by the module they are imported as.
+_PACKAGES = {"gymnasium_robotics": "-c constraints.txt gymnasium-robotics"}
 
 
 class GymnasiumSimulator:
@@ -111,12 +118,22 @@ def drawing_options() -> dict[str, Any]:
 
 def _make(env_id: str, kwargs: dict[str, Any]) -> gymnasium.Env:
     try:
+        module, _, name = env_id.rpartition(":")
+        if module:
+            importlib.import_module(module)
+        spec = gymnasium.registry.get(name)
+        if spec and spec.entry_point is None:  # a vector environment alone, which has no time limit around it
+            return OneOfVector(env_id, {name: value for name, value in kwargs.items() if name != "max_episode_steps"})
         return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"env_id {env_id!r}: {error}. The part before `:` is a module that Python can import from here; install "
-            "its package, or run from the folder that holds it."
-        ) from error
+        if (missing := error.name or "") in _PACKAGES:
+            how = f"It comes with a package: `pip install {_PACKAGES[missing]}`."
+        elif env_id.partition(":")[0].startswith(missing):
+            how = "The part before `:` is a module that Python can import from here; install its package, or run from "
+            how += "the folder that holds it."
+        else:
+            how = f"It imports {missing}: install that."
+        raise ValueError(f"env_id {env_id!r}: {error}. {how}") from error
     except gymnasium.error.UnregisteredEnv as error:
         name = env_id.rpartition(":")[2]
         raise ValueError(
@@ -126,6 +143,14 @@ def _make(env_id: str, kwargs: dict[str, Any]) -> gymnasium.Env:
         ) from error
     except gymnasium.error.Error as error:
         raise ValueError(f"env_id {env_id!r} cannot be built: {error}") from error
+    except TypeError:  # arguments that it does not take: whoever has the task file says so
+        raise
+    except Exception as error:  # of its own code
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise ValueError(
+            f"env_id {env_id!r} cannot be built: {type(error).__name__}{f': {error}' if str(error) else ''} "
+            f"({'/'.join(Path(place.filename).parts[-3:])}, line {place.lineno})"
+        ) from error
 
 
 def _resize(frame: np.ndarray, size: int) -> np.ndarray:

@@ -20,6 +20,7 @@ from pipeline.tasks.task_env import TaskEnv
 _NUM_STEPS = 200  # that are looked at, or more
 _EPISODES, _MOST_EPISODES = 3, 5
 _SECONDS = 30.0  # a slow simulator's episode is looked at for so long, not to its end
+_DRIFT, _LARGE = 10, 1e4  # growth within an episode, and size, of an observation that are warned of
 _PADDING = 3  # entries beyond the task's own, to see that they stay zero and have no effect
 
 
@@ -138,7 +139,8 @@ def _repeatable(one: TaskEnv, other: TaskEnv) -> str:
             if (step := _first_difference(first, _rollout(env, seed, num_steps=lengths[-1]))) is not None:
                 raise ValueError(
                     f"{what}, from step {step} on: reset(seed=) must determine the whole episode. Draw every random "
-                    "number from the environment's own `self.np_random`"
+                    "number from the environment's own `self.np_random`, and keep no running statistics of "
+                    "observations or rewards (NormalizeObservation, NormalizeReward)"
                 )
         if sum(lengths) >= _NUM_STEPS:
             break
@@ -169,30 +171,64 @@ def _masked(one: TaskEnv, other: TaskEnv) -> str:
 
 def _random_episodes(env: TaskEnv) -> str:
     """Play whole episodes: three, or up to five where they end early."""
-    rewards, ends, begun = np.zeros(0), [], time.perf_counter()
-    while len(ends) < _MOST_EPISODES and len(rewards) < _EPISODES * env.task.episode_length:
-        episode = _rollout(env, seed=len(ends))
-        ends.append((len(episode.reward), episode.terminated, episode.truncated))
+    rewards, episodes, begun = np.zeros(0), list[_Rollout](), time.perf_counter()
+    while len(episodes) < _MOST_EPISODES and len(rewards) < _EPISODES * env.task.episode_length:
+        episodes.append(episode := _rollout(env, seed=len(episodes)))
         rewards = np.append(rewards, episode.reward)
         if time.perf_counter() - begun > _SECONDS:
             break
     env.close()
     speed = len(rewards) / (time.perf_counter() - begun)
-    lengths, terminations = [length for length, *_ in ends], sum(terminated for _, terminated, _ in ends)
+    lengths, terminations = [len(one.reward) for one in episodes], sum(one.terminated for one in episodes)
     found = (
-        f"{len(ends)} episodes of {', '.join(map(str, lengths))} steps at {speed:.0f} steps/s, rewards "
+        f"{len(episodes)} episodes of {', '.join(map(str, lengths))} steps at {speed:.0f} steps/s, rewards "
         f"{rewards.min():.3g} to {rewards.max():.3g}, {terminations} terminations"
     )
-    if lengths[0] == env.task.episode_length or len(ends) == 1 or len(set(ends)) > 1:
-        return found
-    found += f". Every episode ends at step {lengths[0]} of {env.task.episode_length}, whatever is done"
-    if not terminations:
-        raise _Doubt(f"{found}: the environment truncates it. Write episode_length: {lengths[0]}")
-    raise _Doubt(
-        f"{found}, with terminated=True. Is it a time limit? Then write episode_length: {lengths[0]} and let the "
+    if terminations:
+        found += " (plans reckon with ends if `model.termination` in params.yaml is true)"
+    doubts = [_always_ends(episodes, env.task.episode_length), _drifting(episodes, env.task.obs_dim)]
+    if any(doubts):
+        raise _Doubt(". ".join([found, *filter(None, doubts)]))
+    return found
+
+
+def _always_ends(episodes: list[_Rollout], limit: int) -> str:
+    """Say that every episode ends at one step before its limit, if so: that may be a time limit."""
+    ends = {(len(one.reward), one.terminated, one.truncated) for one in episodes}
+    length, terminated, _ = next(iter(ends))
+    if length == limit or len(episodes) == 1 or len(ends) > 1:
+        return ""
+    found = f"Every episode ends at step {length} of {limit}, whatever is done"
+    if not terminated:
+        return f"{found}: the environment truncates it. Write episode_length: {length}"
+    return (
+        f"{found}, with terminated=True. Is it a time limit? Then write episode_length: {length} and let the "
         "environment say truncated: after a termination nothing is worth anything, after a time limit what might have "
         "come counts"
     )
+
+
+def _drifting(episodes: list[_Rollout], obs_dim: int) -> str:
+    """Say which entries of the observation grow all through an episode, or are very large."""
+    found, most = np.ones(obs_dim, bool), np.zeros(obs_dim)
+    for one in episodes:
+        size, part = np.abs(one.obs[:, :obs_dim]), -(-len(one.obs) // 10)
+        early, late = size[:part].mean(0), size[-part:].mean(0)
+        found &= late > _DRIFT * np.maximum(early, 1)
+        most = np.maximum(most, size.max(0))
+    doubts = []
+    if found.any():
+        doubts.append(
+            f"Entries {np.flatnonzero(found).tolist()} of the observation grow to more than {_DRIFT} times what they "
+            "are at first: a counter, or a place that is left behind? What training has not met tells it nothing: take "
+            "them out, or give them relative to something"
+        )
+    if (most > _LARGE).any():
+        doubts.append(
+            f"Entries {np.flatnonzero(most > _LARGE).tolist()} of the observation reach {most.max():.0e}: give them in "
+            "units in which they are about 1"
+        )
+    return ". ".join(doubts)
 
 
 def _image(env: TaskEnv, frame: Path) -> str:

@@ -22,6 +22,11 @@ class Actions(NamedTuple):
     convert: Callable[[np.ndarray], Any]  # of (a,) float64 within these bounds
     text: str  # the same for a reader
 
+    def of_unit(self, action: np.ndarray) -> Any:
+        """Return the environment's own action for one of the agent, (a,) in [-1, 1]; values outside are clipped."""
+        unit = np.clip(np.asarray(action, np.float64), -1, 1)
+        return self.convert(unit * ((self.high - self.low) / 2) + (self.low + self.high) / 2)
+
 
 def actions_of(name: str, space: Space, bounds: Bounds | None = None) -> Actions:
     """Return how actions of a space are made.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any, ClassVar, Protocol
 
 import gymnasium
@@ -80,12 +81,13 @@ class TaskEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         """Start an episode.
 
         Args:
-            seed: below 2**32; None draws one from this environment's own generator.
+            seed: below 2**32, numpy's too; None draws one from this environment's own generator.
             options: not used by any task.
 
         Returns:
             The first observation and `{"success": False}`.
         """
+        seed = None if seed is None else operator.index(seed)
         super().reset(seed=seed)
         self._seed = int(self.np_random.integers(2**32)) if seed is None else seed
         try:

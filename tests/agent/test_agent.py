@@ -49,6 +49,16 @@ def test_saved_and_loaded_acts_the_same(agent: Agent, checkpoint: Path) -> None:
             assert np.array_equal(loaded.act(obs, task=spec.name), agent.act(obs, task=spec.name))
 
 
+def test_a_termination_head_that_saw_no_action_is_refused_by_its_name(tmp_path: Path) -> None:
+    sizes = dataclasses.replace(SIZES, termination=True)
+    make_agent(sizes=sizes).save_pretrained(tmp_path)
+    assert Agent.from_pretrained(tmp_path).model.config == sizes
+    weights, key = load_file(tmp_path / "model.safetensors"), "termination_head.0.linear.weight"
+    save_file(weights | {key: weights[key][:, : -sizes.action_dim].contiguous()}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"termination head is of an older version .* Train it anew"):
+        Agent.from_pretrained(tmp_path)
+
+
 def test_the_weights_also_load_as_a_plain_hub_model(agent: Agent, checkpoint: Path) -> None:
     model = WorldModel.from_pretrained(checkpoint)
     assert model.config == SIZES

@@ -16,8 +16,11 @@ from pipeline.agent import Agent
 from pipeline.known_tasks import MAX_SAID
 from pipeline.model.task_table import FREE
 from pipeline.systems.m3po.actor import M3poActor
-from tests.tiny_agent import ENCODER, NEW, PLANNER, SIZES, SPECS, adapted, make_agent, obs_for
+from tests.tiny_agent import ENCODER, NEW, PLANNER, SIZES, SPECS, adapted, embeddings_of, make_agent, obs_for
 
+WITH_PAST = dataclasses.replace(
+    SIZES, history=config.History(context=3, layers=1, heads=2, dim=16, mlp_dim=16, backbone="dynamics")
+)
 ROWS = (SPECS[1], NEW, SPECS[0], NEW, SPECS[2], SPECS[0])
 
 
@@ -152,7 +155,7 @@ def test_one_environment_begins_an_episode_and_the_others_go_on(history: bool) -
     assert agent.num_envs == 3
 
 
-@pytest.mark.parametrize("envs", [[3], [-1], [True, False, False], [0.5], ["0"], [[0]]])
+@pytest.mark.parametrize("envs", [[3], [-1], [True, False], [0.5], ["0"], [[0]]])
 def test_environments_that_are_not_there_do_not_begin(agent: Agent, envs: Any) -> None:
     agent.reset(3, seed=0)
     with pytest.raises(ValueError, match="numbers from 0 to 2"):
@@ -194,3 +197,90 @@ def test_one_call_may_give_more_instructions_than_are_remembered(agent: Agent) -
     assert np.array_equal(agent.act(np.ones((count, 4)), instruction=texts, action_dim=2, plan=False), found)
     agent.act(np.ones((count, 4)), instruction="Stop.", action_dim=2, plan=False)
     assert len(agent.table.names) == 4 + MAX_SAID
+
+
+@pytest.mark.parametrize("sizes", [SIZES, WITH_PAST], ids=["present", "past"])
+@pytest.mark.parametrize("plan", [True, False])
+def test_rows_without_adapter_act_to_the_bit_as_if_there_were_none(tmp_path: Path, plan: bool, sizes: Any) -> None:
+    make_agent(sizes=sizes).save_pretrained(tmp_path / "base")
+    texts = [(f"pull {n}.", f"pull {n} hard.") for n in range(10)]
+    news = [dataclasses.replace(NEW, name=f"pull-{n}", instructions=text) for n, text in enumerate(texts)]
+    bare, many = (Agent.from_pretrained(tmp_path / "base") for _ in range(2))
+    for seed, spec in enumerate(news):
+        adapted(tmp_path / "base", tmp_path / spec.name, spec, seed)
+        many.add_adapter(tmp_path / spec.name)
+        bare.add_task(spec, embeddings_of([spec]), 0.97)
+    rows = [news[0], SPECS[0], news[7], SPECS[1], news[0], SPECS[2], SPECS[0]]
+    own, found = [1, 3, 5, 6], {}
+    for name, agent in (("bare", bare), ("many", many)):
+        agent.reset(len(rows), seed=5)
+        steps = []
+        for step in range(4):
+            obs = np.zeros((len(rows), 6), np.float32)
+            for row, spec in enumerate(rows):
+                obs[row, : spec.obs_dim] = obs_for(spec, seed=10 * step + row)
+            steps.append(agent.act(obs, task=[spec.name for spec in rows], plan=plan, explore=True))
+            if step == 1:
+                agent.reset(envs=[1, 2])
+        found[name] = np.stack(steps)
+    assert np.array_equal(found["bare"][:, own], found["many"][:, own])
+    assert (np.abs(found["bare"] - found["many"])[:, [0, 2, 4]].max((1, 2)) > 1e-3).all()
+    assert not np.array_equal(found["many"][:, 0], found["many"][:, 4])  # two of one adapter draw different noise
+    again = []
+    for _ in range(2):
+        many.reset(len(rows), seed=5)
+        again.append(many.act(obs, task=[spec.name for spec in rows], plan=plan, explore=True))
+    assert np.array_equal(*again)
+
+
+# --- numbers as people have them --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [np.int64(3), np.uint8(3), np.array(3), torch.tensor(3)], ids=repr)
+def test_a_seed_of_another_library_is_the_same_seed(agent: Agent, seed: Any) -> None:
+    found = []
+    for given in (3, seed):
+        agent.reset(np.int64(2), seed=given)
+        found.append(agent.act(batch_of(0)[:1].repeat(2, 0), task="reach", explore=True))
+    assert np.array_equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"seed": 3.0}, r"`seed` is 3\.0: expected a whole number"),
+        ({"seed": np.random.default_rng(0)}, "`seed` is Generator.*: expected a whole number"),
+        ({"seed": 2**70}, r"`seed` is \d+: expected a whole number from"),
+        ({"num_envs": "3"}, "`num_envs` is '3': expected a whole number"),
+        ({"num_envs": 0}, "`num_envs` is 0: expected a whole number from 1"),
+    ],
+)
+def test_what_is_no_whole_number_is_refused_and_changes_nothing(agent: Agent, given: Any, message: str) -> None:
+    agent.reset(2, seed=1)
+    with pytest.raises(ValueError, match=message):
+        agent.reset(**given)
+    assert agent.num_envs == 2
+    assert len(agent.actor.state_tensors()["is_first"]) == 2
+
+
+@pytest.mark.parametrize(
+    "envs", [np.array([False, True, False]), [False, True, False], 1, np.int64(1), torch.tensor([1])]
+)
+def test_episodes_begin_where_a_mask_or_a_number_says(agent: Agent, envs: Any) -> None:
+    agent.reset(3, seed=0)
+    agent.act(batch_of(0)[:1].repeat(3, 0), task="reach")
+    agent.reset(envs=envs)
+    assert agent.actor.state_tensors()["is_first"].tolist() == [False, True, False]
+    with pytest.raises(ValueError, match="or 3 times True or False"):
+        agent.reset(envs=[True, False])
+
+
+def test_tasks_and_instructions_can_be_mixed_row_by_row(agent: Agent) -> None:
+    agent.reset(len(ROWS), seed=0)
+    expected = agent.act(batch_of(0), task=[spec.name for spec in ROWS], plan=False)
+    tasks = [spec.name if row % 2 else None for row, spec in enumerate(ROWS)]
+    texts = (None if row % 2 else spec.instructions[0] for row, spec in enumerate(ROWS))
+    found = agent.act(batch_of(0), task=tasks, instruction=texts, plan=False, action_dim=[s.action_dim for s in ROWS])
+    assert np.array_equal(found, expected)
+    with pytest.raises(ValueError, match="one of the two for environment 2"):
+        agent.act(batch_of(0), task=["reach", "pull", None, "pull", "push", "walk"])

@@ -410,3 +410,20 @@ def test_demonstrations_fill_a_buffer_of_their_size():
         from_demos([(0, demonstration(5, obs_dim=5))], 4, 2, HORIZON)
     with pytest.raises(ValueError, match=r"a-task has 2 steps, planner\.horizon is 3"):
         from_demos([(0, demonstration(2)), (0, demonstration(5))], 4, 2, HORIZON)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_by_steps_every_place_where_a_slice_can_begin_is_as_likely(weighted: bool) -> None:
+    lengths = [3, 12, 40, 5, 60, 25, 4]  # the first ones are dropped for the last
+    weights = torch.ones(7) if weighted else None
+    buffer = filled(140, lengths, by_steps=True, task_weights=weights)
+    slices = buffer._episodes.stored["length"] - HORIZON + 1
+    assert 2 < len(slices) < len(lengths)
+    batch = buffer.sample(40_000, torch.Generator().manual_seed(0))
+    number, step = batch.obs[0, :, 0], batch.obs[0, :, 1]
+    groups = [number == one for one in number.unique()] if weighted else [torch.ones_like(number, dtype=torch.bool)]
+    for group in groups:
+        counts = torch.unique(100 * number[group] + step[group], return_counts=True)[1].float()
+        assert (counts / counts.sum() - 1 / len(counts)).abs().max() < 0.25 / len(counts)
+    ends = len(slices) / slices.sum() if not weighted else (1 / slices).mean()
+    assert float(batch.terminated[-1].mean()) == pytest.approx(ends, abs=0.01)

@@ -22,9 +22,9 @@ def outputs(model: WorldModel, obs: torch.Tensor, action: torch.Tensor, table: T
         ctx = model.context(table, torch.arange(3))
         z = model.encode(obs, ctx)
         policy = model.policy(z, ctx, torch.ones_like(table.action_mask))
-        found = [z, model.next(z, action, ctx)[0], model.reward(z, action, ctx), model.termination(z, ctx)]
-        found += [model.q(z, action, ctx), model.q(z, action, ctx, target=True)]
-        found.append(decode(found[4], model.bins))
+        found = [z, model.next(z, action, ctx)[0], model.reward(z, action, ctx)]
+        found += [model.q(z, action, ctx), model.q(z, action, ctx, target=True), model.termination(z, action, ctx)]
+        found.append(decode(found[3], model.bins))
         return [*found, *(part[:, : TINY.action_dim] for part in (policy.mean, policy.log_std, policy.action))]
 
 

@@ -107,6 +107,27 @@ def test_a_package_that_an_environment_needs_is_named():
         GymnasiumTask("eft-test/Needy-v0", {})
 
 
+def test_what_fails_in_an_environments_own_code_is_said_with_its_place():
+    def broken(**_):
+        raise AssertionError
+
+    gymnasium.register("eft-test/Broken-v0", entry_point=broken)
+    with pytest.raises(
+        ValueError, match=r"cannot be built: AssertionError \(.*tasks/test_any_gymnasium\.py, line \d+\)"
+    ):
+        GymnasiumTask("eft-test/Broken-v0", {})
+
+
+def test_a_module_that_is_missing_is_named_with_what_brings_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "gymnasium_robotics", None)
+    with pytest.raises(ValueError, match=r"`pip install -c constraints\.txt gymnasium-robotics`"):
+        GymnasiumTask("gymnasium_robotics:FetchReach-v4", {})
+    (tmp_path / "needs_more.py").write_text("import no_such_library\n")
+    with pytest.raises(ValueError, match=r"It imports no_such_library: install that"):
+        GymnasiumTask("needs_more:lab/Arm-v0", {})
+
+
 def test_drawing_without_a_display_says_nothing():
     pytest.importorskip("pygame")
     code = "from pipeline.tasks.any_gymnasium import GymnasiumTask as Task; task = Task('Pendulum-v1', {}, 32);"

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import gymnasium
 import numpy as np
@@ -70,7 +71,7 @@ class Counter(gymnasium.Env):
 
     def _observe(self):
         stray = np.random.normal() if self.stray is not None and self.steps >= self.stray else 0
-        return np.array([self.start, self.steps, stray], np.float32)
+        return np.array([self.start, self.steps / 100, stray], np.float32)
 
 
 gymnasium.register("eft-test/Counter-v0", entry_point=Counter)
@@ -173,3 +174,54 @@ def test_a_frame_is_saved(tmp_path):
         pytest.skip(image.detail)
     assert image.passed
     assert (tmp_path / "frame.png").read_bytes()[1:4] == b"PNG"
+
+
+class Drifting(gymnasium.Env):
+    """Observes three things, of which the second is made of the step and the third is as it was."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, of_step):
+        self.of_step = of_step
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._observe(), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self._observe(), 0.0, False, False, {}
+
+    def _observe(self):
+        return np.array([self.np_random.normal(), eval(self.of_step)(self.steps), 1], np.float32)
+
+
+gymnasium.register("eft-test/Drifting-v0", entry_point=Drifting)
+
+
+@pytest.mark.parametrize(
+    ("of_step", "doubt"),
+    [
+        ("lambda step: step", r"Entries \[1\] of the observation grow to more than 10 times .* a counter"),
+        ("lambda step: -0.5 * step", r"Entries \[1\] of the observation grow"),
+        ("lambda step: 3e4", r"Entries \[1\] of the observation reach 3e\+04: give them in units"),
+        ("lambda step: step / 50", None),  # within one
+        ("lambda step: 100 + step", None),
+        ("lambda step: 30 if step == 49 else 0", None),  # once
+    ],
+)
+def test_observations_that_grow_all_through_an_episode_are_doubted(of_step, doubt):
+    spec = parse_spec(VALUES | {"env_id": "eft-test/Drifting-v0", "env_kwargs": {"of_step": of_step}}, "mine.yaml")
+    found = next(one for one in check_task(spec) if one.check == "random episodes")
+    assert found.passed
+    assert found.doubtful == (doubt is not None)
+    if doubt:
+        assert re.search(doubt, found.detail), found.detail
+
+
+def test_ends_are_said_to_need_a_parameter_to_be_planned_for():
+    spec = parse_spec(VALUES | {"env_id": "eft-test/Counter-v0", "env_kwargs": {"probability": 0.2}}, "mine.yaml")
+    found = next(one for one in check_task(spec) if one.check == "random episodes")
+    assert "terminations (plans reckon with ends if `model.termination`" in found.detail

@@ -158,3 +158,12 @@ def test_rendering_must_be_asked_for_when_building():
     env = build()
     with pytest.raises(RuntimeError, match="render_size"):
         env.render()
+
+
+@pytest.mark.parametrize("seed", [np.int64(3), np.uint32(3), np.array(3)], ids=repr)
+def test_a_seed_of_numpy_is_the_same_seed(seed):
+    env = build()
+    assert env.reset(seed=seed)[0].tolist() == env.reset(seed=3)[0].tolist()
+    drawn = [env.reset()[0][0] for _ in range(2)]
+    env.reset(seed=seed)
+    assert [env.reset()[0][0] for _ in range(2)] == drawn
