@@ -10,7 +10,8 @@ own        own episodes, no labels
 labels     own episodes, labelled where an expert can be asked (`finetune.teacher: label`)
 
 In the end policy and plans play the same episodes of every task. Adds scores, differences from the control, and the
-claims to results/learning.json.
+claims to results/learning.json; with the parameters of params.yaml also writes checkpoints/ways.json, which the report
+shows.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from benchmarks.probe import played
 from pipeline import config
 from pipeline.agent import Agent
 from pipeline.files import read_json, write_json
+from pipeline.run.provenance import machine
 from pipeline.statistics import bootstrap_runs
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -40,6 +42,7 @@ WAYS: dict[str, dict[str, Any]] = {
 GAINS = {"own": 0.04, "labels": 0.08}  # promised, of the policy's mean score over the control's
 FOLDER = Path(".resume/learning")
 COMMAND = "python -m benchmarks.learning"
+SHOWN = Path("checkpoints/ways.json")  # by the report
 
 
 def measure(folder: Path, way: str, seed: int, changed: Mapping[str, Any], episodes: int) -> dict[str, Any]:
@@ -102,24 +105,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     words = ["--name", options.name, "--seeds", *map(str, options.seeds), "--ways", *options.ways]
     words += ["--set", *options.set] if options.set else []
-    results.add(
-        "learning",
-        f"runs.{options.name}",
-        " ".join([COMMAND, *words]),
-        time.monotonic() - started,
-        claims,
-        policy=policy,
-        plan=plan,
-        commits=sorted({one["commit"] for found in runs.values() for one in found}),
-        tasks={
+    command, seconds = " ".join([COMMAND, *words]), time.monotonic() - started
+    found: dict[str, Any] = {
+        "commits": sorted({one["commit"] for found in runs.values() for one in found}),
+        "policy": policy,
+        "plan": plan,
+        "tasks": {
             way: {
-                task: [round(float(np.mean(one["policy"][task][0])), 3) for one in found] for task in found[0]["policy"]
+                task: [round(float(np.mean(one["policy"][task][0])), 3) for one in done] for task in done[0]["policy"]
             }
-            for way, found in runs.items()
+            for way, done in runs.items()
         },
-        pretrained=[round(one["pretrained"], 4) for one in next(iter(runs.values()))],
-        seconds_per_run={way: [one["seconds"] for one in found] for way, found in runs.items()},
-    )
+    }
+    more = {
+        "pretrained": [round(one["pretrained"], 4) for one in next(iter(runs.values()))],
+        "seconds_per_run": {way: [one["seconds"] for one in done] for way, done in runs.items()},
+    }
+    results.add("learning", f"runs.{options.name}", command, seconds, claims, **found, **more)
+    if not changed:
+        write_json(SHOWN, {"command": command, "machine": machine(), **found})
 
 
 def parse_changes(words: Sequence[str]) -> dict[str, dict[str, Any]]:

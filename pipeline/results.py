@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from pipeline import config
 from pipeline.files import read_json
 from pipeline.run.metrics import FILE, Table, read_rows
 
-WAYS = Path("benchmarks/results/learning.json")  # ways of finetuning, compared by `python -m benchmarks.learning`
 _EXPERT_USE = "expert_use/"  # before the layers' names, of the tables of which task used which expert
 
 
@@ -194,16 +193,6 @@ class Ways(BaseModel):
     tasks: dict[str, dict[str, list[float]]]  # by way and task, the policy's score with each seed
 
 
-class _LearningParts(BaseModel):
-    ways: Ways | None = Field(None, alias="runs.default")
-
-
-class _Learning(BaseModel):
-    """What the benchmarks of learning have put into one file."""
-
-    parts: _LearningParts
-
-
 class Reconstructions(BaseModel):
     """What the autoencoder of pictures has learned (training.json)."""
 
@@ -323,7 +312,7 @@ def read_results(root: str | Path = ".") -> Results:
         if learned.exists()
         else None,
         picture_clusters=_parse(TaskClusters, apart, "embed") if apart.exists() else None,
-        ways=_read_ways(root / WAYS, tasks.train),
+        ways=_read_ways(checkpoints / "ways.json", tasks.train),
         missing=missing,
     )
 
@@ -332,8 +321,8 @@ def _read_ways(path: Path, tasks: Sequence[str]) -> Ways | None:
     """Read how ways of finetuning compare; None where that was not measured, or on other tasks than these."""
     if not path.exists():
         return None
-    ways = _parse(_Learning, path, "report").parts.ways
-    return ways if ways and all(set(scores) == set(tasks) for scores in ways.tasks.values()) else None
+    ways = _parse(Ways, path, "report")
+    return ways if all(set(scores) == set(tasks) for scores in ways.tasks.values()) else None
 
 
 def read_teaching_curve(path: Path) -> list[TaughtPoint]:

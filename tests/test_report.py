@@ -357,14 +357,13 @@ def ways(tasks: Sequence[str]) -> dict:
     means = {"control": 0.71, "own": 0.73, "own_minus_control": 0.02, "labels": 0.86, "labels_minus_control": 0.15}
     found = {name: {"score": value, "low": value - 0.01, "high": value + 0.01} for name, value in means.items()}
     scores = {way: {task: [0.7, 0.8] for task in tasks} for way in ("control", "own", "labels")}
-    part = {"command": "python -m benchmarks.learning", "commits": ["0123abc"], "machine": {}, "policy": found}
-    return {"claims": {}, "parts": {"runs.default": part | {"plan": found, "tasks": scores}}}
+    measured = {"command": "python -m benchmarks.learning", "commits": ["0123abc"], "machine": {}}
+    return measured | {"policy": found, "plan": found, "tasks": scores}
 
 
 def test_ways_of_finetuning_stand_beside_each_other_where_they_were_compared_on_these_tasks(changed):
     assert "What online learning is worth" not in make_page(changed)[0]
-    file = changed / "benchmarks/results/learning.json"
-    file.parent.mkdir(parents=True)
+    file = changed / "checkpoints/ways.json"
     write_json(file, ways(TASKS))
     _, page = make_page(changed)
     words = page.words("curves")
@@ -373,9 +372,9 @@ def test_ways_of_finetuning_stand_beside_each_other_where_they_were_compared_on_
     write_json(file, ways(["mw-reach"]))
     assert "What online learning is worth" not in make_page(changed)[0]
     content = ways(TASKS)
-    del content["parts"]["runs.default"]["command"]
+    del content["command"]
     write_json(file, content)
-    with pytest.raises(ValueError, match=r"learning.json: `parts.runs.default.command`: Field required"):
+    with pytest.raises(ValueError, match=r"ways.json: `command`: Field required"):
         make_page(changed)
 
 
