@@ -45,10 +45,21 @@ COMMAND = "python -m benchmarks.learning"
 SHOWN = Path("checkpoints/ways.json")  # by the report
 
 
-def measure(folder: Path, way: str, seed: int, changed: Mapping[str, Any], episodes: int) -> dict[str, Any]:
-    """Train one way with one seed and play it in the end, unless that is done; return its scores and figures."""
+def measure(
+    folder: Path, way: str, seed: int, changed: Mapping[str, Any], episodes: int, planned: int
+) -> dict[str, Any]:
+    """Train one way with one seed and play it in the end, unless that is done; return its scores and figures.
+
+    Args:
+        folder: of all runs.
+        way: one of WAYS.
+        seed: of base and run.
+        changed: parameters of each section that are not those of params.yaml.
+        episodes: of each task by the policy alone.
+        planned: of each task by plans, the first of the same starts.
+    """
     base, run = folder / f"base-{seed}", folder / f"{way}-{seed}"
-    noted = run / f"played-{episodes}.json"
+    noted = run / f"played-{episodes}-{planned}.json"
     if not noted.exists():
         finetune_runs.pretrained(base, changed, seed)
         settings = {**changed.get("finetune", {}), **WAYS[way]}
@@ -57,7 +68,7 @@ def measure(folder: Path, way: str, seed: int, changed: Mapping[str, Any], episo
         agent = Agent.from_pretrained(run / "checkpoints/finetune/model")
         specs = list(agent.tasks.values())
         found = {"policy": played(agent, specs, episodes, seed + 100, False)}
-        found["plan"] = played(agent, specs, episodes, seed + 100, True)
+        found["plan"] = played(agent, specs, planned, seed + 100, True)
         first, *_ = done["eval/score"][1]
         write_json(noted, {"seconds": done["seconds"], "commit": done["commit"], "pretrained": first, **found})
     return read_json(noted, COMMAND)
@@ -89,12 +100,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="default: 1 2 3")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="default: all")
     parser.add_argument("--episodes", type=int, default=40, help="of each task in the end (default: 40)")
+    parser.add_argument("--planned", type=int, default=10, help="likewise by plans, which take longer (default: 10)")
     parser.add_argument("--set", nargs="*", default=[], metavar="SECTION.KEY=VALUE", help="parameters that differ")
     parser.add_argument("--name", default="default", help="of the figures in results/learning.json")
     options = parser.parse_args(arguments)
     started, changed = time.monotonic(), parse_changes(options.set)
+    episodes = options.episodes, options.planned
     runs = {
-        way: [measure(FOLDER / options.name, way, seed, changed, options.episodes) for seed in options.seeds]
+        way: [measure(FOLDER / options.name, way, seed, changed, *episodes) for seed in options.seeds]
         for way in options.ways
     }
     policy, plan = summed_up(runs, "policy"), summed_up(runs, "plan")
@@ -104,6 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if f"{way}_minus_control" in policy
     }
     words = ["--name", options.name, "--seeds", *map(str, options.seeds), "--ways", *options.ways]
+    words += ["--episodes", str(options.episodes), "--planned", str(options.planned)]
     words += ["--set", *options.set] if options.set else []
     command, seconds = " ".join([COMMAND, *words]), time.monotonic() - started
     found: dict[str, Any] = {

@@ -27,7 +27,8 @@ def test_ways_are_trained_from_one_base_and_stand_beside_their_control(tmp_path,
     shutil.copy(PROJECT / "params.yaml", tmp_path)
     (tmp_path / "my_tasks").mkdir()
     monkeypatch.chdir(tmp_path)
-    words = ["--seeds", "3", "--ways", "control", "own", "--episodes", "1", "--name", "small", "--set", *SMALL]
+    words = ["--seeds", "3", "--ways", "control", "own", "--episodes", "1", "--planned", "1", "--name", "small"]
+    words += ["--set", *SMALL]
     learning.main(words)
     found = json.loads((tmp_path / "learning.json").read_text(encoding="utf-8"))
     part = found["parts"]["runs.small"]
