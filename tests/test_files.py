@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pipeline.files import add_files, atomic_file, atomic_folder, read_json, write_json
+from pipeline.files import add_files, atomic_file, atomic_folder, parse_yaml, read_json, write_json
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -312,3 +313,31 @@ def test_a_folder_without_permission_is_named(tmp_path):
             write_json(tmp_path / "a.json", json.loads("1"))
     finally:
         tmp_path.chmod(0o700)
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 8)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: " + "[" * 100_000, "brackets are nested more than 50 deep"),
+        ("- " * 5000, "recursion"),
+        (BOMB, "more than 200,000 values, by its aliases"),
+        ("a: &a [*a]", "more than 200,000 values, by its aliases"),
+        ("a: [1", "expected"),
+        ("a: 2001-99-99", "month"),
+    ],
+    ids=["brackets", "dashes", "aliases", "itself", "syntax", "date"],
+)
+def test_yaml_that_cannot_be_meant_is_refused_at_once(text, message):
+    started = time.monotonic()
+    with pytest.raises(ValueError, match=rf"params\.yaml is not valid YAML: (.|\n)*{message}"):
+        parse_yaml(text, "params.yaml")
+    assert time.monotonic() - started < 5
+
+
+def test_yaml_is_read_as_dvc_does():
+    assert parse_yaml("{lr: 3e-4, tasks: [a, b], none: null}", "x") == {"lr": 3e-4, "tasks": ["a", "b"], "none": None}

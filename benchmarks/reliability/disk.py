@@ -6,6 +6,7 @@ what the job would write.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -13,11 +14,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reliability.jobs import JOBS, copy_for, hub, left_over, prepare, run, untouched, written
+from benchmarks.reliability.jobs import JOBS, Job, copy_for, left_over, prepare, run, settled, untouched, written
 from benchmarks.results import claim
 
 COUNT, COUNTS = 30, "disks that fill"
@@ -42,17 +43,38 @@ def run_cases(count: int, seed: int, rows: list[dict[str, Any]], work: Path) -> 
         raise OSError("no file system of a given size can be mounted here: run this where `unshare -rm` may mount")
     prepare(work)
     done = {row["number"] for row in rows}
-    for number in range(count):
-        if number in done:
-            continue
-        name, draw = _NAMES[number % len(_NAMES)], random.Random(f"{seed}-{number}")
-        sizes = [path.stat().st_size for out in JOBS[name].outs for path in _files(work / "project" / out)]
-        free = draw.randrange(sum(sizes) + 1)
-        command = [sys.executable, "-m", __spec__.name, name, str(free), str(work)]
-        inside = subprocess.run(["unshare", "-rm", *command], capture_output=True, text=True, check=False)
-        if inside.returncode:
-            raise RuntimeError(f"the case itself failed: {inside.stderr[-2000:]}")
-        yield {"number": number, "job": name, "free": free, **json.loads(inside.stdout.splitlines()[-1])}
+    with _namespace(work) as ask:
+        for number in range(count):
+            if number in done:
+                continue
+            name, draw = _NAMES[number % len(_NAMES)], random.Random(f"{seed}-{number}")
+            sizes = [path.stat().st_size for out in JOBS[name].outs for path in _files(work / "project" / out)]
+            free = draw.randrange(sum(sizes) + 1)
+            yield {"number": number, "job": name, "free": free, **ask(name, free)}
+
+
+@contextlib.contextmanager
+def _namespace(work: Path) -> Iterator[Callable[[str, int], dict[str, Any]]]:
+    """Start a process that may mount, and yield what asks it to play a case."""
+    command = ["unshare", "-rm", sys.executable, "-m", "benchmarks.reliability.disk", str(work)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=settled())
+    assert process.stdin is not None
+    assert process.stdout is not None
+    requests, answers = process.stdin, process.stdout
+
+    def ask(name: str, free: int) -> dict[str, Any]:
+        requests.write(json.dumps([name, free]) + "\n")
+        requests.flush()
+        if not (answer := answers.readline()):
+            raise RuntimeError(f"the process that plays {name} on a disk with {free} bytes has ended")
+        return json.loads(answer)
+
+    try:
+        yield ask
+    finally:
+        requests.close()
+        process.wait()
+        answers.close()
 
 
 def _files(path: Path) -> list[Path]:
@@ -65,32 +87,38 @@ def inside(name: str, free: int, work: Path) -> dict[str, Any]:
     place.mkdir(exist_ok=True)
     size = sum(path.stat().st_size + 4096 for path in project.rglob("*")) + _SPARE
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], check=True)
+    try:
+        return _play(job, project, place, free)
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)  # a worker may still be about to end
+
+
+def _play(job: Job, project: Path, place: Path, free: int) -> dict[str, Any]:
+    """Run a job on a disk with so many bytes free, and once more with space."""
     folder, filler = place / "case", place / "filler"
     copy_for(job, project, folder)
     before = untouched(job, folder)
     with filler.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(place).free - free // 4096 * 4096)
-    with hub() as (_, environment):
-        first = run(job, folder, environment)
-        error, half = first.stderr[-600:] if first.returncode else "", left_over(folder)
-        filler.unlink()
-        again = run(job, folder, environment) if first.returncode else first
+    first = run(job, folder, settled())
+    error, half = first.said[-600:] if first.code else "", left_over(folder)
+    filler.unlink()
+    again = run(job, folder, settled()) if first.code else first
     expected, found = written(job, project), written(job, folder)
     after = untouched(job, folder)
     return {
-        "filled": bool(first.returncode),
+        "filled": bool(first.code),
         "error": error,
-        "clear": not first.returncode or _is_clear(first),
+        "clear": not first.code or _is_clear(first.said),
         "left_over": half,
-        "again": again.stderr[-600:] if again.returncode else "",
+        "again": again.said[-600:] if again.code else "",
         "differs": sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path)),
         "touched": sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path)),
     }
 
 
-def _is_clear(done: subprocess.CompletedProcess[str]) -> bool:
-    """Whether the last thing a user reads says that the disk is full, and no traceback stands above it."""
-    said = done.stderr.strip()
+def _is_clear(said: str) -> bool:
+    """Whether what a user reads says that the disk is full, and no traceback stands above it."""
     return "Traceback" not in said and bool(re.search("no space left", said, re.IGNORECASE))
 
 
@@ -117,4 +145,6 @@ def judge(rows: list[dict[str, Any]], count: int) -> tuple[dict[str, dict[str, A
 
 
 if __name__ == "__main__":
-    print(json.dumps(inside(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))))
+    for line in sys.stdin:
+        asked, space = json.loads(line)
+        print(json.dumps(inside(asked, space, Path(sys.argv[1]))), flush=True)

@@ -1,31 +1,45 @@
 """Every stage and command that writes results, on a small project; what each is expected to write.
 
 The project is made once: every job runs there undisturbed, one after the other. A case is a copy of it from which the
-job's own results were removed.
+job's own results were removed. Jobs are forked from a process that has everything imported, so that they are short and
+many of them can be disturbed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import runpy
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]
 _HELD_OUT = "mw-drawer-close"
 _VARIES = {"seconds", "peak_memory_mb", "commit", "machine", "versions", "memory"}  # from run to run
 _TIMES = ("time/", "clock/", "speed/", "memory/")
-_NOT_COMPARED = ("tfevents", "report.html")  # hold times
+_NOT_COMPARED = ("tfevents", "report.html", "curve.svg")  # hold times
+_SMALLER = {
+    "tasks": {"train": ["mw-drawer-open"], "pairs": []},
+    "demos": {"episodes": 1, "workers": 1},
+    "pretrain": {"updates": 12, "save_every": 4, "eval_every": 12, "eval_episodes": 1},
+    "finetune": {"env_steps": 240, "save_every": 60, "log_every": 60, "eval_every": 240, "eval_episodes": 1},
+    "evaluate": {"video_size": 0, "open_loop_steps": []},
+    "publish": {"lerobot_video_size": 0},
+}
 _TASK = """\
 name: hang
 suite: gymnasium
@@ -41,18 +55,27 @@ score: clip((return+200)/200,0,1)
 
 
 class Job(NamedTuple):
-    """One command, and what it writes."""
+    """One command, `python -m <module> <arguments>`, and what it writes."""
 
-    command: list[str]
+    module: str
+    arguments: list[str]
     outs: list[str]  # files and folders, in the project
+    fresh: bool = False  # started as a new process; else forked from this one, where everything is imported
+
+
+class Ran(NamedTuple):
+    """How a job ended."""
+
+    code: int
+    said: str  # on stderr
 
 
 def _stage(name: str, outs: list[str], *arguments: str) -> Job:
-    return Job([sys.executable, "-m", f"stages.{name}", *arguments], outs)
+    return Job(f"stages.{name}", list(arguments), outs)
 
 
-def _eft(arguments: str, outs: list[str]) -> Job:
-    return Job([sys.executable, "-m", "pipeline.cli", *arguments.split()], outs)
+def _eft(arguments: str, outs: list[str], fresh: bool = False) -> Job:
+    return Job("pipeline.cli", arguments.split(), outs, fresh)
 
 
 JOBS = {
@@ -62,14 +85,16 @@ JOBS = {
     "finetune": _stage("finetune", ["checkpoints/finetune"]),
     "evaluate": _stage("evaluate", ["checkpoints/evaluate"]),
     "adapt": _stage("adapt", [f"checkpoints/adapt/{_HELD_OUT}"], _HELD_OUT),
-    "publish": _stage("publish", ["checkpoints/publish"]),
+    "publish": _stage("publish", [f"checkpoints/publish/{name}" for name in ("release", "demos", "metrics")]),
     "report": _stage("report", ["checkpoints/report"]),
     "eft adapt": _eft(
         f"adapt checkpoints/finetune/model --task {_HELD_OUT} --demos datasets/demos --no-video --out adapted",
         ["adapted"],
     ),
     "eft import": _eft("import plain recorded --task hang --out imported", ["imported"]),
-    "eft push": _eft("push checkpoints/publish/release --repo me/eft", []),
+    "eft push": _eft(  # beside the threads of the Hub nothing is forked
+        "push checkpoints/publish/release --repo me/eft", ["checkpoints/publish/release.receipt.json"], fresh=True
+    ),
 }
 
 
@@ -80,7 +105,7 @@ def prepare(work: Path) -> dict[str, float]:
         return json.loads(timing.read_text(encoding="utf-8"))
     shutil.rmtree(project, ignore_errors=True)
     (project / "my_tasks").mkdir(parents=True)
-    shutil.copy(ROOT / "tests/tiny.yaml", project / "params.yaml")
+    _write_params(project / "params.yaml")
     (project / "my_tasks/hang.yaml").write_text(_TASK, encoding="utf-8")
     (project / "recorded").mkdir()
     draw = np.random.default_rng(0)
@@ -88,16 +113,32 @@ def prepare(work: Path) -> dict[str, float]:
         obs, action = draw.normal(size=(21, 3)), draw.uniform(-1, 1, (20, 1))
         np.savez(project / f"recorded/{number}.npz", obs=obs, action=action, reward=draw.uniform(size=20))
     seconds = {}
-    with hub() as (_, environment):
+    with contextlib.ExitStack() as stack:
+        environment = settled()
         for name, job in JOBS.items():
+            if job.fresh:
+                _, environment = stack.enter_context(hub())
+            _import_all()
             started = time.monotonic()
             done = run(job, project, environment)
-            if done.returncode:
-                raise RuntimeError(f"{name} fails even undisturbed:\n{done.stderr[-3000:]}")
+            if done.code:
+                raise RuntimeError(f"{name} fails even undisturbed:\n{done.said[-3000:]}")
             seconds[name] = round(time.monotonic() - started, 2)
             print(f"undisturbed: {name}, {seconds[name]:.1f} s", flush=True)
     timing.write_text(json.dumps(seconds), encoding="utf-8")
     return seconds
+
+
+def _write_params(path: Path) -> None:
+    """Write the parameters of the tests, smaller still: what counts here is how often something is written."""
+    yaml = YAML(typ="safe")
+    params = yaml.load((ROOT / "tests/tiny.yaml").read_text(encoding="utf-8"))
+    for section, values in _SMALLER.items():
+        params[section] |= values
+    params["adapt"]["pretrain"] |= {"updates": 6, "save_every": 3}
+    params["adapt"]["finetune"] |= {"env_steps": 220, "save_every": 50, "eval_every": 200, "eval_episodes": 1}
+    with path.open("w", encoding="utf-8") as file:
+        yaml.dump(params, file)
 
 
 def copy_for(job: Job, project: Path, folder: Path) -> None:
@@ -108,17 +149,69 @@ def copy_for(job: Job, project: Path, folder: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def start(job: Job, folder: Path, environment: Mapping[str, str]) -> subprocess.Popen:
-    """Start a job as the leader of a process group of its own, which its workers belong to."""
-    return subprocess.Popen(
-        job.command, cwd=folder, env=dict(environment), start_new_session=True, text=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
+def start(job: Job, folder: Path, environment: Mapping[str, str]) -> int:
+    """Start a job in `folder` as the leader of a process group of its own, which its workers belong to; return its pid.
+
+    What it says goes to a file elsewhere, since the folder's disk may be full.
+    """
+    said = _said()
+    if job.fresh:
+        with said.open("wb") as file:
+            command = [sys.executable, "-m", job.module, *job.arguments]
+            process = subprocess.Popen(
+                command, cwd=folder, env=dict(environment), start_new_session=True, stdout=file, stderr=file
+            )
+        return process.pid
+    _import_all()
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.setsid()
+            file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(file, 1)
+            os.dup2(file, 2)
+            os.chdir(folder)
+            os.environ.update(environment)
+            sys.argv = [job.module, *job.arguments]
+            runpy.run_module(job.module, run_name="__main__", alter_sys=True)
+            code = 0
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        except BaseException:  # as the interpreter would show it
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return pid
 
 
-def run(job: Job, folder: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+@cache
+def _import_all() -> None:
+    """Import what jobs import, once."""
+    for name in ("demos", "embed", "pretrain", "finetune", "evaluate", "adapt", "publish", "report"):
+        importlib.import_module(f"stages.{name}")
+    for name in ("cli", "adapt", "importers.plain", "tasks.metaworld", "tasks.any_gymnasium", "systems.build"):
+        importlib.import_module(f"pipeline.{name}")
+
+
+def ended(pid: int) -> bool:
+    """Whether a job that was started has ended by itself; it is then waited for."""
+    return os.waitpid(pid, os.WNOHANG)[0] == pid
+
+
+def run(job: Job, folder: Path, environment: Mapping[str, str]) -> Ran:
     """Run a job to its end."""
-    return subprocess.run(job.command, cwd=folder, env=dict(environment), capture_output=True, text=True, check=False)
+    _, status = os.waitpid(start(job, folder, environment), 0)
+    said = _said().read_text(encoding="utf-8", errors="replace")
+    _said().unlink()
+    return Ran(os.waitstatus_to_exitcode(status), said)
+
+
+def _said() -> Path:
+    return Path(tempfile.gettempdir()) / f"eft-job-{os.getpid()}.txt"
 
 
 def written(job: Job, folder: Path) -> dict[str, str]:
@@ -144,16 +237,19 @@ def left_over(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob(".*.partial"))
 
 
+def settled() -> dict[str, str]:
+    """Return the environment in which jobs run."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
 @contextlib.contextmanager
 def hub() -> Iterator[tuple[Any, dict[str, str]]]:
     """Run a Hub on this machine; yield it and the environment in which commands talk to it."""
     serve: Any = runpy.run_path(str(ROOT / "tests/hub/server.py"))["serve"]
     with serve() as running:
-        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        yield running, os.environ | {
-            "HF_ENDPOINT": running.url, "HF_TOKEN": running.token, "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": path,
-            "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore",
-        }  # fmt: skip
+        more = {"HF_ENDPOINT": running.url, "HF_TOKEN": running.token, "HF_HUB_DISABLE_XET": "1"}
+        yield running, settled() | more
 
 
 def _content(path: Path) -> bytes:

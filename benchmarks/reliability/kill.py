@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reliability.jobs import JOBS, copy_for, hub, prepare, run, start, untouched, written
+from benchmarks.reliability.jobs import JOBS, copy_for, ended, hub, prepare, run, settled, start, untouched, written
 from benchmarks.results import claim
 
 COUNT, COUNTS = 100, "SIGKILLs"
@@ -42,20 +43,19 @@ def _case(name: str, moments: list[float], work: Path) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     copy_for(job, work / "project", folder)
     before, kills = untouched(job, folder), []
-    with hub() as (there, environment):
+    with hub() if job.fresh else contextlib.nullcontext((None, settled())) as (there, environment):
         for moment in moments:
-            process = start(job, folder, environment)
+            pid = start(job, folder, environment)
             time.sleep(moment)
-            if process.poll() is not None:
-                process.communicate()
+            if ended(pid):
                 break
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
             kills.append(moment)
         error = ""
         if not _is_done(name, folder):
             done = run(job, folder, environment)
-            error = "" if done.returncode == 0 else done.stderr[-500:]
+            error = done.said[-500:] if done.code else ""
         differs = _differs(name, folder, work, there)
     after = untouched(job, folder)
     touched = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))

@@ -169,3 +169,13 @@ def test_an_adapter_needs_a_saved_base(agent: Agent, tmp_path: Path) -> None:
     agent.create_adapter("walk", ["policy"], rank=2, alpha=4.0)
     with pytest.raises(ValueError, match="load the agent from a checkpoint"):
         agent.save_adapter(tmp_path / "adapter", "walk")
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"r": 2, \xff' + b"x" * 100_000], ids=["without end", "no text"])
+def test_a_damaged_configuration_is_told_shortly(content: bytes, checkpoint: Path, tmp_path: Path) -> None:
+    adapted(checkpoint, tmp_path / "adapter")
+    (tmp_path / "adapter/adapter_config.json").write_bytes(content)
+    agent = Agent.from_pretrained(checkpoint)
+    with pytest.raises(ValueError, match=r"adapter_config\.json is not the configuration of an adapter") as refused:
+        agent.add_adapter(tmp_path / "adapter")
+    assert len(str(refused.value)) < 400

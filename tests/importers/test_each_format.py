@@ -17,6 +17,7 @@ from pipeline.cli import main
 from pipeline.data.demos import load_demos
 from pipeline.data.episode import Episode
 from pipeline.importers import newt
+from pipeline.importers.hdf5 import open_hdf5
 
 DATA = Path(__file__).parents[1] / "data"
 SUCCEEDED = ["--successful"]
@@ -228,3 +229,26 @@ def test_episodes_without_rewards_are_imported_and_said_to_be(given, capsys) -> 
         assert np.array_equal(whole.action, bare.action)
         assert whole.rewarded
         assert np.isnan([bare.score, bare.episode_return, *bare.reward]).all()
+
+
+def test_an_import_that_was_killed_in_between_is_made_again(given, monkeypatch) -> None:
+    _, run = given
+
+    def kill(path: Path, kept: list[Episode]) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.importers.episodes.write_episodes", kill)
+        assert run("out") == 130
+    assert run("out") == 0
+    assert run("other") == 0
+    assert Path("out/own/import.json").read_text() == Path("other/own/import.json").read_text()
+    assert len(episodes("out")) == len(episodes("other"))
+
+
+def test_hdf5_that_breaks_while_it_is_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.hdf5"
+    h5py.File(path, "w").close()
+    said = r"a\.hdf5 is not readable HDF5, it may be cut short or damaged: bad heap"
+    with pytest.raises(ValueError, match=said), open_hdf5(path):
+        raise RuntimeError("bad heap")  # as h5py does on some damage

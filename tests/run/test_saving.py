@@ -46,7 +46,7 @@ def test_the_last_saves_are_kept(tmp_path, keep):
     assert sorted(int(path.name[5:]) for path in tmp_path.iterdir()) == [10, 20, 30, 40][-keep:]
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "no state"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "no state", "another state", "a state without end"])
 def test_a_damaged_save_is_passed_over(tmp_path, damage, capsys):
     save(tmp_path, 10)
     save(tmp_path, 20)
@@ -61,6 +61,10 @@ def test_a_damaged_save_is_passed_over(tmp_path, damage, capsys):
             target.unlink()
         case "no state":
             (target.parent / "state.json").unlink()
+        case "another state":
+            (target.parent / "state.json").write_text('["sha256"]')
+        case "a state without end":
+            (target.parent / "state.json").write_text("[" * 100_000)
     saves = Saves(tmp_path, keep=1)
     saved = saves.load()
     assert saved is not None
