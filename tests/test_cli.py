@@ -363,3 +363,18 @@ def test_preset_installed_leaves_out_what_cannot_run_here_and_says_why(folder, c
     assert (tasks.train, tasks.held_out, tasks.pairs) == (("pygame-pong",), ("pygame-cowboy",), ())
     assert main(["preset", "--installed"]) == 0
     assert lines(capsys) == ["params.yaml already holds what can run here: nothing changed."]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("latin-1", "ä \\u2026"), ("ascii", "\\xe4 \\u2026"), ("utf-8", "ä …")]
+)
+def test_a_task_file_is_utf8_and_what_a_terminal_lacks_is_spelled_out(folder, monkeypatch, encoding, shown):
+    text = SWING.format(name="swing", instruction="Hin ä …")
+    (folder / "mine/swing.yaml").write_bytes(b"\xef\xbb\xbf" + text.encode())  # as some editors begin a file
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("LC_ALL", "C")
+    command = [sys.executable, "-X", "utf8=0", "-m", "pipeline.cli", "tasks", "swing", "--folder", "mine"]
+    found = subprocess.run(command, capture_output=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert f"instructions    Hin {shown}" in found.stdout.decode(encoding)

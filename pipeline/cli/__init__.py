@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -43,6 +44,8 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 2 an error to act on, 130 Ctrl-C."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a letter of a task's texts
+        sys.stdout.reconfigure(errors="backslashreplace")
     options = build_parser().parse_args(arguments)
     if "" not in sys.path:
         sys.path.append("")  # modules of the user's own environments, in the working folder: as `python -m` has it

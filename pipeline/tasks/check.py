@@ -20,6 +20,7 @@ from pipeline.tasks.task_env import TaskEnv
 _NUM_STEPS = 200  # that are looked at, or more
 _EPISODES, _MOST_EPISODES = 3, 5
 _SECONDS = 30.0  # a slow simulator's episode is looked at for so long, not to its end
+_NOT_BY_CHANCE = 20  # steps; that two of a few random episodes end at the same later one is no accident
 _DRIFT, _LARGE = 10, 1e4  # growth within an episode, and size, of an observation that are warned of
 _PADDING = 3  # entries beyond the task's own, to see that they stay zero and have no effect
 
@@ -193,13 +194,15 @@ def _random_episodes(env: TaskEnv) -> str:
 
 
 def _always_ends(episodes: list[_Rollout], limit: int) -> str:
-    """Say that every episode ends at one step before its limit, if so: that may be a time limit."""
-    ends = {(len(one.reward), one.terminated, one.truncated) for one in episodes}
-    length, terminated, _ = next(iter(ends))
-    if length == limit or len(episodes) == 1 or len(ends) > 1:
+    """Say that episodes end at one step before their limit, and none later, if so: that may be a time limit."""
+    length = max(len(one.reward) for one in episodes)
+    last = [one for one in episodes if len(one.reward) == length]
+    every, flags = len(last) == len(episodes), {one.terminated for one in last}
+    if length == limit or len(last) == 1 or len(flags) > 1 or not (every or length >= _NOT_BY_CHANCE):
         return ""
-    found = f"Every episode ends at step {length} of {limit}, whatever is done"
-    if not terminated:
+    who = "Every episode ends" if every else f"{len(last)} of {len(episodes)} episodes end, and none later,"
+    found = f"{who} at step {length} of {limit}, whatever is done"
+    if flags == {False}:
         return f"{found}: the environment truncates it. Write episode_length: {length}"
     return (
         f"{found}, with terminated=True. Is it a time limit? Then write episode_length: {length} and let the "

@@ -116,7 +116,9 @@ def test_whole_episodes_are_compared(step):
     [
         ({"ends": 50}, "ends at step 50 of 100, whatever is done, with terminated=True. Is it a time limit?"),
         ({"truncates": 50}, "ends at step 50 of 100, whatever is done: the environment truncates it"),
+        ({"ends": 50, "probability": 0.01}, "episodes end, and none later, at step 50 of 100, whatever is done, with"),
         ({"probability": 0.1}, None),
+        ({"probability": 0.4}, None),
         ({}, None),
     ],
     ids=str,
