@@ -1,0 +1,272 @@
+"""The loop behind the page: one agent in one environment, told what to do by whoever watches. It knows no browser."""
+
+from __future__ import annotations
+
+import math
+import queue
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from pipeline.page.forecast import Forecast, came, discount_of, forecast
+from pipeline.page.hand import Stick, steer, waits
+from pipeline.page.record import FILM_SIZE, Recorder
+from pipeline.page.understood import Understood, understand
+from pipeline.play import told
+from pipeline.tasks.registry import make
+from pipeline.tasks.spec import TaskSpec
+from pipeline.tasks.task_env import TaskEnv
+
+if TYPE_CHECKING:
+    from pipeline.agent import Agent
+
+Mode = Literal["plan", "policy", "hand"]
+MODES: tuple[Mode, ...] = ("plan", "policy", "hand")
+LONGEST_SENTENCE = 300  # characters
+_KEPT_SENTENCES = 8
+_REST = 2.0  # seconds between episodes
+_IDLE = 0.05  # seconds between looks at what is asked, while nothing moves
+_SMOOTH = 0.1  # weight of the newest step in the mean times
+# Steps of the simulator per second, where it has no clock of its own.
+_RATES = {"box2d": 50.0, "atari": 15.0, "miniarcade": 25.0, "maniskill": 20.0}
+_FAILURES = (ValueError, OSError, ImportError, RuntimeError, FloatingPointError)
+
+
+class Said(NamedTuple):
+    """A sentence, and what became of it."""
+
+    text: str
+    understood: Understood
+    scene: str  # the task it was said in
+    score: float  # at the end, or so far
+
+
+class Session:
+    """An agent at play. All but `ask` is called from the thread that runs it.
+
+    Args:
+        agent: acts in one environment.
+        spec: the task it begins in.
+        tasks: what can be chosen, by name.
+        mode: who acts at first.
+        seed: of the first episode; the next ones count up.
+
+    Raises:
+        ValueError, ImportError: the first task's simulator is not to be had.
+    """
+
+    def __init__(
+        self, agent: Agent, spec: TaskSpec, tasks: Mapping[str, TaskSpec], mode: Mode = "plan", seed: int = 0
+    ) -> None:
+        self.agent, self.tasks = agent, dict(tasks)
+        self.mode: Mode = mode
+        self.paused, self.again, self.follow = False, True, True
+        self.speed = 1.0  # of real time; infinity for as fast as it goes
+        self.stick, self.waiting = Stick(), True
+        self.problem: str | None = None
+        self.said: deque[Said] = deque(maxlen=_KEPT_SENTENCES)
+        self.step_seconds, self.compute_seconds = 0.04, 0.0
+        self._asked: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._seed, self._due, self._over_at = seed, 0.0, 0.0
+        self.env: TaskEnv
+        self._open(spec)
+        self._say(spec.instructions[0], Understood(spec.name, True, ((spec.name, 1.0),)), None)
+
+    # --- from any thread ------------------------------------------------------------------------------------------
+
+    def ask(self, what: Callable[[], object]) -> None:
+        """Have something done between two steps. If it is refused, `problem` says why."""
+        self._asked.put(what)
+
+    # --- what is asked --------------------------------------------------------------------------------------------
+
+    def tell(self, text: str) -> None:
+        """Give a sentence, in the middle of an episode or not. It may lead to the place of the task that it means."""
+        text = clean(text)
+        if not text:
+            raise ValueError("the sentence is empty: say what is to be done, e.g. " + repr(self.spec.instructions[0]))
+        understood = understand(self.agent, text, self.spec)
+        meant = self.tasks.get(understood.task or "")
+        if self.follow and meant is not None and place_of(meant) != place_of(self.spec):
+            self._open(meant)
+        self._say(text, understood, text)
+        self.paused = False
+
+    def choose(self, task: str) -> None:
+        """Go to a task's own place, and do what its first text says."""
+        spec = self.tasks[task]
+        self._open(spec)
+        self._say(spec.instructions[0], Understood(spec.name, True, ((spec.name, 1.0),)), None)
+
+    def act_by(self, mode: Mode) -> None:
+        """Let the plan, the policy or a hand act from now on."""
+        self.mode, self.stick = mode, Stick(grip=self.stick.grip)
+
+    def new_episode(self) -> None:
+        """Begin the next episode."""
+        obs, _ = self.env.reset(seed=self._seed)
+        self.agent.reset(seed=self._seed)
+        self.recorder = Recorder(self.spec, self._seed, obs)
+        self.over, self.forecasts = False, list[Forecast | None]()
+        self.episode_number += 1
+        self._seed = (self._seed + 1) % 2**32
+        self._due = time.monotonic()
+
+    # --- the loop -------------------------------------------------------------------------------------------------
+
+    def run(self, show: Callable[[Session], None], stop: Callable[[], bool], watched: Callable[[], bool]) -> None:
+        """Play until `stop`, calling `show` after every step and every change; stand still while nobody watches."""
+        while not stop():
+            changed = self.obey()
+            began = time.perf_counter()
+            stepped = watched() and self.ready() and self.guard(self.step)
+            if stepped or changed or not watched():
+                show(self)
+            if stepped:
+                self._take_time(time.perf_counter() - began)
+            else:
+                time.sleep(_IDLE if not self._hurries() else 0.0)
+
+    def obey(self) -> bool:
+        """Do what was asked; return whether anything was."""
+        done = False
+        while not self._asked.empty():
+            self.guard(self._asked.get())
+            done = True
+        return done
+
+    def guard(self, what: Callable[[], object]) -> bool:
+        """Do something; if it fails, say why and pause. Return whether it was done."""
+        try:
+            what()
+        except _FAILURES as error:
+            self.problem, self.paused = str(error), True
+            return False
+        self.problem = None
+        return True
+
+    def ready(self) -> bool:
+        """Return whether the next step is due; at the end of an episode begin the next one, if that is wanted."""
+        if self.paused or self.problem:
+            return False
+        now = time.monotonic()
+        if self.over:
+            if not self.again or now < self._over_at + _REST:
+                return False
+            self.new_episode()
+        if self.mode == "hand" and self.waiting and waits(self.spec) and not self.stick.moved and not self._gripping:
+            self._due = now
+            return False
+        return now >= self._due
+
+    def step(self) -> None:
+        """Take one step."""
+        obs, mode = self.recorder.obs[-1], self.mode
+        began = time.perf_counter()
+        if mode == "hand":
+            action, expected = steer(self.spec, self.stick), None
+            self._gripped = self.stick.grip
+        else:
+            images: dict[str, Any] = {"picture": self.env.render()} if self.agent.vision else {}
+            action = self.agent.act(obs, plan=mode == "plan", **self._told, **images)
+            expected = forecast(self.agent, obs, action, self._told, mode == "plan")
+        self._smooth("compute_seconds", time.perf_counter() - began)
+        before = self._clock()
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self.step_seconds = self._length_of_step(before)
+        self.recorder.add(action, obs, reward, terminated, info["success"], mode)
+        self.forecasts.append(expected)
+        self.said[-1] = self.said[-1]._replace(score=self.recorder.score)
+        if terminated or truncated:
+            self.over, self._over_at = True, time.monotonic()
+
+    def close(self) -> None:
+        """Release the simulator."""
+        self.env.close()
+
+    # --- what there is to see -------------------------------------------------------------------------------------
+
+    @property
+    def realtime(self) -> float:
+        """How many times real time the steps now take place, at most; below `speed` they are late."""
+        return self.step_seconds / max(self._work_seconds, 1e-6)
+
+    def expected(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return steps (n,), the return predicted at each, and the return that followed, as far as it is known."""
+        steps = [number for number, one in enumerate(self.forecasts) if one is not None]
+        if not steps or len(steps) < len(self.forecasts):  # driven by hand in between: nothing was expected then
+            return np.zeros(0), np.zeros(0), np.zeros(0)
+        values = [one.value for one in self.forecasts if one is not None]
+        discount = discount_of(self.agent, self._told, len(self.recorder.obs[0]))
+        followed = came(values, self.recorder.rewards, discount, self.recorder.terminated)
+        return np.array(steps, float), np.array(values), followed
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _open(self, spec: TaskSpec) -> None:
+        """Go to a task's environment; the present one stays if that cannot be had."""
+        size = self.agent.vision.size if self.agent.vision else FILM_SIZE
+        env = make(spec, spec.obs_dim, spec.action_dim, size)
+        before, self.env, self.spec = getattr(self, "env", None), env, spec
+        if before is not None:
+            before.close()
+        self._work_seconds, self.compute_seconds = 0.0, 0.0
+        self._gripped, self.episode_number = self.stick.grip, 0
+        self.new_episode()
+
+    def _say(self, text: str, understood: Understood, instruction: str | None) -> None:
+        self.sentence, self.understood = text, understood
+        self._told = told(self.agent, self.spec, instruction)
+        self.forecasts = [None] * len(self.forecasts)  # of another sentence
+        self.said.append(Said(text, understood, self.spec.name, self.recorder.score if len(self.recorder) else 0.0))
+
+    @property
+    def _gripping(self) -> bool:
+        """Whether the gripper key was pressed since the last step."""
+        return self.stick.grip != self._gripped
+
+    def _clock(self) -> float | None:
+        """Return the simulator's own time in seconds, None where it has none."""
+        from pipeline.page.scene import mujoco_of
+
+        found = mujoco_of(self.env)
+        return None if found is None else float(found[1].time)
+
+    def _length_of_step(self, before: float | None) -> float:
+        now = self._clock()
+        if before is not None and now is not None and now > before:
+            return now - before
+        simulator: Any = self.env.simulator
+        metadata = getattr(getattr(simulator, "env", None), "metadata", {})
+        rate = _RATES.get(self.spec.suite) or metadata.get("render_fps") or 25.0
+        return self.spec.action_repeat / rate
+
+    def _take_time(self, worked: float) -> None:
+        """Wait until the next step is due; a late one is not made up for."""
+        self._smooth("_work_seconds", worked)
+        wanted = 0.0 if math.isinf(self.speed) else self.step_seconds / self.speed
+        self._due = max(self._due + wanted, time.monotonic() - wanted)
+        time.sleep(min(max(self._due - time.monotonic(), 0.0), _IDLE))
+
+    def _hurries(self) -> bool:
+        return not self.paused and 0 < self._due - time.monotonic() < _IDLE
+
+    def _smooth(self, name: str, newest: float) -> None:
+        mean = getattr(self, name)
+        setattr(self, name, newest if not mean else (1 - _SMOOTH) * mean + _SMOOTH * newest)
+
+
+def clean(text: str) -> str:
+    """Return one line of printable text of bounded length: a browser may send anything."""
+    return re.sub(r"[^\x20-\x7e\xa0-\U0010ffff]+", " ", text)[:LONGEST_SENTENCE].strip()
+
+
+def place_of(spec: TaskSpec) -> tuple[str, str]:
+    """Return what tasks share that are done in the same place, so that one may be asked for in the midst of another."""
+    if spec.suite in ("dmcontrol", "dmcontrol-ext"):
+        return "dmcontrol", spec.env_id.split("/")[0]
+    return spec.suite, "" if spec.suite == "robodesk" else spec.env_id
