@@ -11,9 +11,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pipeline.cli import act, adapt, check_data, grow, hub, importing, preset, tasks, teach
+from pipeline.cli import act, adapt, check_data, grow, hub, importing, play, preset, tasks, teach
 
-GROUPS = (tasks, check_data, act, adapt, teach, grow, hub, importing, preset)  # in the order of the help
+GROUPS = (tasks, check_data, act, play, adapt, teach, grow, hub, importing, preset)  # in the order of the help
 
 DESCRIPTION = """\
 Eft pretrains a language-conditioned world model on demonstrations, finetunes it on many tasks at once,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +99,21 @@ def keep(folder: Path, episode: Episode) -> tuple[Path, int]:
     return path, len(before) + 1
 
 
-def film(path: Path, spec: TaskSpec, seed: int, actions: list[np.ndarray], step_seconds: float) -> Path:
+def film(
+    path: Path, spec: TaskSpec, seed: int, actions: list[np.ndarray], step_seconds: float, given_up: Callable[[], bool]
+) -> None:
     """Play an episode again in an environment of its own, and write it as mp4.
 
+    Args:
+        path: the file.
+        spec: the task.
+        seed: what the episode was reset with.
+        actions: (a,) of each step.
+        step_seconds: how long a step lasts.
+        given_up: asked at every frame; nothing is written once it says so.
+
     Raises:
+        InterruptedError: it was given up.
         RenderingUnavailable: this machine cannot draw.
         ValueError: nothing was played yet.
     """
@@ -109,8 +121,14 @@ def film(path: Path, spec: TaskSpec, seed: int, actions: list[np.ndarray], step_
         raise ValueError("nothing was played yet: there is nothing to film.")
     skip = max(1, round(1 / (step_seconds * _MOST_FPS)))  # more frames a second than a screen shows are left out
     fps = max(1, round(1 / (step_seconds * skip)))
-    write_video(path, _frames(spec, seed, actions, skip), fps)
-    return path
+    frames = _frames(spec, seed, actions, skip)
+    write_video(path, itertools.takewhile(lambda _: _go_on(given_up), frames), fps)
+
+
+def _go_on(given_up: Callable[[], bool]) -> bool:
+    if given_up():
+        raise InterruptedError("the video was given up.")
+    return True
 
 
 def _frames(spec: TaskSpec, seed: int, actions: list[np.ndarray], skip: int) -> Iterator[np.ndarray]:

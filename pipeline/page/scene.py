@@ -1,17 +1,17 @@
-"""What a simulator shows, in the browser: MuJoCo's bodies as shapes that it draws itself, other simulators as images."""
+"""What a simulator shows, in the browser: MuJoCo's bodies as shapes that it draws, other simulators as images."""
 
 # pyright: reportAttributeAccessIssue=false
 # (MuJoCo's Python module is compiled and has no type stubs.)
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from pipeline.page.geometry import Shape, colour_of, shape_of, texture_of
-from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.task_env import TaskEnv
 
 if TYPE_CHECKING:
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 _SHOWN_GROUPS = 3  # MuJoCo hides groups 3 to 5 unless asked: shapes that only collide
 _STILL = 1e-5  # m and quaternion units: less is not sent
 _WINDOW = 1.0  # m that a body moves before the view follows it
+_DOWNWARD = 0.9  # cosine to the vertical
 _FOLLOWED = ("dmcontrol", "dmcontrol-ext", "mujoco")
 IMAGE_SIDE = 2.0  # m, of an image in the scene
+_numbers = itertools.count()  # of the scenes that were shown
 
 
 class View(NamedTuple):
@@ -34,8 +36,8 @@ class View(NamedTuple):
 
 # Of the suites whose tasks share a place; others are seen from where their extent says.
 _VIEWS = {
-    "metaworld": View((0.85, -0.05, 0.75), (-0.05, 0.66, 0.12)),
-    "robodesk": View((0.0, -0.75, 2.15), (0.0, 0.45, 0.85)),
+    "metaworld": View((1.2, 0.05, 0.95), (0.0, 0.6, 0.12)),
+    "robodesk": View((0.0, -0.2, 2.4), (0.0, 0.5, 1.0)),
 }
 IMAGE_VIEW = View((0.0, -2.6, 0.0), (0.0, 0.0, 0.0))
 
@@ -77,7 +79,9 @@ class BodyScene:
 
     def __init__(self, server: viser.ViserServer, model: mujoco.MjModel, data: mujoco.MjData, follow: bool) -> None:
         self.model, self._server, self._scene = model, server, server.scene
-        self._root = self._scene.add_frame("/world", show_axes=False)
+        # A name of its own: what is taken out and put in under one name may reach a browser in the other order.
+        self._name = f"/world{next(_numbers)}"
+        self._root = self._scene.add_frame(self._name, show_axes=False)
         self._frames: dict[int, viser.FrameHandle] = {}
         self._poses: dict[int, np.ndarray] = {}
         self._offset, self._followed = np.zeros(2), _travelling_body(model) if follow else None
@@ -123,8 +127,8 @@ class BodyScene:
             return
         self._drawn[part.name] = key
         if part.body not in self._frames:
-            self._frames[part.body] = self._scene.add_frame(f"/world/{part.body}", show_axes=False)
-        name, image = f"/world/{part.body}/{part.name}", texture_of(self.model, part.material)
+            self._frames[part.body] = self._scene.add_frame(f"{self._name}/{part.body}", show_axes=False)
+        name, image = f"{self._name}/{part.body}/{part.name}", texture_of(self.model, part.material)
         place: dict[str, Any] = {"position": part.position, "wxyz": part.rotation, "visible": bool(colour[3] > 0)}
         if shape.uv is not None and image is not None:
             self._scene.add_mesh_trimesh(name, _textured(shape, image, self.model.mat_rgba[part.material]), **place)
@@ -154,7 +158,7 @@ class BodyScene:
             return
         colour = (np.clip(self.model.tendon_rgba[0, :3], 0, 1) * 255).astype(np.uint8)
         if self._tendons is None or self._tendons.points.shape != lines.shape:
-            self._tendons = self._scene.add_line_segments("/world/tendons", lines, colour, line_width=3.0)
+            self._tendons = self._scene.add_line_segments(f"{self._name}/tendons", lines, colour, line_width=3.0)
         elif np.abs(self._tendons.points - lines).max() > _STILL:
             self._tendons.points = lines
 
@@ -165,9 +169,9 @@ class ImageScene:
     model = None
 
     def __init__(self, server: viser.ViserServer, image: np.ndarray) -> None:
-        turned = (0.7071068, 0.7071068, 0.0, 0.0)  # upright, towards the camera
+        turned = (0.7071068, -0.7071068, 0.0, 0.0)  # upright, towards the camera
         self._screen = server.scene.add_image(
-            "/screen", image, IMAGE_SIDE, IMAGE_SIDE, wxyz=turned, jpeg_quality=85, cast_shadow=False,
+            f"/screen{next(_numbers)}", image, IMAGE_SIDE, IMAGE_SIDE, wxyz=turned, jpeg_quality=85, cast_shadow=False,
             receive_shadow=False,
         )  # fmt: skip
 
@@ -180,18 +184,25 @@ class ImageScene:
         self._screen.remove()
 
 
-def view_of(spec: TaskSpec, model: mujoco.MjModel | None) -> View:
-    """Return from where a task is looked at."""
-    if model is None:
+def view_of(env: TaskEnv) -> View:
+    """Return from where an environment is looked at, as it stands."""
+    spec, found = env.task, mujoco_of(env)
+    if found is None:
         return IMAGE_VIEW
     if spec.suite in _VIEWS:
         return _VIEWS[spec.suite]
+    model, data = found
     if spec.suite == "ogbench" and not spec.env_id.endswith("/run"):  # a maze or a field, from above
         height = float(model.cam_pos[:, 2].max()) if model.ncam else 3 * float(model.stat.extent)
         return View((0.0, -0.35 * height, 0.95 * height), (0.0, 0.0, 0.0))
-    middle, extent = model.stat.center, min(float(model.stat.extent), 6.0)
-    middle = np.array([0.0, 0.0, np.clip(middle[2], 0.2, 1.2)]) if spec.suite in _FOLLOWED else middle
-    x, y, z = middle + extent * np.array([0.35, -1.35, 0.45])
+    moving = np.flatnonzero((model.geom_bodyid > 0) & (model.geom_group < _SHOWN_GROUPS))
+    if not len(moving):
+        return View((2.0, -4.0, 2.0), (0.0, 0.0, 0.0))
+    places, reach = data.geom_xpos[moving], model.geom_rbound[moving, None]
+    low, high = (places - reach).min(0), (places + reach).max(0)
+    middle, radius = (low + high) / 2, float(np.clip(np.linalg.norm(high - low) / 2, 0.1, 4.0))
+    flat = model.ncam > 0 and abs(float(data.cam_xmat[0, 8])) > _DOWNWARD  # MuJoCo's own camera looks down on it
+    x, y, z = middle + radius * np.array([0.0, -0.9, 2.5] if flat else [0.6, -2.6, 0.8])
     return View((x, y, z), (float(middle[0]), float(middle[1]), float(middle[2])))
 
 

@@ -6,6 +6,7 @@ import math
 import queue
 import re
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -98,6 +99,8 @@ class Session:
 
     def choose(self, task: str) -> None:
         """Go to a task's own place, and do what its first text says."""
+        if task not in self.tasks:
+            raise ValueError(f"there is no task {task!r} to choose.")
         spec = self.tasks[task]
         self._open(spec)
         self._say(spec.instructions[0], Understood(spec.name, True, ((spec.name, 1.0),)), None)
@@ -105,6 +108,7 @@ class Session:
     def act_by(self, mode: Mode) -> None:
         """Let the plan, the policy or a hand act from now on."""
         self.mode, self.stick = mode, Stick(grip=self.stick.grip)
+        self._work_seconds = self.compute_seconds = 0.0
 
     def new_episode(self) -> None:
         """Begin the next episode."""
@@ -119,25 +123,21 @@ class Session:
     # --- the loop -------------------------------------------------------------------------------------------------
 
     def run(self, show: Callable[[Session], None], stop: Callable[[], bool], watched: Callable[[], bool]) -> None:
-        """Play until `stop`, calling `show` after every step and every change; stand still while nobody watches."""
+        """Play until `stop`, calling `show` again and again; stand still while nobody watches."""
         while not stop():
-            changed = self.obey()
+            self.obey()
             began = time.perf_counter()
             stepped = watched() and self.ready() and self.guard(self.step)
-            if stepped or changed or not watched():
-                show(self)
+            show(self)
             if stepped:
                 self._take_time(time.perf_counter() - began)
             else:
-                time.sleep(_IDLE if not self._hurries() else 0.0)
+                time.sleep(min(max(self._due - time.monotonic(), 0.001), _IDLE) if not self.paused else _IDLE)
 
-    def obey(self) -> bool:
-        """Do what was asked; return whether anything was."""
-        done = False
+    def obey(self) -> None:
+        """Do what was asked."""
         while not self._asked.empty():
             self.guard(self._asked.get())
-            done = True
-        return done
 
     def guard(self, what: Callable[[], object]) -> bool:
         """Do something; if it fails, say why and pause. Return whether it was done."""
@@ -145,6 +145,10 @@ class Session:
             what()
         except _FAILURES as error:
             self.problem, self.paused = str(error), True
+            return False
+        except Exception as error:  # of our own making: the page goes on, the terminal has the rest
+            self.problem, self.paused = f"{type(error).__name__}: {error}", True
+            traceback.print_exc()
             return False
         self.problem = None
         return True
@@ -246,14 +250,10 @@ class Session:
         return self.spec.action_repeat / rate
 
     def _take_time(self, worked: float) -> None:
-        """Wait until the next step is due; a late one is not made up for."""
+        """Say when the next step is due; a late one is not made up for."""
         self._smooth("_work_seconds", worked)
         wanted = 0.0 if math.isinf(self.speed) else self.step_seconds / self.speed
         self._due = max(self._due + wanted, time.monotonic() - wanted)
-        time.sleep(min(max(self._due - time.monotonic(), 0.0), _IDLE))
-
-    def _hurries(self) -> bool:
-        return not self.paused and 0 < self._due - time.monotonic() < _IDLE
 
     def _smooth(self, name: str, newest: float) -> None:
         mean = getattr(self, name)
