@@ -45,7 +45,7 @@ def steer(spec: TaskSpec, stick: Stick) -> np.ndarray:
     """Return the action (a,) float32 in [-1, 1] of a task's body."""
     action = np.zeros(max(spec.action_dim, 5))
     _kind(spec)[0](stick, action)
-    return action[: spec.action_dim].astype(np.float32)
+    return np.clip(action[: spec.action_dim], -1, 1).astype(np.float32)
 
 
 def explain(spec: TaskSpec) -> str:

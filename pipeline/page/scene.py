@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pipeline.page.geometry import Shape, colour_of, shape_of, texture_of
+from pipeline.page.physics import mujoco_of
 from pipeline.tasks.task_env import TaskEnv
 
 if TYPE_CHECKING:
@@ -40,17 +41,6 @@ _VIEWS = {
     "robodesk": View((0.0, -0.2, 2.4), (0.0, 0.5, 1.0)),
 }
 IMAGE_VIEW = View((0.0, -2.6, 0.0), (0.0, 0.0, 0.0))
-
-
-def mujoco_of(env: TaskEnv) -> tuple[mujoco.MjModel, mujoco.MjData] | None:
-    """Return model and data of an environment that runs on MuJoCo, else None. They may change at a reset."""
-    simulator: Any = env.simulator
-    for holder in (getattr(simulator, "physics", None), getattr(simulator, "env", None)):
-        body = getattr(holder, "unwrapped", holder)
-        model, data = (getattr(part, "ptr", part) for part in (getattr(body, name, None) for name in ("model", "data")))
-        if type(model).__name__ == "MjModel" and data is not None:
-            return model, data
-    return None
 
 
 class _Part(NamedTuple):
@@ -158,7 +148,9 @@ class BodyScene:
             return
         colour = (np.clip(self.model.tendon_rgba[0, :3], 0, 1) * 255).astype(np.uint8)
         if self._tendons is None or self._tendons.points.shape != lines.shape:
-            self._tendons = self._scene.add_line_segments(f"{self._name}/tendons", lines, colour, line_width=3.0)
+            self._tendons = self._scene.add_line_segments(
+                f"{self._name}/tendons", lines, colour, thickness=3.0, thickness_units="screen"
+            )
         elif np.abs(self._tendons.points - lines).max() > _STILL:
             self._tendons.points = lines
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline.page.forecast import Forecast, came, discount_of, forecast
 from pipeline.page.hand import Stick, steer, waits
+from pipeline.page.physics import mujoco_of
 from pipeline.page.record import FILM_SIZE, Recorder
 from pipeline.page.understood import Understood, understand
 from pipeline.play import told
@@ -74,6 +75,7 @@ class Session:
         self._asked: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._seed, self._due, self._over_at = seed, 0.0, 0.0
         self.env: TaskEnv
+        self.episode_number = 0
         self._open(spec)
         self._say(spec.instructions[0], Understood(spec.name, True, ((spec.name, 1.0),)), None)
 
@@ -112,13 +114,7 @@ class Session:
 
     def new_episode(self) -> None:
         """Begin the next episode."""
-        obs, _ = self.env.reset(seed=self._seed)
-        self.agent.reset(seed=self._seed)
-        self.recorder = Recorder(self.spec, self._seed, obs)
-        self.over, self.forecasts = False, list[Forecast | None]()
-        self.episode_number += 1
-        self._seed = (self._seed + 1) % 2**32
-        self._due = time.monotonic()
+        self._begin(self.env)
 
     # --- the loop -------------------------------------------------------------------------------------------------
 
@@ -127,7 +123,7 @@ class Session:
         while not stop():
             self.obey()
             began = time.perf_counter()
-            stepped = watched() and self.ready() and self.guard(self.step)
+            stepped = watched() and self.advance()
             show(self)
             if stepped:
                 self._take_time(time.perf_counter() - began)
@@ -135,27 +131,39 @@ class Session:
                 time.sleep(min(max(self._due - time.monotonic(), 0.001), _IDLE) if not self.paused else _IDLE)
 
     def obey(self) -> None:
-        """Do what was asked."""
+        """Do what was asked. What is refused changes nothing; `problem` says why."""
         while not self._asked.empty():
-            self.guard(self._asked.get())
+            self.problem = None
+            self._guard(self._asked.get())
 
-    def guard(self, what: Callable[[], object]) -> bool:
-        """Do something; if it fails, say why and pause. Return whether it was done."""
+    def advance(self) -> bool:
+        """Take the next step if it is due; return whether one was taken. One that fails pauses the episode."""
+        try:
+            due = self.ready()
+        except _FAILURES as error:  # the next episode did not begin
+            self.problem, self.paused = str(error), True
+            return False
+        if not due:
+            return False
+        self.paused = not self._guard(self.step)
+        return not self.paused
+
+    def _guard(self, what: Callable[[], object]) -> bool:
+        """Do something, or say why not; return whether it was done. The page goes on in any case."""
         try:
             what()
         except _FAILURES as error:
-            self.problem, self.paused = str(error), True
+            self.problem = str(error)
             return False
-        except Exception as error:  # of our own making: the page goes on, the terminal has the rest
-            self.problem, self.paused = f"{type(error).__name__}: {error}", True
+        except Exception as error:  # a mistake of our own: the terminal has the rest
+            self.problem = f"{type(error).__name__}: {error}"
             traceback.print_exc()
             return False
-        self.problem = None
         return True
 
     def ready(self) -> bool:
         """Return whether the next step is due; at the end of an episode begin the next one, if that is wanted."""
-        if self.paused or self.problem:
+        if self.paused:
             return False
         now = time.monotonic()
         if self.over:
@@ -212,15 +220,29 @@ class Session:
     # --- inside ---------------------------------------------------------------------------------------------------
 
     def _open(self, spec: TaskSpec) -> None:
-        """Go to a task's environment; the present one stays if that cannot be had."""
+        """Go to a task's environment; the present one stays if that cannot be had, or does not begin."""
         size = self.agent.vision.size if self.agent.vision else FILM_SIZE
         env = make(spec, spec.obs_dim, spec.action_dim, size)
-        before, self.env, self.spec = getattr(self, "env", None), env, spec
+        before = getattr(self, "env", None)
+        try:
+            self._begin(env)
+        except _FAILURES:
+            env.close()
+            raise
+        self._work_seconds = self.compute_seconds = 0.0
+        self._gripped = self.stick.grip
         if before is not None:
             before.close()
-        self._work_seconds, self.compute_seconds = 0.0, 0.0
-        self._gripped, self.episode_number = self.stick.grip, 0
-        self.new_episode()
+
+    def _begin(self, env: TaskEnv) -> None:
+        obs, _ = env.reset(seed=self._seed)
+        self.agent.reset(seed=self._seed)
+        self.env, self.spec = env, env.task
+        self.recorder = Recorder(env.task, self._seed, obs)
+        self.over, self.forecasts = False, list[Forecast | None]()
+        self.episode_number += 1
+        self._seed = (self._seed + 1) % 2**32
+        self._due = 0.0
 
     def _say(self, text: str, understood: Understood, instruction: str | None) -> None:
         self.sentence, self.understood = text, understood
@@ -235,8 +257,6 @@ class Session:
 
     def _clock(self) -> float | None:
         """Return the simulator's own time in seconds, None where it has none."""
-        from pipeline.page.scene import mujoco_of
-
         found = mujoco_of(self.env)
         return None if found is None else float(found[1].time)
 
@@ -262,7 +282,7 @@ class Session:
 
 def clean(text: str) -> str:
     """Return one line of printable text of bounded length: a browser may send anything."""
-    return re.sub(r"[^\x20-\x7e\xa0-\U0010ffff]+", " ", text)[:LONGEST_SENTENCE].strip()
+    return " ".join(re.sub(r"[^\x20-\x7e\xa0-\U0010ffff]+", " ", text).split())[:LONGEST_SENTENCE]
 
 
 def place_of(spec: TaskSpec) -> tuple[str, str]:
