@@ -18,7 +18,7 @@ CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 # Without a GPU it draws in software; without --no-sandbox it does not start as root.
 ARGUMENTS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
 READY = re.compile(r"the page is at (http://\S+)")
-PATIENCE = 120  # seconds, on a machine that has much else to do
+PATIENCE = 300  # seconds, on a machine that has much else to do
 
 
 class NoBrowser(RuntimeError):
@@ -92,10 +92,11 @@ class Viewer:
         self.errors: list[str] = []
         self.tab = browser.new_page(viewport={"width": size[0], "height": size[1]})
         self.tab.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.tab.set_default_timeout(1000 * PATIENCE)
         self.tab.goto(address)
-        self.tab.wait_for_selector("text=Tell it", timeout=1000 * PATIENCE)
+        self.tab.wait_for_selector("text=Tell it")
         with contextlib.suppress(Exception):  # that it draws in software
-            self.tab.locator(".mantine-Notification-closeButton").first.click(timeout=3000)
+            self.tab.locator(".mantine-Notification-closeButton").first.click(timeout=1000)
 
     def field(self, label: str) -> Any:
         """Return the input beside a label."""
@@ -118,6 +119,10 @@ class Viewer:
     def see(self, text: str, seconds: float = PATIENCE) -> None:
         """Wait until a text is on the page."""
         self.tab.wait_for_function("text => document.body.innerText.includes(text)", arg=text, timeout=1000 * seconds)
+
+    def miss(self, text: str, seconds: float = PATIENCE) -> None:
+        """Wait until a text is no longer on the page."""
+        self.tab.wait_for_function("text => !document.body.innerText.includes(text)", arg=text, timeout=1000 * seconds)
 
     def score(self) -> float:
         """Return the score that is shown."""
