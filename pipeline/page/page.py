@@ -125,6 +125,11 @@ class Page:
             if len(steps):
                 self._plot.data = steps, predicted, followed
 
+    def refresh(self, session: Session) -> None:
+        """Bring all of the page up to date, now."""
+        self._shown = dict.fromkeys(self._shown, 0.0)
+        self.show(session)
+
     def _show_scene(self, session: Session) -> None:
         try:
             if session.env is not self._env:
