@@ -92,9 +92,10 @@ def shoot(session: Session, page: Page, viewer: Viewer) -> bytes:
 
 def save(frames: list[bytes], path: Path) -> None:
     """Write a looping film."""
+    import imageio.v3
     from PIL import Image
 
-    images: list[Any] = [Image.open(io.BytesIO(frame)).convert("RGB") for frame in frames]
+    images: list[Any] = [Image.fromarray(imageio.v3.imread(frame)[..., :3]) for frame in frames]
     images += [images[-1]] * _LINGER
     images[0].save(
         path,

@@ -76,7 +76,7 @@ def open_page(options: argparse.Namespace) -> None:
         address = f"http://{f'[{host}]' if ':' in host else host}:{server.get_port()}"
         print(f"the page is at {address} (Ctrl-C ends it)", flush=True)
         if options.open:
-            webbrowser.open(address)
+            webbrowser.open_new_tab(address)
         with _ending() as ended:
             session.run(page.show, lambda: bool(ended), page.watched)
     finally:

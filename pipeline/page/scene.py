@@ -124,7 +124,7 @@ class BodyScene:
             self._scene.add_mesh_trimesh(name, _textured(shape, image, self.model.mat_rgba[part.material]), **place)
             return
         opacity = None if colour[3] >= 1 else float(colour[3])
-        rgb = tuple(int(value) for value in np.rint(255 * colour[:3]))
+        rgb = np.rint(255 * colour[:3]).astype(np.uint8)
         self._scene.add_mesh_simple(
             name, shape.vertices, shape.faces, color=rgb, opacity=opacity, flat_shading=shape.flat, side="double",
             cast_shadow=opacity is None, **place,

@@ -74,6 +74,7 @@ class Session:
         self.step_seconds, self.compute_seconds = 0.04, 0.0
         self._asked: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._seed, self._due, self._over_at = seed, 0.0, 0.0
+        self.forecasts: list[Forecast | None] = []
         self.env: TaskEnv
         self.episode_number = 0
         self._open(spec)
@@ -239,7 +240,7 @@ class Session:
         self.agent.reset(seed=self._seed)
         self.env, self.spec = env, env.task
         self.recorder = Recorder(env.task, self._seed, obs)
-        self.over, self.forecasts = False, list[Forecast | None]()
+        self.over, self.forecasts = False, []
         self.episode_number += 1
         self._seed = (self._seed + 1) % 2**32
         self._due = 0.0
