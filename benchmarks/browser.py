@@ -118,11 +118,15 @@ class Viewer:
 
     def see(self, text: str, seconds: float = PATIENCE) -> None:
         """Wait until a text is on the page."""
-        self.tab.wait_for_function("text => document.body.innerText.includes(text)", arg=text, timeout=1000 * seconds)
+        self.tab.wait_for_function(
+            "text => document.body.innerText.includes(text)", arg=text, timeout=1000 * seconds, polling=200
+        )
 
     def miss(self, text: str, seconds: float = PATIENCE) -> None:
         """Wait until a text is no longer on the page."""
-        self.tab.wait_for_function("text => !document.body.innerText.includes(text)", arg=text, timeout=1000 * seconds)
+        self.tab.wait_for_function(
+            "text => !document.body.innerText.includes(text)", arg=text, timeout=1000 * seconds, polling=200
+        )
 
     def score(self) -> float:
         """Return the score that is shown."""

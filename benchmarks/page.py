@@ -34,7 +34,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--least", type=float, default=1.0, help="score that must be reached")
     parser.add_argument("--output", type=Path, default=Path("docs"))
-    parser.add_argument("--size", type=int, nargs=2, default=(1180, 680), help="pixels of the window")
+    parser.add_argument("--size", type=int, nargs=2, default=(1100, 640), help="pixels of the window")
     options = parser.parse_args()
     from pipeline.agent import Agent
 
@@ -57,6 +57,7 @@ def main() -> int:
 
 def watch(session: Session, page: Page, viewer: Viewer, options: argparse.Namespace) -> float:
     """Type the sentence, play the episode, and return its score."""
+    viewer.tab.add_style_tag(content=".mantine-Notifications-root { display: none }")  # that it draws in software
     viewer.tell(options.sentence)
     end = time.monotonic() + PATIENCE
     while session.sentence != options.sentence and not session.problem and time.monotonic() < end:
@@ -69,11 +70,11 @@ def watch(session: Session, page: Page, viewer: Viewer, options: argparse.Namesp
     options.output.mkdir(parents=True, exist_ok=True)
     while not session.over and session.recorder.score < 0.995:
         session.step()
-        if len(session.recorder) % every == 0 or session.recorder.score >= 0.995:
+        if len(session.recorder) % every == 0 or session.over or session.recorder.score >= 0.995:
             frames.append(shoot(session, page, viewer))
-        if session.recorder.score > best:
-            best, picture = session.recorder.score, shoot(session, page, viewer)
-            (options.output / "play.png").write_bytes(picture)
+            if session.recorder.score > best:
+                best = session.recorder.score
+                (options.output / "play.png").write_bytes(frames[-1])
     save(frames, options.output / "play.webp")
     print(
         f"{options.sentence!r} was read as {session.understood.task}: score {best:.2f} after {len(session.recorder)} "

@@ -25,6 +25,7 @@ class Forecast(NamedTuple):
     value: float  # predicted discounted return: rewards along the plan, then Q at its end
     spread: float  # standard deviation of the Q members at the action taken, as a part of their mean
     planned: bool  # it follows a plan; else the policy
+    discount: float  # of what the agent was told
 
 
 @torch.no_grad()
@@ -41,12 +42,11 @@ def forecast(agent: Agent, obs: np.ndarray, action: np.ndarray, told: Mapping[st
     Returns:
         None for a model that observes images, or reads earlier steps, which have gone on since.
     """
-    actor = agent.actor
-    if agent.vision or actor.past(None) is not None:
+    actor, adapters = agent.actor, agent.actor.adapters
+    name = told.get("task") or _row(agent, told, len(obs))
+    if agent.vision or actor.past(None) is not None or name not in agent.table.names:
         return None
-    row = actor.rows([_row(agent, told, len(obs))])
-    adapters = actor.adapters
-    name = agent.table.names[int(row)]
+    row = actor.rows([name])
     active = adapters.acting(name if name in adapters.names else None) if adapters and adapters.names else nullcontext()
     model = agent.model
     widths = model.config.obs_dim - len(obs), model.config.action_dim - len(action)
@@ -60,7 +60,7 @@ def forecast(agent: Agent, obs: np.ndarray, action: np.ndarray, told: Mapping[st
         members = decode(model.q(z, first, ctx), model.bins).flatten()  # (M,)
         value = _rollout(agent, ctx, z, first, later)
     spread = float(members.std() / members.mean().abs().clamp_min(1e-3)) if len(members) > 1 else 0.0
-    return Forecast(float(value), spread, planned)
+    return Forecast(float(value), spread, planned, float(ctx.discount))
 
 
 def _rollout(agent: Agent, ctx: Any, z: Tensor, first: Tensor, later: Tensor | None) -> Tensor:
@@ -95,12 +95,7 @@ def came(values: Sequence[float], rewards: Sequence[float], discount: float, ter
     return followed
 
 
-def discount_of(agent: Agent, told: Mapping[str, Any], obs_dim: int) -> float:
-    """Return the discount of what the agent was told, once it has acted on it."""
-    return float(agent.table.discount[int(agent.actor.rows([_row(agent, told, obs_dim)]))])
-
-
 def _row(agent: Agent, told: Mapping[str, Any], obs_dim: int) -> str:
-    """Return the name of the row of the task table that the agent used."""
+    """Return the name of the row of the task table that an instruction has."""
     known = KnownTasks(agent.tasks, agent.embeddings, agent.table, len(agent.tasks))
-    return known.understand(Told(told.get("task"), told.get("instruction"), told.get("action_dim")), obs_dim).name
+    return known.understand(Told(None, told["instruction"], told["action_dim"]), obs_dim).name

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from pipeline.page.forecast import Forecast, came, discount_of, forecast
+from pipeline.page.forecast import Forecast, came, forecast
 from pipeline.page.hand import Stick, steer, waits
 from pipeline.page.physics import mujoco_of
 from pipeline.page.record import FILM_SIZE, Recorder
@@ -78,7 +78,7 @@ class Session:
         self.env: TaskEnv
         self.episode_number = 0
         self._open(spec)
-        self._say(spec.instructions[0], Understood(spec.name, True, ((spec.name, 1.0),)), None)
+        self._say(spec.instructions[0], Understood(spec.name, "own"), None)
 
     # --- from any thread ------------------------------------------------------------------------------------------
 
@@ -93,7 +93,7 @@ class Session:
         text = clean(text)
         if not text:
             raise ValueError("the sentence is empty: say what is to be done, e.g. " + repr(self.spec.instructions[0]))
-        understood = understand(self.agent, text, self.spec)
+        understood = understand(self.agent, text, self.spec, here=not self.follow)
         meant = self.tasks.get(understood.task or "")
         if self.follow and meant is not None and place_of(meant) != place_of(self.spec):
             self._open(meant)
@@ -106,7 +106,7 @@ class Session:
             raise ValueError(f"there is no task {task!r} to choose.")
         spec = self.tasks[task]
         self._open(spec)
-        self._say(spec.instructions[0], Understood(spec.name, True, ((spec.name, 1.0),)), None)
+        self._say(spec.instructions[0], Understood(spec.name, "own"), None)
 
     def act_by(self, mode: Mode) -> None:
         """Let the plan, the policy or a hand act from now on."""
@@ -206,7 +206,7 @@ class Session:
     @property
     def realtime(self) -> float:
         """How many times real time the steps now take place, at most; below `speed` they are late."""
-        return self.step_seconds / max(self._work_seconds, 1e-6)
+        return self.step_seconds / max(self._work_seconds, self.compute_seconds, 1e-6)
 
     def expected(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return steps (n,), the return predicted at each, and the return that followed, as far as it is known."""
@@ -214,8 +214,8 @@ class Session:
         if not steps or len(steps) < len(self.forecasts):  # driven by hand in between: nothing was expected then
             return np.zeros(0), np.zeros(0), np.zeros(0)
         values = [one.value for one in self.forecasts if one is not None]
-        discount = discount_of(self.agent, self._told, len(self.recorder.obs[0]))
-        followed = came(values, self.recorder.rewards, discount, self.recorder.terminated)
+        discounts = [one.discount for one in self.forecasts if one is not None]
+        followed = came(values, self.recorder.rewards, discounts[-1], self.recorder.terminated)
         return np.array(steps, float), np.array(values), followed
 
     # --- inside ---------------------------------------------------------------------------------------------------
@@ -248,6 +248,14 @@ class Session:
     def _say(self, text: str, understood: Understood, instruction: str | None) -> None:
         self.sentence, self.understood = text, understood
         self._told = told(self.agent, self.spec, instruction)
+        meant = self.agent.tasks.get(understood.task or "")
+        if (
+            instruction is not None
+            and meant is not None
+            and understood.acts_as_task
+            and _body(meant) == _body(self.spec)
+        ):
+            self._told = {"task": meant.name}
         self.forecasts = [None] * len(self.forecasts)  # of another sentence
         self.said.append(Said(text, understood, self.spec.name, self.recorder.score if len(self.recorder) else 0.0))
 
@@ -284,6 +292,10 @@ class Session:
 def clean(text: str) -> str:
     """Return one line of printable text of bounded length: a browser may send anything."""
     return " ".join(re.sub(r"[^\x20-\x7e\xa0-\U0010ffff]+", " ", text).split())[:LONGEST_SENTENCE]
+
+
+def _body(spec: TaskSpec) -> tuple[str, int, int]:
+    return spec.embodiment, spec.obs_dim, spec.action_dim
 
 
 def place_of(spec: TaskSpec) -> tuple[str, str]:

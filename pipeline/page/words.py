@@ -19,13 +19,15 @@ _GREEN, _AMBER, _RED, _BLUE = "#2b8a3e", "#b35c00", "#c92a2a", "#1c7ed6"
 def understood(session: Session) -> str:
     """Say what the sentence is taken for."""
     found = session.understood
-    if found.exact and found.task:
+    near = ", ".join(f"{escape(name)} {value:.2f}" for name, value in found.near)
+    if found.task is None:
+        what = f"means nothing that this checkpoint knows{f'; nearest: {near}' if near else ''}"
+    elif found.how == "own":
         what = f"its own words for <b>{escape(found.task)}</b>"
-    elif found.task:
-        near = ", ".join(f"{escape(name)} {cosine:.2f}" for name, cosine in found.near)
-        what = f"read as <b>{escape(found.task)}</b> <span style='opacity:.65'>(cosine: {near})</span>"
+    elif found.how == "head":
+        what = f"understood as <b>{escape(found.task)}</b> <span style='opacity:.65'>(probability: {near})</span>"
     else:
-        what = "like nothing this checkpoint knows"
+        what = f"read as <b>{escape(found.task)}</b> <span style='opacity:.65'>(cosine: {near})</span>"
     place = ""
     if found.task != session.spec.name:
         place = f"<br>The place, and the score, are those of <b>{escape(session.spec.name)}</b>."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -15,7 +16,7 @@ from pipeline.importers import plain
 from pipeline.page.forecast import came, forecast
 from pipeline.page.record import film, keep
 from pipeline.page.session import LONGEST_SENTENCE, Session, clean, place_of
-from pipeline.page.understood import understand
+from pipeline.page.understood import Understood, understand
 from pipeline.play import told
 from pipeline.tasks.registry import get
 from pipeline.tasks.rendering import RenderingUnavailable
@@ -103,7 +104,7 @@ def test_a_sentence_changes_in_the_middle_of_an_episode(session):
     play(session, 3)
     before = session.env
     session.tell(SPIN.instructions[0])
-    assert (session.understood.task, session.understood.exact) == ("pendulum-spin", True)
+    assert (session.understood.task, session.understood.how) == ("pendulum-spin", "own")
     assert (session.env is before, len(session.recorder)) == (True, 3)  # the same pole, where it was
     play(session, 1)
     assert session.agent.table.names == ("pendulum-swingup", "pendulum-spin", "cup-catch")  # no new row: it is known
@@ -147,9 +148,33 @@ def test_a_task_whose_simulator_is_missing_changes_nothing(session):
 
 def test_an_unknown_sentence_is_read_as_the_nearest_task(agent):
     found = understand(agent, "catch that ball in the cup", SWING)
-    assert (found.task, found.exact) == ("cup-catch", False)
+    assert (found.task, found.how) == ("cup-catch", "near")
     assert found.near[0][0] == "cup-catch"
     assert found.near[0][1] >= found.near[1][1]
+
+
+def test_a_sentence_for_this_place_is_read_as_a_task_of_its_body(agent):
+    found = understand(agent, "catch that ball in the cup", SWING, here=True)
+    assert found.task in ("pendulum-swingup", "pendulum-spin")
+
+
+def test_an_agent_that_understands_words_itself_is_asked(agent, session, monkeypatch):
+    heard = []
+
+    def hear(text, *widths):
+        heard.append((text, *widths))
+        return SimpleNamespace(task="pendulum-spin", probability=0.9, runner_up="cup-catch", runner_up_probability=0.1)
+
+    monkeypatch.setattr(type(agent), "understand", staticmethod(hear), raising=False)
+    monkeypatch.setattr(type(agent.embeddings), "head", object(), raising=False)
+    session.tell("Whirl about!")
+    assert session.understood == Understood("pendulum-spin", "head", (("pendulum-spin", 0.9), ("cup-catch", 0.1)))
+    assert session._told == {"task": "pendulum-spin"}
+    session.follow = False
+    session.tell("Whirl about here!")
+    assert heard == [("Whirl about!",), (f"{SWING.embodiment} Whirl about here!", SWING.obs_dim, SWING.action_dim)]
+    play(session, 1)
+    assert session.forecasts[-1] is not None
 
 
 def test_what_shares_a_place():

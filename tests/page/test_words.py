@@ -16,7 +16,7 @@ EVIL = "<img src=x onerror=alert(1)> & <b>"
 
 
 def session(**more: Any) -> Any:
-    found = Understood(EVIL, False, ((EVIL, 0.5),))
+    found = Understood(EVIL, "near", ((EVIL, 0.5),))
     recorder = SimpleNamespace(score=0.5, episode_return=3.0, __len__=None)
     values: dict[str, Any] = {
         "sentence": EVIL, "understood": found, "spec": SimpleNamespace(name=EVIL + "x", episode_length=9),
@@ -30,9 +30,9 @@ def session(**more: Any) -> Any:
     "html",
     [
         words.understood(session()),
-        words.understood(session(understood=Understood(None, False))),
+        words.understood(session(understood=Understood(None, "near"))),
         words.state(session(problem=EVIL)),
-        words.sentences([Said(EVIL, Understood(EVIL, False), EVIL, 0.5)]),
+        words.sentences([Said(EVIL, Understood(EVIL, "own"), EVIL, 0.5)]),
         words.plain(EVIL),
     ],
 )
@@ -42,8 +42,8 @@ def test_texts_are_escaped(html):
 
 
 def test_members_that_disagree_are_marked():
-    assert "disagree by 30 %" in words.state(session(forecasts=[Forecast(1.0, 0.3, True)]))
-    assert "disagree" not in words.state(session(forecasts=[Forecast(1.0, 0.05, True)]))
+    assert "disagree by 30 %" in words.state(session(forecasts=[Forecast(1.0, 0.3, True, 0.9)]))
+    assert "disagree" not in words.state(session(forecasts=[Forecast(1.0, 0.05, True, 0.9)]))
 
 
 def test_a_late_page_says_so():
@@ -51,4 +51,4 @@ def test_a_late_page_says_so():
     assert "Slower than asked for (1.5 ×)" in words.state(session(speed=2.0))
     assert "Slower" not in words.state(session())
     assert "Slower" not in words.state(session(speed=float("inf"), realtime=0.3))
-    assert "the policy acts alone" in words.state(session(forecasts=[Forecast(1.0, 0.0, False)]))
+    assert "the policy acts alone" in words.state(session(forecasts=[Forecast(1.0, 0.0, False, 0.9)]))
