@@ -134,7 +134,7 @@ class Page:
         try:
             if session.env is not self._env:
                 self._enter(session)
-            else:
+            elif self._scene is not None:
                 self._scene = update_scene(self.server, self._scene, session.env)
         except RenderingUnavailable as error:
             session.problem = str(error)
@@ -147,12 +147,12 @@ class Page:
         self._env = session.env
         self._drives.content = words.plain(explain(session.spec))
         self._waits.visible = waits(session.spec)
-        self._scene = open_scene(self.server, session.env)
         self._view = view_of(session.env)
         self.server.initial_camera.position = self._view.position
         self.server.initial_camera.look_at = self._view.look_at
         for client in self.server.get_clients().values():
             _look(client, self._view)
+        self._scene = open_scene(self.server, session.env)
 
     def _show_words(self, session: Session) -> None:
         blocks = (
@@ -288,6 +288,8 @@ class Page:
         if not self._filming.acquire(blocking=False):
             return _tell(client, "One video at a time", "The one before is still being drawn.", "orange")
         try:
+            if self._closed.is_set():
+                return None
             path = _free(self._output / "videos", f"{spec.name}-{seed}-{len(actions)}", ".mp4")
 
             def go() -> None:

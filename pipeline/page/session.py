@@ -168,7 +168,7 @@ class Session:
             return False
         now = time.monotonic()
         if self.over:
-            if not self.again or now < self._over_at + _REST:
+            if not self.again or self.mode == "hand" or now < self._over_at + _REST:  # a hand may want to keep it
                 return False
             self.new_episode()
         if self.mode == "hand" and self.waiting and waits(self.spec) and not self.stick.moved and not self._gripping:
@@ -210,13 +210,16 @@ class Session:
 
     def expected(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return steps (n,), the return predicted at each, and the return that followed, as far as it is known."""
-        steps = [number for number, one in enumerate(self.forecasts) if one is not None]
-        if not steps or len(steps) < len(self.forecasts):  # driven by hand in between: nothing was expected then
+        lately: list[Forecast] = []  # since the last step of a hand, or under another sentence
+        for one in reversed(self.forecasts):
+            if one is None:
+                break
+            lately.insert(0, one)
+        if not lately:
             return np.zeros(0), np.zeros(0), np.zeros(0)
-        values = [one.value for one in self.forecasts if one is not None]
-        discounts = [one.discount for one in self.forecasts if one is not None]
-        followed = came(values, self.recorder.rewards, discounts[-1], self.recorder.terminated)
-        return np.array(steps, float), np.array(values), followed
+        first, values = len(self.forecasts) - len(lately), [one.value for one in lately]
+        followed = came(values, self.recorder.rewards[first:], lately[-1].discount, self.recorder.terminated)
+        return np.arange(first, first + len(lately), dtype=float), np.array(values), followed
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
@@ -249,12 +252,7 @@ class Session:
         self.sentence, self.understood = text, understood
         self._told = told(self.agent, self.spec, instruction)
         meant = self.agent.tasks.get(understood.task or "")
-        if (
-            instruction is not None
-            and meant is not None
-            and understood.acts_as_task
-            and _body(meant) == _body(self.spec)
-        ):
+        if instruction and meant and understood.acts_as_task and _body(meant) == _body(self.spec):
             self._told = {"task": meant.name}
         self.forecasts = [None] * len(self.forecasts)  # of another sentence
         self.said.append(Said(text, understood, self.spec.name, self.recorder.score if len(self.recorder) else 0.0))

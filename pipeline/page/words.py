@@ -81,7 +81,7 @@ def _pace(session: Session) -> str:
     if session.paused:
         return "<span style='opacity:.75'>Paused.</span>"
     if session.over:
-        return "<span style='opacity:.75'>The episode is over.</span>"
+        return "<span style='opacity:.75'>The episode is over. Keep it, or begin a new one.</span>"
     lasts = f"step lasts {1000 * session.step_seconds:.0f} ms."
     who = {"plan": "Planning", "policy": "The policy", "hand": ""}[session.mode]
     if session.mode == "plan" and session.forecasts and session.forecasts[-1] and not session.forecasts[-1].planned:

@@ -128,6 +128,11 @@ def test_a_hand_drives_with_keys_and_its_episode_is_kept(page, browser, checkpoi
     viewer.tab.keyboard.up("ArrowUp")
     viewer.tab.wait_for_timeout(1000)
     assert viewer.field("Keys").input_value() == "0.00 0.00 0.00 0.00 1"
+    pad = "{axes: [0, -1, 0, 0], buttons: [{pressed: true}]}"  # up is negative there
+    viewer.tab.evaluate(f"navigator.getGamepads = () => [null, {pad}]")
+    viewer.tab.wait_for_timeout(1000)
+    assert viewer.field("Keys").input_value() == "0.00 1.00 0.00 0.00 0"
+    viewer.tab.evaluate("navigator.getGamepads = () => []")
     viewer.press("Keep as a demonstration")
     viewer.see("episodes.parquet: 1 demonstration")
     (episode,) = read_episodes(checkpoint.parent / "kept/demos/og-point-maze/episodes.parquet", "the test")

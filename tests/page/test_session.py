@@ -55,6 +55,9 @@ def test_an_episode_ends_and_the_next_has_the_next_seed(session, monkeypatch):
     monkeypatch.setattr("pipeline.page.session._REST", 0.0)
     assert session.ready()
     assert (len(session.recorder), session.recorder.seed, session.over) == (0, 1, False)
+    session.act_by("hand")
+    play(session, 6)
+    assert not session.ready()  # until it is kept, or given up
 
 
 def test_an_episode_is_the_one_that_eft_act_plays(agent):
@@ -224,10 +227,17 @@ def test_what_came_is_the_rewards_and_then_the_latest_prediction():
     assert came([5.0, 6.0, 7.0], [1.0, 2.0, 9.0], 0.5, terminated=True).tolist() == [1 + 0.5 * 6.5, 2 + 0.5 * 9, 9]
 
 
-def test_a_hand_expects_nothing(session):
+def test_a_hand_expects_nothing_and_a_new_sentence_begins_anew(session):
     session.act_by("hand")
     play(session, 2)
     assert len(session.expected()[0]) == 0
+    session.act_by("plan")
+    play(session, 2)
+    assert session.expected()[0].tolist() == [2, 3]
+    session.tell(SPIN.instructions[0])
+    play(session, 1)
+    assert session.expected()[0].tolist() == [4]
+    assert session.expected()[2][0] == session.expected()[1][0]
 
 
 # --- what is kept -----------------------------------------------------------------------------------------------------
