@@ -33,6 +33,7 @@ _SPEEDS = {
 _NAMES = {"plan": "plan with the model", "policy": "policy alone", "hand": "my hand"}
 _CHOOSE = "choose one …"
 _MOST_EXAMPLES = 200
+_SUCCESS = 0.995  # a score of 1 on the page
 _KEYS = Path(__file__).with_name("keys.js")
 
 
@@ -88,15 +89,16 @@ class Page:
         self._keys: dict[int, viser.GuiTextHandle] = {}
         self._lock = threading.Lock()
         self._kept: list[str] = []
+        self._ended = 0  # number of the last episode that was seen to end
         server.gui.configure_theme(control_width="large", show_logo=False, show_share_button=False, dark_mode=False)
         server.gui.main_panel.dock_right()
         server.gui.main_panel.set_width(430)
         server.gui.set_panel_label(f"eft play · {name}"[:60])
         server.scene.configure_environment_map("studio", environment_intensity=0.55)
         self._build()
+        self.show(session)
         server.on_client_connect(self._welcome)
         server.on_client_disconnect(self._part)
-        self.show(session)
 
     def close(self) -> None:
         """Give up a video that is being drawn, and wait until it is."""
@@ -116,6 +118,10 @@ class Page:
         if session.env is not self._moment[0] or (moment != self._moment and self._due("scene", _SCENE_SECONDS)):
             self._moment = moment
             self._show_scene(session)
+        if session.over and session.episode_number != self._ended:
+            self._ended = session.episode_number
+            if self._successes.value and session.recorder.score >= _SUCCESS:
+                session.ask(self._add_demonstration)
         if self._due("words", _WORDS_SECONDS):
             self._show_words(session)
         if self._due("plot", _PLOT_SECONDS) and moment != self._plotted:
@@ -189,7 +195,13 @@ class Page:
         form.on_submit(lambda _: self._tell(self._text.value))
         examples = [spec.instructions[0] for spec in session.tasks.values()][:_MOST_EXAMPLES]
         chosen = gui.add_dropdown("Examples", tuple(dict.fromkeys([_CHOOSE, *examples])))
-        chosen.on_update(self._by_viewer(lambda _: self._tell(chosen.value) if chosen.value in examples else None))
+
+        def take(event: Any) -> None:
+            sentence, chosen.value = chosen.value, _CHOOSE  # so that the same may be taken again
+            if sentence in examples:
+                self._tell(sentence)
+
+        chosen.on_update(self._by_viewer(take))
         self._understood, self._score, self._state = gui.add_html(""), gui.add_html(""), gui.add_html("")
         buttons = gui.add_button_group("Episode", ("Pause", "Go on", "New episode"))
         buttons.on_click(self._by_viewer(lambda _: self._press(buttons.value)))
@@ -205,6 +217,9 @@ class Page:
                 "Keep as a demonstration", hint="For eft adapt --demos; as far as it has come."
             )
             keep_button.on_click(lambda event: self._keep(event.client))
+            self._successes = gui.add_checkbox(
+                "Successes", False, hint="Keep every episode that ends with a score of 1, whoever acts."
+            )
             self._files = gui.add_html("")
         with gui.add_folder("Said before"):
             self._sentences = gui.add_html("")
@@ -267,10 +282,14 @@ class Page:
 
     # --- keeping --------------------------------------------------------------------------------------------------
 
+    def _add_demonstration(self) -> Path:
+        path, count = keep(self._output / "demos", self.session.recorder.episode())
+        self._list(f"{path}: {count} demonstration{'s' if count > 1 else ''}", str(path))
+        return path
+
     def _keep(self, client: viser.ClientHandle | None) -> None:
         def go() -> None:
-            path, count = keep(self._output / "demos", self.session.recorder.episode())
-            self._list(f"{path}: {count} demonstration{'s' if count > 1 else ''}", str(path))
+            path = self._add_demonstration()
             if client is not None:
                 client.send_file_download(f"{path.parent.name}-{path.name}", path.read_bytes())
 

@@ -30,7 +30,7 @@ Mode = Literal["plan", "policy", "hand"]
 MODES: tuple[Mode, ...] = ("plan", "policy", "hand")
 LONGEST_SENTENCE = 300  # characters
 _KEPT_SENTENCES = 8
-_REST = 2.0  # seconds between episodes
+_REST = 3.0  # seconds between episodes
 _IDLE = 0.05  # seconds between looks at what is asked, while nothing moves
 _SMOOTH = 0.1  # weight of the newest step in the mean times
 # Steps of the simulator per second, where it has no clock of its own.

@@ -7,11 +7,13 @@ import io
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipeline.cli import main
+from pipeline.data.demos import read_episodes
 from pipeline.page.session import Session
 from pipeline.tasks.registry import get
 from pipeline.tasks.rendering import RenderingUnavailable
@@ -54,6 +56,25 @@ def test_a_simulator_that_cannot_draw_is_played_unseen(server, session, monkeypa
     session.choose("pendulum-swingup")
     page.refresh(session)
     assert page._scene is not None
+
+
+def test_every_success_is_kept_once_if_that_is_wanted(server, tmp_path: Path):
+    (spec,) = get(["pendulum-swingup"])
+    spec = replace(spec, episode_length=3, score="clip((return+1000)/1000,0,1)")  # which every episode reaches
+    agent = make_agent([spec])
+    session = Session(agent, spec, agent.tasks)
+    page = Page(server, session, "test", tmp_path)
+    for wanted, expected in ((False, 0), (True, 1), (True, 2)):
+        page._successes.value = wanted
+        while not session.over:
+            session.step()
+        for _ in range(3):
+            page.refresh(session)
+            session.obey()
+        path = tmp_path / "demos/pendulum-swingup/episodes.parquet"
+        assert (len(read_episodes(path, "the test")) if path.exists() else 0) == expected
+        session.new_episode()
+    session.close()
 
 
 def test_nobody_opens_a_tunnel(server):
