@@ -43,12 +43,7 @@ def play(
         ValueError: the task does not fit into the agent's widths.
         RenderingUnavailable: this machine cannot draw.
     """
-    if instruction is None and spec.name in agent.tasks:
-        instructed: dict[str, Any] = {"task": spec.name}
-    else:
-        # Texts read in training begin with the body; an unknown task is given in its own words.
-        text = spec.text() if instruction is None else f"{spec.embodiment} {instruction}"
-        instructed = {"instruction": text, "action_dim": spec.action_dim}
+    instructed = told(agent, spec, instruction)
     if agent.vision:
         render_size = agent.vision.size  # one picture serves both: the film shows what the agent observes
     env = make(spec, spec.obs_dim, spec.action_dim, render_size)
@@ -67,3 +62,12 @@ def play(
             yield PlayedEpisode(seed, spec.evaluate(total, success), total, length, frames)
     finally:
         env.close()
+
+
+def told(agent: Agent, spec: TaskSpec, instruction: str | None) -> dict[str, Any]:
+    """Return what `Agent.act` is given so that it does `instruction`, None for the task's own, in a task's body."""
+    if instruction is None and spec.name in agent.tasks:
+        return {"task": spec.name}
+    # Texts read in training begin with the body; an unknown task is given in its own words.
+    text = spec.text() if instruction is None else f"{spec.embodiment} {instruction}"
+    return {"instruction": text, "action_dim": spec.action_dim}

@@ -24,6 +24,7 @@ _LONGEST = (
     "test_killed.py",
     "test_ranks.py",
     "test_without_demos.py",
+    "test_browser.py",
 )
 
 

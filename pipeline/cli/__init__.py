@@ -12,9 +12,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pipeline.cli import act, adapt, check_data, grow, hub, importing, preset, tasks, teach
+from pipeline.cli import act, adapt, check_data, grow, hub, importing, play, preset, space, tasks, teach
 
-GROUPS = (tasks, check_data, act, adapt, teach, grow, hub, importing, preset)  # in the order of the help
+GROUPS = (tasks, check_data, act, play, adapt, teach, grow, hub, space, importing, preset)  # in the order of the help
 
 DESCRIPTION = """\
 Eft pretrains a language-conditioned world model on demonstrations, finetunes it on many tasks at once,
@@ -30,12 +30,14 @@ examples:
   eft check-data my_tasks/demos                what demonstrations hold, and what learning would not see
   eft act checkpoints/finetune/model --task walker-run --video run.mp4
   eft act checkpoints/finetune/model --task walker-run --instruction "Stand still."
+  eft play checkpoints/finetune/model          a page: type a sentence, watch the robot do it, drive it yourself
   eft adapt checkpoints/finetune/model --task my_tasks/juggle.yaml --demos my_demos --env-steps 20000
   eft teach cheetah-run                        a small expert, for demonstrations
   eft grow checkpoints/finetune/model wider --obs-dim 192
   eft info user/name                           sizes, tasks and scores of a release on the Hub
   eft act user/name --task walker-run --video run.mp4
   eft push --repo user/name --dry-run          what a push of the release would send
+  eft space my-space --checkpoint user/name    the page as a Space on the Hub
   eft import minari data/door-human --task my-door
   eft preset mt50 && dvc repro                 a larger set-up, written into params.yaml
   eft preset newt size-b                       the published numbers with a smaller model

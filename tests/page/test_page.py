@@ -1,0 +1,122 @@
+"""The page without a browser: what it does where something is missing, and who is let in."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import main
+from pipeline.data.demos import read_episodes
+from pipeline.page.session import Session
+from pipeline.tasks.registry import get
+from pipeline.tasks.rendering import RenderingUnavailable
+from tests.page.untrained import make_agent
+
+pytest.importorskip("viser", reason="the page needs the extra: pip install 'eft[play]'")
+
+from pipeline.page.page import Page, _free, serve
+
+pytestmark = pytest.mark.slow  # a server and simulators run for real
+
+
+@pytest.fixture
+def server():
+    with contextlib.redirect_stdout(io.StringIO()):
+        server = serve("127.0.0.1", None, "test")
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def session():
+    agent = make_agent(get(["pygame-pong", "pendulum-swingup"]))
+    session = Session(agent, agent.tasks["pygame-pong"], agent.tasks)
+    yield session
+    session.close()
+
+
+def test_a_simulator_that_cannot_draw_is_played_unseen(server, session, monkeypatch, tmp_path: Path):
+    def render():
+        raise RenderingUnavailable("cannot draw: no driver")
+
+    monkeypatch.setattr(session.env, "render", render)
+    page = Page(server, session, "test", tmp_path)
+    assert session.problem == "cannot draw: no driver"
+    page.refresh(session)
+    assert "cannot draw: no driver" in page._state.content
+    assert session.advance()
+    page.refresh(session)
+    session.choose("pendulum-swingup")
+    page.refresh(session)
+    assert page._scene is not None
+
+
+def test_every_success_is_kept_once_if_that_is_wanted(server, tmp_path: Path):
+    (spec,) = get(["pendulum-swingup"])
+    spec = replace(spec, episode_length=3, score="clip((return+1000)/1000,0,1)")  # which every episode reaches
+    agent = make_agent([spec])
+    session = Session(agent, spec, agent.tasks)
+    page = Page(server, session, "test", tmp_path)
+    for wanted, expected in ((False, 0), (True, 1), (True, 2)):
+        page._successes.value = wanted
+        while not session.over:
+            session.step()
+        for _ in range(3):
+            page.refresh(session)
+            session.obey()
+        path = tmp_path / "demos/pendulum-swingup/episodes.parquet"
+        assert (len(read_episodes(path, "the test")) if path.exists() else 0) == expected
+        session.new_episode()
+    session.close()
+
+
+def test_nobody_opens_a_tunnel(server):
+    assert server.request_share_url() is None
+
+
+def test_it_listens_at_this_machine_alone(server):
+    with socket.socket() as probe:
+        probe.settimeout(5)
+        assert probe.connect_ex(("127.0.0.1", server.get_port())) == 0
+    with socket.socket() as other, pytest.raises(OSError):  # noqa: PT011  # refused, or there is no such address
+        other.settimeout(5)
+        other.connect(("127.0.0.2", server.get_port()))
+
+
+def test_a_busy_port_is_named_and_a_free_one_is_found(server):
+    with pytest.raises(OSError, match=f"cannot listen at 127.0.0.1:{server.get_port()}: Address already in use"):
+        serve("127.0.0.1", server.get_port(), "test")
+    with contextlib.redirect_stdout(io.StringIO()):
+        second = serve("127.0.0.1", None, "test")
+    assert second.get_port() != server.get_port()
+    with contextlib.redirect_stdout(io.StringIO()):
+        second.stop()
+    with pytest.raises(OSError, match="Change --host"):
+        serve("192.0.2.1", None, "test")
+
+
+def test_no_video_replaces_another(tmp_path: Path):
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "a-2.mp4").touch()
+    assert _free(tmp_path, "a", ".mp4").name == "a-3.mp4"
+
+
+def test_without_the_extra_it_says_what_to_install():
+    code = "import sys; sys.modules['viser'] = None; from pipeline.cli import main; sys.exit(main(['play', 'x']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "pip install 'eft[play]'" in done.stderr
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "http"])
+def test_a_port_is_a_number(port, capsys):
+    with pytest.raises(SystemExit):
+        main(["play", "x", "--port", port])
+    assert "expected a number from 1 to 65535" in capsys.readouterr().err
