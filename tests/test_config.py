@@ -49,6 +49,7 @@ OPTIONS = {
     "imitated": "executed",
     "control": False,
     "demos_in_replay": False,
+    "words_episodes": 0,
 }
 
 
