@@ -2,9 +2,9 @@
 
 A linear map brings the encoder's vector of an instruction, and its hashed pieces of three letters, into a space where
 sentences of one task lie together and tasks of one body apart (head_training.py). Each task has a prototype there. A
-text's vector is the mean of the tasks' own vectors, weighted by the probability that each is meant; what is left for
-none of them falls to the encoder's own vector of the text. So vectors stay in the encoder's space and keep its width,
-a task's own texts get very nearly the vector that they have without a head, and other words for it get that one too.
+text's vector is the mean of the tasks' own vectors, weighted by the cube of the probability that each is meant, so that
+the likeliest prevails; the weight of none of them falls to the encoder's own vector of the text. So vectors stay in the
+encoder's space and keep its width, and all words for a task get very nearly the vector that its own text always had.
 
 The body is the sentence before the instruction: only tasks of that body may be meant.
 """
@@ -33,6 +33,7 @@ MADE_BY = "dvc repro embed"
 MARK = "+head-"  # within the id of an encoder with a head, before the digits of the head
 KNOWN = 0.9  # prior probability that what is said is one of the tasks that were learned, if it is any of the body's
 SURE = 0.5  # probability from which on a task counts as understood
+_SHARPNESS = 3  # exponent of the probabilities that weigh vectors
 _FILES = ("head.json", "head.safetensors")
 
 
@@ -235,7 +236,8 @@ class HeadedEncoder:
         own, vectors = self.encoder.encode(texts), []
         split = [self.head.split(text) for text in texts]
         for plain, (body, _), projected in zip(own, split, self._project([rest for _, rest in split]), strict=True):
-            weights = self.head.posterior(projected, None if body is None else [body], self.known)
+            weights = self.head.posterior(projected, None if body is None else [body], self.known) ** _SHARPNESS
+            weights /= weights.sum()
             vectors.append(weights[:-1] @ self.head.meanings + weights[-1] * plain)
         return np.stack(vectors).astype(np.float32)
 
