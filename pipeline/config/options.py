@@ -42,6 +42,7 @@ class Head:
 
     dim: Annotated[int, Field(ge=2)]  # width of the space in which sentences are compared
     pieces: Annotated[int, Field(ge=8, le=4096)]  # places that pieces of three letters and words are hashed into
+    typos: CountOrZero  # further copies of each sentence, with random typing errors
     epochs: Count  # over all sentences; it is trained twice, first without one kind of them, to fit its probabilities
     batch_size: Count  # sentences
     lr: Positive  # Adam step size, falling to 0

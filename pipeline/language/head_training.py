@@ -2,7 +2,7 @@
 
 A sentence is drawn to its task's prototype and away from those of the body's other tasks, opposites among them, and
 from a fixed cosine that stands for no task; sentences that mean no task are drawn to that one. Every sentence is seen
-once more with random typing errors. How sure the head is, is fitted on a whole kind of sentences that a first training
+again with random typing errors. How sure the head is, is fitted on a whole kind of sentences that a first training
 does not see; a second one sees all.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ def train_head(encoder: TextEncoder, specs: Sequence[TaskSpec], settings: config
     """
     tasks = tasks_told_apart(specs)
     bodies = list(dict.fromkeys(spec.embodiment for spec in tasks))
-    said = sentences(tasks, bodies, np.random.default_rng(seed))
+    said = sentences(tasks, bodies, settings.typos, seed)
     with Progress("embed: the head's sentences", len(said.texts), "sentences") as progress:
         vectors = []
         for text in said.texts:
@@ -88,8 +89,8 @@ def tasks_told_apart(specs: Sequence[TaskSpec]) -> list[TaskSpec]:
     return sorted([*specs, *others], key=lambda spec: spec.name)
 
 
-def sentences(tasks: Sequence[TaskSpec], bodies: Sequence[str], draw: np.random.Generator) -> Sentences:
-    """Return what is said of some tasks and of none, each sentence once more with typing errors."""
+def sentences(tasks: Sequence[TaskSpec], bodies: Sequence[str], typos: int, seed: int) -> Sentences:
+    """Return what is said of some tasks and of none, each sentence `typos` times more with typing errors."""
     rows = []
     phrasings, nowhere = load_phrasings(), len(tasks)
     for row, spec in enumerate(tasks):
@@ -100,7 +101,12 @@ def sentences(tasks: Sequence[TaskSpec], bodies: Sequence[str], draw: np.random.
             rows[-1] = (own[-1], _FITTED_ON, row, body)
         rows += [(text, kind, row, body) for kind in TRAINED for text in kinds.get(kind, ())]
     rows += [(text, "nothing", nowhere, body) for body in range(len(bodies)) for text in load_nothing()["trained"]]
-    rows += [(typing_errors(text, draw), *more) for text, *more in rows]
+    # Errors depend on seed and sentence alone, so that one sentence more leaves those of all others as they are.
+    rows += [
+        (typing_errors(text, np.random.default_rng([seed, copy, crc32(text.encode())])), *more)
+        for copy in range(typos)
+        for text, *more in rows
+    ]
     texts, kinds, meant, said_to = zip(*rows, strict=True)
     return Sentences(list(texts), list(kinds), np.array(meant), np.array(said_to))
 

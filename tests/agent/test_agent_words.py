@@ -33,7 +33,7 @@ FORMS = (
 TEXTS = {name: tuple(form.format(what) for form in FORMS) for name, what in DEEDS.items()}
 TASKS = [replace(spec, instructions=TEXTS[spec.name]) for spec in SPECS]
 PULL = replace(SPECS[2], name="pull", instructions=TEXTS["pull"], action_dim=2)
-SETTINGS = config.Head(dim=16, pieces=256, epochs=30, batch_size=16, lr=1e-2, dropout=0.1)
+SETTINGS = config.Head(dim=16, pieces=256, typos=1, epochs=30, batch_size=16, lr=1e-2, dropout=0.1)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from pipeline.language.phrasings import HELD_BACK, TRAINED, load_nothing, load_p
 from pipeline.tasks import registry
 from pipeline.tasks.spec import TaskSpec
 
-SETTINGS = config.Head(dim=32, pieces=512, epochs=15, batch_size=32, lr=3e-3, dropout=0.1)
+SETTINGS = config.Head(dim=32, pieces=512, typos=1, epochs=15, batch_size=32, lr=3e-3, dropout=0.1)
 ENCODER = HashedNgrams(64)
 SPECS = registry.get(["pendulum-swingup", "pendulum-spin"])
 OWN = replace(
@@ -56,7 +56,7 @@ def test_the_same_seed_makes_the_same_head_and_another_another(encoder: HeadedEn
 
 def test_kinds_kept_for_evaluation_and_last_texts_are_not_trained_on() -> None:
     tasks = tasks_told_apart(SPECS)
-    said = sentences(tasks, [tasks[0].embodiment], np.random.default_rng(0))
+    said = sentences(tasks, [tasks[0].embodiment], 1, 0)
     kept = {text for spec in tasks for kind in HELD_BACK for text in load_phrasings()[spec.name][kind]}
     kept |= {spec.instructions[-1] for spec in tasks} | set(load_nothing()["held_back"])
     assert not kept & set(said.texts)
