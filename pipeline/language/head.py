@@ -87,6 +87,8 @@ class Head:
                 raise ValueError(f"the head's {name} have shape {getattr(self, name).shape}, not {shape}.")
         if not len(self.bodies) == len(self.texts) == count or len(set(self.names)) < count or width - dim < 8:
             raise ValueError("the head's tasks, bodies, texts and weight do not belong together.")
+        if odd := [name for name in self.names if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name)]:
+            raise ValueError(f"the head names a task {odd[0]!r}, which is no name of a task.")
         if not all(np.isfinite(part).all() for part in (self.weight, self.prototypes, self.meanings)):
             raise ValueError("the head holds values that are not finite.")
         if not (0 < self.scale < 1e3 and -1 <= self.nothing <= 1):

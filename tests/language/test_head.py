@@ -221,6 +221,7 @@ def changed(folder: Path, **values: object) -> None:
         ({"encoder": "another"}, r"the head is another\+head-"),
         ({"tasks": []}, r"prototypes have shape"),
         ({"tasks": "none"}, r"does not hold a head"),
+        ({"tasks": [{"name": "\x1b[2J", "body": "b", "text": "t"}] * 2}, r"do not belong together|no name of a task"),
     ],
 )
 def test_another_head_or_none_is_refused(
