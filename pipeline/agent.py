@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,9 +22,10 @@ from torch import Tensor
 
 from pipeline import config, store
 from pipeline.adapters import Adapters
-from pipeline.known_tasks import MAX_SAID, KnownTasks, Meaning, Told, told_each
-from pipeline.language.embeddings import TaskEmbeddings, embed
-from pipeline.language.encoder import TextEncoder, find_encoder, same_encoder
+from pipeline.known_tasks import KnownTasks, Said, told_each
+from pipeline.language.embeddings import TaskEmbeddings
+from pipeline.language.encoder import TextEncoder, same_encoder
+from pipeline.listener import Listener, one_at_a_time
 from pipeline.model import products
 from pipeline.model.actor import Actor
 from pipeline.model.task_table import TaskTable
@@ -37,23 +37,8 @@ from pipeline.run.cores import one_thread_by_default
 from pipeline.systems import build
 from pipeline.tasks.spec import TaskSpec
 
-P = ParamSpec("P")
-R = TypeVar("R")
-Said = dict[tuple[Told, int], Meaning]
 
-
-def one_at_a_time(method: Callable[Concatenate[Agent, P], R]) -> Callable[Concatenate[Agent, P], R]:
-    """Let threads that share an agent, or agents that share a model, wait for each other in this method."""
-
-    @functools.wraps(method)
-    def in_turn(self: Agent, *args: P.args, **kwargs: P.kwargs) -> R:
-        with self._lock:
-            return method(self, *args, **kwargs)
-
-    return in_turn
-
-
-class Agent:
+class Agent(Listener):
     """A world model, the tasks it knows, and the state of acting in N environments.
 
     It computes with one torch thread per process; what OMP_NUM_THREADS says before the first agent, or
@@ -123,11 +108,6 @@ class Agent:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.RLock())
-
-    @property
-    def table(self) -> TaskTable:
-        """The known tasks as tensors. Rows beyond `tasks` are instructions that were given."""
-        return self.actor.table
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -292,6 +272,7 @@ class Agent:
         plan: bool = True,
         explore: bool = False,
         picture: np.ndarray | None = None,
+        literal: bool = False,
     ) -> np.ndarray:
         """Choose an action, by the task's adapter where one was added or created, else by the bare model.
 
@@ -300,14 +281,16 @@ class Agent:
                 several tasks zero-padded to the widest of them.
             task: name of a known task, or a list of N, with None where an instruction is given; or
             instruction: what to do, or a list of N. One of a known task's instructions, with or without its body, is
-                that task (case and punctuation do not count). A new one is best said as training texts are: `<body>
-                <what to do>`. Beside the tasks, the last 64 instructions are remembered.
+                that task (case and punctuation do not count). Other words are that task too if they are understood as
+                one (`understand`), which is logged once. Else their own vector tells the model what to do; they are
+                then best said as training texts are: `<body> <what to do>`. The last 64 are remembered.
             action_dim: width of the action, for an instruction that belongs to no known task. It may be left out where
                 the known tasks that observe as many values all have one body: the instruction is then for that body.
             plan: with the planner, else with the policy alone.
             explore: with noise, as in training.
             picture: for an agent that sees (`vision` is not None), what is to be seen: (P, P, 3) or (N, P, P, 3)
                 uint8 RGB, upright, P being `vision.size`. Draw it as `eft act` does: `make(..., render_size=P)`.
+            literal: new words are told by their own vector, and not understood as a known task.
 
         Returns:
             (a,) or (N, a) float32 in [-1, 1], without padding; of several tasks zero-padded to the widest of them.
@@ -317,7 +300,8 @@ class Agent:
         """
         obs = np.asarray(obs, dtype=np.float32)
         batch, widest = np.atleast_2d(obs), self.model.config.obs_dim
-        meant, said = self._meanings(told_each(task, instruction, action_dim, len(batch)), batch.shape[-1])
+        told = told_each(task, instruction, action_dim, len(batch), literal)
+        meant, said = self._known.meanings(told, batch.shape[-1], self._said, self._read)
         names = [one.name for one in meant]
         obs_dims = check_obs(obs, batch, [self.tasks.get(name) for name in names], widest, self.num_envs)
         images = check_picture(self.pixel_encoder, picture, len(batch), max(obs_dims), widest)
@@ -358,17 +342,6 @@ class Agent:
             ValueError: the name is taken, or the task does not fit the model.
         """
         self._learn_of(self._with_task(spec, embeddings, discount, statistics))
-
-    def embed(self, spec: TaskSpec) -> TaskEmbeddings:
-        """Return the vectors of a task's texts by this agent's own text encoder, which is loaded if need be."""
-        phrasings = self.table.num_phrasings
-        return embed(self._load_encoder(), [spec.name], [spec.training_texts()], phrasings, [spec.unseen_text()])
-
-    def nearest_tasks(self, task: str, count: int) -> list[tuple[str, float]]:
-        """Return the `count` other known tasks that read most like a known one, with the cosine of their vectors."""
-        self._known.row(task)  # known, or refused with a hint
-        cosines = self.embeddings.similarity(task, [name for name in self.tasks if name != task])
-        return sorted(cosines.items(), key=lambda pair: -pair[1])[:count]
 
     @one_at_a_time
     def create_adapter(self, task: str, parts: Sequence[str], rank: int, alpha: float) -> None:
@@ -445,10 +418,6 @@ class Agent:
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
-    @property
-    def _known(self) -> KnownTasks:
-        return KnownTasks(self.tasks, self.embeddings, self.table, self._num_trained)
-
     def _learn_of(self, known: KnownTasks) -> None:
         """Know these tasks and instructions from now on; whatever may be refused was checked before."""
         if self._pixel_encoder:
@@ -465,24 +434,6 @@ class Agent:
     ) -> KnownTasks:
         width = observed_width(spec, self.pixel_encoder)
         return self._known.with_task(spec, width, embeddings, discount, statistics, self.model.config)
-
-    def _meanings(self, told: Sequence[Told], obs_dim: int) -> tuple[list[Meaning], Said]:
-        """Return which row of the task table each environment is to use, maybe a new one, and what `_said` is then."""
-        found, said = dict[Told, Meaning](), dict(self._said)
-        for one in dict.fromkeys(told):
-            found[one] = said.pop((one, obs_dim), None) or self._known.understand(one, obs_dim)
-            if one.task is None:
-                said[one, obs_dim] = found[one]  # the latest stands last
-        for old in list(said)[: -max(MAX_SAID, len(found))]:
-            del said[old]
-        return [found[one] for one in told], said
-
-    @one_at_a_time
-    def _load_encoder(self) -> TextEncoder:
-        if self.encoder is None:
-            self.encoder = find_encoder(self.embeddings.encoder)
-        self.embeddings.check_encoder(self.encoder)
-        return self.encoder
 
     @one_at_a_time
     def _put_in_adapter(self, folder: Path, about: store.AdapterTask, trainable: bool) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import statistics
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,10 +15,14 @@ from pipeline import config
 from pipeline.config import near
 from pipeline.language.embeddings import TaskEmbeddings, embed
 from pipeline.language.encoder import TextEncoder
+from pipeline.language.head import Understood
 from pipeline.model.task_table import TaskTable
 from pipeline.tasks.spec import TaskSpec
 
 MAX_SAID = 64  # instructions that an agent remembers beside its tasks; more, if one call gives more
+_log = logging.getLogger(__name__)
+
+Read = Callable[[str, Collection[str]], Understood]  # which of some known tasks a text means
 
 
 class Told(NamedTuple):
@@ -26,6 +31,7 @@ class Told(NamedTuple):
     task: str | None
     instruction: str | None
     action_dim: int | None
+    literal: bool = False  # an instruction is not to be understood as a known task
 
 
 class Meaning(NamedTuple):
@@ -34,6 +40,10 @@ class Meaning(NamedTuple):
     name: str  # of the row
     text: str | None = None  # that is new; None for a known task
     action_dim: int = 0  # for a new text
+    understood: Understood | None = None  # where a head was asked
+
+
+Said = dict[tuple[Told, int], Meaning]  # by what was told and how wide the observations were
 
 
 class KnownTasks(NamedTuple):
@@ -57,19 +67,20 @@ class KnownTasks(NamedTuple):
             )
         return self.table.names.index(name)
 
-    def understand(self, told: Told, obs_dim: int) -> Meaning:
+    def understand(self, told: Told, obs_dim: int, read: Read | None = None) -> Meaning:
         """Find the known task that is meant, or make an instruction a text that begins with its body, as those read.
 
         Args:
             told: a task's name, or an instruction in anyone's words; beside it how wide the actions are to be, None
                 where the task or the body says so.
             obs_dim: how wide the observations are that come with it.
+            read: says what words mean that are not a known task's own; None where there is no head.
 
         Raises:
             ValueError: the task is unknown or has other actions; or the instruction is of no known task, and no body or
                 several may be meant.
         """
-        task, instruction, action_dim = told
+        task, instruction, action_dim, literal = told
         if task is not None:
             self.row(task)
             if action_dim not in (None, self.tasks[task].action_dim):
@@ -78,6 +89,11 @@ class KnownTasks(NamedTuple):
         assert instruction is not None
         if (known := self._task_of(instruction, action_dim)) is not None:
             return Meaning(known)
+        understood = None
+        if read is not None and not literal:
+            understood = read(instruction, self.fitting(obs_dim, action_dim))
+            if understood.task is not None:
+                return Meaning(understood.task, understood=understood)
         bodies = {(spec.embodiment, spec.action_dim) for spec in self.tasks.values() if spec.obs_dim == obs_dim}
         if action_dim is None and len(bodies) == 1:
             body, action_dim = bodies.pop()
@@ -87,7 +103,26 @@ class KnownTasks(NamedTuple):
                 f"the instruction {instruction!r} is the text of no known task, so `action_dim` is needed beside it. "
                 f"The texts of known tasks read like {self.embeddings.texts[0][0]!r}."
             )
-        return Meaning(f"{instruction} ({action_dim} action dims)", instruction, action_dim)
+        return Meaning(f"{instruction} ({action_dim} action dims)", instruction, action_dim, understood)
+
+    def fitting(self, obs_dim: int | None = None, action_dim: int | None = None) -> list[str]:
+        """Return the known tasks with actions of this width and observations of that, or of any if none has that."""
+        names = [name for name, spec in self.tasks.items() if action_dim in (None, spec.action_dim)]
+        return [name for name in names if self.tasks[name].obs_dim == obs_dim] or names
+
+    def meanings(self, told: Sequence[Told], obs_dim: int, said: Said, read: Read | None) -> tuple[list[Meaning], Said]:
+        """Return which row of the task table each environment is to use, maybe a new one, and what `said` is then."""
+        found, said = dict[Told, Meaning](), dict(said)
+        for one in dict.fromkeys(told):
+            before = said.pop((one, obs_dim), None)
+            found[one] = before or self.understand(one, obs_dim, read)
+            if before is None and (understood := found[one].understood) is not None:
+                _log.warning("%s%s", understood, "" if understood.task else "; its own vector is used")
+            if one.task is None:
+                said[one, obs_dim] = found[one]  # the latest stands last
+        for old in list(said)[: -max(MAX_SAID, len(found))]:
+            del said[old]
+        return [found[one] for one in told], said
 
     def with_task(
         self,
@@ -204,6 +239,7 @@ def told_each(
     instruction: str | Sequence[str] | None,
     action_dim: int | Sequence[int] | None,
     num_envs: int,
+    literal: bool = False,
 ) -> list[Told]:
     """Return what is said of each of `num_envs` environments, where each argument is for all of them or one for each.
 
@@ -216,7 +252,7 @@ def told_each(
         if len(each) != num_envs:
             raise ValueError(f"`{name}` has {len(each)} entries for {num_envs} environments: give one for each or all.")
         columns.append(each)
-    told = [Told(*one) for one in zip(*columns, strict=True)]
+    told = [Told(*one, literal) for one in zip(*columns, strict=True)]
     for row, one in enumerate(told):
         if (one.task is None) == (one.instruction is None):
             where = f" for environment {row}" if num_envs > 1 else ""

@@ -27,7 +27,13 @@ class PlayedEpisode:
 
 
 def play(
-    agent: Agent, spec: TaskSpec, instruction: str | None, plan: bool, seeds: Iterable[int], render_size: int = 0
+    agent: Agent,
+    spec: TaskSpec,
+    instruction: str | None,
+    plan: bool,
+    seeds: Iterable[int],
+    render_size: int = 0,
+    literal: bool = False,
 ) -> Iterator[PlayedEpisode]:
     """Play one episode per seed, yielding each as soon as it is over.
 
@@ -38,12 +44,13 @@ def play(
         plan: with planning, else with the policy alone.
         seeds: of the episodes.
         render_size: pixels of a picture's side; 0 draws nothing. An agent that observes images is filmed in their size.
+        literal: the instruction is not to be understood as a known task.
 
     Raises:
         ValueError: the task does not fit into the agent's widths.
         RenderingUnavailable: this machine cannot draw.
     """
-    instructed = told(agent, spec, instruction)
+    instructed = told(agent, spec, instruction, literal)
     if agent.vision:
         render_size = agent.vision.size  # one picture serves both: the film shows what the agent observes
     env = make(spec, spec.obs_dim, spec.action_dim, render_size)
@@ -64,10 +71,13 @@ def play(
         env.close()
 
 
-def told(agent: Agent, spec: TaskSpec, instruction: str | None) -> dict[str, Any]:
-    """Return what `Agent.act` is given so that it does `instruction`, None for the task's own, in a task's body."""
+def told(agent: Agent, spec: TaskSpec, instruction: str | None, literal: bool = False) -> dict[str, Any]:
+    """Return what `Agent.act` is given so that it does `instruction`, None for the task's own, in a task's body.
+
+    With `literal` it is not to be understood as a known task.
+    """
     if instruction is None and spec.name in agent.tasks:
         return {"task": spec.name}
     # Texts read in training begin with the body; an unknown task is given in its own words.
     text = spec.text() if instruction is None else f"{spec.embodiment} {instruction}"
-    return {"instruction": text, "action_dim": spec.action_dim}
+    return {"instruction": text, "action_dim": spec.action_dim, "literal": literal}

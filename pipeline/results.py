@@ -70,6 +70,40 @@ class OpenLoop(BaseModel):
     mean: Estimate
 
 
+class Sentence(BaseModel):
+    """A sentence that nothing was trained on, and what was scored when a task was told by it."""
+
+    text: str
+    kind: str
+    score: float
+    understood: str | None  # the task that it was understood as; None for none, or for a model without a head
+    probability: float | None
+
+
+class Words(BaseModel):
+    """A task's score in its own words and in others, and their ratio; None where its own score is 0."""
+
+    own: float
+    other: float
+    ratio: float | None
+    low: float | None
+    high: float | None
+    sentences: list[Sentence] = []  # none for a mean over tasks
+
+    @property
+    def failed(self) -> list[Sentence]:
+        """The sentences that scored less than half of what the task's own words did."""
+        return [one for one in self.sentences if one.score < self.own / 2]
+
+
+class InOtherWords(BaseModel):
+    """How the finetuned policy fares when tasks are told in words that nothing was trained on."""
+
+    episodes: int  # per sentence
+    tasks: dict[str, Words]
+    mean: Words | None
+
+
 class Scores(BaseModel):
     """The evaluation (scores.json): by checkpoint ("pretrain", "finetune"), mode ("policy", "plan") and task."""
 
@@ -78,6 +112,7 @@ class Scores(BaseModel):
     chosen: dict[str, str] = {}  # by task, the mode that the finetuned agent takes where it may choose
     pairs: list[Pair]
     open_loop: list[OpenLoop] = []
+    words: InOtherWords | None = None
     weights: dict[str, str] = {}  # SHA-256 of each checkpoint's model.safetensors
 
     @property

@@ -4,7 +4,7 @@ A checkpoint is a folder in Hub form:
     config.json          sizes of the world model
     model.safetensors    its weights
     tasks.json           planner settings; for each task its catalogue entry, discount, constraint of plans, cluster
-    task_embeddings/     the vectors of the tasks' texts, the texts, the encoder's id
+    task_embeddings/     the vectors of the tasks' texts, the texts, the encoder's id, and its head if it has one
     autoencoder/         the encoder of images, where it was trained on demonstrations
 An adapter is a folder in PEFT's form (adapter_config.json, adapter_model.safetensors) with, for its task, a task.json
 and task_embeddings/ alike. Nothing is pickled, and no code is read from either.
@@ -32,6 +32,7 @@ from pipeline import config
 from pipeline.adapters import Adapters
 from pipeline.files import add_files, read_json, sha256, write_json
 from pipeline.language.embeddings import TaskEmbeddings
+from pipeline.language.head import MARK
 from pipeline.model.task_table import CONSTRAINTS, TIED, TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.pixels.pixel_encoder import AUTOENCODER_FOLDER
@@ -219,6 +220,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     discounts = [_discount(entry, f"{path}: {spec.name}") for spec, entry in zip(specs, entries, strict=True)]
     planner = config.parse(config.Planner, content.get("planner"), f"{path}: planner")
     embeddings = _read_embeddings(folder, [spec.name for spec in specs])
+    if MARK in embeddings.encoder and embeddings.head is None:
+        raise FileNotFoundError(f"{folder}: task_embeddings/head.json is missing, the head of the text encoder.")
     model = _read_model(folder, embeddings.dim)
     statistics = _statistics(entries, model.config.obs_dim, path)
     constraint = torch.tensor([_constraint(entry, path) for entry in entries])
@@ -245,7 +248,7 @@ def write_adapter(folder: str | Path, adapters: Adapters, name: str, task: Adapt
     _refuse_another(folder, "tasks.json", "a checkpoint")
     with add_files(folder, last="adapter_config.json") as partial:
         adapters.save(partial, name)
-        task.embeddings.save(partial / "task_embeddings")
+        dataclasses.replace(task.embeddings, head=None).save(partial / "task_embeddings")  # the base has it
         entry = {
             "format": FORMAT,
             "base": task.base,

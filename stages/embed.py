@@ -13,10 +13,13 @@ from pipeline import config
 from pipeline.data.demos import load_demos
 from pipeline.language.embeddings import TaskEmbeddings, embed
 from pipeline.language.encoder import load_encoder
+from pipeline.language.head import HeadedEncoder
+from pipeline.language.head_training import train_head
 from pipeline.learn.task_setup import DEMOS
 from pipeline.pixels.autoencoder_training import make_autoencoder
 from pipeline.pixels.demonstrations import encode_demonstrations
 from pipeline.pixels.pixel_encoder import AUTOENCODER_FOLDER, IMAGE_VECTORS, load_pixel_encoder
+from pipeline.run.cores import one_thread_by_default
 from pipeline.run.launch import run_stage, start
 from pipeline.tasks import registry
 from pipeline.tasks.spec import TaskSpec
@@ -28,6 +31,9 @@ def main() -> None:
     tasks, language = config.load(config.Tasks), config.load(config.Language)
     specs = registry.get([*tasks.train, *tasks.held_out], tasks.folder)
     encoder = load_encoder(language.encoder)
+    if language.head is not None:
+        one_thread_by_default()
+        encoder = HeadedEncoder(encoder, train_head(encoder, specs, language.head, config.load_seed()))
     training, unseen = [spec.training_texts() for spec in specs], [spec.unseen_text() for spec in specs]
     embeddings = embed(encoder, [spec.name for spec in specs], training, language.phrasings, unseen)
     embeddings.save(OUT)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pipeline import config
+from pipeline import config, words
 from pipeline.agent import Agent
 from pipeline.files import atomic_folder, write_json
 from pipeline.learn.evaluator import Evaluator, Result, summarise
@@ -55,6 +55,7 @@ def main() -> None:
     results = arena.play(actors)
     instructed_other = arena.play_pairs(actors["finetune"], tasks.pairs)
     open_loop = arena.play_open_loop(actors["finetune"])
+    in_other_words = arena.play_words(agents["finetune"])
     films = arena.film(actors["finetune"])
     chosen = {spec.name: chosen_mode(actors["finetune"], spec.name) for spec in specs}
     if not ranks.is_main:
@@ -74,6 +75,7 @@ def main() -> None:
     with atomic_folder(OUT / "metrics") as folder:
         weights = {name: agent.base for name, agent in agents.items()}  # only what was evaluated is released
         scores = {"models": models, "mean": means, "chosen": chosen, "pairs": pairs, "open_loop": open_loop}
+        scores["words"] = in_other_words
         scores["weights"] = weights
         write_json(folder / "scores.json", scores)
         summary.write(folder, episodes=settings.episodes, matmul=product_modes(runtime, ranks.device)[0])
@@ -139,6 +141,20 @@ class Arena:
                 tasks, mean = summarise(results, settings, self.seed)
                 entries.append({"steps": steps, "tasks": tasks, "mean": mean})
         return entries
+
+    def play_words(self, agent: Agent) -> dict[str, Any] | None:
+        """Tell every task in words that nobody trained on, the policy alone, from the starts of its own words."""
+        settings = self.settings
+        if not settings.words_episodes:
+            return None
+        told, policy = words.prepare(agent, self.specs), MODES["policy"]
+        with self._evaluator(self.specs, settings.words_episodes, 500) as evaluator:
+            own = self._run(evaluator, agent.actor, None, policy, "own words")
+            results = [
+                self._run(evaluator, told.actor, told.rows(number, self.specs), policy, f"in other words {number + 1}")
+                for number in range(len(told.rounds))
+            ]
+        return words.table(told, own, results, settings, self.seed)
 
     def film(self, actor: Actor) -> list[Film]:
         """Record one planned episode of every task, each on one of the ranks; none where this machine cannot draw."""

@@ -51,6 +51,7 @@ OPTIONS = {
     "demos_in_replay": False,
     "lerobot_episodes": 0,
     "lerobot_video_size": 0,
+    "words_episodes": 0,
 }
 
 

@@ -39,6 +39,7 @@ SECTIONS = [
     "scores",
     "open-loop",
     "instructions",
+    "words",
     "adaptation",
     "demonstrations",
     "videos",
@@ -140,7 +141,16 @@ def evaluation(rng: np.random.Generator) -> dict:
     blind = {steps: estimate(0.8 - steps / 100, 0.03) for steps in (8, 48)}
     open_loop = [{"steps": steps, "tasks": dict.fromkeys(TASKS, e), "mean": e} for steps, e in blind.items()]
     chosen = dict.fromkeys(TASKS, "plan") | {TASKS[0]: "policy"}
-    return {"models": models, "mean": mean, "chosen": chosen, "pairs": pairs, "open_loop": open_loop}
+    said = [
+        {"text": "Fly & fall", "kind": "indirect", "score": 0.1, "understood": None, "probability": 0.9},
+        {"text": "wlak", "kind": "typos", "score": 0.8, "understood": TASKS[0], "probability": 0.99},
+    ]
+    ratio = {"own": 0.8, "other": 0.45, "ratio": 0.5625, "low": 0.2, "high": 0.9}
+    none = {"own": 0.0, "other": 0.0, "ratio": None, "low": None, "high": None}
+    words = {"episodes": 3, "tasks": {TASKS[0]: ratio | {"sentences": said}, TASKS[1]: none | {"sentences": said[:1]}}}
+    words["mean"] = ratio
+    found = {"models": models, "mean": mean, "chosen": chosen, "pairs": pairs, "open_loop": open_loop}
+    return found | {"words": words}
 
 
 def adaptation(task: str, gain: float, seconds: float) -> dict:
@@ -383,6 +393,17 @@ def test_instruction_tables_have_one_row_per_instruction(page):
     words = page.words("instructions")
     assert words.count("told “Robot, walker-run!” 0.350.30–0.40 0.840.79–0.89") == 2
     assert words.count("It follows the instruction:") == 2
+
+
+def test_other_words_are_beside_own_ones_with_the_sentences_that_failed(page, changed):
+    _, page = page
+    words = page.words("words")
+    assert f"{TASKS[0]} 0.80 0.45 0.56 0.20–0.90 “Fly & fall” 0.10, understood as no task" in words
+    assert "wlak" not in words
+    assert f"{TASKS[1]} 0.00 0.00 –" in words
+    path = changed / "checkpoints/evaluate/metrics/scores.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "words": None}))
+    assert "evaluate.words_episodes in params.yaml is 0" in make_page(changed)[1].words("words")
 
 
 def test_adaptation_says_what_was_gained_and_what_was_not(page):

@@ -32,6 +32,7 @@ def add_to(commands: Any) -> None:
         metavar="TEXT",
         help="what it is told to do, in your words (default: the task's own instruction)",
     )
+    act.add_argument("--literal", action="store_true", help="do not understand the instruction as a task that it knows")
     act.add_argument(
         "--adapter",
         metavar="FOLDER",
@@ -63,6 +64,8 @@ def act_in_task(options: argparse.Namespace) -> int:
         adapted = agent.add_adapter(options.adapter)
         if options.instruction is None and spec.name != adapted:
             print(f"{options.adapter} is for {adapted}: {spec.name} is played by the checkpoint as it was before")
+    if options.instruction is not None and agent.embeddings.head is not None and not options.literal:
+        print(agent.understand(f"{spec.embodiment} {options.instruction}", spec.obs_dim, spec.action_dim))
     if options.instruction is None and spec.name not in agent.tasks:
         print(f"{options.checkpoint} was not trained on {spec.name}: it is told what the task says, {spec.text()!r}")
     scores: list[float] = []
@@ -73,6 +76,7 @@ def act_in_task(options: argparse.Namespace) -> int:
             spec,
             options.instruction,
             plan=not options.policy_only,
+            literal=options.literal,
             seeds=range(options.seed, options.seed + options.episodes),
             render_size=render_size,
         )

@@ -23,6 +23,7 @@ from pipeline.config.options import (
     CountOrZero,
     Experts,
     Fraction,
+    Head,
     History,
     NotNegative,
     Part,
@@ -96,6 +97,7 @@ class Language:
 
     encoder: str  # a Hub id, a folder, or `hashed-ngrams-<width>` (no download, for tests)
     phrasings: Count  # phrasings of each instruction used in training, the canonical one first; never the last one
+    head: Head | None = None  # what stands between it and the world model; null = nothing, as published
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -308,6 +310,7 @@ class Evaluate:
     video_size: CountOrZero  # pixels of a video's side; 0 = no videos
     video_every: Count  # agent steps per frame
     video_fps: Count  # frames per second of the mp4
+    words_episodes: CountOrZero = 0  # per sentence of a kind that is never trained on, policy alone; 0 = none is told
 
     def __post_init__(self) -> None:
         if any(steps > self.open_loop_horizon for steps in self.open_loop_steps):

@@ -37,6 +37,19 @@ class Clustering:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Head:
+    """A linear head on the text encoder, trained on many sentences per task: which task of the body is meant."""
+
+    dim: Annotated[int, Field(ge=2)]  # width of the space in which sentences are compared
+    pieces: Annotated[int, Field(ge=8, le=4096)]  # places that pieces of three letters and words are hashed into
+    typos: CountOrZero  # further copies of each sentence, with random typing errors
+    epochs: Count  # over all sentences; it is trained twice, first without one kind of them, to fit its probabilities
+    batch_size: Count  # sentences
+    lr: Positive  # Adam step size, falling to 0
+    dropout: Annotated[float, Field(ge=0, lt=1)]  # of the values that it reads
+
+
+@dataclass(frozen=True, config=STRICT)
 class Autoencoder:
     """A categorical autoencoder, trained on images of the training tasks' demonstrations; then it stays as it is."""
 

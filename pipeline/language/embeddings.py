@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from pipeline.config import near
 from pipeline.files import add_files, read_json, write_json
 from pipeline.language.encoder import TextEncoder, same_encoder
+from pipeline.language.head import MARK, Head, HeadedEncoder, load_head
 
 MADE_BY = "dvc repro embed"
 
@@ -29,6 +30,7 @@ class TaskEmbeddings:
         encoder: id of the text encoder, which names its weights.
         unseen_vectors: (n, E) float32, of one more phrasing of each task, kept for evaluation: training never draws it.
         unseen_texts: for each task, the text of that vector.
+        head: what stands behind the encoder; None where there is none, or beside an adapter, whose base has it.
     """
 
     vectors: np.ndarray
@@ -37,6 +39,7 @@ class TaskEmbeddings:
     encoder: str
     unseen_vectors: np.ndarray
     unseen_texts: tuple[str, ...]
+    head: Head | None = None
 
     def __post_init__(self) -> None:
         kept = (len(self.names), self.vectors.shape[-1])
@@ -84,6 +87,7 @@ class TaskEmbeddings:
             self.encoder,
             self.unseen_vectors[rows],
             tuple(self.unseen_texts[row] for row in rows),
+            self.head,
         )
 
     def similarity(self, name: str, others: Collection[str]) -> dict[str, float]:
@@ -115,6 +119,7 @@ class TaskEmbeddings:
             self.encoder,
             np.concatenate([self.unseen_vectors, other.unseen_vectors]),
             self.unseen_texts + other.unseen_texts,
+            self.head,
         )
 
     def check_encoder(self, encoder: TextEncoder) -> None:
@@ -173,7 +178,7 @@ class TaskEmbeddings:
                 )
 
     def save(self, folder: str | Path) -> None:
-        """Write vectors.safetensors and texts.json into a folder, both or none."""
+        """Write vectors.safetensors and texts.json into a folder, and the head's files; all or none."""
         tasks = [
             {"name": name, "texts": list(texts), "unseen": kept, "sha256": [_sha256(text) for text in (*texts, kept)]}
             for name, texts, kept in zip(self.names, self.texts, self.unseen_texts, strict=True)
@@ -183,6 +188,8 @@ class TaskEmbeddings:
             save_file(
                 {name: np.ascontiguousarray(part) for name, part in vectors.items()}, partial / "vectors.safetensors"
             )
+            if self.head is not None:
+                self.head.save(partial)
             write_json(partial / "texts.json", {"encoder": self.encoder, "tasks": tasks})
 
     @classmethod
@@ -213,7 +220,8 @@ class TaskEmbeddings:
                     f"{folder / 'texts.json'}: the texts of task {name!r} do not have the hashes beside them, so the "
                     f"file was changed by hand. Change the text in the task's own file, then run `{MADE_BY}`."
                 )
-        return cls(found[0], names, texts, encoder, found[1], unseen)
+        head = load_head(folder, encoder, found[0].shape[-1]) if MARK in encoder else None
+        return cls(found[0], names, texts, encoder, found[1], unseen, head)
 
 
 def embed(
@@ -247,6 +255,7 @@ def embed(
         encoder.id,
         np.array([vector[text] for text in kept], np.float32).reshape(len(names), encoder.dim),
         kept,
+        encoder.trained if isinstance(encoder, HeadedEncoder) else None,
     )
 
 

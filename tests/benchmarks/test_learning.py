@@ -13,8 +13,9 @@ from pipeline.config import read_params
 
 SMALL = [
     "tasks.train=[mw-reach,pendulum-spin]", "tasks.held_out=[]", "tasks.pairs=[]", "teach.enabled=false",
-    "demos.episodes=1", "language.encoder=hashed-ngrams-32", "language.phrasings=2", "model.task_dim=32",
-    "model.latent_dim=16", "model.enc_dim=16", "model.mlp_dim=16", "model.num_bins=11", "planner.iterations=1",
+    "demos.episodes=1", "language.encoder=hashed-ngrams-32", "language.phrasings=2", "language.head=null",
+    "model.task_dim=32", "model.latent_dim=16", "model.enc_dim=16", "model.mlp_dim=16", "model.num_bins=11",
+    "planner.iterations=1",
     "planner.num_samples=4", "planner.num_policy_samples=3", "planner.num_elites=2", "runtime.env_workers=0",
     "pretrain.updates=3", "pretrain.batch_size=8", "pretrain.eval_episodes=1", "finetune.env_steps=1040",
     "finetune.batch_size=8", "finetune.utd=0.1", "finetune.eval_episodes=1", "learning.value_target=returns",

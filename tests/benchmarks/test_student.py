@@ -15,7 +15,7 @@ from pipeline.tasks import registry
 
 TINY = {
     "demos": {"episodes": 2, "held_out_episodes": 0, "workers": 1},
-    "language": {"encoder": "hashed-ngrams-32", "phrasings": 2},
+    "language": {"encoder": "hashed-ngrams-32", "phrasings": 2, "head": None},
     "model": {"task_dim": 32, "latent_dim": 16, "enc_dim": 16, "mlp_dim": 16, "num_q": 2, "num_bins": 11},
     "planner": {"iterations": 1, "num_samples": 4, "num_policy_samples": 3, "num_elites": 2},
     "runtime": {"device": "cpu", "env_workers": 0, "trackers": []},

@@ -95,6 +95,10 @@ def test_scores_have_both_checkpoints_both_modes_and_pairs(project: Path):
             mean = scores["mean"][checkpoint][mode]
             assert 0 <= mean["low"] <= mean["score"] <= mean["high"] <= 1
     assert {pair["mode"] for pair in scores["pairs"]} == {"policy", "plan"}
+    told = scores["words"]["tasks"]
+    assert {task: len(each["sentences"]) for task, each in told.items()} == dict.fromkeys(
+        ["mw-reach", "mw-pick-place", "mw-drawer-open"], 10
+    )
 
 
 def test_the_scripts_labelled_what_was_collected(project: Path):
