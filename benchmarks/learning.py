@@ -49,9 +49,13 @@ def measure(folder: Path, way: str, seed: int, changed: Mapping[str, Any], episo
     """Train one way with one seed and play it in the end, unless that is done; return its scores and figures."""
     base, run = folder / f"base-{seed}", folder / f"{way}-{seed}"
     noted = run / f"played-{episodes}.json"
+    settings = {**changed.get("finetune", {}), **WAYS[way]}
+    if (base / finetune_runs.BASE).exists():
+        finetune_runs.check_same(base, seed, changed, COMMAND)
+    if (run / "done.json").exists():
+        finetune_runs.check_same(run, seed, {**changed, "finetune": settings}, COMMAND)
     if not noted.exists():
         finetune_runs.pretrained(base, changed, seed)
-        settings = {**changed.get("finetune", {}), **WAYS[way]}
         done = finetune_runs.run(run, seed, settings, ["eval"], COMMAND, root=base, base=changed, keep_model=True)
         torch.set_num_threads(1)
         agent = Agent.from_pretrained(run / "checkpoints/finetune/model")
