@@ -19,6 +19,7 @@ from pipeline.run.provenance import commit
 
 PROJECT = Path(__file__).parent.parent
 BASE = Path("checkpoints/pretrain/model")
+_SHAPING = ("tasks", "teach", "demos", "language", "vision", "model", "planner", "learning", "pretrain", "finetune")
 _SHARED = ("datasets", "checkpoints/pretrain", "checkpoints/teach")  # of the base, with the runs that go on from it
 
 
@@ -80,6 +81,42 @@ def run(
     return {**read_json(done, command), **curves}
 
 
+def check_same(folder: Path, seed: int, changed: Mapping[str, Mapping[str, Any]], command: str) -> None:
+    """Refuse what is done and was made with other parameters, which params.yaml may have now.
+
+    Args:
+        folder: of a run or base.
+        seed: that it has now.
+        changed: parameters of each section that are not those of params.yaml.
+        command: that measures.
+
+    Raises:
+        ValueError: a parameter of data, model or learning differs; one that came later is no difference.
+    """
+    made, now = config.read_params(folder / "params.yaml"), _params(seed, changed)
+    other = [
+        f"{section}.{key} {old!r}, now {now[section][key]!r}"
+        for section in _SHAPING
+        for key, old in made[section].items()
+        if now[section].get(key, old) != old
+    ]
+    if other:
+        raise ValueError(
+            f"{folder} was made with other parameters: {'; '.join(other)}. Restore them, measure under another name "
+            f"(`{command} --name NAME`), or remove the folder."
+        )
+
+
+def _params(seed: int, changed: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the parameters of params.yaml but for what is changed."""
+    params = config.read_params()
+    params["seed"] = seed
+    for section, values in changed.items():
+        params[section] = params[section] | dict(values)
+    params["runtime"]["trackers"] = []
+    return params
+
+
 def _run_stage(stage: str, folder: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(PROJECT)}
     subprocess.run([sys.executable, "-m", f"stages.{stage}"], cwd=folder, env=environment, check=True)
@@ -90,11 +127,7 @@ def _prepare(
 ) -> None:
     """Make a project folder whose parameters are ours but for what is changed, and whose data are those of `root`."""
     folder.mkdir(parents=True, exist_ok=True)
-    params = config.read_params()
-    params["seed"] = seed
-    for section, values in changed.items():
-        params[section] = params[section] | dict(values)
-    params["runtime"]["trackers"] = []
+    params = _params(seed, changed)
     with (folder / "params.yaml").open("w", encoding="utf-8") as file:
         YAML().dump(params, file)
     (folder / "checkpoints").mkdir(exist_ok=True)

@@ -33,6 +33,7 @@ from pipeline.agent import Agent
 from pipeline.files import read_json, write_json
 from pipeline.run.provenance import machine
 from pipeline.statistics import bootstrap_runs
+from pipeline.tasks import registry
 
 WAYS: dict[str, dict[str, Any]] = {
     "control": {"control": True, "teacher": "off"},
@@ -60,13 +61,18 @@ def measure(
     """
     base, run = folder / f"base-{seed}", folder / f"{way}-{seed}"
     noted = run / f"played-{episodes}-{planned}.json"
+    settings = {**changed.get("finetune", {}), **WAYS[way]}
+    if (base / finetune_runs.BASE).exists():
+        finetune_runs.check_same(base, seed, changed, COMMAND)
+    if (run / "done.json").exists():
+        finetune_runs.check_same(run, seed, {**changed, "finetune": settings}, COMMAND)
     if not noted.exists():
         finetune_runs.pretrained(base, changed, seed)
-        settings = {**changed.get("finetune", {}), **WAYS[way]}
         done = finetune_runs.run(run, seed, settings, ["eval"], COMMAND, root=base, base=changed, keep_model=True)
         torch.set_num_threads(1)
         agent = Agent.from_pretrained(run / "checkpoints/finetune/model")
-        specs = list(agent.tasks.values())
+        # Read again, which finds modules beside the user's own task files.
+        specs = registry.get(list(agent.tasks), config.load(config.Tasks, run / "params.yaml").folder)
         found = {"policy": played(agent, specs, episodes, seed + 100, False)}
         found["plan"] = played(agent, specs, planned, seed + 100, True)
         first, *_ = done["eval/score"][1]

@@ -146,6 +146,26 @@ def test_one_task_is_shown_with_all_its_texts(capsys):
     assert all(text in out for text in (*spec.instructions, spec.embodiment, "walker/walk", "from episode_length"))
 
 
+@pytest.mark.parametrize(
+    ("task", "expert"),
+    [
+        ("mw-reach", "scripted; it demonstrates and labels"),
+        ("og-point-maze", "path; it demonstrates and labels"),
+        ("pendulum-spin", r"teacher, scores 0\.\d\d; it demonstrates and labels"),
+        ("cup-spin", r"planner, scores 0\.99; it demonstrates, and cannot label"),
+        ("swing", "nobody yet; `eft teach swing` trains a teacher"),
+    ],
+)
+def test_who_demonstrates_and_labels_a_task_is_shown_with_it_and_in_a_list(folder, capsys, task, expert):
+    own = ["--folder", "mine"]
+    assert main(["tasks", task, *own]) == 0
+    assert re.search(rf"expert +{expert}", capsys.readouterr().out)
+    assert main(["tasks", task, "--experts", *own]) == 0
+    _, row, _ = lines(capsys)
+    assert row.split()[:2] == [task, expert.split()[0].strip(",;")]
+    assert row.split()[-1] == ("yes" if "and labels" in expert else "no")
+
+
 def test_own_tasks_come_from_the_folder_of_params(folder, capsys):
     (folder / "params.yaml").write_text((ROOT / "tests/tiny.yaml").read_text().replace("my_tasks", "mine"))
     main(["tasks", "swing"])

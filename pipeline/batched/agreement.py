@@ -66,14 +66,24 @@ def check_form(
 
 
 def _check_shapes(spec: TaskSpec, batched: BatchedEnv) -> None:
-    """Refuse a form that returns other shapes than it should, which would else show as an error within numpy."""
+    """Refuse a form that fails or returns other shapes than it should, which would else show as an error in numpy."""
     before, after = batched.roll(np.zeros((_COPIES, spec.action_dim)))
     form, each = batched.form, after.qpos.shape[:2]
-    parts = {"observe": (form.observe(after), (*each, spec.obs_dim)), "reward": (form.reward(after, before), each)}
-    for name in ("success", "terminated"):
-        if (condition := getattr(form, name)) is not None:
-            parts[name] = condition(after), each
-    for name, (found, shape) in parts.items():
+    parts: dict[str, tuple[tuple[Any, ...], tuple[int, ...]]] = {
+        "observe": ((after,), (*each, spec.obs_dim)), "reward": ((after, before), each),
+        "success": ((after,), each), "terminated": ((after,), each),
+    }  # fmt: skip
+    for name, (given, shape) in parts.items():
+        if (function := getattr(form, name)) is None:
+            continue
+        try:
+            found = function(*given)
+        except Exception as error:
+            raise ValueError(
+                f"{spec.name}: `{name}` of the array form failed: {type(error).__name__}: {error}. It is called as "
+                f"{name}({'states, before' if name == 'reward' else 'states'}), with qpos of shape {after.qpos.shape}; "
+                "`--debug` shows where."
+            ) from error
         if np.shape(found) != shape:
             raise ValueError(
                 f"{spec.name}: `{name}` of the array form returned shape {np.shape(found)}, expected {shape}: "

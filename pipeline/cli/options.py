@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -53,7 +51,7 @@ def own_folder(options: argparse.Namespace) -> str | None:
 
 
 def find_task(task: str, folder: str | None) -> TaskSpec:
-    """Return the task of a name, or of a file of the user's own, beside which its module may lie.
+    """Return the task of a name, or of a file of the user's own.
 
     Args:
         task: the name or the file.
@@ -66,11 +64,6 @@ def find_task(task: str, folder: str | None) -> TaskSpec:
 
     if not task.endswith((".yaml", ".yml")):
         return registry.get([task], folder)[0]
-    home = Path(task).resolve().parent
-    while (home / "__init__.py").exists():  # a file within a package: what is imported is the whole package
-        home = home.parent
-    if str(home) not in sys.path:
-        sys.path.append(str(home))
     return registry.load_file(task)
 
 

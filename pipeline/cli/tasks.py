@@ -25,6 +25,9 @@ def add_to(commands: Any) -> None:
     tasks.add_argument("--split", help="only train, held_out, extra or custom ones")
     tasks.add_argument("--tag", help="only tasks with this tag, e.g. locomotion")
     tasks.add_argument("--json", action="store_true", help="print a JSON list of objects")
+    tasks.add_argument(
+        "--experts", action="store_true", help="list who demonstrates and labels each task, and how well"
+    )
     tasks.add_argument("--check", action="store_true", help="start one task of each domain: which work here?")
     add_folder(tasks)
 
@@ -58,6 +61,8 @@ def list_tasks(options: argparse.Namespace) -> int:
         return _check_domains(specs)
     if options.json:
         print(json.dumps([{**spec.to_dict(), "domain": spec.suite} for spec in specs], indent=2))
+    elif options.experts:
+        _print_experts(specs)
     elif options.name:
         _print_task(specs[0])
     else:
@@ -121,7 +126,23 @@ def _print_table(specs: list[TaskSpec]) -> None:
     print(f"{len(specs)} tasks. `eft tasks NAME` shows one with all its texts.")
 
 
+def _print_experts(specs: list[TaskSpec]) -> None:
+    from pipeline.demonstrate.experts import known_expert
+
+    print(f"{'name':<32} {'expert':<9} {'score':>5}  labels")
+    for spec in specs:
+        who = known_expert(spec)
+        score = "" if who is None or who.score is None else f"{who.score:.2f}"
+        print(f"{spec.name:<32} {who.kind if who else 'nobody':<9} {score:>5}  {'yes' if who and who.labels else 'no'}")
+    print(
+        f"{len(specs)} tasks. Teachers are those of checkpoints/teach, else those that come with Eft (teach.shipped); "
+        "where there is no score, the expert is a script or follows the way, or was not measured (datasets/README.md)."
+    )
+
+
 def _print_task(spec: TaskSpec) -> None:
+    from pipeline.demonstrate.experts import known_expert
+
     print(spec.name)
     for field in dataclasses.fields(spec):
         value = getattr(spec, field.name)
@@ -135,3 +156,10 @@ def _print_task(spec: TaskSpec) -> None:
         print(f"  {'':<15} {phrasing}")
     if len(spec.instructions) > 1:
         print(f"  {'for evaluation':<15} {spec.instructions[-1]}")
+    who = known_expert(spec)
+    if who is None:
+        told = f"nobody yet; `eft teach {spec.name}` trains a teacher to look at"
+    else:
+        score = "" if who.score is None else f", scores {who.score:.2f}"
+        told = f"{who.kind}{score}; it demonstrates{' and labels' if who.labels else ', and cannot label'}"
+    print(f"  expert          {told}")

@@ -27,7 +27,8 @@ by those of teachers.yaml beside their task files:
     tasks:
       my-task: {steps: 3_000_000, discount: 0.98}
 
-With such a line `dvc repro` trains the teacher too, and it demonstrates the task.
+With such a line `dvc repro` trains the teacher too, and it demonstrates the task and labels it (finetune.teacher).
+Without, `--output checkpoints/teach` puts it where `eft adapt` asks for labels (adapt.finetune.teacher).
 
 Your own MuJoCo environment is stepped as arrays if it has a method `array_form` (examples/README.md). Whether the two
 agree is looked at before anything is trained.

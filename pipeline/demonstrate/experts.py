@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,12 +17,36 @@ from pipeline.demonstrate.desk import desk_script, has_desk_script
 from pipeline.demonstrate.paths import has_path, path
 from pipeline.demonstrate.planner import load_recipes
 from pipeline.demonstrate.scripted import Script, has_script
-from pipeline.demonstrate.teacher import load_teacher, teacher_file
+from pipeline.demonstrate.teacher import SHIPPED, TEACHERS, load_teacher, teacher_file
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.task_env import TaskEnv
 
 _WORSE = 0.1  # of the score, that a teacher may be below the planner: clones learn more from it
 Label = Callable[[np.ndarray, bool], np.ndarray]  # observation (O,), whether it is successful -> action (a,)
+
+
+class Known(NamedTuple):
+    """Who demonstrates a task, as far as this machine knows."""
+
+    kind: str  # scripted, path, teacher or planner
+    score: float | None  # mean of undisturbed episodes, where it was measured
+    labels: bool  # whether it can be asked in every state
+
+
+def known_expert(spec: TaskSpec) -> Known | None:
+    """Return who demonstrates a task, by the teachers of the last run, else those that come with Eft; None for nobody.
+
+    Raises:
+        ValueError: the teacher is damaged, or of another version of the task.
+    """
+    folder = TEACHERS if teacher_file(TEACHERS, spec).exists() else SHIPPED
+    kind = expert_kind(spec, folder)
+    if kind == "teacher":
+        return Known(kind, load_teacher(teacher_file(folder, spec), spec).notes["score"], True)
+    if kind is not None:
+        return Known(kind, None, True)
+    planner = load_recipes().get(spec.name)
+    return None if planner is None else Known("planner", planner.score, False)
 
 
 def expert_kind(spec: TaskSpec, teachers: str | Path | None) -> str | None:
@@ -80,12 +105,23 @@ def open_expert(spec: TaskSpec, env: TaskEnv, teachers: str | Path | None) -> La
         teacher = load_teacher(teacher_file(teachers, spec), spec)
         return lambda obs, success: teacher.label(obs)
     if kind is None:
-        raise ValueError(
-            f"{spec.name} has no expert that can be asked in every state: Meta-World, RoboDesk and the landers have "
-            "scripts, points in mazes follow the way, and for a task on MuJoCo or a game `eft teach` trains a teacher."
-        )
+        raise ValueError(f"{spec.name} has no expert that can be asked in every state: {_why_nobody(spec, teachers)}.")
     if spec.suite == "metaworld":
         return Script(spec.env_id).act
     if spec.suite == "robodesk":
         return desk_script(spec.env_id)
     return lambda obs, success: pilot(spec.env_id, obs)
+
+
+def _why_nobody(spec: TaskSpec, teachers: str | Path | None) -> str:
+    """Return why a task has no expert that can be asked, and what to do."""
+    if teachers is not None and teacher_file(teachers, spec).exists():  # and was passed over
+        file = teacher_file(teachers, spec)
+        return (
+            f"{file} scores {load_teacher(file, spec).notes['score']:.2f}, more than {_WORSE} below the planner's "
+            f"{load_recipes()[spec.name].score:.2f}. `eft teach {spec.name}` with more steps may train a better one"
+        )
+    return (
+        f"no script or way through a maze, and no teacher in {teachers or 'a folder, for none was given'}. For a task "
+        f"on MuJoCo, a game or an environment of your own `eft teach {spec.name} --output FOLDER` trains a teacher"
+    )

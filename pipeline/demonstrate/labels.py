@@ -61,5 +61,6 @@ def find_labels(
         for spec in specs:
             by.setdefault(kinds.get(spec.name, "nobody"), []).append(spec.name)
         told = "; ".join(f"{', '.join(names)} by {kind}" for kind, names in by.items())
+        told += f" (no script, and no good teacher in {TEACHERS}: `eft tasks --experts`)" if "nobody" in by else ""
         print(f"{label}: what is done is labelled, in {told}", file=sys.stderr)
     return Labels(kinds, partial(open_expert, teachers=TEACHERS)) if kinds else None

@@ -129,8 +129,8 @@ def _make(env_id: str, kwargs: dict[str, Any]) -> gymnasium.Env:
         if (missing := error.name or "") in _PACKAGES:
             how = f"It comes with a package: `pip install {_PACKAGES[missing]}`."
         elif env_id.partition(":")[0].startswith(missing):
-            how = "The part before `:` is a module that Python can import from here; install its package, or run from "
-            how += "the folder that holds it."
+            how = "The part before `:` is a module: put it beside the task file or into the folder you run in, or "
+            how += "install its package."
         else:
             how = f"It imports {missing}: install that."
         raise ValueError(f"env_id {env_id!r}: {error}. {how}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from importlib import resources
 from importlib.metadata import entry_points
@@ -58,12 +59,19 @@ def get(names: Iterable[str], folder: str | Path | None = None) -> list[TaskSpec
 
 
 def load_file(path: str | Path) -> TaskSpec:
-    """Read one of the user's own task files, which holds everything in one place.
+    """Read one of the user's own task files, which holds everything in one place; a module may lie beside it.
 
     Raises:
         ValueError: the file is missing or not valid; every wrong key is named.
     """
-    return parse_spec(_read(Path(path)), str(path))
+    spec = parse_spec(_read(Path(path)), str(path))
+    if ":" in spec.env_id:  # names a module
+        home = Path(path).resolve().parent
+        while (home / "__init__.py").exists():  # a file within a package: what is imported is the whole package
+            home = home.parent
+        if str(home) not in sys.path:
+            sys.path.append(str(home))  # workers get it too
+    return spec
 
 
 def texts_shared(specs: Iterable[TaskSpec]) -> str | None:

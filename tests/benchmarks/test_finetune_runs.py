@@ -52,3 +52,14 @@ def test_a_run_keeps_what_its_base_was_made_with_and_changes_finetuning_on_top(t
     assert (seen["seed"], seen["tasks"]["train"], seen["finetune"]["env_steps"]) == (7, ["pendulum-spin"], 40)
     assert seen["model"] == config.read_params()["model"]
     assert (tmp_path / "run/datasets").resolve() == (root / "datasets").resolve()
+
+
+def test_what_was_made_with_other_parameters_is_not_taken_for_done(tmp_path):
+    params = config.read_params()
+    params["seed"], params["runtime"]["env_workers"] = 7, 1 + params["runtime"]["env_workers"]  # shapes nothing
+    del params["finetune"]["control"]  # came later
+    with (tmp_path / "params.yaml").open("w") as file:
+        finetune_runs.YAML().dump(params, file)
+    finetune_runs.check_same(tmp_path, 7, {}, "python -m benchmarks.mine")
+    with pytest.raises(ValueError, match=r"pretrain.updates \d+, now 3\. .*`python -m benchmarks.mine --name NAME`"):
+        finetune_runs.check_same(tmp_path, 7, {"pretrain": {"updates": 3}}, "python -m benchmarks.mine")

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.demonstrate.experts import open_expert
 from pipeline.demonstrate.labels import find_labels, teachers_of, who_labels
-from pipeline.tasks.registry import get
+from pipeline.tasks.registry import get, make
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv
 from tests.experts import untrained_teacher
@@ -39,14 +40,30 @@ def test_it_is_said_who_labels_what_and_where_nobody_can(capsys):
     assert teachers_of(SPECS, "label") == [FILE]
     assert capsys.readouterr().err == (
         "finetune: what is done is labelled, in mw-reach, mw-door-open by scripted; pendulum-spin by teacher; "
-        "cup-spin by nobody\n"
+        "cup-spin by nobody (no script, and no good teacher in checkpoints/teach: `eft tasks --experts`)\n"
     )
 
 
 def test_where_no_task_has_an_expert_nobody_is_asked(capsys):
     assert find_labels("adapt cup-spin", SPECS[3:], "label") is None
     assert who_labels(SPECS[3:], "label") == {}
-    assert capsys.readouterr().err == "adapt cup-spin: what is done is labelled, in cup-spin by nobody\n"
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "adapt cup-spin: what is done is labelled, in cup-spin by nobody (no script, and no good teacher in "
+    )
+
+
+def test_a_teacher_that_is_passed_over_is_named_where_it_is_asked(capsys):
+    teacher = untrained_teacher(SPECS[1])
+    teacher.notes["score"] = 0.31
+    teacher.save(FILE)
+    assert who_labels(SPECS[1:2], "label") == {}
+    env = make(SPECS[1], 3, 1)
+    with pytest.raises(ValueError, match=f"{FILE} scores 0.31, more than 0.1 below the planner's 0.84"):
+        open_expert(SPECS[1], env, "checkpoints/teach")
+    with pytest.raises(ValueError, match=r"no teacher in elsewhere. .* --output FOLDER` trains a teacher"):
+        open_expert(SPECS[1], env, "elsewhere")
+    env.close()
 
 
 def changed(specs: Sequence[TaskSpec]) -> TaskSpec:

@@ -105,6 +105,10 @@ def test_the_example_is_learned(push, tmp_path):
             lambda env: {"reward": lambda states, before: states.qpos[:, -1, 0]},
             r"`reward` .* shape \(3,\), expected \(3, 1\)",
         ),
+        (
+            lambda env: {"reward": lambda states: -states.qpos[..., 1]},
+            r"`reward` .* failed: TypeError: .* called as reward\(states, before\), with qpos of shape \(3, 1, 2\)",
+        ),
         (lambda env: {"observe": lambda states: states.qpos}, r"`observe` .* shape \(3, 1, 2\), expected \(3, 1, 5\)"),
     ],
 )

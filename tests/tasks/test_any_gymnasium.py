@@ -94,7 +94,7 @@ def test_spaces_that_cannot_be_used_are_refused(kwargs, message):
 def test_unknown_environments_name_near_matches():
     with pytest.raises(ValueError, match="Did you mean .*`InvertedPendulum-v5`"):
         GymnasiumTask("InvertedPendulums-v5", {})
-    with pytest.raises(ValueError, match="is a module that Python can import"):
+    with pytest.raises(ValueError, match="is a module: put it beside the task file"):
         GymnasiumTask("no_such_module:lab/Juggle-v0", {})
 
 

@@ -1,6 +1,7 @@
 import collections
 import dataclasses
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,16 @@ def test_own_file_joins_the_catalogue(tmp_path):
     catalogue = registry.load_catalogue(tmp_path)
     assert catalogue["mine"].split == "custom"
     assert len(catalogue) == len(registry.load_catalogue()) + 1
+
+
+def test_a_module_beside_an_own_file_is_found_by_the_tasks_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    own = OWN.format(name="mine", text="Swing it up.").replace("Pendulum-v1", "beside_it:lab/Beside-v0")
+    (tmp_path / "mine.yaml").write_text(own)
+    register = "gymnasium.register('lab/Beside-v0', entry_point='gymnasium.envs.classic_control:PendulumEnv')"
+    (tmp_path / "beside_it.py").write_text(f"import gymnasium\n\n{register}\n")
+    env = registry.make(registry.get(["mine"], tmp_path)[0], 3, 1)
+    env.close()
 
 
 def test_name_clash_names_both_files(tmp_path):
