@@ -71,12 +71,16 @@ def open_copies(
     """Return N copies of a task: batched if it is a game or has an array form, else stepped one by one.
 
     Raises:
-        ValueError: a game cannot be made coarser.
+        ValueError: a game, or a task without an array form, cannot be made coarser.
     """
     if spec.suite == "miniarcade":
         if coarseness != 1:
             raise ValueError(f"{spec.name}: coarseness {coarseness}: a game has no physics steps to save, write 1.")
         return BatchedGame(spec, num, seed, shaping)
     if form is None and not has_array_form(spec):
+        if coarseness != 1:
+            raise ValueError(
+                f"{spec.name}: coarseness {coarseness}: a task without an array form is stepped as it is, write 1."
+            )
         return SteppedEnv(spec, num, seed)
     return BatchedEnv(spec, num, seed, coarseness, form=form or array_form(spec))

@@ -81,8 +81,11 @@ def _leads(spec: TaskSpec, path: Path) -> bool:
     planner = load_recipes().get(spec.name)
     best = None if planner is None else planner.score
     score = load_teacher(path, spec).notes.get("score")
-    if score is None:
-        raise ValueError(f"{path}: it does not say how well it plays; `eft teach {spec.name}` trains it anew.")
+    if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
+        raise ValueError(
+            f"{path}: it does not say how well it plays, by a score in [0, 1]: {score!r}. "
+            f"`eft teach {spec.name}` trains it anew."
+        )
     return best is None or score >= best - _WORSE
 
 

@@ -22,13 +22,14 @@ Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Std = Annotated[float, Field(gt=0, le=1)]  # an action spans [-1, 1]
 
 _CLONING_UPDATES, _CLONING_BATCH = 3000, 256
 _WARM_UP = 15  # updates of the value alone, after cloning: at first its errors would undo what was cloned
 _KNOWN = 1e6  # observations that a teacher's normalisation counts for
 
 
-@checked(frozen=True, config=ConfigDict(extra="forbid"))
+@checked(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class PPORecipe:
     """How one teacher is trained. The values live in teachers.yaml."""
 
@@ -40,11 +41,11 @@ class PPORecipe:
     lr: Positive  # at the start; then steered between 1/20 and twice that, and falling to 1/10 of it at the end
     kl: Positive  # divergence of the new from the old policy that an update should make
     clip: Positive  # of the ratio of new to old probability
-    discount: Fraction
+    discount: Annotated[float, Field(ge=0, lt=1)]  # rewards are scaled by 1 - discount
     gae: Fraction  # lambda
     entropy: float  # weight of the policy's entropy
-    std: Positive  # of the actions, at the start
-    min_std: tuple[Positive, Positive]  # the least, at the start and, falling linearly, at the end
+    std: Std  # of the actions, at the start
+    min_std: tuple[Std, Std]  # the least, at the start and, falling linearly, at the end
     hidden: Count  # width of both networks, of two hidden layers each
     coarseness: Count  # physics steps of the real environment that one of training replaces
     shaping: Fraction  # part of the training after which what `TEACHING` adds to the reward is gone; 0: it adds nothing
@@ -53,6 +54,12 @@ class PPORecipe:
     correlation: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the noise of an action with that of the one before
     demos: CountOrZero = 0  # planned demonstrations that the policy is cloned from before it begins
     begins_as: str | None = None  # task of the same body whose teacher, of those that come with Eft, it begins as
+
+    def __post_init__(self) -> None:
+        if self.copies * self.unroll < 2:
+            raise ValueError("`copies` x `unroll` is 1 step: an update compares steps, and needs 2 or more")
+        if self.demos and self.begins_as is not None:
+            raise ValueError("`demos` and `begins_as` both say what to begin as: remove one of them")
 
 
 class Rollout(NamedTuple):
@@ -186,9 +193,18 @@ class PPO:
         self._value_alone = _WARM_UP
 
     def update(self) -> dict[str, float]:
-        """Collect T steps of every copy and learn from them; return what happened."""
+        """Collect T steps of every copy and learn from them; return what happened.
+
+        Raises:
+            FloatingPointError: the networks are no longer finite.
+        """
         rollout, reward = self.collect()
         metrics = self.learn(rollout)
+        if not all(bool(parameter.isfinite().all()) for parameter in self.parameters):
+            raise FloatingPointError(
+                f"{self.env.task.name}: the networks are no longer finite after {self.steps} steps, whose last rewards "
+                f"were {reward:g} in the mean. Lower `lr` in its recipe, or scale the rewards down."
+            )
         return {"train_reward": reward, "std": float(self.log_std.detach().exp().mean()), **metrics}
 
     def collect(self) -> tuple[Rollout, float]:

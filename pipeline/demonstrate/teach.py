@@ -83,8 +83,14 @@ def _read(path: Path | Traversable) -> dict[str, PPORecipe]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from None
     tasks = content.get("tasks") if isinstance(content, dict) else None
-    if not isinstance(tasks, dict) or not all(own is None or isinstance(own, dict) for own in tasks.values()):
+    if not isinstance(tasks, dict) or not all(
+        isinstance(task, str) and (own is None or isinstance(own, dict)) for task, own in tasks.items()
+    ):
         raise ValueError(f"{path}: expected `tasks:` with a line `<task>: {{<what differs>}}` for each.")
+    if others := [repr(key) for key in content if key != "tasks" and (key != "all" or path != RECIPES)]:
+        raise ValueError(
+            f"{path}: {', '.join(others)} beside `tasks:` would not be read: write it into each task's line."
+        )
     return {task: parse(PPORecipe, {**_common(), **(own or {})}, f"{path}: {task}") for task, own in tasks.items()}
 
 

@@ -93,7 +93,8 @@ def load_teacher(path: str | Path, spec: TaskSpec) -> Teacher:
             told = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         notes = json.loads(told.get("notes", ""))
-    except (SafetensorError, ValueError, RecursionError) as error:
+    # Of numbers that numpy does not have, bfloat16 say, safetensors raises the latter two.
+    except (SafetensorError, ValueError, RecursionError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a teacher ({error}); `eft teach {spec.name}` trains one.") from None
     wanted = task_version(spec)
     if told.get("task") != wanted:
@@ -101,6 +102,8 @@ def load_teacher(path: str | Path, spec: TaskSpec) -> Teacher:
             f"{path}: this teacher is of {told.get('task')!r}, expected {wanted!r}: another task, or one whose "
             f"observation, action, length or score has changed since. `eft teach {spec.name}` trains it anew."
         )
+    if not isinstance(notes, dict):
+        raise ValueError(f"{path}: damaged: its notes are {notes!r}; `eft teach {spec.name}` trains it anew.")
     _check(tensors, spec, Path(path))
     layers = len(tensors) // 2 - 1
     weights = [tensors[f"{kind}.{number}"] for number in range(layers) for kind in ("weight", "bias")]
@@ -119,9 +122,11 @@ def _check(tensors: dict[str, np.ndarray], spec: TaskSpec, path: Path) -> None:
     width = spec.obs_dim
     shapes = {"mean": (width,), "std": (width,)}
     for number in range(layers):
-        out = spec.action_dim if number == layers - 1 else tensors[f"bias.{number}"].shape[0]
+        out = spec.action_dim if number == layers - 1 else tensors[f"bias.{number}"].size
         shapes |= {f"weight.{number}": (out, width), f"bias.{number}": (out,)}
         width = out
     for name, shape in shapes.items():
         if tensors[name].shape != shape:
             raise ValueError(f"{path}: damaged: {name} has shape {tensors[name].shape}, expected {shape}.")
+    if (tensors["std"] <= 0).any():
+        raise ValueError(f"{path}: damaged: std, which observations are divided by, is {tensors['std'].tolist()}.")

@@ -42,6 +42,8 @@ def actions_of(name: str, space: Space, bounds: Bounds | None = None) -> Actions
     Raises:
         ValueError: the agent cannot use such actions, or the bounds do not fit.
     """
+    if isinstance(space, Box) and 0 in space.shape:
+        raise ValueError(f"{name}: its actions are {space}, of no number at all: there is nothing to choose.")
     if isinstance(space, Box):
         return _numbers(name, space, bounds)
     if bounds is not None:

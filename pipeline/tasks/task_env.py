@@ -11,6 +11,8 @@ import numpy as np
 
 from pipeline.tasks.spec import TaskSpec
 
+_LARGEST = float(np.finfo(np.float32).max)  # of a reward: beyond it is infinite where it is kept
+
 
 class SimulationError(RuntimeError):
     """A simulator, or an expert asked in it, failed or returned what it must not; names the task."""
@@ -135,7 +137,7 @@ class TaskEnv(gymnasium.Env[np.ndarray, np.ndarray]):
                     break
         except Exception as error:
             raise self._error(action, f"{type(error).__name__}: {error}") from error
-        if not math.isfinite(total):
+        if not abs(total) <= _LARGEST:  # nor NaN
             raise self._error(action, f"the reward is {total}")
         obs = self._observe(action)
         truncated = truncated or self._steps_left == 0

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_bfloat16
 
 from pipeline.batched.stepped import SteppedEnv, open_copies
 from pipeline.demonstrate import teach_tasks as teaching
@@ -143,6 +145,8 @@ def test_a_task_without_arrays_is_stepped_as_it_is(tmp_path, few_episodes):
     assert going_on.ppo.steps == training.ppo.steps
     going_on.close()
     training.close()
+    with pytest.raises(ValueError, match="lunarlander-land: coarseness 2: a task without an array form"):
+        open_copies(spec, 4, 1, coarseness=2)
 
 
 def test_values_are_of_the_time_after_a_cut_and_not_after_an_end():
@@ -203,6 +207,8 @@ def test_a_teacher_is_refused_that_does_not_fit(tmp_path):
         ({"weight.0": np.zeros((8, 4), np.float32)}, r"weight.0 has shape \(8, 4\), expected \(8, 3\)"),
         ({"bias.1": np.full(8, np.nan, np.float32)}, "bias.1 has values that are not finite"),
         ({"extra": np.zeros(1, np.float32), "more": np.zeros(1, np.float32)}, "not a teacher: it holds"),
+        ({"std": np.array([1, 0, 1], np.float32)}, r"std, which observations are divided by, is \[1.0, 0.0, 1.0\]"),
+        ({"bias.0": np.array(1, np.float32)}, r"damaged: weight.0 has shape \(8, 3\), expected \(1, 3\)"),
     ],
 )
 def test_a_damaged_teacher_is_refused(tmp_path, change, message):
@@ -211,6 +217,38 @@ def test_a_damaged_teacher_is_refused(tmp_path, change, message):
     save_file({**load_file(path), **change}, path, {"task": task_version(spin()), "notes": "{}"})
     with pytest.raises(ValueError, match=message):
         load_teacher(path, spin())
+
+
+def test_a_teacher_of_numbers_that_numpy_does_not_have_is_refused(tmp_path):
+    path = tmp_path / "teacher.safetensors"
+    save_bfloat16({"mean": torch.zeros(3, dtype=torch.bfloat16)}, path, {"task": task_version(spin()), "notes": "{}"})
+    with pytest.raises(ValueError, match="not a teacher .*bfloat16"):
+        load_teacher(path, spin())
+
+
+@pytest.mark.parametrize("notes", ["[]", "null", '"score"'])
+def test_a_teacher_whose_notes_are_none_is_refused_and_trained_anew(tmp_path, notes):
+    path = teacher_file(tmp_path, spin())
+    random_teacher(spin()).save(path)
+    save_file(load_file(path), path, {"task": task_version(spin()), "notes": notes})
+    with pytest.raises(ValueError, match="damaged: its notes are"):
+        expert_kind(spin(), tmp_path)
+    assert not Lesson(spin(), SMALL, 1).is_taught(tmp_path)
+
+
+@pytest.mark.parametrize("score", ["good", float("nan"), [0.9], True, 1.5, -1])
+def test_a_teacher_whose_score_is_none_is_refused(tmp_path, score):
+    random_teacher(spin(), score=score).save(teacher_file(tmp_path, spin()))
+    with pytest.raises(ValueError, match=r"does not say how well it plays, by a score in \[0, 1\]"):
+        expert_kind(spin(), tmp_path)
+
+
+def test_a_training_whose_networks_diverge_says_so_and_writes_nothing(tmp_path, few_episodes):
+    training = Training(spin(), dataclasses.replace(SMALL, lr=1e30), 1, tmp_path)
+    with pytest.raises(FloatingPointError, match="pendulum-spin: the networks are no longer finite after 256 steps"):
+        training.run()
+    training.close()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_state_that_it_cannot_read_is_refused():
@@ -331,7 +369,22 @@ def test_recipes_are_of_tasks_and_say_what_is_wrong(tmp_path):
     (tmp_path / "teachers.yaml").write_text("tasks:\n  my-task: {step: 1000, lr: -1}\n")
     with pytest.raises(ValueError, match=r"(?s)teachers.yaml: my-task: `lr` is -1: .*`step` is not .*mean `steps`"):
         load_recipes(tmp_path)
-    for content in ("my-task: {steps: 1000}\n", "tasks: {my-task: 3}\n", ""):
+    wrong = {
+        "lr: .inf": "`lr` is inf: Input should be a finite number",
+        "entropy: .nan": "`entropy` is nan: Input should be a finite number",
+        "discount: 1": "`discount` is 1: Input should be less than 1",
+        "min_std: [2, 0.1]": "`min_std.0` is 2: Input should be less than or equal to 1",
+        "copies: 1, unroll: 1": "`copies` x `unroll` is 1 step",
+        "demos: 1, begins_as: cartpole-balance": "`demos` and `begins_as` both say",
+    }
+    for values, message in wrong.items():
+        (tmp_path / "teachers.yaml").write_text(f"tasks:\n  my-task: {{{values}}}\n")
+        with pytest.raises(ValueError, match=f"my-task: {re.escape(message)}"):
+            load_recipes(tmp_path)
+    (tmp_path / "teachers.yaml").write_text("all: {steps: 1000}\ntasks: {my-task: {}}\n")
+    with pytest.raises(ValueError, match="'all' beside `tasks:` would not be read"):
+        load_recipes(tmp_path)
+    for content in ("my-task: {steps: 1000}\n", "tasks: {my-task: 3}\n", "tasks: {3: {}}\n", ""):
         (tmp_path / "teachers.yaml").write_text(content)
         with pytest.raises(ValueError, match="expected `tasks:`"):
             load_recipes(tmp_path)

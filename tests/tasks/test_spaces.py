@@ -15,6 +15,12 @@ def act(actions: Actions, values: list[float]):
     return actions.convert(np.array(values) * (high - low) / 2 + (low + high) / 2)
 
 
+@pytest.mark.parametrize("space", [Box(-1, 1, (0,)), Box(-1, 1, (3, 0))], ids=str)
+def test_actions_of_no_number_are_refused(space: Space):
+    with pytest.raises(ValueError, match="lab/None-v0: its actions are .*, of no number at all"):
+        actions_of("lab/None-v0", space)
+
+
 @pytest.mark.parametrize(
     "space",
     [

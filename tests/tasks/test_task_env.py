@@ -25,6 +25,7 @@ class Counter:
         if self.steps == self.faults.get("crash_at"):
             raise RuntimeError("joint broke")
         reward = float("nan") if self.steps == self.faults.get("nan_reward_at") else float(action[0])
+        reward = 1e39 if self.steps == self.faults.get("vast_reward_at") else reward
         terminated = self.steps == self.faults.get("terminates_at")
         truncated = self.steps == self.faults.get("truncates_at")
         return reward, terminated, truncated, self.steps % 2 == 0
@@ -112,6 +113,7 @@ def test_the_simulators_own_end_stops_the_repeat(fault, flags):
     [
         ("crash_at", "RuntimeError: joint broke"),
         ("nan_reward_at", "the reward is nan"),
+        ("vast_reward_at", r"the reward is 1e\+39"),  # as float32, in which it is kept, it would be infinite
         ("inf_at", r"not finite at entries \[1\]"),
         ("wrong_shape_at", "the observation is malformed"),
     ],
