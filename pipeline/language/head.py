@@ -270,7 +270,7 @@ class HeadedEncoder:
         body, instruction = self.head.split(text)
         of = dict(zip(self.head.names, self.head.bodies, strict=True))
         meant = [name for name in known if body in (None, of[name])]
-        if not meant or not re.search(r"\w", instruction):
+        if not meant or instruction == body or not re.search(r"\w", instruction):  # a body alone asks for nothing
             return Understood(text, None, 1.0, None, 0.0)
         weights = self.head.posterior(self._project([instruction])[0], {of[name] for name in meant}, meant)
         found = dict(sorted(zip(self.head.names, weights.tolist(), strict=False), key=lambda pair: -pair[1]))
