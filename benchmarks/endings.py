@@ -83,7 +83,8 @@ def best_return() -> float:
         reward, survival = ((1 + speed) / 2).mean(), 1 - risk(speed, edges).mean()
         return -float(reward * (1 - survival**LENGTH) / (1 - survival))
 
-    return -float(minimize_scalar(loss, bounds=(-1, 1), method="bounded").fun)
+    found: Any = minimize_scalar(loss, bounds=(-1, 1), method="bounded")
+    return -float(found.fun)
 
 
 def learn(termination: bool, seed: int, env_steps: int) -> Learner:
@@ -154,7 +155,7 @@ def main() -> None:
                 scores[name].append(round(score(learner, plan, seed), 3))
             print(termination, seed, {name: values[-1] for name, values in scores.items()}, flush=True)
     on = found.get("termination: true")
-    gain = on and round(float(np.mean(on["plan"]) - np.mean(on["policy"])), 3)
+    gain = round(float(np.mean(on["plan"]) - np.mean(on["policy"])), 3) if on else None
     claims, seconds = {"plan_minus_policy": results.claim(gain, -0.02, "above")}, time.perf_counter() - begin
     command = " ".join(["python -m benchmarks.endings", *sys.argv[1:]])
     results.write("endings", command, seconds, claims, env_steps=args.env_steps, scores=found)

@@ -252,7 +252,7 @@ def told_each(
         if len(each) != num_envs:
             raise ValueError(f"`{name}` has {len(each)} entries for {num_envs} environments: give one for each or all.")
         columns.append(each)
-    told = [Told(*one, literal) for one in zip(*columns, strict=True)]
+    told = [Told(*one, literal=literal) for one in zip(*columns, strict=True)]
     for row, one in enumerate(told):
         if (one.task is None) == (one.instruction is None):
             where = f" for environment {row}" if num_envs > 1 else ""

@@ -69,7 +69,7 @@ class FlatVectorEnv(VectorWrapper):
         """Put the parts of each observation side by side, (N, o)."""
         space, flat = self.env.single_observation_space, np.empty((self.num_envs, self._obs_dim), np.float32)
         for row, one in zip(flat, iterate(self.env.observation_space, obs), strict=True):
-            row[:] = flatten(space, one)
+            row[:] = np.asarray(flatten(space, one))
         return flat
 
 
