@@ -216,13 +216,18 @@ def probe(
             "value_share": asked.value_share(spec, demos),
             "plan_distance": plan_distance(agent, spec, demos),
             **{
-                f"{name}_{what}": float(np.mean(values)) / (best if what == "return" else 1)
+                f"{name}_{what}": float(np.mean(values)) / ((best or np.nan) if what == "return" else 1)
                 for name, found in (("policy", alone), ("plan", plans))
                 for what, values in zip(("score", "return"), found[spec.name], strict=True)
             },
         }
         print(f"{spec.name}: " + ", ".join(f"{key} {value:.3f}" for key, value in rows[spec.name].items()), flush=True)
-    return {name: {key: round(value, 4) for key, value in row.items()} for name, row in rows.items()}
+    return {name: {key: _figure(value) for key, value in row.items()} for name, row in rows.items()}
+
+
+def _figure(value: float) -> float | None:
+    """Return a figure as it is written: None where there is none, of returns or advantages that are all 0 say."""
+    return round(value, 4) if np.isfinite(value) else None
 
 
 def plan_distance(agent: Agent, spec: TaskSpec, demos: Sequence[Episode], states: int = 64) -> float:

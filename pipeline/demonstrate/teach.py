@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 from ruamel.yaml import YAML
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pipeline.batched.form import ArrayForm
@@ -151,7 +151,7 @@ class Training:
         form: the task on arrays; None for its own, or for a task without one the environment itself.
 
     Raises:
-        ValueError: the recipe asks for what there is not.
+        ValueError: the recipe asks for what there is not, or what was begun cannot be read.
     """
 
     def __init__(
@@ -262,10 +262,17 @@ class Training:
             save_file(tensors, partial, {"values": json.dumps(values)})
 
     def _load(self) -> None:
-        with safe_open(self.folder / "state.safetensors", "pt") as file:
-            values = json.loads(file.metadata()["values"])
-            self.ppo.load_state({name: file.get_tensor(name) for name in file.keys()}, values)  # noqa: SIM118
-        self.curve, self._before = values["curve"], values["seconds"]
+        path = self.folder / "state.safetensors"
+        try:
+            with safe_open(path, "pt") as file:
+                values = json.loads(file.metadata()["values"])
+                self.ppo.load_state({name: file.get_tensor(name) for name in file.keys()}, values)  # noqa: SIM118
+            self.curve, self._before = values["curve"], values["seconds"]
+        except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"{path}: it cannot be gone on from ({type(error).__name__}: {error}): damaged, or of another version "
+                f"of Eft. Remove {self.folder}, and the training of {self.spec.name} begins anew."
+            ) from error
 
 
 def _shipped(task: str) -> Teacher:

@@ -251,6 +251,17 @@ def test_a_training_whose_networks_diverge_says_so_and_writes_nothing(tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("damage", ["cut", "another version"])
+def test_a_training_that_cannot_go_on_says_what_to_remove(tmp_path, damage):
+    path = tmp_path / "state.safetensors"
+    if damage == "cut":
+        path.write_bytes(b"0" * 100)
+    else:
+        save_file({"noise": np.zeros(1, np.float32)}, path, {"values": '{"env": {}}'})
+    with pytest.raises(ValueError, match=f"{path}: it cannot be gone on from .* Remove {tmp_path}, and the training"):
+        Training(spin(), SMALL, 1, tmp_path)
+
+
 def test_a_state_that_it_cannot_read_is_refused():
     teacher = random_teacher(spin())
     with pytest.raises(ValueError, match=r"width 3, got shape \(4,\)"):
