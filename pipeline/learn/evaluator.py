@@ -19,6 +19,7 @@ from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.task_env import TaskEnv
 from pipeline.tasks.vector import VectorEnv
 
+_RETURN = 0.1  # weight of the relative difference of two returns beside that of their scores
 _ENVS_PER_TASK = 5  # enough to fill a batch, few enough to keep the simulators' memory small
 
 
@@ -35,10 +36,10 @@ class Result:
         return float(np.mean(self.scores))
 
     def better_than(self, other: Result) -> bool:
-        """Whether score plus return, as a part of the larger return, is higher: returns tell equal scores apart."""
+        """Whether the score is higher, or alike and the return is: a return twice as high counts as 0.05 of score."""
         own, others = float(np.mean(self.episode_returns)), float(np.mean(other.episode_returns))
-        larger = max(abs(own), abs(others)) or 1.0
-        return self.score - other.score + (own - others) / larger > 0
+        gained = (own - others) / (max(abs(own), abs(others)) or 1.0)
+        return self.score - other.score + _RETURN * min(max(gained, -1.0), 1.0) > 0
 
 
 class GivenUp(Exception):

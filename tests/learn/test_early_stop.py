@@ -144,6 +144,8 @@ def test_returns_tell_equal_scores_apart():
     assert plan.better_than(policy)
     assert not policy.better_than(plan)
     assert not plan.better_than(plan)
-    assert policy.better_than(Result([0.9, 1.0], [100.0, 104.0]))  # 0.05 of the score outweighs 0.02 of the return
+    assert policy.better_than(Result([0.9, 1.0], [100.0, 104.0]))  # 0.05 of the score outweighs 2 % of the return
+    assert Result([0.6], [100.0]).better_than(Result([0.5], [180.0]))  # and any difference of returns, here 0.044
+    assert Result([1.0], [-0.01]).better_than(Result([0.0], [0.01]))
     assert Result([0.0], [-1.0]).better_than(Result([0.0], [-3.0]))
     assert not Result([0.0], [0.0]).better_than(Result([0.0], [0.0]))
