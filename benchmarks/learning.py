@@ -110,6 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if f"{way}_minus_control" in policy
     }
     words = ["--name", options.name, "--seeds", *map(str, options.seeds), "--ways", *options.ways]
+    words += ["--episodes", str(options.episodes)]
     words += ["--set", *options.set] if options.set else []
     command, seconds = " ".join([COMMAND, *words]), time.monotonic() - started
     found: dict[str, Any] = {
