@@ -66,6 +66,17 @@ def test_differences_are_taken_episode_by_episode():
     assert found["own_minus_control"]["score"] == pytest.approx((0.25 + 0.5) / 2)
 
 
+def test_the_command_that_is_shown_measures_the_same_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    played = {"a": [[0.5, 1.0], []]}
+    done = {"policy": played, "plan": played, "seconds": 1.0, "commit": "0", "pretrained": 0.5}
+    monkeypatch.setattr(learning, "measure", lambda *arguments: done)
+    learning.main(["--seeds", "3", "--ways", "control", "labels", "--episodes", "2"])
+    shown = json.loads((tmp_path / "checkpoints/ways.json").read_text(encoding="utf-8"))
+    assert shown["command"].endswith("--name default --seeds 3 --ways control labels --episodes 2")
+
+
 @pytest.mark.parametrize("word", ["learning.tau", "tau=0.1", "learnin.tau=0.1"])
 def test_a_change_of_no_parameter_is_refused(word):
     with pytest.raises(SystemExit, match="--set takes `section.key=value`"):
