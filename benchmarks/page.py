@@ -66,10 +66,11 @@ def watch(session: Session, page: Page, viewer: Viewer, options: argparse.Namesp
     if session.problem or session.sentence != options.sentence:
         raise RuntimeError(session.problem or "the sentence never arrived")
     session.new_episode()
-    every, frames, best = max(1, round(_FRAME_SECONDS / session.step_seconds)), list[bytes](), -1.0
+    frames, best = list[bytes](), -1.0
     options.output.mkdir(parents=True, exist_ok=True)
     while not session.over and session.recorder.score < 0.995:
         session.step()
+        every = max(1, round(_FRAME_SECONDS / session.step_seconds))
         if len(session.recorder) % every == 0 or session.over or session.recorder.score >= 0.995:
             frames.append(shoot(session, page, viewer))
             if session.recorder.score > best:
