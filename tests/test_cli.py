@@ -18,6 +18,8 @@ from pipeline.agent import Agent
 from pipeline.cli import EXAMPLES, build_parser, main
 from pipeline.language.embeddings import embed
 from pipeline.language.encoder import HashedNgrams
+from pipeline.language.head import HeadedEncoder
+from pipeline.language.head_training import train_head
 from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.tasks import domains, registry
@@ -243,6 +245,28 @@ def test_act_plays_and_scores_episodes(checkpoint, capsys, how):
     assert mean.endswith("over 2 episodes of swing")
     main(arguments)
     assert lines(capsys)[0] == first
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        (["Swign, but only for a momnet."], r"is understood as swing \(probability 0\.\d\d; next: there is no other\)"),
+        (["asdf qwer"], r"means none of the known tasks \(probability \d\.\d\d; nearest: swing 0\.\d\d\)"),
+        (["asdf qwer", "--literal"], None),
+    ],
+)
+def test_act_prints_what_was_understood(checkpoint, capsys, told, said):
+    agent = Agent.from_pretrained(checkpoint)
+    settings = config.Head(dim=32, pieces=512, typos=2, epochs=20, batch_size=8, lr=3e-3, dropout=0.1)
+    encoder = HashedNgrams(32)
+    head = HeadedEncoder(encoder, train_head(encoder, list(agent.tasks.values()), settings, seed=1))
+    agent.embeddings = embed(head, ["swing"], [[agent.tasks["swing"].text()]], 1)
+    agent.save_pretrained(checkpoint)
+    capsys.readouterr()
+    assert main(["act", str(checkpoint), "--task", "swing", "--folder", "mine", "--instruction", *told]) == 0
+    first, *more = lines(capsys)
+    assert len(more) == (2 if said else 1)
+    assert re.search(said or "^episode with seed 0", first)
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "no-such"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -65,6 +66,7 @@ def act_in_task(options: argparse.Namespace) -> int:
         if options.instruction is None and spec.name != adapted:
             print(f"{options.adapter} is for {adapted}: {spec.name} is played by the checkpoint as it was before")
     if options.instruction is not None and agent.embeddings.head is not None and not options.literal:
+        logging.getLogger("pipeline.known_tasks").setLevel(logging.ERROR)  # which would say it once more
         print(agent.understand(f"{spec.embodiment} {options.instruction}", spec.obs_dim, spec.action_dim))
     if options.instruction is None and spec.name not in agent.tasks:
         print(f"{options.checkpoint} was not trained on {spec.name}: it is told what the task says, {spec.text()!r}")

@@ -116,8 +116,7 @@ class Head:
         """Return the body whose sentence begins a text, None where there is none, and the rest."""
         fitting = [body for body in set(self.bodies) if text.startswith(body)]
         body = max(fitting, key=len, default=None)
-        rest = text[len(body or "") :].strip()
-        return body, rest or text
+        return body, text[len(body or "") :].strip()
 
     def project(self, vectors: np.ndarray, instructions: Sequence[str]) -> np.ndarray:
         """Return (n, F) of length 1, of the encoder's vectors (n, E) of n instructions and of their letters."""
@@ -225,11 +224,19 @@ class HeadedEncoder:
         head: the head as it was trained.
         extended: the same with the tasks that `knowing` added to it; None for none.
         known: tasks that are expected rather than the head's others.
+        own: texts that keep the encoder's own vectors: those of tasks that the head was not trained with.
     """
 
-    def __init__(self, encoder: TextEncoder, head: Head, extended: Head | None = None, known: Collection[str] = ()):
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        head: Head,
+        extended: Head | None = None,
+        known: Collection[str] = (),
+        own: Collection[str] = (),
+    ):
         self.encoder, self.trained, self.head, self.known = encoder, head, extended or head, frozenset(known)
-        self.dim, self.id = encoder.dim, f"{encoder.id}{MARK}{head.digits}"
+        self.dim, self.id, self._own = encoder.dim, f"{encoder.id}{MARK}{head.digits}", frozenset(own)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Return (n, E) float32. A text's vector does not depend on the texts beside it."""
@@ -237,27 +244,36 @@ class HeadedEncoder:
             return np.zeros((0, self.dim), np.float32)
         own, vectors = self.encoder.encode(texts), []
         split = [self.head.split(text) for text in texts]
-        for plain, (body, _), projected in zip(own, split, self._project([rest for _, rest in split]), strict=True):
+        projections = self._project([rest for _, rest in split])
+        for text, plain, (body, _), projected in zip(texts, own, split, projections, strict=True):
+            if text in self._own:
+                vectors.append(plain)
+                continue
             weights = self.head.posterior(projected, None if body is None else [body], self.known) ** _SHARPNESS
             weights /= weights.sum()
             vectors.append(weights[:-1] @ self.head.meanings + weights[-1] * plain)
         return np.stack(vectors).astype(np.float32)
 
     def knowing(self, specs: Iterable[TaskSpec]) -> HeadedEncoder:
-        """Return this encoder with a head that knows these tasks, from their texts for training, and expects them."""
+        """Return this encoder with a head that knows these tasks, from their texts for training, and expects them.
+
+        The texts of those that it was not trained with keep their own vectors.
+        """
         specs, head, known = list(specs), self.head, set(zip(self.head.names, self.head.texts, strict=True))
         expected = self.known | {spec.name for spec in specs}
         if expected == self.known:
             return self
+        own = set(self._own)
         for spec in specs:
             if (spec.name, spec.text()) in known:
                 continue
+            own |= {spec.text(number) for number in range(len(spec.instructions))}
             said = [text.removeprefix(spec.embodiment).strip() for text in spec.training_texts()]
             mean = self._project(said).mean(0)
             prototype = mean / max(float(np.linalg.norm(mean)), 1e-12)
             meaning = self.encoder.encode([spec.text()])[0]
             head = head.extended(spec.name, spec.embodiment, spec.text(), prototype, meaning)
-        return HeadedEncoder(self.encoder, self.trained, head, expected)
+        return HeadedEncoder(self.encoder, self.trained, head, expected, own)
 
     def understand(self, text: str, known: Collection[str]) -> Understood:
         """Return which of some tasks of the head a text means, and how sure that is.
