@@ -157,7 +157,8 @@ def _compare(
             block = isinstance(old_value, SequenceNode) and not old_value.flow_style
             written = _write(new_value, preset, old_value.start_mark.column if block else None)
         if start == end or whole:  # `key:` with nothing behind it, or with something on the lines below it
-            start, end = old_key.end_mark.index + 1, max(end, old_key.end_mark.index + 1)
+            behind = old_key.end_mark.index + 1
+            start, end = behind, behind if start == end else max(end, behind)
             written = written if written.startswith("\n") else f" {written}"
         yield _Edit(start, end, written), change
 

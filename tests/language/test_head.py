@@ -25,7 +25,12 @@ SPECS = registry.get(["pendulum-swingup", "pendulum-spin"])
 OWN = replace(
     SPECS[0],
     name="pendulum-hang",
-    instructions=("Let the pole hang down.", "Keep the pole low.", "Leave the pole hanging down.", "Stay at the bottom."),
+    instructions=(
+        "Let the pole hang down.",
+        "Keep the pole low.",
+        "Leave the pole hanging down.",
+        "Stay at the bottom.",
+    ),
 )
 
 
