@@ -92,11 +92,13 @@ def load(options: argparse.Namespace) -> tuple[Agent, TaskSpec, dict[str, TaskSp
     from pipeline.agent import Agent
     from pipeline.cli.options import find_task
     from pipeline.language.encoder import find_encoder, load_encoder
+    from pipeline.language.head import bare
 
     named = find_task(options.task, own_folder(options)) if options.task and _is_file(options.task) else None
     agent = Agent.from_pretrained(options.checkpoint, options.revision, options.device)
     try:  # now, since it takes seconds: the first sentence shall not wait for it
-        agent.encoder = load_encoder(options.encoder) if options.encoder else find_encoder(agent.embeddings.encoder)
+        own = bare(agent.embeddings.encoder)
+        agent.encoder = load_encoder(options.encoder) if options.encoder else find_encoder(own)
     except (OSError, ValueError) as error:
         if options.encoder:
             raise

@@ -10,6 +10,7 @@ import jinja2
 
 from pipeline import store
 from pipeline.files import add_files
+from pipeline.language.head import bare
 from pipeline.tasks.domains import DOMAINS
 
 PORT = 7860  # where a Space is looked at
@@ -51,7 +52,7 @@ def write_space(
         "port": PORT,
         "requirement": requirement,
         "extras": ",".join(extras),
-        "encoder": content.embeddings.encoder,
+        "encoder": bare(content.embeddings.encoder),
         "checkpoint": checkpoint if found.commit else "checkpoint",
         "revision": found.commit,
         "specs": content.specs,
