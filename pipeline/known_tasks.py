@@ -255,7 +255,7 @@ def told_each(
         if len(each) != num_envs:
             raise ValueError(f"`{name}` has {len(each)} entries for {num_envs} environments: give one for each or all.")
         columns.append(each)
-    return [Told(*one, literal) for one in zip(*columns, strict=True)]
+    return [Told(*one)._replace(literal=literal) for one in zip(*columns, strict=True)]
 
 
 def _words(text: str) -> str:
