@@ -29,7 +29,7 @@ from pipeline.config.options import (
     Positive,
     Scaling,
 )
-from pipeline.files import parse_yaml
+from pipeline.yaml_values import parse_yaml
 
 PARAMS = Path("params.yaml")
 AUTOENCODER = "autoencoder"  # vision.encoder, where it is learned from demonstrations; also its folder's name

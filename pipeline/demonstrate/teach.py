@@ -33,11 +33,12 @@ from pipeline.demonstrate.play import play
 from pipeline.demonstrate.ppo import PPO, PPORecipe
 from pipeline.demonstrate.shaping import TEACHING
 from pipeline.demonstrate.teacher import SHIPPED, Teacher, load_teacher, teacher_file
-from pipeline.files import atomic_file, parse_yaml
+from pipeline.files import atomic_file
 from pipeline.tasks.miniarcade.adapter import GAMES
 from pipeline.tasks.miniarcade.game import Game
 from pipeline.tasks.registry import get, make, shipped_teachers
 from pipeline.tasks.spec import TaskSpec
+from pipeline.yaml_values import parse_yaml
 
 RECIPES = Path(__file__).with_name("teachers.yaml")
 EPISODES_ON_THE_WAY, EPISODES = 8, 40  # of an evaluation

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import near
-from pipeline.files import parse_yaml
 from pipeline.tasks import domains
 from pipeline.tasks.spec import TaskSpec, parse_spec
 from pipeline.tasks.task_env import Simulator, TaskEnv
+from pipeline.yaml_values import parse_yaml
 
 CATALOG = Path(__file__).parent / "catalog"
 GROUP = "eft.tasks"  # entry points of other packages that ship tasks
