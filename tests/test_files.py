@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pipeline.files import add_files, atomic_file, atomic_folder, parse_yaml, read_json, write_json
+from pipeline.files import add_files, atomic_file, atomic_folder, read_json, write_json
+from pipeline.yaml_text import parse_yaml
 
 
 def contents(folder: Path) -> dict[str, str]:
