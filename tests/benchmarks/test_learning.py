@@ -74,7 +74,7 @@ def test_the_command_that_is_shown_measures_the_same_again(tmp_path, monkeypatch
     monkeypatch.setattr(learning, "measure", lambda *arguments: done)
     learning.main(["--seeds", "3", "--ways", "control", "labels", "--episodes", "2"])
     shown = json.loads((tmp_path / "checkpoints/ways.json").read_text(encoding="utf-8"))
-    assert shown["command"].endswith("--name default --seeds 3 --ways control labels --episodes 2")
+    assert shown["command"].endswith("--name default --seeds 3 --ways control labels --episodes 2 --planned 10")
 
 
 @pytest.mark.parametrize("word", ["learning.tau", "tau=0.1", "learnin.tau=0.1"])

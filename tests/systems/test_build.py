@@ -133,7 +133,9 @@ def test_without_systems_there_is_the_core_alone() -> None:
     model = build.build_model(TINY)
     assert type(model) is WorldModel
     assert type(build.make_actor(model, make_table(), TINY_PLANNER)) is Actor
-    assert build.make_replay(TINY) is ReplayBuffer
+    make_replay = build.make_replay(TINY)
+    assert isinstance(make_replay, partial)
+    assert (make_replay.func, make_replay.keywords) == (ReplayBuffer, {"by_steps": False})
     assert build.online_extensions(model, make_table(), LEARNING) == []
     assert build.offline_extensions(model, make_table(), LEARNING) == []
     assert build.task_columns(TINY, 3) == build.column_limits(TINY) == {}

@@ -49,7 +49,7 @@ def test_tasks_of_one_body_share_its_sentence(catalogue):
 
 
 def test_every_text_belongs_to_a_task_and_every_sentence_to_a_text(catalogue):
-    for path in registry.TEXTS.glob("*.yaml"):
+    for path in set(registry.TEXTS.glob("*.yaml")) - {registry.TEXTS / "nothing.yaml"}:  # what means no task
         texts = YAML(typ="safe").load(path.read_text())
         assert set(texts["tasks"]) <= set(catalogue), path
         assert {words["embodiment"] for words in texts["tasks"].values()} == set(texts["embodiments"]), path
