@@ -82,7 +82,9 @@ class Bench:
         default = size == "default"
         self.old, self.sizes = old, config.load(config.Model) if default else model_size(size)
         self.planner = config.load(config.Planner) if default else published_planner(size)
-        self.learning, self.batch_size = config.load(config.Learning), 128 if default else 256
+        # Values from TD targets and one scale for all tasks: the older commit has no others.
+        self.learning = dataclasses.replace(config.load(config.Learning), value_target="td")
+        self.batch_size = 128 if default else 256
         mean, std = torch.rand(2, _NUM_TASKS, self.sizes.obs_dim, generator=torch.Generator().manual_seed(1)) + 0.1
         self.table = dataclasses.replace(make_table(self.sizes, _NUM_TASKS), obs_mean=mean, obs_std=std)
         self.old_table = old.like(self.table, old.table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -169,7 +170,9 @@ def test_an_agent_that_understands_words_itself_is_asked(agent, session, monkeyp
         return SimpleNamespace(task="pendulum-spin", probability=0.9, runner_up="cup-catch", runner_up_probability=0.1)
 
     monkeypatch.setattr(type(agent), "understand", staticmethod(hear), raising=False)
-    monkeypatch.setattr(type(agent.embeddings), "head", object(), raising=False)
+    embeddings = copy.copy(agent.embeddings)
+    object.__setattr__(embeddings, "head", object())
+    monkeypatch.setattr(agent, "embeddings", embeddings)
     session.tell("Whirl about!")
     assert session.understood == Understood("pendulum-spin", "head", (("pendulum-spin", 0.9), ("cup-catch", 0.1)))
     assert session._told == {"task": "pendulum-spin"}
@@ -297,4 +300,8 @@ def test_a_video_that_is_given_up_leaves_no_file(session, tmp_path: Path):
 
 def test_told_is_the_task_or_a_text_that_begins_with_the_body(agent):
     assert told(agent, SWING, None) == {"task": "pendulum-swingup"}
-    assert told(agent, SWING, "Rest.") == {"instruction": f"{SWING.embodiment} Rest.", "action_dim": 1}
+    assert told(agent, SWING, "Rest.") == {
+        "instruction": f"{SWING.embodiment} Rest.",
+        "action_dim": 1,
+        "literal": False,
+    }
