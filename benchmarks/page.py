@@ -1,6 +1,6 @@
 """Type a sentence into the page of `eft play` in a headless Chromium, see what becomes of it, and take pictures.
 
-python -m benchmarks.page checkpoints/publish/release --sentence "Open the window."
+python -m benchmarks.page checkpoints/publish/release --sentence "Open the door."
 
 Writes play.png, the page as the score reaches its highest, and play.webp, a short looping film of it. The robot waits
 for the camera, so the film is in real time on any machine. Exits with 1 if the score did not reach --least.
@@ -29,7 +29,7 @@ def main() -> int:
     """Take the pictures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("checkpoint")
-    parser.add_argument("--sentence", default="Open the window.")
+    parser.add_argument("--sentence", default="Open the door.")
     parser.add_argument("--by", choices=("plan", "policy"), default="plan")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--least", type=float, default=1.0, help="score that must be reached")

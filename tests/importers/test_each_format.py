@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,23 +24,23 @@ DATA = Path(__file__).parents[1] / "data"
 SUCCEEDED = ["--successful"]
 
 
-class Format:
+class Format(ABC):
     """One source in the working folder, and what can be done to it."""
 
     name, widths, options = "", (0, 0), SUCCEEDED
     form = ""  # of the command, if it is not the name
 
+    @abstractmethod
     def write(self) -> str:
         """Write it whole, and return where."""
-        raise NotImplementedError
 
+    @abstractmethod
     def spoil(self) -> str:
         """Make one episode useless, and return the reason that must be given."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forget_rewards(self) -> None:
         """Take the rewards out."""
-        raise NotImplementedError
 
 
 class Newt(Format):

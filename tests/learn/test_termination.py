@@ -61,6 +61,25 @@ def trap(terminated: bool) -> ReplayBuffer:
     return replay
 
 
+def asked(learner: Learner) -> tuple[list[float], list[float]]:
+    """Return Q of both actions, and with what probability each ends the episode."""
+    model = learner.model
+    with torch.no_grad():
+        ctx = model.context(learner.table, torch.tensor([0]))
+        z = model.encode(OPEN, ctx)
+        value = [float(decode(model.q(z, action, ctx), model.bins).mean()) for action in (SAFE, LAST)]
+        ended = [float(model.termination(z, action, ctx).sigmoid()) for action in (SAFE, LAST)]
+    return value, ended
+
+
+def planned(learner: Learner) -> list[float]:
+    """Return five actions that free plans choose."""
+    planner = replace(TINY_PLANNER, num_samples=64, num_policy_samples=8, num_elites=8, iterations=3)
+    actor = Actor(learner.model, learner.table, planner)
+    actor.reset(1, seed=0)
+    return [float(actor.act(OPEN, torch.tensor([0]), plan=True, constraint_weight=0.0)) for _ in range(5)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("terminated", "safe", "last"),
@@ -75,18 +94,10 @@ def test_known_values_and_terminations_are_learned_and_planned_by(terminated: bo
     learner, replay, generator = make_learner(), trap(terminated), torch.Generator().manual_seed(0)
     for _ in range(400):
         learner.update(replay.sample(32, generator), "online", generator)
-    model = learner.model
-    with torch.no_grad():
-        ctx = model.context(learner.table, torch.tensor([0]))
-        z = model.encode(OPEN, ctx)
-        value = [float(decode(model.q(z, action, ctx), model.bins).mean()) for action in (SAFE, LAST)]
-        ended = [float(model.termination(z, action, ctx).sigmoid()) for action in (SAFE, LAST)]
+    value, ended = asked(learner)
     assert value == pytest.approx([safe, last], abs=0.25)
     assert ended == pytest.approx([0.0, float(terminated)], abs=0.05)
-    planner = replace(TINY_PLANNER, num_samples=64, num_policy_samples=8, num_elites=8, iterations=3)
-    actor = Actor(model, learner.table, planner)
-    actor.reset(1, seed=0)
-    actions = [float(actor.act(OPEN, torch.tensor([0]), plan=True, constraint_weight=0.0)) for _ in range(5)]
+    actions = planned(learner)
     assert max(actions) < 0 if terminated else min(actions) > 0, actions
 
 
@@ -111,19 +122,11 @@ def test_what_may_end_an_episode_is_known_though_no_observation_shows_it() -> No
     learner, replay, generator = make_learner(), ledge(), torch.Generator().manual_seed(0)
     for _ in range(600):
         learner.update(replay.sample(64, generator), "online", generator)
-    model = learner.model
-    with torch.no_grad():
-        ctx = model.context(learner.table, torch.tensor([0]))
-        z = model.encode(OPEN, ctx)
-        ended = [float(model.termination(z, action, ctx).sigmoid()) for action in (SAFE, LAST)]
-        value = [float(decode(model.q(z, action, ctx), model.bins).mean()) for action in (SAFE, LAST)]
+    value, ended = asked(learner)
     assert ended == pytest.approx([0.0, RISK], abs=0.07)
     # Safe for ever is worth 1 / 0.4, one risk before it 1.2 + 0.6 x 0.75 x 2.5. With the risk unseen: 2.5 and 2.7.
     assert value == pytest.approx([2.5, 2.325], abs=0.15)
-    planner = replace(TINY_PLANNER, num_samples=64, num_policy_samples=8, num_elites=8, iterations=3)
-    actor = Actor(model, learner.table, planner)
-    actor.reset(1, seed=0)
-    actions = [float(actor.act(OPEN, torch.tensor([0]), plan=True, constraint_weight=0.0)) for _ in range(5)]
+    actions = planned(learner)
     assert max(actions) < 0, actions
 
 

@@ -27,14 +27,6 @@ pytestmark = pytest.mark.slow  # a server and simulators run for real
 
 
 @pytest.fixture
-def server():
-    with contextlib.redirect_stdout(io.StringIO()):
-        server = serve("127.0.0.1", None, "test")
-        yield server
-        server.stop()
-
-
-@pytest.fixture
 def session():
     agent = make_agent(get(["pygame-pong", "pendulum-swingup"]))
     session = Session(agent, agent.tasks["pygame-pong"], agent.tasks)

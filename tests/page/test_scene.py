@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-
 import numpy as np
 import pytest
 
@@ -15,7 +12,6 @@ pytest.importorskip("viser", reason="the page needs the extra: pip install 'eft[
 mujoco = pytest.importorskip("mujoco")
 
 from pipeline.page.geometry import colour_of, shape_of, texture_of  # noqa: E402
-from pipeline.page.page import serve  # noqa: E402
 from pipeline.page.scene import ImageScene, open_scene, update_scene, view_of  # noqa: E402
 
 pytestmark = pytest.mark.slow  # simulators and a server run for real
@@ -51,17 +47,17 @@ def model():
     return mujoco.MjModel.from_xml_string(SHAPES)
 
 
-@pytest.fixture
-def server():
-    with contextlib.redirect_stdout(io.StringIO()):
-        server = serve("127.0.0.1", None, "test")
-        yield server
-        server.stop()
-
-
 def shape(model, name: str):
     geom = model.geom(name).id
     return shape_of(model, int(model.geom_type[geom]), model.geom_size[geom], geom)
+
+
+def opened(server, task: str):
+    """Return the environment of a task at the start of an episode, and its scene."""
+    (spec,) = get([task])
+    env = make(spec, spec.obs_dim, spec.action_dim, 64)
+    env.reset(seed=0)
+    return env, open_scene(server, env)
 
 
 @pytest.mark.parametrize(
@@ -114,12 +110,9 @@ def test_a_geom_s_own_colour_counts_before_its_material_s(model, name, expected)
     "name", ["walker-walk", "mw-reach", "og-point-maze", "og-ant", "mujoco-ant", "rd-push-red", "cup-catch"]
 )
 def test_bodies_are_drawn_where_mujoco_has_them(server, name):
-    (spec,) = get([name])
-    env = make(spec, spec.obs_dim, spec.action_dim, 64)
-    env.reset(seed=0)
-    scene = open_scene(server, env)
+    env, scene = opened(server, name)
     for step in range(3):
-        env.step(np.full(spec.action_dim, 0.5 * (-1) ** step, np.float32))
+        env.step(np.full(env.task.action_dim, 0.5 * (-1) ** step, np.float32))
         scene = update_scene(server, scene, env)
     assert not isinstance(scene, ImageScene)
     _, data = mujoco_of(env)
@@ -133,10 +126,7 @@ def test_bodies_are_drawn_where_mujoco_has_them(server, name):
 
 
 def test_a_goal_that_a_new_episode_moves_is_drawn_anew(server):
-    (spec,) = get(["og-point-maze"])
-    env = make(spec, spec.obs_dim, spec.action_dim, 64)
-    env.reset(seed=0)
-    scene = open_scene(server, env)
+    env, scene = opened(server, "og-point-maze")
     target = mujoco_of(env)[0].geom("target").id
     seen = set()
     for seed in range(1, 6):
@@ -150,10 +140,7 @@ def test_a_goal_that_a_new_episode_moves_is_drawn_anew(server):
 
 
 def test_a_body_that_travels_stays_in_view(server):
-    (spec,) = get(["cheetah-run"])
-    env = make(spec, spec.obs_dim, spec.action_dim, 64)
-    env.reset(seed=0)
-    scene = open_scene(server, env)
+    env, scene = opened(server, "cheetah-run")
     model, data = mujoco_of(env)
     data.qpos[0] = 30.0
     mujoco.mj_forward(model, data)
