@@ -74,10 +74,10 @@ def open_page(options: argparse.Namespace) -> None:
         page = Page(server, session, str(options.checkpoint), options.output)
         host = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host
         address = f"http://{f'[{host}]' if ':' in host else host}:{server.get_port()}"
-        print(f"the page is at {address} (Ctrl-C ends it)", flush=True)
-        if options.open:
-            webbrowser.open_new_tab(address)
-        with _ending() as ended:
+        with _ending() as ended:  # before the address is said: who reads it may stop the page at once
+            print(f"the page is at {address} (Ctrl-C ends it)", flush=True)
+            if options.open:
+                webbrowser.open_new_tab(address)
             session.run(page.show, lambda: bool(ended), page.watched)
     finally:
         if page is not None:
