@@ -274,7 +274,7 @@ class Learner:
         A slice shows an end in its last step alone: whatever is risky would seem safer before that. There the
         termination head says how likely an end was; without one, as published, the earlier steps count as they are.
         """
-        if self.model.termination_head is None:
+        if self.model.termination_head is None or len(batch.action) == 1:
             return batch.terminated
         z = torch.cat([self.model.begin(batch.obs[0], ctx, batch.past)[0].unsqueeze(0), next_z])[: len(next_z) - 1]
         return torch.cat([self.model.termination(z, batch.action[:-1], ctx).sigmoid(), batch.terminated[-1:]])

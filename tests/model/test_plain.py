@@ -58,7 +58,6 @@ def test_losses_and_gradients(sizes: config.Model, shape: dict[str, int], seed: 
     check_losses_and_gradients(sizes, shape, seed, pretrain)
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="TD targets with a termination head take two steps or more")
 def test_losses_of_slices_of_one_step_with_a_termination_head() -> None:
     sizes = replace(
         TINY, obs_dim=1, action_dim=1, task_dim=1, latent_dim=8, num_enc_layers=1, num_q=2, termination=True
