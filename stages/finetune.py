@@ -44,7 +44,7 @@ def main() -> None:
         build.check_finetuning(model, learning, settings, tasks.train, ranks, num_envs, demos is not None)
         extensions = build.online_extensions(agent.model, agent.table, learning, settings.scaling, seed)
         learner = setup.learner(settings.warmup_updates, extensions)
-        plan = settings.constraint == "evidence" and learner.extensions.plans
+        plan = settings.constraint != "schedule" and learner.extensions.plans
         run = setup.run("finetune", folder, learner, settings, specs, plan=plan)
         if settings.control:
             if demos is None:

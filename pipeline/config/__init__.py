@@ -268,8 +268,8 @@ class Finetune:
     envs_per_task: Count  # environments of each task stepping together
     warmup_updates: CountOrZero  # linear warm-up of the learning rates, whose optimisers start anew
     seeding_episodes: Count  # episodes per environment played by the policy alone before anything is trained
-    constraint: Literal["evidence", "schedule"]  # how far plans may leave the policy: by measured scores, per task ...
-    # ... or by the published schedule, for all tasks alike
+    constraint: Literal["evidence", "schedule", "policy"]  # how far plans may leave the policy: by measured scores, ...
+    # ... per task; by the published schedule, for all tasks alike; or `policy`: own episodes are not planned at all
     evidence_memory: Annotated[int, Field(ge=2)]  # evidence: episodes of a task after which old ones have faded
     constraint_steps: CountOrZero  # schedule: env_steps during which the plan starts fully from the policy ...
     constraint_decay: CountOrZero  # schedule: ... and env_steps over which that weight then falls to 0

@@ -169,8 +169,8 @@ def make_constraint(
 ) -> Schedule | Evidence:
     """Return the rule that `finetune.constraint` names, for environments of these rows (N,) of the task table.
 
-    With `plan` false there is nothing to choose: the policy plays alone.
+    With `policy`, or with `plan` false, there is nothing to choose: the policy plays alone.
     """
-    if settings.constraint == "schedule" or not plan:
-        return Schedule(settings, len(rows), plan)
-    return Evidence(rows, names, settings.evidence_memory, seed)
+    if settings.constraint == "evidence" and plan:
+        return Evidence(rows, names, settings.evidence_memory, seed)
+    return Schedule(settings, len(rows), plan and settings.constraint == "schedule")

@@ -111,6 +111,11 @@ def test_where_nobody_plans_there_is_nothing_to_choose():
     assert not constraint.choose(0, True)[0].any()
 
 
+def test_the_policy_can_play_all_own_episodes():
+    constraint = make_constraint(dataclasses.replace(FINETUNE, constraint="policy"), torch.arange(3), ("a", "b", "c"), 0)
+    assert not constraint.choose(750, True)[0].any()
+
+
 @pytest.mark.parametrize("explore", [False, True])
 def test_under_the_constraint_policy_the_action_is_the_policy_s_own(explore: bool):
     model, table = make_model(), make_table()
