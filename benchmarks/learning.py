@@ -41,6 +41,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "labels": {"teacher": "label"},
 }
 GAINS = {"own": 0.04, "labels": 0.08}  # promised, of the policy's mean score over the control's
+# Promised of the way with labels: the better of policy and plans; the lowest evaluation on the way as a part of the
+# first; on how many tasks plans earn more than the policy.
+BEST, NEVER_BELOW, PLANNED_BETTER = 0.93, 0.95, 6
 FOLDER = Path(".resume/learning")
 COMMAND = "python -m benchmarks.learning"
 SHOWN = Path("checkpoints/ways.json")  # by the report
@@ -66,18 +69,18 @@ def measure(
         finetune_runs.check_same(base, seed, changed, COMMAND)
     if (run / "done.json").exists():
         finetune_runs.check_same(run, seed, {**changed, "finetune": settings}, COMMAND)
+    finetune_runs.pretrained(base, changed, seed)
+    done = finetune_runs.run(run, seed, settings, ["eval"], COMMAND, root=base, base=changed, keep_model=True)
+    curve = list(done["eval/score"][1])
     if not noted.exists():
-        finetune_runs.pretrained(base, changed, seed)
-        done = finetune_runs.run(run, seed, settings, ["eval"], COMMAND, root=base, base=changed, keep_model=True)
         torch.set_num_threads(1)
         agent = Agent.from_pretrained(run / "checkpoints/finetune/model")
         # Read again, which finds modules beside the user's own task files.
         specs = registry.get(list(agent.tasks), config.load(config.Tasks, run / "params.yaml").folder)
         found = {"policy": played(agent, specs, episodes, seed + 100, False)}
         found["plan"] = played(agent, specs, planned, seed + 100, True)
-        first, *_ = done["eval/score"][1]
-        write_json(noted, {"seconds": done["seconds"], "commit": done["commit"], "pretrained": first, **found})
-    return read_json(noted, COMMAND)
+        write_json(noted, {"seconds": done["seconds"], "commit": done["commit"], "pretrained": curve[0], **found})
+    return {**read_json(noted, COMMAND), "curve": curve}
 
 
 def summed_up(runs: Mapping[str, Sequence[Mapping[str, Any]]], mode: str) -> dict[str, Any]:
@@ -94,6 +97,40 @@ def summed_up(runs: Mapping[str, Sequence[Mapping[str, Any]]], mode: str) -> dic
             for own, control in zip(tables[way], tables["control"], strict=True)
         ]
     return {name: {key: round(value, 4) for key, value in _estimate(table).items()} for name, table in tables.items()}
+
+
+def claimed(runs: Mapping[str, Sequence[Mapping[str, Any]]], policy: Mapping[str, Any], plan: Mapping[str, Any]) -> Any:
+    """Return the promised figures: gains over the control, and of the way with labels what it reaches and how.
+
+    Args:
+        runs: by way, what `measure` returned with each seed.
+        policy: `summed_up` of the policy alone.
+        plan: `summed_up` of plans.
+    """
+    claims = {
+        f"{way}_minus_control": results.claim(policy[f"{way}_minus_control"]["score"], gain, "above")
+        for way, gain in GAINS.items()
+        if f"{way}_minus_control" in policy
+    }
+    if "labels" in runs:
+        best = max(policy["labels"]["score"], plan["labels"]["score"])
+        lowest = min(min(one["curve"]) / one["curve"][0] for one in runs["labels"])
+        claims["labels_best"] = results.claim(best, BEST, "above")
+        claims["labels_lowest_on_the_way"] = results.claim(round(lowest, 4), NEVER_BELOW, "above")
+        claims["labels_tasks_planned_better"] = results.claim(planned_better(runs["labels"]), PLANNED_BETTER, "above")
+    return claims
+
+
+def planned_better(runs: Sequence[Mapping[str, Any]]) -> int:
+    """Return on how many tasks plans earn more than the policy from the same starts, in the mean over seeds."""
+    count = 0
+    for task in runs[0]["plan"]:
+        gained = [
+            np.mean(plan) - np.mean(alone[: len(plan)])
+            for plan, alone in ((one["plan"][task][1], one["policy"][task][1]) for one in runs)
+        ]
+        count += float(np.mean(gained)) > 0
+    return count
 
 
 def _estimate(table: Any) -> dict[str, float]:
@@ -117,11 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for way in options.ways
     }
     policy, plan = summed_up(runs, "policy"), summed_up(runs, "plan")
-    claims = {
-        f"{way}_minus_control": results.claim(policy[f"{way}_minus_control"]["score"], gain, "above")
-        for way, gain in GAINS.items()
-        if f"{way}_minus_control" in policy
-    }
+    claims = claimed(runs, policy, plan)
     words = ["--name", options.name, "--seeds", *map(str, options.seeds), "--ways", *options.ways]
     words += ["--episodes", str(options.episodes), "--planned", str(options.planned)]
     words += ["--set", *options.set] if options.set else []
@@ -139,6 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     more = {
         "pretrained": [round(one["pretrained"], 4) for one in next(iter(runs.values()))],
+        "curves": {way: [[round(value, 4) for value in one["curve"]] for one in done] for way, done in runs.items()},
         "seconds_per_run": {way: [one["seconds"] for one in done] for way, done in runs.items()},
     }
     results.add("learning", f"runs.{options.name}", command, seconds, claims, **found, **more)

@@ -67,6 +67,7 @@ def play(way: str, model: str, episodes: int, seed: int, plan: bool, names: Sequ
     torch.set_num_threads(1)
     agent = Agent.from_pretrained(model)
     specs = [spec for name, spec in agent.tasks.items() if not names or name in names]
+    assert agent.base is not None, "a checkpoint that was loaded knows its weights' hash"
     folder = WORK / f"{way}-{agent.base[:16]}-{episodes}-{seed}"
     open_ones = [spec for spec in specs if not (folder / f"{spec.name}.json").exists()]
     for first in range(0, len(open_ones), TOGETHER):

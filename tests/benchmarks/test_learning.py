@@ -69,12 +69,22 @@ def test_differences_are_taken_episode_by_episode():
 def test_the_command_that_is_shown_measures_the_same_again(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     monkeypatch.chdir(tmp_path)
-    played = {"a": [[0.5, 1.0], []]}
-    done = {"policy": played, "plan": played, "seconds": 1.0, "commit": "0", "pretrained": 0.5}
+    played = {"a": [[0.5, 1.0], [3.0, 5.0]]}
+    done = {"policy": played, "plan": played, "seconds": 1.0, "commit": "0", "pretrained": 0.5, "curve": [0.5, 0.75]}
     monkeypatch.setattr(learning, "measure", lambda *arguments: done)
     learning.main(["--seeds", "3", "--ways", "control", "labels", "--episodes", "2"])
     shown = json.loads((tmp_path / "checkpoints/ways.json").read_text(encoding="utf-8"))
     assert shown["command"].endswith("--name default --seeds 3 --ways control labels --episodes 2 --planned 10")
+
+
+def test_what_is_promised_of_labels():
+    # Ten episodes by plans are held against the same ten of the policy's forty, here one against the first of two.
+    one = {"policy": {"a": [[0.5, 1.0], [3.0, 9.0]]}, "plan": {"a": [[1.0], [4.0]]}, "curve": [0.5, 0.4, 0.75]}
+    policy, plan = {"labels": {"score": 0.75}}, {"labels": {"score": 0.95}}
+    claims = learning.claimed({"labels": [one]}, policy, plan)
+    assert claims["labels_best"] == {"value": 0.95, "target": 0.93, "better": "above", "holds": True}
+    assert (claims["labels_lowest_on_the_way"]["value"], claims["labels_lowest_on_the_way"]["holds"]) == (0.8, False)
+    assert claims["labels_tasks_planned_better"]["value"] == 1
 
 
 @pytest.mark.parametrize("word", ["learning.tau", "tau=0.1", "learnin.tau=0.1"])
