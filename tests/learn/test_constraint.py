@@ -112,7 +112,9 @@ def test_where_nobody_plans_there_is_nothing_to_choose():
 
 
 def test_the_policy_can_play_all_own_episodes():
-    constraint = make_constraint(dataclasses.replace(FINETUNE, constraint="policy"), torch.arange(3), ("a", "b", "c"), 0)
+    constraint = make_constraint(
+        dataclasses.replace(FINETUNE, constraint="policy"), torch.arange(3), ("a", "b", "c"), 0
+    )
     assert not constraint.choose(750, True)[0].any()
 
 
