@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pipeline.adapt import Settings
     from pipeline.agent import Agent
     from pipeline.data.episode import Episode
+    from pipeline.merge import Merged
     from pipeline.tasks.spec import TaskSpec
 
 DETAILS = """\
@@ -31,10 +32,16 @@ stopped goes on where it was when the same command is given again.
     agent = Agent.from_pretrained("user/base")
     agent.add_adapter("FOLDER")
 
+--into NEW writes a new version of the checkpoint instead, which knows the task in its own weights: all of them are
+trained on the task's demonstrations (and, with --adapter, on what the adapter plays) while demonstrations of the tasks
+that the checkpoint knows are rehearsed, as `adapt.pretrain` and `adapt.lr` say. It says what every task scored before
+and after, by the policy alone.
+
 examples:
   eft adapt user/base --task my_tasks/juggle.yaml --demos my_demos --env-steps 20000
   eft adapt user/base --task my_tasks/juggle.yaml --demos my_demos --env-steps 0    demonstrations alone
   eft adapt user/base --task mw-drawer-close --env-steps 20000                      interaction alone
+  eft adapt user/base --task my_tasks/juggle.yaml --demos my_demos --into new_base --rehearse user/base-demos
 """
 
 
@@ -60,7 +67,16 @@ def add_to(commands: Any) -> None:
         metavar="N",
         help="updates on the demonstrations alone (default: adapt.pretrain.updates)",
     )
-    adapt.add_argument("--adapter", type=Path, metavar="DIR", help="train on this adapter, which an earlier run wrote")
+    adapt.add_argument(
+        "--adapter", type=Path, metavar="DIR", help="train on this adapter, which an earlier run wrote; or merge it"
+    )
+    adapt.add_argument("--into", type=Path, metavar="NEW", help="write a new checkpoint that knows the task itself")
+    adapt.add_argument(
+        "--rehearse", metavar="DEMOS", help="with --into: demonstrations of known tasks, a folder or a data set"
+    )
+    adapt.add_argument(
+        "--share", type=_share, default=0.25, help="with --into: the new task's part of a batch (default: 0.25)"
+    )
     add_encoder(adapt)
     adapt.add_argument("--nearest", type=count, metavar="N", help="say which N known tasks read most like this one")
     adapt.add_argument("--output", type=Path, metavar="FOLDER", help="where the adapter goes (default: adapted/TASK)")
@@ -76,6 +92,11 @@ def adapt_to_task(options: argparse.Namespace) -> None:
 
     settings = read_settings(options)
     spec = find_task(options.task, own_folder(options))
+    if options.into is not None:
+        _merge_into(options.into, options, settings, spec)
+        return
+    if options.rehearse is not None:
+        raise ValueError("--rehearse goes with --into NEW: an adapter leaves the other tasks as they are.")
     out = options.output or Path("adapted") / spec.name
     with hold_output(out, "eft adapt"):
         if (out / "adapter_config.json").exists():
@@ -134,6 +155,91 @@ def _adapt_into(out: Path, options: argparse.Namespace, settings: Settings, spec
         f"parameters, {100 * done.adapter_parameters / done.base_parameters:.1f} % of the checkpoint's\n"
         f"use it: Agent.from_pretrained({options.checkpoint!r}).add_adapter({str(out)!r})"
     )
+
+
+def _merge_into(out: Path, options: argparse.Namespace, settings: Settings, spec: TaskSpec) -> None:
+    from pipeline import store
+    from pipeline.adapt import introduce
+    from pipeline.agent import Agent
+    from pipeline.data.demos import FILE
+    from pipeline.language.encoder import load_encoder
+    from pipeline.learn.setup import product_modes
+    from pipeline.merge import merge, played, rehearsal
+    from pipeline.run.launch import start
+    from pipeline.run.provenance import Summary
+    from pipeline.run.run_dir import hold_output, open_run_dir
+
+    _check_merging(out, options, settings)
+    demonstrations, files = read_demos(options, spec)
+    ranks = start(settings.runtime, settings.seed)
+    _, mode = product_modes(settings.runtime, ranks.device)
+    agent = Agent.from_pretrained(options.checkpoint, device=ranks.device, mode=mode)
+    base, source = agent.base or "", store.fetch(options.rehearse, None, store.DEMOS_FILES, kind="dataset").folder
+    rehearsed = rehearsal(agent, source, spec.name)
+    with hold_output(out, "eft adapt --into"):
+        if options.adapter:
+            if (begun := agent.add_adapter(options.adapter)) != spec.name:
+                raise ValueError(f"the adapter in {options.adapter} is for {begun}, not for {spec.name}.")
+            demonstrations = [*demonstrations, *played(agent, spec, settings.evaluate.episodes, settings.seed)]
+            agent = Agent.from_pretrained(options.checkpoint, device=ranks.device, mode=mode)
+            files.append(options.adapter)
+        if options.encoder:
+            agent.encoder = load_encoder(options.encoder)
+        embeddings = agent.embeddings.select([spec.name]) if spec.name in agent.tasks else agent.embed(spec)
+        introduce(agent, spec, embeddings, demonstrations, settings.learning, settings.seed)
+        shaping = [*settings.shaping, base, spec.to_dict(), [str(options.num_demos), str(options.share)]]
+        files += [source / name / FILE for name in rehearsed]
+        with open_run_dir(f"merge-{spec.name}", shaping, files, settings.seed) as run_dir:
+            done = merge(agent, spec, demonstrations, rehearsed, options.share, settings, run_dir, ranks)
+            agent.save_pretrained(out)
+            done.run.publish(out / "metrics")
+            Summary("merge", done.run.seconds).write(
+                out / "metrics", task=spec.name, base=base, rehearsed=list(rehearsed), share=options.share,
+                demonstrations=len(demonstrations), before=done.before, after=done.after,
+            )  # fmt: skip
+    _say_merged(out, spec.name, done)
+
+
+def _check_merging(out: Path, options: argparse.Namespace, settings: Settings) -> None:
+    if options.rehearse is None:
+        raise ValueError("--into needs --rehearse DEMOS, a folder or a data set: what is not rehearsed is forgotten.")
+    if options.env_steps or options.output:
+        raise ValueError(
+            "--into learns from demonstrations and writes to its own folder: leave --env-steps and --output out. "
+            "Interaction first: `eft adapt` without --into, then --into with --adapter FOLDER."
+        )
+    if options.demos is None and options.adapter is None:
+        raise ValueError(
+            "--into learns from demonstrations (--demos), from what an adapter plays (--adapter), or both."
+        )
+    if not settings.adapt.pretrain.updates:
+        raise ValueError("--into makes adapt.pretrain.updates updates, and that is 0 (`--updates`).")
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty. Choose another folder with --into.")
+
+
+def _say_merged(out: Path, task: str, done: Merged) -> None:
+    name, change = done.worst()
+    before, after = (_mean([one["score"] for one in scores.values()]) for scores in (done.before, done.after))
+    own = done.before[task]["score"], done.after[task]["score"]
+    print(
+        f"{task}: {own[0]:.2f} before, {own[1]:.2f} after; all {len(done.before)} tasks played: {before:.2f} before, "
+        f"{after:.2f} after; most lost: {name}, {change:+.2f}\nthe new checkpoint: {out}"
+    )
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, not {text!r}")
+    return share
 
 
 def read_settings(options: argparse.Namespace) -> Settings:
