@@ -21,7 +21,7 @@ from tests.page.untrained import make_agent
 
 pytest.importorskip("viser", reason="the page needs the extra: pip install 'eft[play]'")
 
-from pipeline.page.page import Page, _free, serve
+from pipeline.page.page import Page, serve
 
 pytestmark = pytest.mark.slow  # a server and simulators run for real
 
@@ -69,6 +69,63 @@ def test_every_success_is_kept_once_if_that_is_wanted(server, tmp_path: Path):
     session.close()
 
 
+def test_a_success_is_kept_though_the_page_is_led_elsewhere(server, tmp_path: Path):
+    specs = get(["pendulum-swingup", "pendulum-spin"])
+    specs = [replace(spec, episode_length=3, score="clip((return+1000)/1000,0,1)") for spec in specs]
+    agent = make_agent(specs)
+    session = Session(agent, specs[0], agent.tasks)
+    page = Page(server, session, "test", tmp_path)
+    page._successes.value = True
+    while not session.over:
+        session.step()
+    session.ask(lambda: session.choose("pendulum-spin"))
+    page.refresh(session)
+    session.obey()
+    assert session.spec.name == "pendulum-spin"
+    assert len(read_episodes(tmp_path / "demos/pendulum-swingup/episodes.parquet", "the test")) == 1
+    session.close()
+
+
+def test_what_a_simulator_draws_amiss_stops_nothing(server, session, monkeypatch, tmp_path: Path):
+    page = Page(server, session, "test", tmp_path)
+    assert page._scene is not None
+    monkeypatch.setattr(session.env, "render", lambda: "no image")
+    assert session.advance()
+    page.refresh(session)
+    assert "pygame-pong cannot be shown" in page._state.content
+    assert session.advance()
+    page.refresh(session)
+    session.choose("pendulum-swingup")
+    page.refresh(session)
+    assert page._scene is not None
+
+
+def test_a_place_that_is_refused_is_not_the_one_that_is_shown(server, session, tmp_path: Path):
+    session.tasks["elsewhere"] = replace(session.tasks["pendulum-swingup"], name="elsewhere", env_id="pendulum/none")
+    page = Page(server, session, "test", tmp_path)
+    for _ in range(2):  # the second time with the same reason
+        page._task.value = "elsewhere"  # as the viewer has it
+        page._choose("elsewhere")
+        session.obey()
+        page.refresh(session)
+        assert page._task.value == "pygame-pong"
+        assert "pendulum" in page._state.content
+
+
+def test_a_new_episode_that_does_not_begin_says_why(server, session, monkeypatch, tmp_path: Path):
+    page = Page(server, session, "test", tmp_path)
+
+    def reset(**_):
+        raise RuntimeError("stuck")
+
+    monkeypatch.setattr(session.env, "reset", reset)
+    session.paused = True
+    page._press("New episode")
+    session.obey()
+    assert session.problem == "stuck"
+    assert session.paused
+
+
 def test_nobody_opens_a_tunnel(server):
     assert server.request_share_url() is None
 
@@ -92,12 +149,6 @@ def test_a_busy_port_is_named_and_a_free_one_is_found(server):
         second.stop()
     with pytest.raises(OSError, match="Change --host"):
         serve("192.0.2.1", None, "test")
-
-
-def test_no_video_replaces_another(tmp_path: Path):
-    (tmp_path / "a.mp4").touch()
-    (tmp_path / "a-2.mp4").touch()
-    assert _free(tmp_path, "a", ".mp4").name == "a-3.mp4"
 
 
 def test_without_the_extra_it_says_what_to_install():
