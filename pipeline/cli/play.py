@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli.options import add_command, add_encoder, add_folder, own_folder
+from pipeline.cli.options import add_command, add_encoder, add_folder, own_folder, seed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +57,7 @@ def add_to(commands: Any) -> None:
     play.add_argument("--open", action="store_true", help="open the page in this machine's browser")
     add_encoder(play)
     play.add_argument("--device", default="cpu", help="where it computes: cpu, cuda, cuda:1, ... (default: cpu)")
-    play.add_argument("--seed", type=int, default=0, help="seed of the first episode, then counted up (default: 0)")
+    play.add_argument("--seed", type=seed, default=0, help="seed of the first episode, then counted up (default: 0)")
     add_folder(play)
 
 

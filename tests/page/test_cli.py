@@ -81,3 +81,11 @@ def test_a_damaged_checkpoint_is_named_and_no_page_opens(checkpoint, capsys, nam
     assert said.out == ""
     assert said.err.startswith("eft play: ")
     assert str(checkpoint) in said.err
+
+
+@pytest.mark.parametrize("command", ["play", "act"])
+@pytest.mark.parametrize("seed", ["-1", "4294967296", "one"])
+def test_a_seed_is_one_that_every_simulator_takes(command, seed, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "x", "--task", "x", "--seed", seed])
+    assert "expected a whole number from 0 to 4294967295" in capsys.readouterr().err
