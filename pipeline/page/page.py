@@ -89,7 +89,7 @@ class Page:
         self._filming, self._closed = threading.Lock(), threading.Event()
         self._keys: dict[int, viser.GuiTextHandle] = {}
         self._lock, self._hands = threading.Lock(), Hands()
-        self._kept: list[str] = []
+        self._kept, self._wanted = list[str](), ""
         self._ended = 0  # number of the last episode that was seen to end
         server.gui.configure_theme(control_width="large", show_logo=False, show_share_button=False, dark_mode=False)
         server.gui.main_panel.dock_right()
@@ -271,8 +271,10 @@ class Page:
         self.session.ask(lambda: self.session.tell(sentence))
 
     def _choose(self, task: str) -> None:
+        self._wanted = task
+
         def go() -> None:
-            if task != self.session.spec.name:
+            if task == self._wanted != self.session.spec.name:  # of choices that wait, the last
                 self.session.choose(task)
                 self._text.value = self.session.sentence
 

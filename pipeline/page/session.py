@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import queue
-import re
 import time
 import traceback
 from collections import deque
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 Mode = Literal["plan", "policy", "hand"]
 MODES: tuple[Mode, ...] = ("plan", "policy", "hand")
 LONGEST_SENTENCE = 300  # characters
+_JOINERS = "\u200c\u200d"
 _KEPT_SENTENCES = 8
 _REST = 3.0  # seconds between episodes
 _IDLE = 0.05  # seconds between looks at what is asked, while nothing moves
@@ -197,7 +197,7 @@ class Session:
         else:
             with forecasting(self.agent) as forecasts:
                 action = self._act(obs, mode == "plan")
-            expected = forecasts[0]
+            expected = next(iter(forecasts), None)
         self._smooth("compute_seconds", time.perf_counter() - began)
         before = self._clock()
         obs, reward, terminated, truncated, info = self.env.step(action)
@@ -309,8 +309,13 @@ class Session:
 
 
 def clean(text: str) -> str:
-    """Return one line of printable text of bounded length: a browser may send anything."""
-    return " ".join(re.sub(r"[^\x20-\x7e\xa0-\U0010ffff]+", " ", text).split())[:LONGEST_SENTENCE]
+    """Return one line of printable text of bounded length: a browser may send anything.
+
+    What turns the order of letters round, or is not seen, goes too, but for the two characters that join letters and
+    emoji.
+    """
+    seen = "".join(one if one.isprintable() or one in _JOINERS else " " for one in text[: 10 * LONGEST_SENTENCE])
+    return " ".join(seen.split())[:LONGEST_SENTENCE].strip(_JOINERS + " ")
 
 
 def _body(spec: TaskSpec) -> tuple[str, int, int]:

@@ -113,6 +113,16 @@ def test_a_place_that_is_refused_is_not_the_one_that_is_shown(server, session, t
         assert "pendulum" in page._state.content
 
 
+def test_of_quick_choices_of_a_place_the_last_counts(server, session, monkeypatch, tmp_path: Path):
+    page, opened = Page(server, session, "test", tmp_path), []
+    monkeypatch.setattr(session, "choose", opened.append)
+    for task in ("pendulum-swingup", "pygame-pong", "pendulum-swingup"):
+        page._choose(task)
+    page._choose("cup-catch")
+    session.obey()
+    assert opened == ["cup-catch"]
+
+
 def test_a_new_episode_that_does_not_begin_says_why(server, session, monkeypatch, tmp_path: Path):
     page = Page(server, session, "test", tmp_path)
 

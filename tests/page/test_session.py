@@ -131,7 +131,7 @@ def test_a_sentence_leads_to_the_place_it_is_about_unless_told_to_stay(session):
     assert session.recorder.episode().obs.shape == (2, CUP.obs_dim)
 
 
-@pytest.mark.parametrize("text", ["", "  \n\t ", "\x00\x1b"])
+@pytest.mark.parametrize("text", ["", "  \n\t ", "\x00\x1b", "\u200b\ufeff\u200d \u202e", "\ud800"])
 def test_an_empty_sentence_is_refused(session, text):
     session.ask(lambda: session.tell(text))
     session.obey()
@@ -155,6 +155,8 @@ def test_who_asks_without_end_does_not_stop_the_page(session, monkeypatch):
 def test_a_sentence_is_one_line_of_bounded_length():
     assert clean("lift\n\x00 it\x1b[31m") == "lift it [31m"
     assert len(clean("x" * 10_000)) == LONGEST_SENTENCE
+    assert clean("open\u202e it\u2066 \U0001f469\u200d\U0001f527") == "open it \U0001f469\u200d\U0001f527"
+    assert clean("öffne die Tür\u00a0bitte, 窓を開けて") == "öffne die Tür bitte, 窓を開けて"
 
 
 def test_a_task_whose_simulator_is_missing_changes_nothing(session):
