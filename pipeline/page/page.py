@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
+import re
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import viser
 import viser.uplot
+import websockets.asyncio.server
 from viser import _messages
 
 from pipeline.page import words
@@ -34,6 +37,8 @@ _NAMES = {"plan": "plan with the model", "policy": "policy alone", "hand": "my h
 _CHOOSE = "choose one …"
 _MOST_EXAMPLES = 200
 _SUCCESS = 0.995  # a score of 1 on the page
+_OWN_HOSTS = ("127.0.0.1", "localhost", "::1")
+_OWN_SITES = re.compile(r"https?://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?")  # any port: it may be a tunnel's
 _KEYS = Path(__file__).with_name("keys.js")
 
 
@@ -64,7 +69,23 @@ def serve(host: str, port: int | None, label: str) -> Server:
             advice = "Choose another with --port, or leave it out for the first free one" if port else "Change --host"
             raise OSError(f"cannot listen at {host}:{port or PORT}: {error.strerror}. {advice}.") from None
     logging.getLogger("websockets.server").setLevel(logging.CRITICAL)  # a malformed request is the sender's trouble
-    return Server(host, PORT if port is None else port, label=label, verbose=False)
+    with _of_this_machine(host):
+        return Server(host, PORT if port is None else port, label=label, verbose=False)
+
+
+@contextlib.contextmanager
+def _of_this_machine(host: str) -> Iterator[None]:
+    """Let a server that begins here, at this machine's own address, take requests of pages of this machine alone.
+
+    A browser lets any site that is open beside the page speak to it; it says which site that is. viser does not look.
+    """
+    own = websockets.asyncio.server.serve
+    if host in _OWN_HOSTS:
+        websockets.asyncio.server.serve = functools.partial(own, origins=[None, _OWN_SITES])  # pyright: ignore
+    try:
+        yield
+    finally:
+        websockets.asyncio.server.serve = own
 
 
 class Page:

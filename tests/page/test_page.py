@@ -150,6 +150,21 @@ def test_it_listens_at_this_machine_alone(server):
         other.connect(("127.0.0.2", server.get_port()))
 
 
+def test_other_sites_in_the_same_browser_are_not_heard(server):
+    import viser
+    from websockets.exceptions import InvalidStatus
+    from websockets.sync.client import connect
+    from websockets.typing import Origin, Subprotocol
+
+    protocols = [Subprotocol(f"viser-v{viser.__version__}")]
+    address = f"ws://127.0.0.1:{server.get_port()}"
+    for site in ("http://elsewhere.example", "http://127.0.0.1.elsewhere.example", "null"):
+        with pytest.raises(InvalidStatus, match="403"):
+            connect(address, origin=Origin(site), subprotocols=protocols)
+    for site in (f"http://127.0.0.1:{server.get_port()}", "http://localhost:9000"):  # the latter through a tunnel
+        connect(address, origin=Origin(site), subprotocols=protocols).close()
+
+
 def test_a_busy_port_is_named_and_a_free_one_is_found(server):
     with pytest.raises(OSError, match=f"cannot listen at 127.0.0.1:{server.get_port()}: Address already in use"):
         serve("127.0.0.1", server.get_port(), "test")
