@@ -34,7 +34,7 @@ class Hands:
     """The hands of all viewers, of which one drives: the last that began to push. May be called from any thread."""
 
     def __init__(self) -> None:
-        self._lock, self._of = threading.Lock(), dict[int, Stick]()
+        self._lock, self._of = threading.Lock(), dict[int | None, Stick]()
         self._driver: int | None = None
         self._now = Stick()
 
@@ -44,7 +44,7 @@ class Hands:
             before = self._of.get(viewer, Stick())
             self._of[viewer] = stick
             grip = self._now.grip != (stick.grip != before.grip)  # a viewer who comes has not pressed the key yet
-            if stick.moved and not before.moved:
+            if stick.moved and not (before.moved and self._of.get(self._driver, Stick()).moved):
                 self._driver = viewer
             if viewer == self._driver:
                 self._now = stick

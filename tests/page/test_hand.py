@@ -70,4 +70,9 @@ def test_who_comes_or_leaves_takes_the_body_out_of_nobody_s_hands():
     assert hands.push(3, Stick(x=-1.0)) == Stick(x=-1.0)  # whoever begins to push drives
     assert hands.push(1, Stick(grip=True)) == Stick(x=-1.0)
     assert hands.part(3) == Stick()
-    assert hands.push(1, up) == up._replace(grip=False)
+    left = Stick(x=-1.0, grip=True)
+    assert hands.push(1, left) == left._replace(grip=False)
+    hands.push(4, Stick(x=1.0))
+    assert hands.push(1, up) == Stick(x=1.0)  # a key that is held longer takes it back from nobody
+    hands.push(4, Stick())
+    assert hands.push(1, left) == left._replace(grip=False)  # until the other lets go
