@@ -13,8 +13,10 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import torch
 
 from pipeline import config
+from pipeline.agent import Agent
 from pipeline.data.demos import read_episodes
 from pipeline.importers import plain
 from pipeline.page.forecast import came, forecasting
@@ -294,6 +296,26 @@ def test_a_model_that_sees_expects_something(painter, encoder_folder):
     assert all(one is not None and np.isfinite(one.value) for one in session.forecasts)
     assert len(session.expected()[0]) == 3
     session.close()
+
+
+def test_what_is_expected_is_what_the_adapter_expects(tmp_path: Path):
+    make_agent([SWING, SPIN]).save_pretrained(tmp_path)
+    agent = Agent.from_pretrained(tmp_path)
+    agent.create_adapter(SWING.name, ["q"], rank=2, alpha=4.0)
+    with torch.no_grad():
+        for parameter in agent.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+    agent.actor.refresh()
+
+    def expected(agent: Agent, task: str) -> float:
+        with forecasting(agent) as found:
+            agent.act(np.ones(SWING.obs_dim, np.float32), task=task, plan=False)
+        return found[0].value
+
+    bare = Agent.from_pretrained(tmp_path)
+    assert expected(agent, SWING.name) != pytest.approx(expected(bare, SWING.name), abs=1e-4)
+    assert expected(agent, SPIN.name) == pytest.approx(expected(bare, SPIN.name), abs=1e-6)
 
 
 def test_after_a_hand_a_plan_begins_anew(session):
