@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli.options import add_command, add_encoder, add_folder, count, own_folder
+from pipeline.cli.options import add_command, add_encoder, add_folder, count, own_folder, seed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +44,7 @@ def add_to(commands: Any) -> None:
     add_encoder(act)
     act.add_argument("--device", default="cpu", help="where it computes: cpu, cuda, cuda:1, ... (default: cpu)")
     act.add_argument("--policy-only", action="store_true", help="act by the policy alone, without planning")
-    act.add_argument("--seed", type=int, default=0, help="seed of the first episode, then counted up (default: 0)")
+    act.add_argument("--seed", type=seed, default=0, help="seed of the first episode, then counted up (default: 0)")
     add_folder(act)
 
 

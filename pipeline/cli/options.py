@@ -74,6 +74,13 @@ def count(text: str) -> int:
     return int(text)
 
 
+def seed(text: str) -> int:
+    """Read the value of an option that seeds an episode."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to {2**32 - 1}, not {text!r}")
+    return int(text)
+
+
 def count_or_zero(text: str) -> int:
     """Read the value of an option that counts something and may be 0."""
     return 0 if text == "0" else count(text)

@@ -8,13 +8,17 @@ import io
 import signal
 import sys
 import webbrowser
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli.options import add_command, add_encoder, add_folder, own_folder
+from pipeline.cli.options import add_command, add_encoder, add_folder, own_folder, seed
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from pipeline.agent import Agent
+    from pipeline.page.session import Session
     from pipeline.tasks.spec import TaskSpec
 
 DETAILS = """\
@@ -53,7 +57,7 @@ def add_to(commands: Any) -> None:
     play.add_argument("--open", action="store_true", help="open the page in this machine's browser")
     add_encoder(play)
     play.add_argument("--device", default="cpu", help="where it computes: cpu, cuda, cuda:1, ... (default: cpu)")
-    play.add_argument("--seed", type=int, default=0, help="seed of the first episode, then counted up (default: 0)")
+    play.add_argument("--seed", type=seed, default=0, help="seed of the first episode, then counted up (default: 0)")
     add_folder(play)
 
 
@@ -64,13 +68,12 @@ def open_page(options: argparse.Namespace) -> None:
     except ImportError as error:
         raise ImportError(f"the page needs the package {error.name}: pip install 'eft[play]'") from None
     from pipeline.page.page import Page, serve
-    from pipeline.page.session import Session
 
     agent, first, tasks = load(options)
     server = _quietly(lambda: serve(options.host, options.port, "eft play"))
     session = page = None
     try:
-        session = Session(agent, first, tasks, options.by, options.seed)
+        session = _session(agent, first, tasks, options)
         page = Page(server, session, str(options.checkpoint), options.output)
         host = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host
         address = f"http://{f'[{host}]' if ':' in host else host}:{server.get_port()}"
@@ -96,13 +99,15 @@ def load(options: argparse.Namespace) -> tuple[Agent, TaskSpec, dict[str, TaskSp
 
     named = find_task(options.task, own_folder(options)) if options.task and _is_file(options.task) else None
     agent = Agent.from_pretrained(options.checkpoint, options.revision, options.device)
+    own = bare(agent.embeddings.encoder)
     try:  # now, since it takes seconds: the first sentence shall not wait for it
-        own = bare(agent.embeddings.encoder)
         agent.encoder = load_encoder(options.encoder) if options.encoder else find_encoder(own)
     except (OSError, ValueError) as error:
         if options.encoder:
             raise
-        print(f"play: sentences in other words than the tasks' own are not understood: {error}", file=sys.stderr)
+        problem = f"sentences in other words than the tasks' own are not understood: {error}"
+        print(f"play: {problem}", file=sys.stderr)
+        agent.encoder = _Missing(own, agent.embeddings.dim, problem)
     for adapter in options.adapter:
         agent.add_adapter(adapter)
     tasks = dict(agent.tasks)
@@ -111,6 +116,32 @@ def load(options: argparse.Namespace) -> tuple[Agent, TaskSpec, dict[str, TaskSp
     if named is not None:
         tasks[named.name] = named
     return agent, named or next(iter(tasks.values())), tasks
+
+
+def _session(agent: Agent, first: TaskSpec, tasks: dict[str, TaskSpec], options: argparse.Namespace) -> Session:
+    """Begin in the first task, or, unless that was named, in the next one whose simulator is on this machine."""
+    from pipeline.page.session import Session
+    from pipeline.tasks.domains import AssetsUnavailable, DomainUnavailable
+
+    problem: Exception | None = None
+    for spec in [first] if options.task else tasks.values():
+        try:
+            return Session(agent, spec, tasks, options.by, options.seed)
+        except (DomainUnavailable, AssetsUnavailable) as error:
+            print(f"play: {spec.name} cannot be played: {error}", file=sys.stderr)
+            problem = problem or error
+    assert problem is not None  # there is a task
+    raise problem
+
+
+class _Missing:
+    """In the place of a text encoder that is not to be had: says so at once, where every sentence would look for it."""
+
+    def __init__(self, encoder: str, dim: int, problem: str) -> None:
+        self.id, self.dim, self._problem = encoder, dim, problem
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        raise OSError(self._problem)
 
 
 def _is_file(task: str) -> bool:

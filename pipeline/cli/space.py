@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,13 @@ def make_space(options: argparse.Namespace) -> None:
     """Write the folder, and say how it gets to the Hub."""
     from pipeline.page.space import PORT, write_space
 
-    write_space(options.folder, options.checkpoint, options.revision, options.title, options.eft)
+    missing = write_space(options.folder, options.checkpoint, options.revision, options.title, options.eft)
+    if missing:
+        print(
+            f"space: the text encoder {missing} has no name that leads to it, so the Space will not have it: "
+            "there, other words than the tasks' own are refused.",
+            file=sys.stderr,
+        )
     print(
         f"{options.folder} is a Space.\n"
         f"Try it: docker build -t page {options.folder} && docker run -p {PORT}:{PORT} page\n"

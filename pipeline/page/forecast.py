@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.known_tasks import KnownTasks, Told
-from pipeline.model import products
 from pipeline.model.math import decode
-from pipeline.model.task_table import POLICY
+from pipeline.model.planner import Plan, still_alive
+from pipeline.model.world_model import TaskContext
 
 if TYPE_CHECKING:
     from pipeline.agent import Agent
@@ -28,53 +27,64 @@ class Forecast(NamedTuple):
     discount: float  # of what the agent was told
 
 
-@torch.no_grad()
-def forecast(agent: Agent, obs: np.ndarray, action: np.ndarray, told: Mapping[str, Any], plan: bool) -> Forecast | None:
-    """Return what the model expected when it chose `action` (a,) at `obs` (o,), right after `agent.act` did so.
+@contextmanager
+def forecasting(agent: Agent) -> Iterator[list[Forecast]]:
+    """Within it, the list that is yielded gets what the model expects of each step of `agent.act`, in one environment.
 
-    Args:
-        agent: acts in one environment.
-        obs: what it saw.
-        action: what it did.
-        told: the task or instruction, as given to `agent.act`.
-        plan: it was asked to plan.
-
-    Returns:
-        None for a model that observes images, or reads earlier steps, which have gone on since.
+    It reads what the actor reads: the image's vector among the observations, and the steps before.
     """
-    actor, adapters = agent.actor, agent.actor.adapters
-    name = told.get("task") or _row(agent, told, len(obs))
-    if agent.vision or actor.past(None) is not None or name not in agent.table.names:
-        return None
-    row = actor.rows([name])
-    active = adapters.acting(name if name in adapters.names else None) if adapters and adapters.names else nullcontext()
-    model = agent.model
-    widths = model.config.obs_dim - len(obs), model.config.action_dim - len(action)
-    seen = torch.from_numpy(np.pad(obs, (0, widths[0])).astype(np.float32)).to(agent.device).unsqueeze(0)
-    first = torch.from_numpy(np.pad(action, (0, widths[1])).astype(np.float32)).to(agent.device).unsqueeze(0)
-    with products.use(actor.mode), active:
-        ctx = model.context(agent.table, row.to(agent.device), target_q=())
-        planned = plan and int(agent.table.constraint[row]) != POLICY
-        later = actor.state_tensors()["prev_mean"][1:] if planned else None
-        z, _ = model.begin(seen, ctx)
-        members = decode(model.q(z, first, ctx), model.bins).flatten()  # (M,)
-        value = _rollout(agent, ctx, z, first, later)
+    actor, found = agent.actor, list[Forecast]()
+    own = actor.acted
+
+    def acted(
+        obs: Tensor, action: Tensor, envs: Any, ctx: TaskContext, planned: Tensor, plan: Plan | None, *rest: Any
+    ) -> None:
+        found.append(_forecast(agent, obs, action, ctx, actor.past(envs), plan))
+        own(obs, action, envs, ctx, planned, plan, *rest)
+
+    vars(actor)["acted"] = acted  # for a while, before the method of its class
+    try:
+        yield found
+    finally:
+        del vars(actor)["acted"]
+
+
+@contextmanager
+def driven(agent: Agent, action: np.ndarray) -> Iterator[None]:
+    """Within it, the agent takes note of a hand's `action` (a,) as what was done, whatever it would do itself."""
+    actor = agent.actor
+    own = actor.acted
+
+    def acted(obs: Tensor, its: Tensor, *rest: Any) -> None:
+        done = torch.zeros_like(its)
+        done[0, : len(action)] = torch.from_numpy(action).to(its)
+        own(obs, done, *rest)
+
+    vars(actor)["acted"] = acted
+    try:
+        yield
+    finally:
+        del vars(actor)["acted"]
+
+
+def _forecast(agent: Agent, obs: Tensor, action: Tensor, ctx: TaskContext, past: Any, plan: Plan | None) -> Forecast:
+    """Return what is expected at obs (1, O) when action (1, A) is taken, and then the plan's or the policy's."""
+    model, horizon, later = agent.model, agent.planner.horizon, None if plan is None else plan.mean[1:]
+    z, carry = model.begin(obs, ctx, past)
+    members = decode(model.q(z, action, ctx), model.bins).flatten()  # (M,)
     spread = float(members.std() / members.mean().abs().clamp_min(1e-3)) if len(members) > 1 else 0.0
-    return Forecast(float(value), spread, planned, float(ctx.discount))
-
-
-def _rollout(agent: Agent, ctx: Any, z: Tensor, first: Tensor, later: Tensor | None) -> Tensor:
-    """Return the discounted return of an action and the ones that are to follow it, those of the plan or the policy."""
-    model, horizon = agent.model, agent.planner.horizon
-    total, weight, action, carry = torch.zeros_like(ctx.discount), torch.ones_like(ctx.discount), first, None
+    total, weight, alive = torch.zeros_like(ctx.discount), torch.ones_like(ctx.discount), None
     for step in range(horizon):
         if step:
             action = model.policy(z, ctx).mean.tanh() if later is None else later[step - 1].to(z.dtype)
-        total = total + weight * decode(model.reward(z, action, ctx), model.bins)
+        reward = decode(model.reward(z, action, ctx), model.bins)
+        total = total + weight * (reward if alive is None else alive * reward)
+        alive = still_alive(model, ctx, z, action, alive)
         z, carry = model.next(z, action, ctx, carry)
         weight = weight * ctx.discount
-    end = model.policy(z, ctx).mean.tanh()
-    return total + weight * decode(model.q(z, end, ctx), model.bins).mean(0)
+    last = decode(model.q(z, model.policy(z, ctx).mean.tanh(), ctx), model.bins).mean(0)
+    value = total + weight * (last if alive is None else alive * last)
+    return Forecast(float(value), spread, plan is not None, float(ctx.discount))
 
 
 def came(values: Sequence[float], rewards: Sequence[float], discount: float, terminated: bool) -> np.ndarray:
@@ -93,9 +103,3 @@ def came(values: Sequence[float], rewards: Sequence[float], discount: float, ter
         else:
             followed[step] = rewards[step] + discount * followed[step + 1]
     return followed
-
-
-def _row(agent: Agent, told: Mapping[str, Any], obs_dim: int) -> str:
-    """Return the name of the row of the task table that an instruction has."""
-    known = KnownTasks(agent.tasks, agent.embeddings, agent.table, len(agent.tasks))
-    return known.understand(Told(None, told["instruction"], told["action_dim"]), obs_dim).name

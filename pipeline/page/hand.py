@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -27,6 +28,36 @@ class Stick(NamedTuple):
     def moved(self) -> bool:
         """Whether something is pushed."""
         return any((self.x, self.y, self.z, self.turn))
+
+
+class Hands:
+    """The hands of all viewers, of which one drives: the last that began to push. May be called from any thread."""
+
+    def __init__(self) -> None:
+        self._lock, self._of = threading.Lock(), dict[int | None, Stick]()
+        self._driver: int | None = None
+        self._now = Stick()
+
+    def push(self, viewer: int, stick: Stick) -> Stick:
+        """Take what a viewer's hands do now, and return what drives. Who pushes nothing takes it from nobody."""
+        with self._lock:
+            before = self._of.get(viewer, Stick())
+            self._of[viewer] = stick
+            grip = self._now.grip != (stick.grip != before.grip)  # a viewer who comes has not pressed the key yet
+            if stick.moved and not (before.moved and self._of.get(self._driver, Stick()).moved):
+                self._driver = viewer
+            if viewer == self._driver:
+                self._now = stick
+            self._now = self._now._replace(grip=grip)
+            return self._now
+
+    def part(self, viewer: int) -> Stick:
+        """Forget a viewer who has left, and return what drives."""
+        with self._lock:
+            self._of.pop(viewer, None)
+            if viewer == self._driver:
+                self._driver, self._now = None, Stick(grip=self._now.grip)
+            return self._now
 
 
 def read_stick(text: str) -> Stick | None:

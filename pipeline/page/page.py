@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
+import re
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import viser
 import viser.uplot
+import websockets.asyncio.server
 from viser import _messages
 
 from pipeline.page import words
-from pipeline.page.hand import Stick, explain, read_stick, waits
-from pipeline.page.record import film, keep
-from pipeline.page.scene import View, open_scene, update_scene, view_of
+from pipeline.page.hand import Hands, explain, read_stick, waits
+from pipeline.page.record import Recorder, film, keep, reserved
+from pipeline.page.scene import IMAGE_VIEW, View, open_scene, update_scene, view_of
 from pipeline.page.session import MODES, Session, clean
 from pipeline.tasks.rendering import RenderingUnavailable
 
@@ -34,6 +37,8 @@ _NAMES = {"plan": "plan with the model", "policy": "policy alone", "hand": "my h
 _CHOOSE = "choose one …"
 _MOST_EXAMPLES = 200
 _SUCCESS = 0.995  # a score of 1 on the page
+_OWN_HOSTS = ("127.0.0.1", "localhost", "::1")
+_OWN_SITES = re.compile(r"https?://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?")  # any port: it may be a tunnel's
 _KEYS = Path(__file__).with_name("keys.js")
 
 
@@ -64,7 +69,23 @@ def serve(host: str, port: int | None, label: str) -> Server:
             advice = "Choose another with --port, or leave it out for the first free one" if port else "Change --host"
             raise OSError(f"cannot listen at {host}:{port or PORT}: {error.strerror}. {advice}.") from None
     logging.getLogger("websockets.server").setLevel(logging.CRITICAL)  # a malformed request is the sender's trouble
-    return Server(host, PORT if port is None else port, label=label, verbose=False)
+    with _of_this_machine(host):
+        return Server(host, PORT if port is None else port, label=label, verbose=False)
+
+
+@contextlib.contextmanager
+def _of_this_machine(host: str) -> Iterator[None]:
+    """Let a server that begins here, at this machine's own address, take requests of pages of this machine alone.
+
+    A browser lets any site that is open beside the page speak to it; it says which site that is. viser does not look.
+    """
+    own = websockets.asyncio.server.serve
+    if host in _OWN_HOSTS:
+        websockets.asyncio.server.serve = functools.partial(own, origins=[None, _OWN_SITES])  # pyright: ignore
+    try:
+        yield
+    finally:
+        websockets.asyncio.server.serve = own
 
 
 class Page:
@@ -81,14 +102,15 @@ class Page:
         self.server, self.session, self._output = server, session, output
         self._scene: Any = None
         self._env: Any = None
+        self._view = IMAGE_VIEW
         self._shown = {"scene": 0.0, "words": 0.0, "plot": 0.0}
         self._moment: tuple[Any, ...] = (None,)
         self._plotted: tuple[Any, ...] = (None,)
-        self._chosen: tuple[str, str] | None = None
+        self._chosen: tuple[Any, ...] | None = None
         self._filming, self._closed = threading.Lock(), threading.Event()
         self._keys: dict[int, viser.GuiTextHandle] = {}
-        self._lock = threading.Lock()
-        self._kept: list[str] = []
+        self._lock, self._hands = threading.Lock(), Hands()
+        self._kept, self._wanted = list[str](), ""
         self._ended = 0  # number of the last episode that was seen to end
         server.gui.configure_theme(control_width="large", show_logo=False, show_share_button=False, dark_mode=False)
         server.gui.main_panel.dock_right()
@@ -121,7 +143,8 @@ class Page:
         if session.over and session.episode_number != self._ended:
             self._ended = session.episode_number
             if self._successes.value and session.recorder.score >= _SUCCESS:
-                session.ask(self._add_demonstration)
+                recorder = session.recorder  # what else is asked may lead elsewhere before it is kept
+                session.ask(lambda: self._add_demonstration(recorder))
         if self._due("words", _WORDS_SECONDS):
             self._show_words(session)
         if self._due("plot", _PLOT_SECONDS) and moment != self._plotted:
@@ -144,6 +167,11 @@ class Page:
                 self._scene = update_scene(self.server, self._scene, session.env)
         except RenderingUnavailable as error:
             session.problem = str(error)
+        except Exception as error:  # a user's own simulator may draw anything: what cannot be shown is played unseen
+            session.problem = f"{session.spec.name} cannot be shown: {type(error).__name__}: {error}"
+            if (broken := self._scene) is not None:
+                self._scene = None
+                broken.remove()
 
     def _enter(self, session: Session) -> None:
         """Show another environment, from where it is seen best."""
@@ -170,8 +198,9 @@ class Page:
         for block, content in blocks:
             if block.content != content:
                 block.content = content
-        # Only what has changed: a viewer's own choice, on its way here, must not be overwritten by the old one.
-        if (chosen := (session.spec.name, session.mode)) != self._chosen:
+        # Only what has changed: a viewer's own choice, on its way here, must not be overwritten by the old one. One
+        # that was refused changes back.
+        if (chosen := (session.spec.name, session.mode, session.refusals)) != self._chosen:
             self._chosen = chosen
             self._task.value, self._who.value = session.spec.name, _NAMES[session.mode]
             self._hand.visible = session.mode == "hand"
@@ -263,8 +292,10 @@ class Page:
         self.session.ask(lambda: self.session.tell(sentence))
 
     def _choose(self, task: str) -> None:
+        self._wanted = task
+
         def go() -> None:
-            if task != self.session.spec.name:
+            if task == self._wanted != self.session.spec.name:  # of choices that wait, the last
                 self.session.choose(task)
                 self._text.value = self.session.sentence
 
@@ -276,20 +307,23 @@ class Page:
                 self.session.ask(functools.partial(self.session.act_by, mode))
 
     def _press(self, button: str) -> None:
-        if button == "New episode":
-            self.session.ask(self.session.new_episode)
-        self._set("paused", button == "Pause")
+        def go() -> None:
+            if button == "New episode":
+                self.session.new_episode()
+            self.session.paused = button == "Pause"
+
+        self.session.ask(go)
 
     # --- keeping --------------------------------------------------------------------------------------------------
 
-    def _add_demonstration(self) -> Path:
-        path, count = keep(self._output / "demos", self.session.recorder.episode())
+    def _add_demonstration(self, recorder: Recorder) -> Path:
+        path, count = keep(self._output / "demos", recorder.episode())
         self._list(f"{path}: {count} demonstration{'s' if count > 1 else ''}", str(path))
         return path
 
     def _keep(self, client: viser.ClientHandle | None) -> None:
         def go() -> None:
-            path = self._add_demonstration()
+            path = self._add_demonstration(self.session.recorder)
             if client is not None:
                 client.send_file_download(f"{path.parent.name}-{path.name}", path.read_bytes())
 
@@ -309,10 +343,11 @@ class Page:
         try:
             if self._closed.is_set():
                 return None
-            path = _free(self._output / "videos", f"{spec.name}-{seed}-{len(actions)}", ".mp4")
+            name = f"{spec.name}-{seed}-{len(actions)}"
 
             def go() -> None:
-                film(path, spec, seed, actions, length, self._closed.is_set)
+                with reserved(self._output / "videos", name, ".mp4") as path:
+                    film(path, spec, seed, actions, length, self._closed.is_set)
                 self._list(str(path), str(path))
                 if client is not None:
                     client.send_file_download(path.name, path.read_bytes())
@@ -341,13 +376,15 @@ class Page:
     def _part(self, client: viser.ClientHandle) -> None:
         with self._lock:
             self._keys.pop(client.client_id, None)
-        self._set("stick", Stick(grip=self.session.stick.grip))  # whoever held a key holds it no more
+        self.session.stick = self._hands.part(client.client_id)  # whoever held a key holds it no more
 
     def _steer(self, client: viser.ClientHandle, text: str) -> None:
         if (stick := read_stick(text)) is None:
             return
         ahead = np.asarray(client.camera.look_at) - np.asarray(client.camera.position)
-        self._set("stick", stick._replace(heading=math.atan2(-ahead[0], ahead[1])))
+        heading = math.atan2(-ahead[0], ahead[1])
+        # At once, and not as a request: those wait their turn, and what was last asked has its answer still to be read.
+        self.session.stick = self._hands.push(client.client_id, stick._replace(heading=heading))
 
 
 def _plot(gui: viser.GuiApi) -> viser.GuiUplotHandle:
@@ -382,12 +419,3 @@ def _answer(client: viser.ClientHandle | None, done: str, go: Callable[[], None]
 def _tell(client: viser.ClientHandle | None, title: str, body: str, colour: Any) -> None:
     if client is not None:
         client.add_notification(title, body, color=colour, auto_close_seconds=None if colour == "red" else 6)
-
-
-def _free(folder: Path, name: str, suffix: str) -> Path:
-    """Return a path in a folder that no file has yet."""
-    number, path = 1, folder / f"{name}{suffix}"
-    while path.exists():
-        number += 1
-        path = folder / f"{name}-{number}{suffix}"
-    return path

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 
 from pipeline.data.demos import FILE, read_episodes, write_episodes
@@ -16,6 +18,7 @@ from pipeline.tasks.spec import TaskSpec
 from pipeline.video import write_video
 
 _MOST_FPS = 50
+_PATIENCE = 30  # seconds that another page may take to keep an episode
 FILM_SIZE = 384  # pixels of a side
 
 
@@ -92,11 +95,29 @@ def keep(folder: Path, episode: Episode) -> tuple[Path, int]:
         OSError: the disk is full or not writable.
     """
     path = folder / episode.task / FILE
-    before = read_episodes(path, "eft play") if path.exists() else []
-    if any(np.array_equal(old.action, episode.action) and np.array_equal(old.obs, episode.obs) for old in before):
-        raise ValueError(f"this episode is in {path} already.")
-    write_episodes(path, [*before, episode])
-    return path, len(before) + 1
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(path.with_name(f".{FILE}.lock"), timeout=_PATIENCE):  # another page may keep one there too
+        before = read_episodes(path, "eft play") if path.exists() else []
+        if any(np.array_equal(old.action, episode.action) and np.array_equal(old.obs, episode.obs) for old in before):
+            raise ValueError(f"this episode is in {path} already.")
+        write_episodes(path, [*before, episode])
+        return path, len(before) + 1
+
+
+@contextlib.contextmanager
+def reserved(folder: Path, name: str, suffix: str) -> Iterator[Path]:
+    """Yield a path in a folder that no file has, kept free of other pages meanwhile; it is to be written within."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        path = folder / f"{name}{f'-{number}' if number > 1 else ''}{suffix}"
+        with contextlib.suppress(FileExistsError):
+            path.touch(exist_ok=False)
+            break
+    try:
+        yield path
+    finally:
+        if path.stat().st_size == 0:
+            path.unlink()
 
 
 def film(

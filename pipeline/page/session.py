@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import queue
-import re
 import time
 import traceback
 from collections import deque
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from pipeline.page.forecast import Forecast, came, forecast
+from pipeline.page.forecast import Forecast, came, driven, forecasting
 from pipeline.page.hand import Stick, steer, waits
 from pipeline.page.physics import mujoco_of
 from pipeline.page.record import FILM_SIZE, Recorder
@@ -29,10 +29,13 @@ if TYPE_CHECKING:
 Mode = Literal["plan", "policy", "hand"]
 MODES: tuple[Mode, ...] = ("plan", "policy", "hand")
 LONGEST_SENTENCE = 300  # characters
+_JOINERS = "\u200c\u200d"
 _KEPT_SENTENCES = 8
 _REST = 3.0  # seconds between episodes
 _IDLE = 0.05  # seconds between looks at what is asked, while nothing moves
 _SMOOTH = 0.1  # weight of the newest step in the mean times
+_OBEYING = 0.2  # seconds after which what else is asked waits for a step, and for whoever ends the page
+_MOST_ASKED = 200  # requests that wait; who asks for more is no person
 # Steps of the simulator per second, where it has no clock of its own.
 _RATES = {"box2d": 50.0, "atari": 15.0, "miniarcade": 25.0, "maniskill": 20.0}
 _FAILURES = (ValueError, OSError, ImportError, RuntimeError, FloatingPointError)
@@ -70,6 +73,7 @@ class Session:
         self.speed = 1.0  # of real time; infinity for as fast as it goes
         self.stick, self.waiting = Stick(), True
         self.problem: str | None = None
+        self.refusals = 0  # requests that were not done, so far
         self.said: deque[Said] = deque(maxlen=_KEPT_SENTENCES)
         self.step_seconds, self.compute_seconds = 0.04, 0.0
         self._asked: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
@@ -84,6 +88,9 @@ class Session:
 
     def ask(self, what: Callable[[], object]) -> None:
         """Have something done between two steps. If it is refused, `problem` says why."""
+        if self._asked.qsize() >= _MOST_ASKED:
+            self.problem = f"{_MOST_ASKED} requests wait already: what was asked beyond them is not done."
+            return
         self._asked.put(what)
 
     # --- what is asked --------------------------------------------------------------------------------------------
@@ -110,6 +117,8 @@ class Session:
 
     def act_by(self, mode: Mode) -> None:
         """Let the plan, the policy or a hand act from now on."""
+        if self.mode == "hand" and self.agent.actor.past(None) is None:
+            self.agent.reset(envs=[0])  # the last plan was for a state that a hand has left
         self.mode, self.stick = mode, Stick(grip=self.stick.grip)
         self._work_seconds = self.compute_seconds = 0.0
 
@@ -132,8 +141,9 @@ class Session:
                 time.sleep(min(max(self._due - time.monotonic(), 0.001), _IDLE) if not self.paused else _IDLE)
 
     def obey(self) -> None:
-        """Do what was asked. What is refused changes nothing; `problem` says why."""
-        while not self._asked.empty():
+        """Do what was asked, as far as it does not take long. What is refused changes nothing; `problem` says why."""
+        end = time.monotonic() + _OBEYING
+        while not self._asked.empty() and time.monotonic() < end:
             self.problem = None
             self._guard(self._asked.get())
 
@@ -153,14 +163,14 @@ class Session:
         """Do something, or say why not; return whether it was done. The page goes on in any case."""
         try:
             what()
+            return True
         except _FAILURES as error:
-            self.problem = str(error)
-            return False
+            self.problem = str(error) or type(error).__name__
         except Exception as error:  # a mistake of our own: the terminal has the rest
             self.problem = f"{type(error).__name__}: {error}"
             traceback.print_exc()
-            return False
-        return True
+        self.refusals += 1
+        return False
 
     def ready(self) -> bool:
         """Return whether the next step is due; at the end of an episode begin the next one, if that is wanted."""
@@ -183,10 +193,11 @@ class Session:
         if mode == "hand":
             action, expected = steer(self.spec, self.stick), None
             self._gripped = self.stick.grip
+            self._take_note(obs, action)
         else:
-            images: dict[str, Any] = {"picture": self.env.render()} if self.agent.vision else {}
-            action = self.agent.act(obs, plan=mode == "plan", **self._told, **images)
-            expected = forecast(self.agent, obs, action, self._told, mode == "plan")
+            with forecasting(self.agent) as forecasts:
+                action = self._act(obs, mode == "plan")
+            expected = next(iter(forecasts), None)
         self._smooth("compute_seconds", time.perf_counter() - began)
         before = self._clock()
         obs, reward, terminated, truncated, info = self.env.step(action)
@@ -222,6 +233,16 @@ class Session:
         return np.arange(first, first + len(lately), dtype=float), np.array(values), followed
 
     # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _act(self, obs: np.ndarray, plan: bool) -> np.ndarray:
+        images: dict[str, Any] = {"picture": self.env.render()} if self.agent.vision else {}
+        return self.agent.act(obs, plan=plan, **self._told, **images)
+
+    def _take_note(self, obs: np.ndarray, action: np.ndarray) -> None:
+        """Let an agent that reads earlier steps know what a hand has done, if it can act here at all."""
+        if self.agent.actor.past(None) is not None:
+            with driven(self.agent, action), contextlib.suppress(ValueError, OSError):
+                self._act(obs, plan=False)
 
     def _open(self, spec: TaskSpec) -> None:
         """Go to a task's environment; the present one stays if that cannot be had, or does not begin."""
@@ -288,8 +309,13 @@ class Session:
 
 
 def clean(text: str) -> str:
-    """Return one line of printable text of bounded length: a browser may send anything."""
-    return " ".join(re.sub(r"[^\x20-\x7e\xa0-\U0010ffff]+", " ", text).split())[:LONGEST_SENTENCE]
+    """Return one line of printable text of bounded length: a browser may send anything.
+
+    What turns the order of letters round, or is not seen, goes too, but for the two characters that join letters and
+    emoji.
+    """
+    seen = "".join(one if one.isprintable() or one in _JOINERS else " " for one in text[: 10 * LONGEST_SENTENCE])
+    return " ".join(seen.split())[:LONGEST_SENTENCE].strip(_JOINERS + " ")
 
 
 def _body(spec: TaskSpec) -> tuple[str, int, int]:

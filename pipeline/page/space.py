@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import jinja2
 
 from pipeline import store
 from pipeline.files import add_files
+from pipeline.language.encoder import PINS
 from pipeline.language.head import bare
 from pipeline.tasks.domains import DOMAINS
 
@@ -20,7 +22,7 @@ _SOURCE = ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "pipelin
 
 def write_space(
     folder: str | Path, checkpoint: str, revision: str | None, title: str, requirement: str | None = None
-) -> None:
+) -> str | None:
     """Write a Space: README.md with its metadata, Dockerfile, what is to be installed, and the checkpoint.
 
     Files of these names are replaced, others in the folder stay: it may be a clone of a Space.
@@ -31,6 +33,9 @@ def write_space(
         revision: commit, tag or branch on the Hub; a branch or None is fixed to the commit of now.
         title: of the Space.
         requirement: what pip installs as Eft, e.g. `eft==0.1.0`, without extras; None copies this source.
+
+    Returns:
+        The id of a text encoder that the Space will not have, since it is named by no commit; None where it has it.
 
     Raises:
         ValueError: it is no checkpoint, or the title is not one line.
@@ -47,24 +52,31 @@ def write_space(
     found = store.fetch(checkpoint, revision, store.CHECKPOINT_FILES)
     content = store.read_checkpoint(found.folder)
     extras = sorted({"play", *(extra for spec in content.specs if (extra := DOMAINS[spec.suite].extra))})
+    if requirement is not None:
+        named, more = requirement.startswith("eft"), f"eft[{','.join(extras)}]"
+        requirement = requirement.replace("eft", more, 1) if named else f"{more} @ {requirement}"
+    encoder = bare(content.embeddings.encoder)
+    to_be_had = encoder.rpartition("@")[0] in PINS or re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}@[0-9a-f]+", encoder)
     facts: dict[str, Any] = {
         "title": title,
         "port": PORT,
         "requirement": requirement,
         "extras": ",".join(extras),
-        "encoder": bare(content.embeddings.encoder),
+        "encoder": encoder if to_be_had else None,
         "checkpoint": checkpoint if found.commit else "checkpoint",
         "revision": found.commit,
         "specs": content.specs,
     }
     with add_files(folder, last="Dockerfile") as partial:
-        if found.commit is None:
-            _copy(found.folder, partial / "checkpoint")
+        if found.commit is None:  # its own files alone: whatever else lies beside them is not for everyone to see
+            for name in store.listed(found.folder, store.CHECKPOINT_FILES):
+                _copy(found.folder / name, partial / "checkpoint" / name)
         if requirement is None:
             for name in _SOURCE:
                 _copy(ROOT / name, partial / "eft" / name)
         for name in ("README.md", "Dockerfile"):
             (partial / name).write_text(_render(f"space_{name}.jinja", facts), encoding="utf-8")
+    return None if to_be_had or "@" not in encoder else encoder
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -49,10 +49,11 @@ def understand(agent: Agent, sentence: str, spec: TaskSpec, here: bool = False) 
     """
     said = _words(sentence)
     tasks = [spec] + [task for task in agent.tasks.values() if task.name != spec.name]
+    # A task that the agent does not know is meant to be done in its own place.
+    here = here or (spec.name not in agent.tasks and said in _own_words(spec))
     tasks = [task for task in tasks if not here or task.embodiment == spec.embodiment]
     for task in tasks:  # the present task first: others may share its words
-        texts = (*task.instructions, *(task.text(phrasing) for phrasing in range(len(task.instructions))))
-        if task.name in agent.tasks and said in map(_words, texts):
+        if task.name in agent.tasks and said in _own_words(task):
             return Understood(task.name, "own", ((task.name, 1.0),))
     return _by_head(agent, sentence, spec, here) or _by_cosine(agent, sentence, spec, tasks)
 
@@ -61,10 +62,9 @@ def _by_head(agent: Any, sentence: str, spec: TaskSpec, here: bool) -> Understoo
     """Ask an agent that says itself which task words mean; None for one that does not."""
     if getattr(agent.embeddings, "head", None) is None:
         return None
-    if here:
+    found = None if here else agent.understand(sentence)
+    if found is None or found.task is None:  # the same as `act` makes of it, which knows the body
         found = agent.understand(f"{spec.embodiment} {sentence}", spec.obs_dim, spec.action_dim)
-    else:
-        found = agent.understand(sentence)
     near = ((found.task, found.probability), (found.runner_up, found.runner_up_probability))
     return Understood(found.task, "head", tuple((name, value) for name, value in near if name is not None))
 
@@ -85,6 +85,11 @@ def _by_cosine(agent: Agent, sentence: str, spec: TaskSpec, tasks: list[TaskSpec
         return Understood(None, "near")
     stays = cosines.get(spec.name, -1.0) > near[0][1] - _LEAD
     return Understood(spec.name if stays else near[0][0], "near", near)
+
+
+def _own_words(task: TaskSpec) -> set[str]:
+    """Return a task's own texts, with and without its body."""
+    return {_words(text) for number, one in enumerate(task.instructions) for text in (one, task.text(number))}
 
 
 def _words(text: str) -> str:

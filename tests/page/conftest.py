@@ -7,6 +7,8 @@ import io
 
 import pytest
 
+from tests.pixels.conftest import encoder_folder, painter  # noqa: F401
+
 
 @pytest.fixture
 def server():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +13,19 @@ import numpy as np
 import psutil
 import pytest
 
-from benchmarks.browser import NoBrowser, Viewer, chromium, serving
+from benchmarks.browser import PATIENCE, NoBrowser, Viewer, chromium, serving
 from pipeline.data.demos import read_episodes
-from pipeline.tasks.registry import get
+from pipeline.demonstrate.scripted import Script
+from pipeline.page.physics import mujoco_of
+from pipeline.page.session import Session
+from pipeline.tasks.registry import get, make
 from tests.page.untrained import make_agent
 
-pytestmark = pytest.mark.slow  # a server and a browser run for real
 pytest.importorskip("viser", reason="the page needs the extra: pip install 'eft[play]'")
+
+from pipeline.page.page import Page
+
+pytestmark = pytest.mark.slow  # a server and a browser run for real
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = 700, 420  # pixels: it is drawn in software
@@ -86,6 +93,47 @@ def test_a_sentence_is_typed_and_the_robot_seen_doing_something_else(page, brows
     assert before >= 0
     assert viewer.errors == []
     viewer.close()
+
+
+def test_a_window_is_asked_for_in_a_person_s_words_and_seen_to_open(server, browser, tmp_path, monkeypatch):
+    """Meta-World's own script acts in the place of a trained model."""
+    agent, script = make_agent(get(["mw-reach", "mw-window-open"])), Script("window-open-v3")
+    monkeypatch.setattr(agent, "act", lambda obs, **_: script.act(obs, success=False).astype(np.float32))
+    session = Session(agent, agent.tasks["mw-reach"], agent.tasks, "policy")
+    page, ended = Page(server, session, "test", tmp_path), threading.Event()
+    loop = threading.Thread(target=session.run, args=(page.show, ended.is_set, page.watched))
+    loop.start()
+    try:
+        viewer = Viewer(browser, f"http://127.0.0.1:{server.get_port()}", SMALL)
+        viewer.see("its own words for mw-reach")
+        viewer.press("Pause")
+        viewer.tell("could you open that window for me")
+        viewer.see("read as mw-window-open")
+        viewer.tab.wait_for_function(
+            "() => document.querySelector('[data-eft=score]').innerText === '1.00'", timeout=1000 * PATIENCE
+        )
+        viewer.press("Pause")
+        viewer.see("Paused.")
+        model, data = mujoco_of(session.env)
+        pane = model.body("windowb_b").id
+        moved = np.asarray(page._scene._frames[pane].position) - start_of(session, pane)
+        assert np.abs(moved).max() > 0.05  # m, in what the browser draws too
+        np.testing.assert_allclose(page._scene._frames[pane].position, data.xpos[pane], atol=1e-4)
+        assert viewer.errors == []
+        viewer.close()
+    finally:
+        ended.set()
+        loop.join()
+        session.close()
+
+
+def start_of(session: Session, body: int) -> np.ndarray:
+    """Where a body was as the episode began."""
+    env = make(session.spec, session.spec.obs_dim, session.spec.action_dim)
+    env.reset(seed=session.recorder.seed)
+    place = mujoco_of(env)[1].xpos[body].copy()
+    env.close()
+    return place
 
 
 def test_what_a_viewer_types_is_text_to_all_others_too(page, browser):

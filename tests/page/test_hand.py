@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.page.hand import Stick, explain, read_stick, steer, waits
+from pipeline.page.hand import Hands, Stick, explain, read_stick, steer, waits
 from pipeline.tasks.registry import get, load_catalogue
 
 
@@ -58,3 +58,21 @@ def test_a_stick_is_cut_to_its_range_and_rests_in_the_middle():
     assert read_stick("9 -9 0.1 -0.5 1") == Stick(1.0, -1.0, 0.0, -0.5, True)
     assert not Stick(grip=True).moved
     assert Stick(turn=0.2).moved
+
+
+def test_who_comes_or_leaves_takes_the_body_out_of_nobody_s_hands():
+    hands = Hands()
+    up = Stick(y=1.0, grip=True)
+    assert hands.push(1, up) == up
+    assert hands.push(2, Stick()) == up  # a page that has just opened: nothing is pushed there
+    assert hands.push(2, Stick(grip=True)) == up._replace(grip=False)  # its gripper key opens what the first has closed
+    assert hands.part(2) == up._replace(grip=False)
+    assert hands.push(3, Stick(x=-1.0)) == Stick(x=-1.0)  # whoever begins to push drives
+    assert hands.push(1, Stick(grip=True)) == Stick(x=-1.0)
+    assert hands.part(3) == Stick()
+    left = Stick(x=-1.0, grip=True)
+    assert hands.push(1, left) == left._replace(grip=False)
+    hands.push(4, Stick(x=1.0))
+    assert hands.push(1, up) == Stick(x=1.0)  # a key that is held longer takes it back from nobody
+    hands.push(4, Stick())
+    assert hands.push(1, left) == left._replace(grip=False)  # until the other lets go

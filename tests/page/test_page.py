@@ -21,7 +21,7 @@ from tests.page.untrained import make_agent
 
 pytest.importorskip("viser", reason="the page needs the extra: pip install 'eft[play]'")
 
-from pipeline.page.page import Page, _free, serve
+from pipeline.page.page import Page, serve
 
 pytestmark = pytest.mark.slow  # a server and simulators run for real
 
@@ -69,6 +69,74 @@ def test_every_success_is_kept_once_if_that_is_wanted(server, tmp_path: Path):
     session.close()
 
 
+def test_a_success_is_kept_though_the_page_is_led_elsewhere(server, tmp_path: Path):
+    specs = get(["pendulum-swingup", "pendulum-spin"])
+    specs = [replace(spec, episode_length=3, score="clip((return+1000)/1000,0,1)") for spec in specs]
+    agent = make_agent(specs)
+    session = Session(agent, specs[0], agent.tasks)
+    page = Page(server, session, "test", tmp_path)
+    page._successes.value = True
+    while not session.over:
+        session.step()
+    session.ask(lambda: session.choose("pendulum-spin"))
+    page.refresh(session)
+    for _ in range(2):  # each at least one request
+        session.obey()
+    assert session.spec.name == "pendulum-spin"
+    assert len(read_episodes(tmp_path / "demos/pendulum-swingup/episodes.parquet", "the test")) == 1
+    session.close()
+
+
+def test_what_a_simulator_draws_amiss_stops_nothing(server, session, monkeypatch, tmp_path: Path):
+    page = Page(server, session, "test", tmp_path)
+    assert page._scene is not None
+    monkeypatch.setattr(session.env, "render", lambda: "no image")
+    assert session.advance()
+    page.refresh(session)
+    assert "pygame-pong cannot be shown" in page._state.content
+    assert session.advance()
+    page.refresh(session)
+    session.choose("pendulum-swingup")
+    page.refresh(session)
+    assert page._scene is not None
+
+
+def test_a_place_that_is_refused_is_not_the_one_that_is_shown(server, session, tmp_path: Path):
+    session.tasks["elsewhere"] = replace(session.tasks["pendulum-swingup"], name="elsewhere", env_id="pendulum/none")
+    page = Page(server, session, "test", tmp_path)
+    for _ in range(2):  # the second time with the same reason
+        page._task.value = "elsewhere"  # as the viewer has it
+        page._choose("elsewhere")
+        session.obey()
+        page.refresh(session)
+        assert page._task.value == "pygame-pong"
+        assert "pendulum" in page._state.content
+
+
+def test_of_quick_choices_of_a_place_the_last_counts(server, session, monkeypatch, tmp_path: Path):
+    page, opened = Page(server, session, "test", tmp_path), []
+    monkeypatch.setattr(session, "choose", opened.append)
+    for task in ("pendulum-swingup", "pygame-pong", "pendulum-swingup"):
+        page._choose(task)
+    page._choose("cup-catch")
+    session.obey()
+    assert opened == ["cup-catch"]
+
+
+def test_a_new_episode_that_does_not_begin_says_why(server, session, monkeypatch, tmp_path: Path):
+    page = Page(server, session, "test", tmp_path)
+
+    def reset(**_):
+        raise RuntimeError("stuck")
+
+    monkeypatch.setattr(session.env, "reset", reset)
+    session.paused = True
+    page._press("New episode")
+    session.obey()
+    assert session.problem == "stuck"
+    assert session.paused
+
+
 def test_nobody_opens_a_tunnel(server):
     assert server.request_share_url() is None
 
@@ -82,6 +150,21 @@ def test_it_listens_at_this_machine_alone(server):
         other.connect(("127.0.0.2", server.get_port()))
 
 
+def test_other_sites_in_the_same_browser_are_not_heard(server):
+    import viser
+    from websockets.exceptions import InvalidStatus
+    from websockets.sync.client import connect
+    from websockets.typing import Origin, Subprotocol
+
+    protocols = [Subprotocol(f"viser-v{viser.__version__}")]
+    address = f"ws://127.0.0.1:{server.get_port()}"
+    for site in ("http://elsewhere.example", "http://127.0.0.1.elsewhere.example", "null"):
+        with pytest.raises(InvalidStatus, match="403"):
+            connect(address, origin=Origin(site), subprotocols=protocols)
+    for site in (f"http://127.0.0.1:{server.get_port()}", "http://localhost:9000"):  # the latter through a tunnel
+        connect(address, origin=Origin(site), subprotocols=protocols).close()
+
+
 def test_a_busy_port_is_named_and_a_free_one_is_found(server):
     with pytest.raises(OSError, match=f"cannot listen at 127.0.0.1:{server.get_port()}: Address already in use"):
         serve("127.0.0.1", server.get_port(), "test")
@@ -92,12 +175,6 @@ def test_a_busy_port_is_named_and_a_free_one_is_found(server):
         second.stop()
     with pytest.raises(OSError, match="Change --host"):
         serve("192.0.2.1", None, "test")
-
-
-def test_no_video_replaces_another(tmp_path: Path):
-    (tmp_path / "a.mp4").touch()
-    (tmp_path / "a-2.mp4").touch()
-    assert _free(tmp_path, "a", ".mp4").name == "a-3.mp4"
 
 
 def test_without_the_extra_it_says_what_to_install():

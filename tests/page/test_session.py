@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import copy
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import av
 import numpy as np
 import pytest
+import torch
 
+from pipeline import config
+from pipeline.agent import Agent
 from pipeline.data.demos import read_episodes
 from pipeline.importers import plain
-from pipeline.page.forecast import came, forecast
-from pipeline.page.record import film, keep
+from pipeline.page.forecast import came, forecasting
+from pipeline.page.hand import Stick
+from pipeline.page.record import Recorder, film, keep, reserved
 from pipeline.page.session import LONGEST_SENTENCE, Session, clean, place_of
 from pipeline.page.understood import Understood, understand
 from pipeline.play import told
 from pipeline.tasks.registry import get
 from pipeline.tasks.rendering import RenderingUnavailable
 from tests.page.untrained import make_agent
+from tests.pixels.test_agent_on_images import make_agent as make_agent_on_images
 
 pytestmark = pytest.mark.slow  # simulators run for real
 
@@ -126,7 +133,7 @@ def test_a_sentence_leads_to_the_place_it_is_about_unless_told_to_stay(session):
     assert session.recorder.episode().obs.shape == (2, CUP.obs_dim)
 
 
-@pytest.mark.parametrize("text", ["", "  \n\t ", "\x00\x1b"])
+@pytest.mark.parametrize("text", ["", "  \n\t ", "\x00\x1b", "\u200b\ufeff\u200d \u202e", "\ud800"])
 def test_an_empty_sentence_is_refused(session, text):
     session.ask(lambda: session.tell(text))
     session.obey()
@@ -134,9 +141,24 @@ def test_an_empty_sentence_is_refused(session, text):
     assert session.sentence == SWING.instructions[0]
 
 
+def test_who_asks_without_end_does_not_stop_the_page(session, monkeypatch):
+    monkeypatch.setattr("pipeline.page.session._OBEYING", 0.0)
+    done: list[int] = []
+    for number in range(300):
+        session.ask(lambda number=number: done.append(number))
+    assert "200 requests wait already" in (session.problem or "")
+    session.obey()
+    assert done == []
+    monkeypatch.setattr("pipeline.page.session._OBEYING", 60.0)
+    session.obey()
+    assert done == list(range(200))
+
+
 def test_a_sentence_is_one_line_of_bounded_length():
     assert clean("lift\n\x00 it\x1b[31m") == "lift it [31m"
     assert len(clean("x" * 10_000)) == LONGEST_SENTENCE
+    assert clean("open\u202e it\u2066 \U0001f469\u200d\U0001f527") == "open it \U0001f469\u200d\U0001f527"
+    assert clean("öffne die Tür\u00a0bitte, 窓を開けて") == "öffne die Tür bitte, 窓を開けて"
 
 
 def test_a_task_whose_simulator_is_missing_changes_nothing(session):
@@ -160,6 +182,30 @@ def test_an_unknown_sentence_is_read_as_the_nearest_task(agent):
 def test_a_sentence_for_this_place_is_read_as_a_task_of_its_body(agent):
     found = understand(agent, "catch that ball in the cup", SWING, here=True)
     assert found.task in ("pendulum-swingup", "pendulum-spin")
+
+
+def test_a_task_of_one_s_own_is_told_in_its_own_place(agent, session):
+    own = replace(SWING, name="own", instructions=("Catch the ball in the cup slowly.",))
+    session.tasks["own"] = own
+    session.choose("own")
+    session.tell("catch the ball in the cup slowly")
+    assert session.spec.name == "own"
+
+
+def test_the_page_takes_a_sentence_for_what_the_agent_takes_it_for(agent, session, monkeypatch):
+    """In the place at hand a sentence may be clear that is not clear among the tasks of all bodies."""
+
+    def hear(text, *widths):
+        task = "pendulum-spin" if text.startswith(SWING.embodiment) and widths == (SWING.obs_dim, 1) else None
+        return SimpleNamespace(task=task, probability=0.8, runner_up=None, runner_up_probability=0.0)
+
+    monkeypatch.setattr(type(agent), "understand", staticmethod(hear), raising=False)
+    embeddings = copy.copy(agent.embeddings)
+    object.__setattr__(embeddings, "head", object())
+    monkeypatch.setattr(agent, "embeddings", embeddings)
+    session.tell("Whirl about!")
+    assert session.understood.task == "pendulum-spin"
+    assert session._told == {"task": "pendulum-spin"}
 
 
 def test_an_agent_that_understands_words_itself_is_asked(agent, session, monkeypatch):
@@ -211,10 +257,9 @@ def test_members_that_agree_have_no_spread(agent):
     obs = np.ones(SWING.obs_dim, np.float32)
 
     def spread() -> float:
-        action = alike.act(obs, task=SWING.name)
-        found = forecast(alike, obs, action, {"task": SWING.name}, True)
-        assert found is not None
-        return found.spread
+        with forecasting(alike) as found:
+            alike.act(obs, task=SWING.name)
+        return found[0].spread
 
     for head in alike.model.q_heads:
         head.blocks[-1].linear.weight.data.normal_()  # as made it is 0, so all would agree
@@ -223,6 +268,63 @@ def test_members_that_agree_have_no_spread(agent):
         head.load_state_dict(alike.model.q_heads[0].state_dict())
     alike.actor.refresh()
     assert spread() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("backbone", ["dynamics", "shared"])
+def test_a_model_with_a_past_expects_something_and_knows_what_a_hand_has_done(backbone):
+    history = config.History(context=3, layers=1, heads=2, dim=16, mlp_dim=16, backbone=backbone)
+    agent = make_agent([SWING], history=history)
+    session = Session(agent, SWING, agent.tasks)
+    play(session, 2)
+    session.act_by("hand")
+    session.stick = Stick(x=-0.5)
+    play(session, 1)
+    session.act_by("policy")
+    play(session, 1)
+    assert [one is not None and np.isfinite(one.value) for one in session.forecasts] == [True, True, False, True]
+    past: Any = agent.actor.past(None)
+    assert int(past.length[0]) == 3
+    np.testing.assert_allclose(past.action[:, 0], np.stack(session.recorder.actions[-3:]), atol=1e-6)
+    np.testing.assert_allclose(past.obs[:, 0], np.stack(session.recorder.obs[-4:-1]), atol=1e-6)
+    session.close()
+
+
+def test_a_model_that_sees_expects_something(painter, encoder_folder):
+    agent = make_agent_on_images(painter, encoder_folder)
+    session = Session(agent, painter, agent.tasks)
+    play(session, 3)
+    assert all(one is not None and np.isfinite(one.value) for one in session.forecasts)
+    assert len(session.expected()[0]) == 3
+    session.close()
+
+
+def test_what_is_expected_is_what_the_adapter_expects(tmp_path: Path):
+    make_agent([SWING, SPIN]).save_pretrained(tmp_path)
+    agent = Agent.from_pretrained(tmp_path)
+    agent.create_adapter(SWING.name, ["q"], rank=2, alpha=4.0)
+    with torch.no_grad():
+        for parameter in agent.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+    agent.actor.refresh()
+
+    def expected(agent: Agent, task: str) -> float:
+        with forecasting(agent) as found:
+            agent.act(np.ones(SWING.obs_dim, np.float32), task=task, plan=False)
+        return found[0].value
+
+    bare = Agent.from_pretrained(tmp_path)
+    assert expected(agent, SWING.name) != pytest.approx(expected(bare, SWING.name), abs=1e-4)
+    assert expected(agent, SPIN.name) == pytest.approx(expected(bare, SPIN.name), abs=1e-6)
+
+
+def test_after_a_hand_a_plan_begins_anew(session):
+    play(session, 2)
+    assert not session.agent.actor.state_tensors()["is_first"].any()
+    session.act_by("hand")
+    play(session, 1)
+    session.act_by("plan")
+    assert session.agent.actor.state_tensors()["is_first"].all()
 
 
 def test_what_came_is_the_rewards_and_then_the_latest_prediction():
@@ -273,6 +375,25 @@ def test_an_episode_is_kept_once_and_never_without_steps(session, tmp_path: Path
     keep(tmp_path, session.recorder.episode())
     with pytest.raises(ValueError, match="already"):
         keep(tmp_path, session.recorder.episode())
+
+
+def test_pages_that_share_a_folder_lose_no_episode(tmp_path: Path):
+    def add(seed: int) -> None:
+        recorder = Recorder(SWING, seed, np.full(3, seed, np.float32))
+        recorder.add(np.zeros(1), np.zeros(3), 0.0, False, False, "hand")
+        keep(tmp_path, recorder.episode())
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(16)))
+    assert {one.seed for one in read_episodes(tmp_path / SWING.name / "episodes.parquet", "the test")} == set(range(16))
+
+
+def test_no_video_replaces_another(tmp_path: Path):
+    (tmp_path / "a.mp4").write_text("a film")
+    with reserved(tmp_path, "a", ".mp4") as second, reserved(tmp_path, "a", ".mp4") as third:
+        assert (second.name, third.name) == ("a-2.mp4", "a-3.mp4")
+        second.write_text("another")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "a-2.mp4"}  # what was not written leaves nothing
 
 
 def test_an_episode_plays_again_as_it_was(session, tmp_path: Path):

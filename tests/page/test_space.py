@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -64,9 +65,58 @@ def test_a_checkpoint_of_the_hub_is_named_by_its_commit(checkpoint, tmp_path: Pa
     assert front_matter(tmp_path / "space")["models"] == ["user/name"]
     assert command(tmp_path / "space")[:5] == ["eft", "play", "user/name", "--revision", "c" * 40]
     dockerfile = (tmp_path / "space/Dockerfile").read_text(encoding="utf-8")
-    assert '"eft[dmcontrol,miniarcade,play]==0.1.0"' in dockerfile
+    assert installed(tmp_path / "space")[-1] == "eft[dmcontrol,miniarcade,play]==0.1.0"
     assert "COPY" not in dockerfile
     assert {path.name for path in (tmp_path / "space").iterdir()} == {"README.md", "Dockerfile"}
+
+
+def installed(folder: Path) -> list[str]:
+    """What pip is given."""
+    lines = (folder / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    return next(json.loads(line[4:]) for line in lines if line.startswith('RUN ["pip"'))
+
+
+def test_an_address_is_installed_as_it_is(checkpoint, tmp_path: Path):
+    for number, wheel in enumerate(("https://x.org/eft-1.whl?a=1&b=$(2)", "git+https://x.org/eft")):
+        write_space(tmp_path / str(number), str(checkpoint), None, TITLE, wheel)
+        assert installed(tmp_path / str(number))[-1] == f"eft[dmcontrol,miniarcade,play] @ {wheel}"
+    write_space(tmp_path / "named", str(checkpoint), None, TITLE, "eft @ https://x.org/eft-1.whl")
+    assert installed(tmp_path / "named")[-1] == "eft[dmcontrol,miniarcade,play] @ https://x.org/eft-1.whl"
+
+
+def test_what_lies_beside_a_checkpoint_stays_at_home(checkpoint, tmp_path: Path):
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "my <odd> näme, x"))
+    (folder / "notes.txt").write_text("a token")
+    (folder / "link").symlink_to(tmp_path)
+    write_space(folder / "space", str(folder), None, TITLE)  # within it, even
+    assert not list((folder / "space").rglob("notes.txt"))
+    assert not list((folder / "space").rglob("link"))
+    assert store.read_checkpoint(folder / "space/checkpoint").specs
+
+
+@pytest.mark.parametrize(
+    ("encoder", "there"),
+    [
+        ("sentence-transformers/all-MiniLM-L6-v2@0123456789abcdef", True),
+        (f"user/name@{'c' * 40}@0123456789abcdef", True),
+        ("my-folder@0123456789abcdef", False),
+        ('x"; $(touch broken-in) `id`@0123456789abcdef', False),
+        (f"user/$(touch broken-in)@{'c' * 40}@0123456789abcdef", False),
+    ],
+)
+def test_an_encoder_is_fetched_by_its_name_and_no_shell_reads_it(checkpoint, tmp_path, encoder, there, capsys):
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+    texts = json.loads((folder / "task_embeddings/texts.json").read_text())
+    (folder / "task_embeddings/texts.json").write_text(json.dumps(texts | {"encoder": encoder}))
+    assert main(["space", str(tmp_path / "space"), "--checkpoint", str(folder)]) == 0
+    assert ("the Space will not have it" in capsys.readouterr().err) != there
+    dockerfile = (tmp_path / "space/Dockerfile").read_text(encoding="utf-8")
+    assert "$(" not in dockerfile
+    if there:
+        line = next(line for line in dockerfile.splitlines() if line.startswith('RUN ["python"'))
+        assert json.loads(line[4:])[-1] == encoder
+    else:
+        assert "find_encoder" not in dockerfile
 
 
 @pytest.mark.parametrize(
