@@ -173,6 +173,20 @@ def test_sigterm_saves_and_leaves(server, undisturbed, tmp_path):
     assert result(tmp_path) == undisturbed[0]
 
 
+def test_sigterm_during_the_last_save_is_not_forgotten(server, undisturbed, tmp_path):
+    assert server.run(tmp_path, signal_at=240, slow_save=0.2) == [143]
+    assert positions(tmp_path)[-1] == 240
+    assert server.run(tmp_path) == [0]
+    assert result(tmp_path) == undisturbed[0]
+
+
+def test_sigterm_while_a_save_is_written_waits_for_the_one_after_it(server, undisturbed, tmp_path):
+    assert server.run(tmp_path, signal_at=60, slow_save=0.5) == [143]
+    assert positions(tmp_path)[-1] > 60
+    assert server.run(tmp_path) == [0]
+    assert result(tmp_path) == undisturbed[0]
+
+
 def test_sigterm_has_a_deadline(server, undisturbed, tmp_path):
     (pid,) = server.start(tmp_path, slow_save=30, stop_seconds=1)
     while not any(path.stat().st_size for path in tmp_path.glob(".resume/short-*/metrics/metrics.jsonl")):
