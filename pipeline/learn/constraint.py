@@ -117,7 +117,7 @@ class Evidence:
     def publish(self, table: TaskTable) -> Tensor | None:
         """Write into the table how plans are made, tied or free by the higher posterior mean, for every task played.
 
-        What is computed is only for the tasks of which an episode has ended since: it costs what ended, not what there is.
+        Only what has changed is computed: the tasks of which an episode has ended since.
 
         Returns:
             (n,) weight of Q in each task's policy loss: 0 where the policy alone has scored best, which then learns

@@ -237,9 +237,7 @@ class Saves:
         # Not copied once more: `state_tensors` of a replay are no views of it.
         return _Gathered({rank: tensors for rank, tensors in self.ranks.to_main(gained) if tensors}, oldest, ends)
 
-    def _write_all(
-        self, state: dict[str, Any], files: dict[str, dict[str, Tensor]], replay: _Gathered | None
-    ) -> None:
+    def _write_all(self, state: dict[str, Any], files: dict[str, dict[str, Tensor]], replay: _Gathered | None) -> None:
         """Write a save, read it back and remove old ones; in the thread, where an error waits for `check`."""
         try:
             parts = self._write_replay(state["position"], replay) if replay is not None else []

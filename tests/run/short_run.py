@@ -63,6 +63,7 @@ DEFAULTS = {
     "signal_at": None,  # SIGTERM itself when the state at this position has just been copied
     "fail_at": None,  # [rank, update]: that rank raises an error of its own
     "history": False,  # dynamics that see past steps
+    "stagger": False,  # first episodes end at random steps
     "labels": False,  # an expert labels the first and the last task
     "clipped": None,  # the policy learns by a clipped ratio; true where plans collect for it
 }
@@ -94,7 +95,7 @@ def main(options: dict) -> None:
         constraint_steps=100, constraint_decay=100, replay_capacity=240, log_every=45, save_every=30,
         eval_every=options["eval_every"], eval_episodes=1, cooldown=0.2,
         scaling=_scaling(options["scaling"]), imitated="intended" if options["returns"] else "executed",
-        demos_in_replay=options["returns"],
+        demos_in_replay=options["returns"], stagger=options["stagger"],
     )  # fmt: skip
     clipped = None
     if options["clipped"] is not None:

@@ -81,6 +81,15 @@ def test_targets_that_are_not_saved_are_the_same_again(server, tmp_path):
     assert len(set(result(whole)["value_scale"])) > 1  # one for each task
 
 
+def test_first_episodes_end_where_they_did(server, undisturbed, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert server.run(whole, stagger=True) == [0], said(whole)
+    for number in (2, 8):  # in the middle of the first save, with first episodes under way, and of a later one
+        assert server.run(broken, stagger=True, kill_at_write=number) == [-signal.SIGKILL]
+    assert server.run(broken, stagger=True) == [0], said(broken)
+    assert result(broken) == result(whole) != undisturbed[0]
+
+
 def test_a_past_under_way_is_taken_up_too(server, tmp_path):
     assert server.run(tmp_path / "undisturbed", history=True) == [0], said(tmp_path / "undisturbed")
     for ranks in (1, 2):
