@@ -104,7 +104,7 @@ def add_files(folder: str | Path, last: str) -> Iterator[Path]:
 
 
 def complete_files(folder: str | Path, last: str) -> None:
-    """Put in place what `add_files` had written whole when it was cut off; readers call this before they look for `last`.
+    """Put in place what `add_files` had written whole when it was cut off; for readers, before they look for `last`.
 
     Raises:
         ValueError: a link would lead what is put in place out of the folder.
@@ -152,7 +152,7 @@ def _flush(folder: Path) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[Path]:
-    """Yield where temporary folders for `folder` go, in it or, until it is there, beside it, with a lock against others."""
+    """Yield where temporary folders for `folder` go, in it or, while it is not there, beside it; others wait."""
     with ExitStack() as stack:
         place = None
         while place != (now := folder if folder.is_dir() else folder.parent):  # it may have come while we waited
@@ -163,8 +163,8 @@ def _alone(folder: Path) -> Iterator[Path]:
                 lock.acquire(timeout=_PATIENCE)
             except Timeout:
                 raise TimeoutError(
-                    f"another process has been writing into {folder} for {_PATIENCE:g} s. Wait for it, or choose another "
-                    "folder."
+                    f"another process has been writing into {folder} for {_PATIENCE:g} s. Wait for it, or choose "
+                    "another folder."
                 ) from None
             stack.callback(lock.release)
             stack.callback(Path(lock.lock_file).unlink, missing_ok=True)

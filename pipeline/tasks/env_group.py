@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.tasks.labels import Expert, Labels, ask
+from pipeline.tasks.physics import drop_textures
 from pipeline.tasks.registry import make
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.task_env import SimulationError, TaskEnv
@@ -181,6 +182,8 @@ class EnvGroup:
             env = make(spec, self._arrays.obs.shape[1], self._arrays.action.shape[1], self._size)
             if self._labels and spec.name in self._labels.kinds:
                 self._experts[index] = self._labels.open_expert(spec, env)
+            if not self._size:
+                drop_textures(env)
             return env
         except Exception as error:
             error.add_note(f"This happened when building task {spec.name} ({spec.suite}: {spec.env_id}).")

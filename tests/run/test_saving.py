@@ -261,16 +261,15 @@ def test_the_first_interrupt_waits_and_the_second_does_not():
         time.sleep(1)
 
 
-def test_an_interrupt_that_nobody_asked_for_any_more_is_passed_on():
-    handled = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: handled.append(number))
-    try:
-        with Interrupt():
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert not handled
-        assert handled == [signal.SIGTERM]
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def test_an_interrupt_that_nobody_asked_for_any_more_is_obeyed_in_the_end():
+    ended = False
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"), Interrupt():
+        os.kill(os.getpid(), signal.SIGTERM)
+        ended = True
+    assert ended
+    with pytest.raises(OSError, match="the disk"), Interrupt():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise OSError("the disk")
 
 
 CHILD = """
