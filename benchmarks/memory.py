@@ -134,9 +134,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     each = envs_per_task(number, episodes=10)
     sums = summed(found, tasks, missing, options.workers, each)
     about = (
-        f"{number} tasks, {each} environments of each in an evaluation, {options.workers} workers for each of the two; "
-        f"measured on {machine()['cpu']}, commit {commit()[:7]}. {missing} tasks of domains that are not installed here "
-        "count as the mean of the others."
+        f"{number} tasks, {each} environments of each in an evaluation, {options.workers} workers for training and as "
+        f"many for evaluation; measured on {machine()['cpu']}, commit {commit()[:7]}. {missing} tasks of domains that "
+        "are not installed here count as the mean of the others."
     )
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     text = f"{before}{BEGIN}{show(found, tasks, sums, about)}\n{END}{rest.partition(END)[2]}"

@@ -129,9 +129,11 @@ class TrainingRun:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if not isinstance(error, KeyboardInterrupt):  # who leaves at once leaves the save under way half written
-            self.saves.join()
-        self._stack.__exit__(kind, error, trace)  # type: ignore[arg-type]
+        try:
+            if not isinstance(error, KeyboardInterrupt):  # who leaves at once leaves the save under way half written
+                self.saves.join()
+        finally:
+            self._stack.__exit__(kind, error, trace)  # type: ignore[arg-type]
 
     @property
     def unfinished(self) -> bool:

@@ -18,8 +18,8 @@ _ECHO_SECONDS = 5.0  # a launcher passes the signal on to processes that have ha
 class Interrupt:
     """Within this context the first Ctrl-C or SIGTERM only sets `requested`; a second one interrupts at once.
 
-    A loop asks `requested` once per step, saves, and calls `leave`. After a signal that came when the loop asked no more
-    the end of this context leaves.
+    A loop asks `requested` once per step, saves, and calls `leave`. If the signal came when the loop asked no more, the
+    end of this context leaves.
 
     Args:
         stop_seconds: after a SIGTERM the process ends this many seconds later even if it could not save by then, with
