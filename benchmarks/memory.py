@@ -26,8 +26,8 @@ from pipeline.tasks.spec import TaskSpec
 
 PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
 BEGIN, END = "<!-- memory -->\n", "<!-- end of memory -->"
-_PER_DOMAIN = 3  # tasks that stand for a domain, evenly over its list, beside the first, which brings what is imported
-_STEPS = 20
+_PER_DOMAIN = 2  # tasks that stand for a domain, evenly over its list, beside the first, which brings what is imported
+_STEPS = 10
 _WIDTHS = 128, 16  # of observations and actions, as of the preset newt
 
 

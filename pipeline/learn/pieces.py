@@ -14,7 +14,7 @@ from pipeline.model.actor import Actor
 # (2 GB), ten million transitions (6 GB), and what CUDA takes for itself (1 GB).
 PLAN_BYTES = 8 * 2**30
 _MEMBERS = 2  # of Q, that a plan averages
-_LIVE = 5  # copies of a hidden layer at one time: input, product, LayerNorm, Mish and what it computes with
+_LIVE = 7  # copies of a hidden layer at one time: input, product, LayerNorm, Mish and what it computes with
 
 
 def plan_bytes(sizes: config.Model, planner: config.Planner) -> int:
