@@ -21,7 +21,7 @@ from pipeline.tasks.task_env import TaskEnv
 from pipeline.tasks.vector import Step, VectorEnv
 
 _RETURN = 0.1  # weight of the relative difference of two returns beside that of their scores
-_ENVS_PER_TASK, _MOST_ENVS = 5, 400  # enough to fill a batch, few enough to keep the simulators' memory small
+_ENVS_PER_TASK, _MOST_ENVS = 5, 300  # enough to fill a batch, few enough to keep the simulators' memory small
 
 
 @dataclass
@@ -181,7 +181,7 @@ class Evaluator:
 
 
 def envs_per_task(num_tasks: int, episodes: int) -> int:
-    """Return how many environments play the episodes of each task: 5 with up to 80 tasks, 2 with 200."""
+    """Return how many environments play the episodes of each task: 5 with up to 60 tasks, 2 with 150, 1 with 200."""
     return min(episodes, max(1, min(_ENVS_PER_TASK, _MOST_ENVS // max(num_tasks, 1))))
 
 

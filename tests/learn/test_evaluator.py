@@ -56,7 +56,7 @@ def test_tasks_of_all_lengths_lie_in_one_vector_and_play_as_if_alone():
 
 
 def test_so_many_environments_play_that_simulators_fit_into_memory():
-    assert [envs_per_task(number, 10) for number in (1, 8, 50, 80, 100, 200, 1000)] == [5, 5, 5, 5, 4, 2, 1]
+    assert [envs_per_task(number, 10) for number in (1, 8, 60, 61, 100, 150, 200, 1000)] == [5, 5, 5, 4, 3, 2, 1, 1]
     assert envs_per_task(8, 3) == 3
 
 
