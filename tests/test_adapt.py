@@ -172,7 +172,7 @@ def test_a_sigterm_in_the_last_save_of_the_first_phase_does_not_begin_the_second
         patched.setattr(Saves, "save", signalled)
         assert main(arguments) == 130
     (run_dir,) = Path(".resume").glob("adapt-*/")
-    assert [path.name for path in run_dir.glob("*/save-*")][-1] == "save-000000000008"
+    assert max(path.name for path in run_dir.glob("*/save-*")) == "save-000000000008"
     assert not (run_dir / "finetune").exists()
     assert main(arguments) == 0
     assert json.loads(Path("out/summary.json").read_text())["curve"][-1]["env_steps"] > 0
