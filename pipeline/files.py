@@ -154,7 +154,7 @@ def _flush(folder: Path) -> None:
 def _alone(folder: Path) -> Iterator[Path]:
     """Yield where temporary folders for `folder` go, in it or, while it is not there, beside it; others wait."""
     with ExitStack() as stack:
-        place = None
+        place: Path | None = None
         while place != (now := folder if folder.is_dir() else folder.parent):  # it may have come while we waited
             place = now
             place.mkdir(parents=True, exist_ok=True)
@@ -168,7 +168,7 @@ def _alone(folder: Path) -> Iterator[Path]:
                 ) from None
             stack.callback(lock.release)
             stack.callback(Path(lock.lock_file).unlink, missing_ok=True)
-        yield place
+        yield now
 
 
 def _ready(last: str) -> str:
