@@ -147,6 +147,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="SECTION.KEY=VALUE", help="parameters that differ")
     parser.add_argument("--name", default="default", help="of the figures in results/learning.json")
     options = parser.parse_args(arguments)
+    for name in ("seeds", "ways"):
+        given = getattr(options, name)
+        if len(set(given)) < len(given):
+            parser.error(f"--{name} {' '.join(map(str, given))} names one twice: it would count twice")
     started, changed = time.monotonic(), parse_changes(options.set)
     episodes = options.episodes, options.planned
     runs = {

@@ -289,7 +289,9 @@ def measure(preset: str, device: torch.device) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         saves = Saves(Path(folder), 1, Ranks())
         position = iter(range(1, 100))
-        save = cpu_seconds(lambda: saves.save(next(position), state_tensors(learner), ({}, {}), {}), 3)
+        save = cpu_seconds(
+            lambda: (saves.save(next(position), state_tensors(learner), ({}, {}), {}), saves.finish()), 3
+        )
     others = {"env_step": env_step, "gradient_bytes": 4.0 * trained, "save": save}
     between = all_reduce(others["gradient_bytes"], device)
     print(f"all-reduce: {between}", file=sys.stderr)

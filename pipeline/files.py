@@ -10,11 +10,14 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
+
+_PATIENCE = 60.0  # seconds that another process may take to write into a folder
 
 
 @contextmanager
@@ -74,30 +77,44 @@ def add_files(folder: str | Path, last: str) -> Iterator[Path]:
     """Yield an empty temporary folder; on success its files are added to `folder`, or replace those of the same names.
 
     Nothing else in `folder` changes; it may be the current folder or a link. The files only belong together if the one
-    named `last` is there: its old version goes before any other is replaced, and the new one comes after all others, so
-    what a crash left half replaced cannot be read.
+    named `last` is there: its old version goes before any other is replaced, and the new one comes after all others.
+    By then all new files lie whole in a folder within, so that `complete_files` can end what a crash cut off. One
+    process at a time adds files to a folder; another one waits for it.
 
     Raises:
         OSError: the disk is full or not writable, or a file is in the way of a folder or the other way round.
+        TimeoutError: another process has been writing for a minute.
     """
     folder = Path(folder).resolve()  # what a link points to, so that the link stays
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "a file is where a folder is to be written", str(folder))
-    place = folder if folder.is_dir() else folder.parent
-    place.mkdir(parents=True, exist_ok=True)
-    partial = place / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
-    partial.mkdir()
+    partial = None
     try:
-        yield partial
-        _flush(partial)
-        if folder.exists():
+        with _alone(folder) as place:
+            partial = place / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
+            partial.mkdir()
+            yield partial
+            _flush(partial)
             _replace_by_name(partial, folder, last)
-        else:
-            partial.rename(folder)
     except (OSError, SafetensorError) as error:
         raise _explain(error, folder) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def complete_files(folder: str | Path, last: str) -> None:
+    """Put in place what `add_files` had written whole when it was cut off; for readers, before they look for `last`.
+
+    Raises:
+        ValueError: a link would lead what is put in place out of the folder.
+        OSError: there is something to put in place, and the folder cannot be written.
+        TimeoutError: another process has been writing for a minute.
+    """
+    folder = Path(folder).resolve()
+    if (folder / _ready(last)).is_dir():
+        with _alone(folder):
+            _complete(folder, last)
 
 
 def write_json(path: str | Path, content: Any) -> None:
@@ -133,16 +150,72 @@ def _flush(folder: Path) -> None:
                 os.fsync(handle.fileno())
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[Path]:
+    """Yield where temporary folders for `folder` go, in it or, while it is not there, beside it; others wait."""
+    with ExitStack() as stack:
+        place: Path | None = None
+        while place != (now := folder if folder.is_dir() else folder.parent):  # it may have come while we waited
+            place = now
+            place.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(place / f".{folder.name}.adding")
+            try:
+                lock.acquire(timeout=_PATIENCE)
+            except Timeout:
+                raise TimeoutError(
+                    f"another process has been writing into {folder} for {_PATIENCE:g} s. Wait for it, or choose "
+                    "another folder."
+                ) from None
+            stack.callback(lock.release)
+            stack.callback(Path(lock.lock_file).unlink, missing_ok=True)
+        yield now
+
+
+def _ready(last: str) -> str:
+    """Return the name of the folder, within the one that they go to, of files that are whole and not in place yet."""
+    return f".{last}.ready"
+
+
 def _replace_by_name(source: Path, folder: Path, last: str) -> None:
     """Move every file of `source` to the same path in `folder`, the one named `last` at the end."""
-    names = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
-    for name in names:  # whatever may be refused is refused before anything changes
+    if not folder.exists():
+        source.rename(folder)
+        return
+    for name in _files(source):  # whatever may be refused is refused before anything changes
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if (folder / name).is_dir():
             raise IsADirectoryError(errno.EISDIR, "a folder is where a file is to be written", str(folder / name))
-    (folder / last).unlink(missing_ok=True)
+    _complete(folder, last)
+    source.rename(folder / _ready(last))  # from here on it is the new files that count
+    _put_in_place(folder, last)
+
+
+def _complete(folder: Path, last: str) -> None:
+    """Put in place what another process left ready: it may have come from anywhere, so that no link is followed."""
+    source = folder / _ready(last)
+    for name in _files(source):
+        if (source / name).is_symlink() or not (folder / name).parent.resolve().is_relative_to(folder):
+            raise ValueError(
+                f"{folder / name}: a link leads out of {folder}, and nothing was written there. Remove it."
+            )
+    _put_in_place(folder, last)
+
+
+def _put_in_place(folder: Path, last: str) -> None:
+    """Move what is ready to where it belongs, or the rest of it; nothing where nothing is."""
+    source = folder / _ready(last)
+    names = _files(source)
+    if Path(last) in names:
+        (folder / last).unlink(missing_ok=True)
     for name in sorted(names, key=lambda name: name == Path(last)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).replace(folder / name)
+    shutil.rmtree(source, ignore_errors=True)
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the paths in a folder of all files in it."""
+    return [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
 
 
 def sha256(path: str | Path) -> str:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from pipeline import config
 from pipeline.adapters import Adapters
-from pipeline.files import add_files, read_json, sha256, write_json
+from pipeline.files import add_files, complete_files, read_json, sha256, write_json
 from pipeline.language.embeddings import TaskEmbeddings
 from pipeline.language.head import MARK
 from pipeline.model.task_table import CONSTRAINTS, TIED, TaskTable
@@ -214,6 +214,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         ValueError: a file is damaged, or the files do not belong together; names which and why.
     """
     path = folder / "tasks.json"
+    complete_files(folder, path.name)
     content = _read(path)
     entries = _entry(content, "tasks", list, path)
     specs = [parse_spec(entry.get("task"), f"{path}: task {row}") for row, entry in enumerate(entries)]
@@ -269,6 +270,7 @@ def read_adapter_task(folder: Path) -> AdapterTask:
         ValueError: a file is damaged.
     """
     path = folder / "task.json"
+    complete_files(folder, "adapter_config.json")
     content = _read(path)
     spec = parse_spec(content.get("task"), str(path))
     base = _entry(content, "base", str, path)

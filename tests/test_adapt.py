@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -29,6 +30,7 @@ from pipeline.learn.evaluator import Evaluator, Result
 from pipeline.model.task_table import TIED, TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.run.run_dir import hold_output
+from pipeline.run.saves import Saves
 from pipeline.tasks import registry
 from pipeline.tasks.registry import make
 from tests.experts import untrained_teacher
@@ -151,6 +153,29 @@ def test_both_kinds_of_experience_make_an_adapter_that_loads(base: Path, capsys:
     first, second = (load_file(Path(folder, WEIGHTS)) for folder in ("out", "more"))
     assert {name: tensor.shape for name, tensor in first.items()} == {name: t.shape for name, t in second.items()}
     assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.slow
+def test_a_sigterm_in_the_last_save_of_the_first_phase_does_not_begin_the_second(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+):
+    record_demos(Path("demos"), 1)
+    save = Saves.save
+
+    def signalled(self: Saves, position: int, *arguments: Any) -> None:
+        save(self, position, *arguments)
+        if self.folder.name == "pretrain" and position == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    arguments = ["adapt", "base", "--task", "swing.yaml", "--demos", "demos", "--no-video", "--output", "out"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Saves, "save", signalled)
+        assert main(arguments) == 130
+    (run_dir,) = Path(".resume").glob("adapt-*/")
+    assert max(path.name for path in run_dir.glob("*/save-*")) == "save-000000000008"
+    assert not (run_dir / "finetune").exists()
+    assert main(arguments) == 0
+    assert json.loads(Path("out/summary.json").read_text())["curve"][-1]["env_steps"] > 0
 
 
 @pytest.mark.slow

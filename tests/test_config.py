@@ -48,6 +48,7 @@ OPTIONS = {
     "policy_horizon": 0,
     "imitated": "executed",
     "control": False,
+    "stagger": False,
     "demos_in_replay": False,
     "lerobot_episodes": 0,
     "lerobot_video_size": 0,

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +16,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pipeline.files import add_files, atomic_file, atomic_folder, read_json, write_json
+from pipeline import files
+from pipeline.files import add_files, atomic_file, atomic_folder, complete_files, read_json, write_json
 from pipeline.yaml_text import parse_yaml
 
 
@@ -154,7 +156,77 @@ def test_files_of_which_only_some_were_replaced_are_without_the_last_one(owned, 
     with pytest.raises(KeyboardInterrupt):
         add_new(owned)
     assert seen == [("weights", False), ("list.json", False)]
-    assert contents(owned) == WORK | {"sub/weights": "new"}
+    assert contents(owned) == WORK | {"sub/weights": "new", ".list.json.ready/list.json": "new"}
+    monkeypatch.setattr(Path, "replace", replace)
+    complete_files(owned, "list.json")
+    assert contents(owned) == WORK | NEW
+    complete_files(owned, "list.json")
+    assert contents(owned) == WORK | NEW
+
+
+def cut_off(owned: Path) -> Path:
+    """Leave files as if a process had been killed between two of them; return where those are that are not in place."""
+    ready = owned / ".list.json.ready"
+    ready.mkdir()
+    (owned / "list.json").unlink()
+    (owned / "sub/weights").write_text("newer")
+    (ready / "list.json").write_text("newer")
+    return ready
+
+
+def test_what_a_kill_cut_off_is_completed_before_other_files_come(owned):
+    cut_off(owned)
+    with add_files(owned, last="other.json") as partial:
+        (partial / "other.json").write_text("new")
+    assert not (owned / "list.json").exists()
+    with pytest.raises(RuntimeError, match="in between"), add_files(owned, last="list.json"):
+        raise RuntimeError("in between")
+    complete_files(owned, "list.json")
+    assert contents(owned) == WORK | {"list.json": "newer", "sub/weights": "newer", "other.json": "new"}
+    cut_off(owned)
+    add_new(owned)
+    assert contents(owned) == WORK | NEW | {"other.json": "new"}
+
+
+@pytest.mark.parametrize("link", ["file", "folder"])
+def test_completing_follows_no_link_out_of_the_folder(owned, tmp_path, link):
+    ready, outside = cut_off(owned), tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_text("theirs")
+    if link == "file":
+        (ready / "sub").mkdir()
+        (ready / "sub/weights").symlink_to(outside / "secret")
+    else:
+        (owned / "away").symlink_to(outside)
+        (ready / "away").mkdir()
+        (ready / "away/secret").write_text("evil")
+    with pytest.raises(ValueError, match="a link leads out of"):
+        complete_files(owned, "list.json")
+    assert not (owned / "list.json").exists()
+    assert (outside / "secret").read_text() == "theirs"
+
+
+def test_one_process_at_a_time_adds_files(owned, monkeypatch, tmp_path):
+    def add(folder: Path, text: str, begun: threading.Event | None = None) -> None:
+        with add_files(folder, last="list.json") as partial:
+            (partial / "list.json").write_text(text)
+            if begun:
+                begun.set()
+                time.sleep(0.3)
+
+    for folder in (owned, tmp_path / "new"):
+        begun = threading.Event()
+        first = threading.Thread(target=add, args=(folder, "first", begun))
+        first.start()
+        assert begun.wait(60)
+        add(folder, "second")  # waits for the other one
+        first.join()
+        assert (folder / "list.json").read_text() == "second"
+    monkeypatch.setattr(files, "_PATIENCE", 0.1)
+    with add_files(owned, last="list.json"), pytest.raises(TimeoutError, match=r"another process .* into .*proj"):
+        add(owned, "third")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "proj"]
+    assert sorted(path.name for path in owned.iterdir()) == ["list.json", "sub", "thesis.md"]
 
 
 def test_ctrl_c_leaves_nothing_half_written(tmp_path):

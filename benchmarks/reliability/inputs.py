@@ -160,6 +160,7 @@ def _save(folder: Path) -> None:
     saves = Saves(folder / "run", 2, Ranks())
     for position in (1, 2):
         saves.save(position, {"learner": torch.ones(3)}, own, {"seconds": 1.0, "updates_owed": 0.0}, None)
+    saves.finish()
 
 
 def _resume() -> None:

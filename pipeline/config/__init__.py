@@ -285,6 +285,8 @@ class Finetune:
     control: bool = False  # as many updates, on demonstrations alone: what own episodes are worth is the difference
     teacher: Teacher = "off"  # label: experts say what they would do in every collected state, and that is imitated ...
     # ... with weight 1, in tasks that have one; `imitate` is for the others
+    stagger: bool = False  # first episodes are cut off after random steps and count for nothing but the replay, so ...
+    # ... that many environments do not all begin their next ones at the same step
 
     def __post_init__(self) -> None:
         demos = self.batch_size * self.demo_fraction

@@ -30,6 +30,7 @@ class Finished(NamedTuple):
     task: str
     episode_return: float
     score: float
+    whole: bool = True  # False of a first episode that was cut off, whose score says nothing
 
 
 class Collector:
@@ -42,7 +43,8 @@ class Collector:
         actor: acts, exploring.
         replay: takes the episodes, with those columns of the actor's that it keeps.
         settings: `imitate`, how much the policy imitates these episodes where no expert labels them;
-            `seeding_episodes`, how many per environment the policy plays alone before training begins.
+            `seeding_episodes`, how many per environment the policy plays alone before training begins; `stagger`,
+            whether the first ones were cut off.
         seed: of the actor's random numbers.
         returns: gives each episode its value targets when it is stored; None where Q has others.
 
@@ -214,7 +216,8 @@ class Collector:
         length, spec = int(self._length[i]), self._specs[i]
         episode_return = float(self._reward[i, :length].sum())
         score = spec.evaluate(episode_return, success)
-        imitation = {"all": 1.0, "score": score, "none": 0.0}[self._settings.imitate]
+        cut = self._settings.stagger and not self.episodes[i] and not terminated and length < spec.episode_length
+        imitation = {"all": 1.0, "score": 0.0 if cut else score, "none": 0.0}[self._settings.imitate]
         obs, reward, task = self._obs[i, : length + 1], self._reward[i, :length], int(self._rows[i])
         self._replay.add(
             obs,
@@ -229,7 +232,7 @@ class Collector:
         )
         if length < self._replay.horizon:
             self._left_out(spec.name, length)
-        return Finished(i, spec.name, episode_return, score)
+        return Finished(i, spec.name, episode_return, score, not cut)
 
     def _left_out(self, task: str, length: int) -> None:
         """Say once of each task that an episode was too short to be stored; stop where all are."""

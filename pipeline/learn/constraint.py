@@ -6,6 +6,8 @@ step, `record` for each finished episode, `publish` after that, and the state th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -96,6 +98,8 @@ class Evidence:
         self._sums = torch.zeros(len(names), 3, 3, dtype=torch.float64)  # episodes, scores, squared scores
         self._playing = torch.full((len(rows),), POLICY)
         self._generator = torch.Generator().manual_seed(seed)
+        self._constraint, self._q_weight = torch.full((len(names),), TIED), torch.ones(len(names))  # as published
+        self._changed: set[int] = set()  # rows with episodes that these do not count yet
 
     def choose(self, env_steps: int, seeded: bool) -> tuple[Tensor, Tensor]:
         """Return who plans (N,) bool and the weight (N,) by which their plans start from the policy."""
@@ -104,25 +108,31 @@ class Evidence:
     def record(self, episode: Finished, seeded: bool) -> None:
         """Count a finished episode, and draw the constraint of the next one in its environment."""
         row, score = self._rows[episode.env], episode.score
-        self._sums[row] *= self._fading
-        played = int(self._playing[episode.env])
-        self._sums[row, played] += torch.tensor([1.0, score, score**2], dtype=torch.float64)
+        sums, played = self._sums.numpy()[row], int(self._playing[episode.env])
+        sums *= self._fading
+        sums[played] += np.array([1.0, score, score**2])
         self._playing[episode.env] = self._draw(row) if seeded else POLICY
+        self._changed.add(row)
 
     def publish(self, table: TaskTable) -> Tensor | None:
         """Write into the table how plans are made, tied or free by the higher posterior mean, for every task played.
+
+        Only what has changed is computed: the tasks of which an episode has ended since.
 
         Returns:
             (n,) weight of Q in each task's policy loss: 0 where the policy alone has scored best, which then learns
             from the behaviour prior and entropy alone; else 1.
         """
-        q_weight = torch.ones(len(self._names), device=table.constraint.device)
-        for row in sorted(set(self._rows)):
-            if float(self._sums[row, :, 0].sum()) > 0:
-                means, _ = self.beliefs(row)
-                table.constraint[row] = FREE if means[FREE] > means[TIED] else TIED
-                q_weight[row] = float(not self._too_early(row) and int(np.argmax(means)) != POLICY)
-        return q_weight
+        if rows := sorted(self._changed):
+            means, _ = self.beliefs(rows)
+            self._constraint[rows] = torch.from_numpy(np.where(means[:, FREE] > means[:, TIED], FREE, TIED))
+            best = means.argmax(-1)
+            self._q_weight[rows] = torch.from_numpy(~self._too_early(rows) & (best != POLICY)).float()
+            self._changed.clear()
+        # All tasks that were played: whatever else has written into the table meanwhile, as an evaluation may, goes.
+        known, device = self._sums[:, :, 0].sum(1) > 0, table.constraint.device
+        table.constraint.copy_(torch.where(known.to(device), self._constraint.to(device), table.constraint))
+        return self._q_weight.to(device, copy=True)
 
     def metrics(self) -> dict[str, float]:
         """Return each task's weight: the share of its recent episodes that the policy played alone."""
@@ -141,26 +151,28 @@ class Evidence:
         """Take over what `state_tensors` returned."""
         self._sums, self._playing = state["sums"].clone(), state["playing"].clone()
         self._generator.set_state(state["generator"])
+        self._changed = set(torch.nonzero(self._sums[:, :, 0].sum(1)).flatten().tolist())
 
-    def beliefs(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and std (3,) of the posterior of a task's mean score under each constraint."""
-        episodes, scores, squares = self._sums[row].numpy().T
+    def beliefs(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and std (k, 3) of the posterior of k tasks' mean scores under each constraint."""
+        episodes, scores, squares = np.moveaxis(self._sums.numpy()[rows], -1, 0)
         played = np.maximum(episodes, 1e-9)
-        within = np.maximum(squares - scores**2 / played, 0).sum()
-        variance = (within + _PRIOR_EPISODES * _PRIOR_STD**2) / (episodes.sum() + _PRIOR_EPISODES)
-        variance = max(variance, _SMALLEST_VARIANCE)
-        prior = scores[POLICY] / played[POLICY] - np.array(_DOUBT)
+        within = np.maximum(squares - scores**2 / played, 0).sum(-1, keepdims=True)
+        variance = (within + _PRIOR_EPISODES * _PRIOR_STD**2) / (episodes.sum(-1, keepdims=True) + _PRIOR_EPISODES)
+        variance = np.maximum(variance, _SMALLEST_VARIANCE)
+        prior = scores[:, [POLICY]] / played[:, [POLICY]] - np.array(_DOUBT)
         weight = np.array([0.0, 1.0, 1.0])  # of the prior, in episodes
         mean = (scores + weight * prior) / (played + weight)
         return mean, np.sqrt(variance / (played + weight))
 
-    def _too_early(self, row: int) -> bool:
-        return float(self._sums[row, :, 0].sum()) < _FIRST_EPISODES * self._fading
+    def _too_early(self, rows: Sequence[int]) -> np.ndarray:
+        """Return which of k tasks (k,) have hardly been played."""
+        return self._sums.numpy()[rows, :, 0].sum(-1) < _FIRST_EPISODES * self._fading
 
     def _draw(self, row: int) -> int:
-        if self._too_early(row):
+        if self._too_early([row])[0]:
             return POLICY
-        mean, std = self.beliefs(row)
+        (mean,), (std,) = self.beliefs([row])
         return int(np.argmax(mean + std * torch.randn(3, generator=self._generator, dtype=torch.float64).numpy()))
 
 

@@ -11,16 +11,17 @@ import numpy as np
 import torch
 
 from pipeline import config
+from pipeline.learn.pieces import act_in_pieces
 from pipeline.model.actor import Actor
 from pipeline.progress import Progress
 from pipeline.run.ranks import Ranks
 from pipeline.statistics import summarise_tasks
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.task_env import TaskEnv
-from pipeline.tasks.vector import VectorEnv
+from pipeline.tasks.vector import Step, VectorEnv
 
 _RETURN = 0.1  # weight of the relative difference of two returns beside that of their scores
-_ENVS_PER_TASK = 5  # enough to fill a batch, few enough to keep the simulators' memory small
+_ENVS_PER_TASK, _MOST_ENVS = 5, 300  # enough to fill a batch, few enough to keep the simulators' memory small
 
 
 @dataclass
@@ -72,27 +73,33 @@ class Evaluator:
         make_envs: Callable[..., VectorEnv] = VectorEnv,
     ):
         self.specs, self.episodes, self._ranks = list(specs), episodes, ranks or Ranks()
-        each = min(episodes, _ENVS_PER_TASK)
-        # Tasks of one episode length step together, so that no environment waits for a longer one.
+        self._action_dim = action_dim
+        each = envs_per_task(len(specs), episodes)
+        # Tasks of one episode length step together, so that no environment waits for a longer one. All of them lie in
+        # one vector: each group has all its workers.
         self._groups: list[_Group] = []
+        own_specs: list[TaskSpec] = []
+        numbers: list[int] = []
         for length in sorted({spec.episode_length for spec in specs}):
             members = [i for i, spec in enumerate(specs) if spec.episode_length == length]
             everyone = [(i, copy) for i in members for copy in range(each)]
-            numbers = self._ranks.shard(range(len(everyone)))
-            if numbers:
-                own = [everyone[number] for number in numbers]
-                tasks, copies = np.array(own).T
+            own_numbers = self._ranks.shard(range(len(everyone)))
+            if own_numbers:
+                tasks, copies = np.array([everyone[number] for number in own_numbers]).T
                 wanted = (episodes - copies + each - 1) // each
-                own_specs = [specs[i] for i in tasks]
-                envs = make_envs(own_specs, obs_dim, action_dim, seed, min(num_workers, len(own)), numbers)
-                self._groups.append(_Group(tasks, copies, wanted, envs))
+                self._groups.append(_Group(tasks, copies, wanted, len(own_specs) + np.arange(len(tasks))))
+                own_specs += [specs[i] for i in tasks]
+                numbers += own_numbers
+        self._envs: VectorEnv | None = None
+        if own_specs:
+            self._envs = make_envs(own_specs, obs_dim, action_dim, seed, min(num_workers, len(own_specs)), numbers)
 
     def __enter__(self) -> Evaluator:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for group in self._groups:
-            group.envs.close()
+        if self._envs is not None:
+            self._envs.close()
 
     def run(
         self,
@@ -141,16 +148,22 @@ class Evaluator:
         progress: Progress,
         stopped: Callable[[], bool],
     ) -> list[_Played] | None:
+        envs = self._envs
+        assert envs is not None
+        playing = np.isin(np.arange(len(envs.specs)), group.envs)
+        action = np.zeros((len(playing), self._action_dim), np.float32)
         rows = actor.rows([instructed[int(task)] for task in group.tasks])
         count = np.zeros(len(rows), dtype=int)
         returns = np.zeros(len(rows))
         played = []
-        obs = group.envs.reset()
+        obs = envs.reset(playing)[group.envs]
         actor.reset(len(rows), seed=seed)
         while (count < group.wanted).any():
             if stopped():
                 return None
-            step = group.envs.step(actor.act(torch.from_numpy(obs), rows, plan).numpy())
+            action[group.envs] = act_in_pieces(actor, torch.from_numpy(obs), rows, plan).numpy()
+            envs.begin_step(action, playing)
+            step = Step(*(part[group.envs] for part in envs.end_step()))
             obs = step.obs
             returns += step.reward
             done = step.terminated | step.truncated
@@ -167,13 +180,18 @@ class Evaluator:
         return played
 
 
+def envs_per_task(num_tasks: int, episodes: int) -> int:
+    """Return how many environments play the episodes of each task: 5 with up to 60 tasks, 2 with 150, 1 with 200."""
+    return min(episodes, max(1, min(_ENVS_PER_TASK, _MOST_ENVS // max(num_tasks, 1))))
+
+
 class _Group(NamedTuple):
     """Environments of one episode length, those of this rank."""
 
     tasks: np.ndarray  # (N,) index of each environment's task
     copies: np.ndarray  # (N,) its number among the environments of that task
     wanted: np.ndarray  # (N,) episodes to play in it
-    envs: VectorEnv
+    envs: np.ndarray  # (N,) its index in the vector of all groups
 
 
 class _Played(NamedTuple):

@@ -70,7 +70,8 @@ def learn_online(
         # Store: episodes that ended, each in the replay of its rank; their scores, on all ranks, update the constraint.
         if ended := _end_step(run, collector):
             for episode in ended:
-                constraint.record(episode, not seeding)
+                if episode.whole:
+                    constraint.record(episode, not seeding)
             learner.q_weight = constraint.publish(learner.table)
             mixer.play(playing)
         run.advance(num_playing)
@@ -176,7 +177,7 @@ def _end_step(run: TrainingRun, collector: Collector) -> list[Finished]:
     ranks = run.ranks
     with run.clock.phase("env_wait"):
         finished = collector.end_step()
-    for episode in finished:
+    for episode in [one for one in finished if one.whole]:
         run.recent.setdefault(episode.task, []).append((episode.score, episode.episode_return))
     (some,) = ranks.any(bool(finished))
     if not some:

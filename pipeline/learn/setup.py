@@ -134,7 +134,10 @@ class Setup:
             task_weights=self._weights(), columns=self.columns, **self._targets, **place,
         )  # fmt: skip
         own = [env_specs[number] for number in numbers]
-        make_envs = partial(self.make_envs, labels=self.labels, timeout=self.runtime.env_timeout)
+        make_envs = partial(
+            self.make_envs, labels=self.labels, timeout=self.runtime.env_timeout,
+            first_steps=self.planner.horizon if settings.stagger else None,
+        )  # fmt: skip
         with run, make_envs(own, *self.widths, self.seed + 3, self.runtime.env_workers, numbers) as envs:
             learn_online(run, settings, demos, replay, envs, env_specs, self.actor())
         return replay

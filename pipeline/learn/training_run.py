@@ -129,7 +129,11 @@ class TrainingRun:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._stack.__exit__(kind, error, trace)  # type: ignore[arg-type]
+        try:
+            if not isinstance(error, KeyboardInterrupt):  # who leaves at once leaves the save under way half written
+                self.saves.join()
+        finally:
+            self._stack.__exit__(kind, error, trace)  # type: ignore[arg-type]
 
     @property
     def unfinished(self) -> bool:
@@ -193,7 +197,11 @@ class TrainingRun:
         """End a step that began at position `before`: log, evaluate and save where that is due.
 
         With `stop`, equal on all ranks, the run was interrupted: save and exit without evaluating.
+
+        Raises:
+            OSError: the save before this step could not be written.
         """
+        self.saves.check()
         settings, last = self.settings, self.position >= self.total
         if due(before, self.position, settings.log_every) or last:
             self._log_averages()
@@ -204,6 +212,8 @@ class TrainingRun:
             self.save_and_leave()
         if due(before, self.position, settings.save_every) or last or self.stopped:
             self.save()
+        if not self.unfinished:
+            self.saves.finish()
 
     def evaluate_first(self, always: bool = False) -> None:
         """Evaluate before the first step, if an interrupt cut an evaluation off, or `always`."""
@@ -332,10 +342,11 @@ class TrainingRun:
     def save_and_leave(self) -> None:
         """Save and end the process, after SIGTERM or Ctrl-C."""
         self.save()
+        self.saves.finish()
         self.interrupt.leave()
 
     def save(self) -> None:
-        """Save everything needed to go on from here; every rank calls this."""
+        """Begin to save everything needed to go on from here; every rank calls this."""
         with self.clock.phase("save"):
             self._save()
         self.on_save()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pipeline.page.geometry import Shape, colour_of, shape_of, texture_of
-from pipeline.page.physics import mujoco_of
+from pipeline.tasks.physics import mujoco_of
 from pipeline.tasks.task_env import TaskEnv
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ import numpy as np
 
 from pipeline.page.forecast import Forecast, came, driven, forecasting
 from pipeline.page.hand import Stick, steer, waits
-from pipeline.page.physics import mujoco_of
 from pipeline.page.record import FILM_SIZE, Recorder
 from pipeline.page.understood import Understood, understand
 from pipeline.play import told
+from pipeline.tasks.physics import mujoco_of
 from pipeline.tasks.registry import make
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.task_env import TaskEnv

@@ -35,22 +35,26 @@ class PixelEnvs(VectorEnv):
         numbers: Sequence[int] | None = None,
         labels: Labels | None = None,
         timeout: float = TIMEOUT,
+        first_steps: int | None = None,
     ) -> None:
         size = pixel_encoder.image_size
-        super().__init__(specs, obs_dim, action_dim, seed, num_workers, numbers, size, labels, timeout)
+        super().__init__(specs, obs_dim, action_dim, seed, num_workers, numbers, size, labels, timeout, first_steps)
         self._pixel_encoder = pixel_encoder
         self._obs_dims, self._tasks = [spec.obs_dim for spec in specs], [spec.name for spec in specs]
 
-    def reset(self) -> np.ndarray:
-        """Start episode 0 of each environment; return the first observations, (N, O) float32."""
-        return self._augment(super().reset())
+    def reset(self, playing: np.ndarray | None = None) -> np.ndarray:
+        """Start episode 0 of each environment, or of those that play, as `VectorEnv` does.
+
+        What is returned of the others, (N, O), has no vector of an image in it.
+        """
+        return self._augment(super().reset(playing), playing)
 
     def end_step(self) -> Step:
-        """Wait for the step that was begun, encode its images and return what it gave."""
+        """Wait for the step that was begun, encode the images of the environments that took it, return what it gave."""
         step = super().end_step()
         done = np.flatnonzero(step.terminated | step.truncated)
         # Where no episode ended, or one was lost, both observations are the same.
-        obs = self._augment(step.obs)
+        obs = self._augment(step.obs, self._arrays.playing | step.lost)
         final_obs = np.where((step.terminated | step.truncated)[:, None], step.final_obs, obs)
         if len(done):
             ended, dims, tasks = final_obs[done], [self._obs_dims[i] for i in done], [self._tasks[i] for i in done]
@@ -62,15 +66,20 @@ class PixelEnvs(VectorEnv):
         """Go into the middle of known episodes by replaying what was done in them; return the observations, (N, O)."""
         return self._augment(super().restore(episodes, actions))
 
-    def _augment(self, obs: np.ndarray) -> np.ndarray:
-        self._pixel_encoder.augment(obs, self._obs_dims, self.image, self._tasks)
+    def _augment(self, obs: np.ndarray, playing: np.ndarray | None = None) -> np.ndarray:
+        which = np.arange(len(obs)) if playing is None else np.flatnonzero(playing)
+        if not len(which):
+            return obs
+        observed, dims, tasks = obs[which], [self._obs_dims[i] for i in which], [self._tasks[i] for i in which]
+        self._pixel_encoder.augment(observed, dims, self.image[which], tasks)
+        obs[which] = observed
         return obs
 
 
 def env_maker(pixel_encoder: PixelEncoder | None) -> Callable[..., VectorEnv]:
-    """Return `make_envs(specs, obs_dim, action_dim, seed, num_workers, numbers, labels, timeout)`.
+    """Return `make_envs(specs, obs_dim, action_dim, seed, num_workers, numbers, labels, timeout, first_steps)`.
 
-    The last three may be left out. It builds a `PixelEnvs`, or a plain `VectorEnv` where images are not observed.
+    The last four may be left out. It builds a `PixelEnvs`, or a plain `VectorEnv` where images are not observed.
 
     Raises:
         ValueError: from `make_envs`, a task does not fit into `obs_dim`.
@@ -85,12 +94,17 @@ def env_maker(pixel_encoder: PixelEncoder | None) -> Callable[..., VectorEnv]:
         numbers: Sequence[int] | None = None,
         labels: Labels | None = None,
         timeout: float = TIMEOUT,
+        first_steps: int | None = None,
     ) -> VectorEnv:
         for spec in specs:
             check_width(spec, pixel_encoder, obs_dim)
         if pixel_encoder is None:
-            return VectorEnv(specs, obs_dim, action_dim, seed, num_workers, numbers, labels=labels, timeout=timeout)
-        return PixelEnvs(pixel_encoder, specs, obs_dim, action_dim, seed, num_workers, numbers, labels, timeout)
+            return VectorEnv(
+                specs, obs_dim, action_dim, seed, num_workers, numbers, 0, labels, timeout, first_steps
+            )  # fmt: skip
+        return PixelEnvs(
+            pixel_encoder, specs, obs_dim, action_dim, seed, num_workers, numbers, labels, timeout, first_steps
+        )  # fmt: skip
 
     return make_envs
 

@@ -18,7 +18,8 @@ _ECHO_SECONDS = 5.0  # a launcher passes the signal on to processes that have ha
 class Interrupt:
     """Within this context the first Ctrl-C or SIGTERM only sets `requested`; a second one interrupts at once.
 
-    A loop asks `requested` once per step, saves, and calls `leave`.
+    A loop asks `requested` once per step, saves, and calls `leave`. If the signal came when the loop asked no more, the
+    end of this context leaves.
 
     Args:
         stop_seconds: after a SIGTERM the process ends this many seconds later even if it could not save by then, with
@@ -37,11 +38,13 @@ class Interrupt:
             self._previous[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type | None, *exc: object) -> None:
         if self._deadline:
             self._deadline.cancel()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self.requested and kind is None:
+            self.leave()
 
     def is_requested(self) -> bool:
         """Return whether a signal asks to leave."""

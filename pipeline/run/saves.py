@@ -1,7 +1,8 @@
 """Resumable saves: a folder per save, tensors as safetensors, the rest as JSON, each verified before it is trusted.
 
 What grows, the replay, is not written again with every save: each save adds one part per rank with the episodes since
-the save before, and lists the parts that make up the replay of now. Rank 0 writes everything; the others send.
+the save before, and lists the parts that make up the replay of now. Rank 0 writes everything; the others send. The loop
+only waits until all is copied: a thread writes, and what it meets the loop raises at its next step.
 
     <folder>/save-000000004000/state.json learner.safetensors rank-0000.safetensors ...
     <folder>/replay/000000004000-0000.safetensors ...
@@ -9,13 +10,15 @@ the save before, and lists the parts that make up the replay of now. Rank 0 writ
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -23,7 +26,7 @@ from torch import Tensor
 from pipeline.files import atomic_file, atomic_folder, sha256, write_json
 from pipeline.run.ranks import Ranks
 
-_STATE = "state.json"
+_STATE, _SEAL = "state.json", "seal"  # the latter is its entry with the hash of all others
 _REPLAY = "replay"
 
 
@@ -39,6 +42,14 @@ class Replay(Protocol):
     def state_tensors(self, since: int = 0) -> dict[str, Tensor]: ...
 
     def load_state_tensors(self, state: dict[str, Tensor]) -> None: ...
+
+
+class _Gathered(NamedTuple):
+    """What the replays of all ranks gained since the last save."""
+
+    tensors: dict[int, dict[str, Tensor]]  # by rank; on rank 0 alone
+    oldest: list[int]  # of each rank: number of the oldest episode it still has ...
+    ends: list[int]  # ... and of the one that comes next
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ class Saved:
 
 
 class Saves:
-    """The saves of one run.
+    """The saves of one run, written by a thread while the run goes on.
 
     Args:
         folder: the run's folder.
@@ -90,7 +101,9 @@ class Saves:
     def __init__(self, folder: Path, keep: int = 2, ranks: Ranks | None = None):
         self.folder, self.keep, self.ranks = folder, keep, ranks or Ranks()
         self._parts: list[dict[str, Any]] = []  # of the replay, as the newest save lists them
-        self._num_saved = 0  # episodes of this rank's replay that are in them
+        self._num_saved = 0  # episodes of this rank's replay that are in them, or in the save under way
+        self._writing: threading.Thread | None = None
+        self._error: BaseException | None = None  # of the save under way
 
     def save(
         self,
@@ -100,7 +113,9 @@ class Saves:
         values: dict[str, Any],
         replay: Replay | None = None,
     ) -> None:
-        """Save one state of a run; every rank calls this.
+        """Copy one state of a run and begin to write it; every rank calls this.
+
+        What is given may change as soon as this returns. A save under way is waited for first.
 
         Args:
             position: updates or env_steps done; names the save.
@@ -110,27 +125,46 @@ class Saves:
             replay: of this rank; what was added since the last save is written.
 
         Raises:
-            OSError: the disk is full, or the save cannot be read back; the saves before are kept.
+            OSError: the save before could not be written, as `check` raises it.
         """
-        parts = self._save_replay(position, replay) if replay is not None else []
+        self.join()
+        self.check()
+        parts = self._gathered_replay(replay) if replay is not None else None
         described = self.ranks.collect(of_rank[1])
-        target = self.folder / f"save-{position:012d}"
+        files = {_rank_file(rank): _copied(tensors) for rank, tensors in self.ranks.to_main(of_rank[0])}
         if not self.ranks.is_main:
-            list(self.ranks.to_main(of_rank[0]))
-            self.ranks.wait()
             return
-        with atomic_folder(target) as partial:
-            hashes = {}
-            for name, tensors in [("learner.safetensors", learner), *self._of_ranks(of_rank[0])]:
-                _write(tensors, partial / name)
-                hashes[name] = sha256(partial / name)
-            state = {"position": position, "values": values, "ranks": described, "sha256": hashes, "replay": parts}
-            write_json(partial / _STATE, state)
-        problem = _problem(target, check_replay=False)
-        if problem:
-            raise OSError(f"the save {target} could not be read back whole: {problem}. The one before is kept.")
-        self._parts = parts
-        self._remove_old()
+        files = {"learner.safetensors": _copied(learner), **files}
+        # As JSON already, because what is described goes on growing.
+        state = json.loads(json.dumps({"position": position, "values": values, "ranks": described}, allow_nan=False))
+        # A daemon, because nobody waits for it who is told twice to leave.
+        self._writing = threading.Thread(target=self._write_all, args=(state, files, parts), daemon=True)
+        self._writing.start()
+
+    def join(self) -> None:
+        """Wait for the save that is under way on this rank, if there is one; `check` says how it ended."""
+        if self._writing is not None:
+            self._writing.join()
+            self._writing = None
+
+    def check(self) -> None:
+        """Go on if no save has failed.
+
+        Raises:
+            OSError: the disk is full, or a save cannot be read back; the saves before are kept.
+        """
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def finish(self) -> None:
+        """Return when the last save is whole; every rank calls this before it leaves.
+
+        Raises:
+            OSError: as `check` does.
+        """
+        self.join()
+        self.check()
         self.ranks.wait()
 
     def load(self) -> Saved | None:
@@ -193,28 +227,51 @@ class Saves:
                 shutil.rmtree(aside, ignore_errors=True)
                 path.rename(aside)
 
-    def _save_replay(self, position: int, replay: Replay) -> list[dict[str, Any]]:
-        """Write what every rank's replay gained, and return the parts that the replays of now consist of."""
+    def _gathered_replay(self, replay: Replay) -> _Gathered:
+        """Copy what every rank's replay gained since the last save."""
         first = replay.num_added - replay.num_episodes
         gained = replay.state_tensors(since=self._num_saved) if replay.num_added > self._num_saved else {}
         oldest = self.ranks.collect(first)
         ends = self.ranks.collect(replay.num_added)
         self._num_saved = replay.num_added
-        parts = [part for part in self._parts if part["end"] > oldest[part["rank"]]]
-        for rank, tensors in self.ranks.to_main(gained):
-            if not tensors:
-                continue
+        # Not copied once more: `state_tensors` of a replay are no views of it.
+        return _Gathered({rank: tensors for rank, tensors in self.ranks.to_main(gained) if tensors}, oldest, ends)
+
+    def _write_all(self, state: dict[str, Any], files: dict[str, dict[str, Tensor]], replay: _Gathered | None) -> None:
+        """Write a save, read it back and remove old ones; in the thread, where an error waits for `check`."""
+        try:
+            parts = self._write_replay(state["position"], replay) if replay is not None else []
+            self._write_save(state, files, parts)
+            self._parts = parts
+            self._remove_old()
+        except BaseException as error:  # whatever it is, the loop raises it
+            self._error = error
+
+    def _write_replay(self, position: int, gathered: _Gathered) -> list[dict[str, Any]]:
+        """Write what the replays gained, and return the parts that the replays of now consist of."""
+        parts = [part for part in self._parts if part["end"] > gathered.oldest[part["rank"]]]
+        for rank, tensors in gathered.tensors.items():
             path = self.folder / _REPLAY / f"{position:012d}-{rank:04d}.safetensors"
             with atomic_file(path) as partial:
                 _write(tensors, partial)
-            digest = sha256(path)
-            part = {"file": path.name, "rank": rank, "end": ends[rank], "sha256": digest, "bytes": path.stat().st_size}
+            end, digest = gathered.ends[rank], sha256(path)
+            part = {"file": path.name, "rank": rank, "end": end, "sha256": digest, "bytes": path.stat().st_size}
             parts = [other for other in parts if other["file"] != path.name] + [part]
         return parts
 
-    def _of_ranks(self, own: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        for rank, tensors in self.ranks.to_main(own):
-            yield _rank_file(rank), tensors
+    def _write_save(
+        self, state: dict[str, Any], files: dict[str, dict[str, Tensor]], parts: list[dict[str, Any]]
+    ) -> None:
+        target = self.folder / f"save-{state['position']:012d}"
+        with atomic_folder(target) as partial:
+            hashes = {}
+            for name, tensors in files.items():
+                _write(tensors, partial / name)
+                hashes[name] = sha256(partial / name)
+            state = {**state, "sha256": hashes, "replay": parts}
+            write_json(partial / _STATE, {**state, _SEAL: _seal(state)})
+        if problem := _problem(target, check_replay=False):
+            raise OSError(f"the save {target} could not be read back whole: {problem}. The one before is kept.")
 
     def _remove_old(self) -> None:
         for old in _saves(self.folder)[: -self.keep]:
@@ -237,16 +294,28 @@ def _rank_file(rank: int) -> str:
     return f"rank-{rank:04d}.safetensors"
 
 
+def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors on the CPU that share their memory with nothing, not with each other either."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
 def _write(tensors: dict[str, Tensor], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Cloned, because safetensors refuses tensors that share storage, as a model's tied buffers may.
-    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path)
+    save_file(tensors, path)
+
+
+def _seal(state: dict[str, Any]) -> str:
+    """Return the SHA-256 of all that a state says, however it is laid out in its file."""
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _problem(path: Path, check_replay: bool) -> str | None:
     """Return what is wrong with a save, or None if every file it names is there with its hash."""
     try:
         state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        seal = state.pop(_SEAL, None)
+        if seal is not None and seal != _seal(state):  # saves of older versions have none
+            return f"{path / _STATE} has changed since it was written"
         named = {path / name: digest for name, digest in state["sha256"].items()}
         if check_replay:
             named |= {path.parent / _REPLAY / part["file"]: part["sha256"] for part in state["replay"]}

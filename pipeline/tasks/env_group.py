@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.tasks.labels import Expert, Labels, ask
+from pipeline.tasks.physics import drop_textures
 from pipeline.tasks.registry import make
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.task_env import SimulationError, TaskEnv
@@ -86,6 +87,7 @@ class EnvGroup:
         seed: seed of the run.
         numbers: number in the run of each environment of the vector.
         labels: whose experts are asked before each step; None asks nobody.
+        first_steps: fewest agent steps of episode 0 of each environment, which ends after a random number; None: whole.
     """
 
     def __init__(
@@ -95,20 +97,23 @@ class EnvGroup:
         seed: int,
         numbers: Sequence[int],
         labels: Labels | None = None,
+        first_steps: int | None = None,
     ) -> None:
         self._arrays, self._seed, self._numbers, self._specs = arrays, seed, numbers, dict(specs)
         self._size = arrays.image.shape[1]
-        self._labels = labels
+        self._labels, self._first_steps = labels, first_steps
+        self._steps_left = dict.fromkeys(self._specs, math.inf)  # until an episode 0 that is not to be whole is cut off
         self._experts: dict[int, Expert] = {}  # of the environments that are labelled
         self._success = dict.fromkeys(self._specs, False)  # whether the present state is a successful one
         self._envs = {index: self._build(index) for index in self._specs}
         self.failures: list[tuple[int, str]] = []  # of the last call: index, and error with its traceback
 
     def reset(self) -> None:
-        """Start episode 0 of each environment."""
+        """Start episode 0 of each environment that plays."""
         self.failures = []
         for index in self._envs:
-            self._begin(index, 0)
+            if self._arrays.playing[index]:
+                self._begin(index, 0)
 
     def step(self) -> None:
         """Take one agent step in each environment that plays; where an episode ends, start the next."""
@@ -133,6 +138,9 @@ class EnvGroup:
             final_obs[index] = obs[index] = last
             success[index] = self._success[index] = info["success"]
             lost[index] = False
+            self._steps_left[index] -= 1
+            if self._steps_left[index] <= 0 and not terminated[index]:
+                truncated[index] = True
             over = terminated[index] or truncated[index]
             if self._size:
                 (final_image if over else image)[index] = env.render()
@@ -151,6 +159,7 @@ class EnvGroup:
             for step, action in enumerate(played):
                 env = self._envs[index]
                 self._arrays.beats[index] += 2
+                self._steps_left[index] -= 1
                 self._arrays.obs[index], _, terminated, truncated, info = env.step(action)
                 self._success[index] = info["success"]
                 if terminated or truncated:
@@ -173,6 +182,8 @@ class EnvGroup:
             env = make(spec, self._arrays.obs.shape[1], self._arrays.action.shape[1], self._size)
             if self._labels and spec.name in self._labels.kinds:
                 self._experts[index] = self._labels.open_expert(spec, env)
+            if not self._size:
+                drop_textures(env)
             return env
         except Exception as error:
             error.add_note(f"This happened when building task {spec.name} ({spec.suite}: {spec.env_id}).")
@@ -183,6 +194,7 @@ class EnvGroup:
         self._arrays.starting[index] = True
         for attempt in range(MAX_FAILURES + 1):
             self._arrays.episode[index] = episode + attempt
+            self._steps_left[index] = self._length(index) if episode + attempt == 0 else math.inf
             seed = episode_seed(self._seed, self._numbers[index], episode + attempt)
             self._arrays.beats[index] += 1
             try:
@@ -199,6 +211,14 @@ class EnvGroup:
             finally:
                 self._arrays.beats[index] += 1
             self._rebuild(index)
+
+    def _length(self, index: int) -> float:
+        """Return after how many steps episode 0 is cut off, which follows from seed and number of the environment."""
+        longest = self._specs[index].episode_length
+        if self._first_steps is None or self._first_steps >= longest:
+            return math.inf
+        draw = np.random.default_rng((self._seed, self._numbers[index]))
+        return int(draw.integers(self._first_steps, longest, endpoint=True))
 
     def _lose(self, index: int, error: SimulationError) -> None:
         self.failures.append((index, _report(error)))

@@ -80,6 +80,8 @@ class VectorEnv:
         labels: experts that are asked in every state of their tasks, where the environments are; None asks nobody.
         timeout: seconds that a step may take in a worker, before it counts as standing still; a reset may take ten
             times as long.
+        first_steps: fewest agent steps of episode 0 of each environment, which is truncated after a random number of
+            them, so that the environments do not all begin new episodes at the same step; None: it is whole.
 
     Raises:
         ValueError: a task cannot be built (with `num_workers=0`).
@@ -97,6 +99,7 @@ class VectorEnv:
         image_size: int = 0,
         labels: Labels | None = None,
         timeout: float = TIMEOUT,
+        first_steps: int | None = None,
     ) -> None:
         n = len(specs)
         if n == 0:
@@ -113,11 +116,11 @@ class VectorEnv:
         self._dead: dict[int, _Death] = {}  # workers that could not get the command under way
         if num_workers == 0:
             self._arrays = view(bytearray(num_bytes(widths)), widths)
-            self._group = EnvGroup(numbered, self._arrays, seed, numbers, labels)
+            self._group = EnvGroup(numbered, self._arrays, seed, numbers, labels, first_steps)
             return
         memory = self._memory = _shared_memory(num_bytes(widths))
         self._arrays = view(mmap.mmap(memory, 0), widths)
-        order = self._order = {"widths": widths, "seed": seed, "numbers": numbers}
+        order = self._order = {"widths": widths, "seed": seed, "numbers": numbers, "first_steps": first_steps}
         order["labels"] = labels.to_orders() if labels else None
         try:
             for hand in assign(specs, min(num_workers, n)):
@@ -141,10 +144,16 @@ class VectorEnv:
         """The images of the current observations, (N, P, P, 3) uint8 RGB."""
         return self._arrays.image.copy()
 
-    def reset(self) -> np.ndarray:
-        """Start episode 0 of each environment; return the first observations, (N, O) float32."""
-        self._failures[:] = 0
-        self._arrays.episode[:] = 0
+    def reset(self, playing: np.ndarray | None = None) -> np.ndarray:
+        """Start episode 0 of each environment; return the current observations, (N, O) float32.
+
+        Args:
+            playing: (N,) bool, the environments that begin; the others go on from where they are. None for all.
+        """
+        which = np.ones(len(self.specs), dtype=bool) if playing is None else playing
+        self._failures[which] = 0
+        self._arrays.episode[which] = 0
+        self._arrays.playing[:] = which
         if self._group:
             self._group.reset()
             self._count(self._group.failures)

@@ -49,7 +49,7 @@ def _build(order: dict, memory: int) -> EnvGroup:
     arrays = view(mmap.mmap(memory, 0), Widths(*order["widths"]))
     specs = [(index, parse_spec(values, "a worker's orders")) for index, values in order["specs"]]
     labels = Labels.from_orders(order["labels"]) if order["labels"] else None
-    return EnvGroup(specs, arrays, order["seed"], order["numbers"], labels)
+    return EnvGroup(specs, arrays, order["seed"], order["numbers"], labels, order["first_steps"])
 
 
 def _obey(group: EnvGroup, connection: Connection) -> None:

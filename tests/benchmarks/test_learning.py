@@ -56,6 +56,13 @@ def test_ways_are_trained_from_one_base_and_stand_beside_their_control(tmp_path,
     learning.main(words)
 
 
+@pytest.mark.parametrize("words", [["--seeds", "1", "2", "1"], ["--ways", "own", "own"]])
+def test_nothing_counts_twice(words, capsys):
+    with pytest.raises(SystemExit):
+        learning.main(words)
+    assert "names one twice" in capsys.readouterr().err
+
+
 def test_differences_are_taken_episode_by_episode():
     runs = {
         "control": [{"policy": {"a": [[0.0, 1.0], []], "b": [[0.5], []]}}],

@@ -90,9 +90,12 @@ def make_collector(
     imitate: str = "score",
     specs: Sequence[TaskSpec] = SPECS,
     labels: Labels | None = None,
+    first_steps: int | None = None,
 ) -> tuple[Collector, VectorEnv]:
-    actor, settings = make_actor(specs), dataclasses.replace(FINETUNE, imitate=imitate)  # pyright: ignore
-    envs = VectorEnv(specs, MODEL.obs_dim, MODEL.action_dim, seed=5, num_workers=0, labels=labels)
+    actor = make_actor(specs)
+    settings = dataclasses.replace(FINETUNE, imitate=imitate, stagger=first_steps is not None)  # pyright: ignore
+    widths = (MODEL.obs_dim, MODEL.action_dim)
+    envs = VectorEnv(specs, *widths, seed=5, num_workers=0, labels=labels, first_steps=first_steps)
     return Collector(specs, actor.rows([s.name for s in specs]), envs, actor, replay, settings, seed=7), envs
 
 
@@ -323,3 +326,56 @@ def test_labels_are_shared_out_with_their_episodes_also_where_nobody_labels_on_a
         for name in ("obs", "action", "reward", "expert_action", "first_dim"):
             assert torch.equal(again[name], saved[name][101 * row : 101 * (row + 1)]), name
         assert again["imitation"].tolist() == [1.0 - row]
+
+
+def ends(envs: VectorEnv, steps: int) -> list[list[int]]:
+    """Return the steps at which each environment's episodes end."""
+    found: list[list[int]] = [[] for _ in envs.specs]
+    for step in range(1, steps + 1):
+        done = envs.step(np.zeros((len(envs.specs), MODEL.action_dim), np.float32)).truncated
+        for i in np.flatnonzero(done):
+            found[i].append(step)
+    return found
+
+
+def test_first_episodes_end_at_random_steps_that_follow_from_seed_and_number_alone():
+    def make(numbers: Sequence[int]) -> VectorEnv:
+        specs = [PENDULUM] * len(numbers)
+        return VectorEnv(specs, MODEL.obs_dim, MODEL.action_dim, 5, 0, numbers, first_steps=3)
+
+    with make(range(12)) as envs, make([7, 2]) as others:
+        envs.reset()
+        found = ends(envs, 24)
+        others.reset()
+        assert ends(others, 24) == [found[7], found[2]]
+        others.restore(np.array([0, 0]), [np.zeros((2, MODEL.action_dim), np.float32)] * 2)
+        assert [one[0] + 2 for one in ends(others, 12)] == [found[7][0], found[2][0]]
+        envs.reset()
+        assert ends(envs, 24) == found
+    first = [one[0] for one in found]
+    assert 3 <= min(first) < max(first) <= 12
+    assert len(set(first)) > 4
+    assert all(one[1] - one[0] == 12 for one in found)
+
+
+def test_a_first_episode_that_was_cut_off_is_stored_and_counts_for_nothing_else():
+    specs, replay = [PENDULUM] * 6, make_replay()
+    collector, envs = make_collector(replay, specs=specs, first_steps=3)
+    with envs:
+        finished = [episode for _ in range(12) for episode in step_once(collector)]
+    lengths, imitation = (
+        part.tolist() for part in (replay.index_tensors()["episodes"][1], replay.index_tensors()["imitation"])
+    )
+    assert sorted(episode.env for episode in finished if episode.env < 6)[:6] == list(range(6))
+    assert min(lengths) < 12
+    assert [episode.whole for episode in finished] == [length == 12 for length in lengths]
+    assert [weight > 0 for weight in imitation] == [length == 12 for length in lengths]
+
+
+def test_some_environments_begin_anew_while_others_stay():
+    with VectorEnv([PENDULUM] * 3, MODEL.obs_dim, MODEL.action_dim, 5, 0) as envs:
+        first = envs.reset()
+        before = envs.step(np.ones((3, MODEL.action_dim), np.float32)).obs
+        obs = envs.reset(np.array([True, False, True]))
+    assert np.array_equal(obs[[0, 2]], first[[0, 2]])
+    assert np.array_equal(obs[1], before[1])

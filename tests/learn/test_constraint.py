@@ -136,3 +136,29 @@ def test_under_the_constraint_policy_the_action_is_the_policy_s_own(explore: boo
         assert torch.equal(by_table[POLICY], act(plan=False)[POLICY])
     assert not torch.equal(by_table[1:], act(plan=False)[1:])
     assert CONSTRAINTS[POLICY] == "policy"
+
+
+def test_what_is_published_is_computed_for_tasks_that_have_changed_and_stands_for_all(monkeypatch: pytest.MonkeyPatch):
+    table, evidence = make_table(), make_evidence()
+    table.constraint[:] = FREE
+    for number in range(12):
+        evidence.record(Finished(REACH, "task-0", 0.0, 0.1 * (number % 4)), True)
+    evidence.record(Finished(SWING, "task-1", 0.0, 0.5), True)
+    first = evidence.publish(table)
+    assert table.constraint[SOLVED] == FREE, "it was not played"
+    published, asked = table.constraint.clone(), []
+    beliefs = evidence.beliefs
+    monkeypatch.setattr(evidence, "beliefs", lambda rows: asked.append(list(rows)) or beliefs(rows))
+    table.constraint[:] = POLICY  # as an evaluation may say
+    assert torch.equal(evidence.publish(table), first)
+    assert table.constraint.tolist() == [*published[:SOLVED].tolist(), POLICY]
+    assert asked == []
+    evidence.record(Finished(SWING, "task-1", 0.0, 0.5), False)
+    evidence.publish(table)
+    assert asked == [[SWING]]
+    other = make_evidence()
+    other.load_state_tensors(evidence.state_tensors())
+    assert torch.equal(other.publish(table), evidence.publish(table))
+    means, stds = other.beliefs([REACH, SWING])
+    assert [beliefs([row])[0][0].tolist() for row in (REACH, SWING)] == means.tolist()
+    assert [beliefs([row])[1][0].tolist() for row in (REACH, SWING)] == stds.tolist()

@@ -57,6 +57,7 @@ def test_a_run_that_ended_because_every_task_was_solved_does_not_begin_to_wait_w
     (extension,) = run.learner.extensions
     extension.rests = True  # type: ignore[attr-defined]
     run.save()
+    run.saves.finish()
     again = make_run(tmp_path, rests=False)
     assert again.resumed is not None
     assert not again.unfinished

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.page.physics import mujoco_of
+from pipeline.tasks.physics import mujoco_of
 from pipeline.tasks.registry import get, make
 
 pytest.importorskip("viser", reason="the page needs the extra: pip install 'eft[play]'")

@@ -59,9 +59,11 @@ DEFAULTS = {
     "stop_seconds": 0,
     "kill_at_write": None,  # SIGKILL itself right after writing this many tensor files
     "nan_at": None,  # [rank, update]: a batch of that rank holds a reward that is not finite
-    "slow_save": 0.0,  # seconds each save takes longer
+    "slow_save": 0.0,  # seconds that writing each save takes longer
+    "signal_at": None,  # SIGTERM itself when the state at this position has just been copied
     "fail_at": None,  # [rank, update]: that rank raises an error of its own
     "history": False,  # dynamics that see past steps
+    "stagger": False,  # first episodes end at random steps
     "labels": False,  # an expert labels the first and the last task
     "clipped": None,  # the policy learns by a clipped ratio; true where plans collect for it
 }
@@ -93,7 +95,7 @@ def main(options: dict) -> None:
         constraint_steps=100, constraint_decay=100, replay_capacity=240, log_every=45, save_every=30,
         eval_every=options["eval_every"], eval_episodes=1, cooldown=0.2,
         scaling=_scaling(options["scaling"]), imitated="intended" if options["returns"] else "executed",
-        demos_in_replay=options["returns"],
+        demos_in_replay=options["returns"], stagger=options["stagger"],
     )  # fmt: skip
     clipped = None
     if options["clipped"] is not None:
@@ -179,13 +181,22 @@ def _plant(options: dict, ranks: Ranks) -> None:
 
         saves._write = write_and_die
     if options["slow_save"]:
+        write_all = saves.Saves._write_all
+
+        def slow_write_all(self: saves.Saves, *args: Any) -> None:
+            time.sleep(options["slow_save"])
+            write_all(self, *args)
+
+        saves.Saves._write_all = slow_write_all
+    if options["signal_at"]:
         save = saves.Saves.save
 
-        def slow_save(self: saves.Saves, *args: object) -> None:
-            time.sleep(options["slow_save"])
-            save(self, *args)  # type: ignore[arg-type]
+        def signalled_save(self: saves.Saves, position: int, *args: Any) -> None:
+            save(self, position, *args)
+            if position == options["signal_at"]:
+                os.kill(os.getpid(), signal.SIGTERM)
 
-        saves.Saves.save = slow_save  # type: ignore[method-assign]
+        saves.Saves.save = signalled_save
     for name, what in (("nan_at", _spoil), ("fail_at", _fail)):
         if options[name] and options[name][0] == ranks.rank:
             what(options[name][1])

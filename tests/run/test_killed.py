@@ -81,6 +81,15 @@ def test_targets_that_are_not_saved_are_the_same_again(server, tmp_path):
     assert len(set(result(whole)["value_scale"])) > 1  # one for each task
 
 
+def test_first_episodes_end_where_they_did(server, undisturbed, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert server.run(whole, stagger=True) == [0], said(whole)
+    for number in (2, 8):  # in the middle of the first save, with first episodes under way, and of a later one
+        assert server.run(broken, stagger=True, kill_at_write=number) == [-signal.SIGKILL]
+    assert server.run(broken, stagger=True) == [0], said(broken)
+    assert result(broken) == result(whole) != undisturbed[0]
+
+
 def test_a_past_under_way_is_taken_up_too(server, tmp_path):
     assert server.run(tmp_path / "undisturbed", history=True) == [0], said(tmp_path / "undisturbed")
     for ranks in (1, 2):
@@ -169,6 +178,20 @@ def test_sigterm_saves_and_leaves(server, undisturbed, tmp_path):
     os.kill(pid, signal.SIGTERM)
     assert server.wait() == [143]
     assert "stopped. What was saved is kept" in said(tmp_path)
+    assert server.run(tmp_path) == [0]
+    assert result(tmp_path) == undisturbed[0]
+
+
+def test_sigterm_during_the_last_save_is_not_forgotten(server, undisturbed, tmp_path):
+    assert server.run(tmp_path, signal_at=240, slow_save=0.2) == [143]
+    assert positions(tmp_path)[-1] == 240
+    assert server.run(tmp_path) == [0]
+    assert result(tmp_path) == undisturbed[0]
+
+
+def test_sigterm_while_a_save_is_written_waits_for_it(server, undisturbed, tmp_path):
+    assert server.run(tmp_path, signal_at=60, slow_save=0.5) == [143]
+    assert positions(tmp_path)[-1] == 60
     assert server.run(tmp_path) == [0]
     assert result(tmp_path) == undisturbed[0]
 

@@ -1,13 +1,16 @@
 """Saves, run folders and interrupts: nothing lost, nothing damaged is trusted."""
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -25,7 +28,9 @@ OF_RANK = {"generator": torch.Generator().get_state()}, {"num_summed": 3}
 
 
 def save(folder: Path, position: int, replay: ReplayBuffer | None = None, keep: int = 2) -> None:
-    Saves(folder, keep).save(position, LEARNER, OF_RANK, {"updates_owed": 0.25}, replay)
+    saves = Saves(folder, keep)
+    saves.save(position, LEARNER, OF_RANK, {"updates_owed": 0.25}, replay)
+    saves.finish()
 
 
 def test_a_save_comes_back_bit_for_bit(tmp_path):
@@ -46,7 +51,9 @@ def test_the_last_saves_are_kept(tmp_path, keep):
     assert sorted(int(path.name[5:]) for path in tmp_path.iterdir()) == [10, 20, 30, 40][-keep:]
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "no state", "another state", "a state without end"])
+@pytest.mark.parametrize(
+    "damage", ["flip", "cut", "remove", "no state", "another state", "another number", "a state without end"]
+)
 def test_a_damaged_save_is_passed_over(tmp_path, damage, capsys):
     save(tmp_path, 10)
     save(tmp_path, 20)
@@ -63,6 +70,11 @@ def test_a_damaged_save_is_passed_over(tmp_path, damage, capsys):
             (target.parent / "state.json").unlink()
         case "another state":
             (target.parent / "state.json").write_text('["sha256"]')
+        case "another number":
+            state = target.parent / "state.json"
+            written = state.read_text()
+            state.write_text(written.replace('"updates_owed": 0.25', '"updates_owed": 0.75'))
+            assert state.read_text() != written
         case "a state without end":
             (target.parent / "state.json").write_text("[" * 100_000)
     saves = Saves(tmp_path, keep=1)
@@ -72,9 +84,21 @@ def test_a_damaged_save_is_passed_over(tmp_path, damage, capsys):
     assert "is damaged" in capsys.readouterr().err
     # It no longer counts as the newest, or a save between the two would be thrown away for it.
     saves.save(15, LEARNER, OF_RANK, {})
+    saves.finish()
     newest = Saves(tmp_path).load()
     assert newest is not None
     assert newest.position == 15
+
+
+def test_a_save_of_an_older_version_has_no_seal_and_comes_back(tmp_path):
+    save(tmp_path, 10)
+    path = tmp_path / "save-000000000010" / "state.json"
+    state = json.loads(path.read_text())
+    del state["seal"]
+    path.write_text(json.dumps(state))
+    saved = Saves(tmp_path).load()
+    assert saved is not None
+    assert saved.values == {"updates_owed": 0.25}
 
 
 def test_saves_that_are_all_damaged_are_no_new_beginning(tmp_path):
@@ -97,6 +121,7 @@ def test_only_new_episodes_are_written_and_the_replay_comes_back_as_it_was(tmp_p
         for _ in range(2):
             replay.add(torch.randn(6, 3, generator=draw), torch.rand(5, 2), torch.randn(5), position % 2 == 0, position)
         saves.save(position, LEARNER, OF_RANK, {}, replay)
+    saves.finish()
     sizes = [path.stat().st_size for path in sorted((tmp_path / "replay").iterdir())]
     assert max(sizes) < 2 * 6 * 4 * (3 + 2 + 1) + 1000
     assert len(sizes) <= 6, "parts that no save needs stay"
@@ -114,14 +139,76 @@ def test_only_new_episodes_are_written_and_the_replay_comes_back_as_it_was(tmp_p
     assert all(torch.equal(one, two) for one, two in zip(first[:-2], second[:-2], strict=True))
 
 
-def test_a_full_disk_is_told_as_such(tmp_path, monkeypatch):
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """No tensor is written until this is set."""
+    event, write = threading.Event(), saves._write
+
+    def write_later(tensors: dict, path: Path) -> None:
+        assert event.wait(60)
+        write(tensors, path)
+
+    monkeypatch.setattr(saves, "_write", write_later)
+    return event
+
+
+def test_what_changes_while_a_save_is_written_is_not_in_it(tmp_path, held):
+    replay, target = ReplayBuffer(40, 3, 2, horizon=3), Saves(tmp_path)
+    draw = torch.Generator().manual_seed(0)
+
+    def play(episodes: int) -> None:
+        for _ in range(episodes):
+            reward = torch.randn(5, generator=draw)
+            replay.add(torch.randn(6, 3, generator=draw), torch.rand(5, 2, generator=draw), reward, False, 1)
+
+    weight, length, counts = torch.zeros(4), np.zeros(2, dtype=np.int64), {"recent": {"reach": [[0.5, 1.0]]}}
+    play(5)
+    expected = {name: tensor.clone() for name, tensor in replay.state_tensors().items()}
+    target.save(10, {"weight": weight}, ({"length": torch.from_numpy(length)}, counts), {}, replay)
+    weight += 1
+    length += 1
+    counts["recent"]["reach"].append([0.0, 0.0])
+    play(9)  # round the ring: no row is what it was
+    held.set()
+    target.finish()
+    again = Saves(tmp_path)
+    saved = again.load()
+    assert saved is not None
+    other = ReplayBuffer(40, 3, 2, horizon=3)
+    again.load_replay(saved, other)
+    found = other.state_tensors()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    tensors, values = saved.of_rank(0)
+    assert not saved.learner()["weight"].any()
+    assert not tensors["length"].any()
+    assert values == {"recent": {"reach": [[0.5, 1.0]]}}
+
+
+def test_the_loop_goes_on_while_a_save_is_written_and_the_next_one_waits_for_it(tmp_path, held):
+    target = Saves(tmp_path)
+    target.save(10, LEARNER, OF_RANK, {})
+    assert not list(tmp_path.glob("save-*")), "it is not held"
+    release = threading.Timer(0.3, held.set)
+    release.start()
+    target.save(20, LEARNER, OF_RANK, {})
+    assert (tmp_path / "save-000000000010").exists()
+    target.finish()
+    assert (tmp_path / "save-000000000020").exists()
+
+
+@pytest.mark.parametrize("asked", ["check", "save", "finish"])
+def test_a_full_disk_is_told_as_such(tmp_path, monkeypatch, asked):
     def full(tensors: dict, path: Path) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     save(tmp_path, 10)
     monkeypatch.setattr(saves, "save_file", full)
+    target = Saves(tmp_path)
+    target.save(20, LEARNER, OF_RANK, {})
+    target.join()
     with pytest.raises(OSError, match="no space left while writing"):
-        save(tmp_path, 20)
+        target.save(30, LEARNER, OF_RANK, {}) if asked == "save" else getattr(target, asked)()
+    assert [path.name for path in tmp_path.iterdir()] == ["save-000000000010"]
     saved = Saves(tmp_path).load()
     assert saved is not None
     assert saved.position == 10
@@ -167,12 +254,22 @@ def test_a_changed_parameter_is_named(tmp_path, monkeypatch, capsys):
 
 
 def test_the_first_interrupt_waits_and_the_second_does_not():
-    with Interrupt() as interrupt:
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"), Interrupt() as interrupt:
         os.kill(os.getpid(), signal.SIGTERM)
         assert interrupt.requested == "SIGTERM"
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+
+def test_an_interrupt_that_nobody_asked_for_any_more_is_obeyed_in_the_end():
+    ended = False
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"), Interrupt():
+        os.kill(os.getpid(), signal.SIGTERM)
+        ended = True
+    assert ended
+    with pytest.raises(OSError, match="the disk"), Interrupt():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise OSError("the disk")
 
 
 CHILD = """
