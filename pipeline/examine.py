@@ -187,7 +187,8 @@ def _beyond_model(episodes: list[Episode], limits: Limits | None) -> list[Findin
     short = [number for number, episode in enumerate(episodes) if len(episode.action) < limits.horizon]
     if short:
         text = f"episodes {_numbers(short)} are shorter than planner.horizon {limits.horizon}"
-        found.append(Finding(True, f"{text}: learning refuses them"))
+        none = len(short) == len(episodes)
+        found.append(Finding(none, f"{text}: learning {'refuses them' if none else 'leaves them out'}"))
     for what, width, most in (
         ("observed values", episodes[0].obs.shape[1], limits.obs_dim),
         ("action dims", episodes[0].action.shape[1], limits.action_dim),

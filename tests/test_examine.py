@@ -107,7 +107,8 @@ def shortened(to: int) -> list[Episode]:
 @pytest.mark.parametrize(
     ("episodes", "message"),
     [
-        (shortened(2), "FAIL episodes 0 are shorter than planner.horizon 3: learning refuses them"),
+        (shortened(2), "note episodes 0 are shorter than planner.horizon 3: learning leaves them out"),
+        (shortened(2)[:1], "FAIL episodes 0 are shorter than planner.horizon 3: learning refuses them"),
         ([*play(), play()[2]], "FAIL 1 episodes are copies of others: 2, 6"),
         (play(length=60), "FAIL episodes 0-5 are longer than the task's 50 steps"),
         (with_one(task="walk"), "FAIL filed under reach, and of walk"),
@@ -118,7 +119,7 @@ def shortened(to: int) -> list[Episode]:
          "note observation dims 4 vary by less than 0.001"),
         (play(change=lambda obs: np.where(np.arange(6) > 3, 2.0, obs)), "note observation dims 4-5 never change"),
     ],
-    ids=["short", "copy", "long", "other task", "score", "rewards", "hardly", "still"],
+    ids=["short", "all short", "copy", "long", "other task", "score", "rewards", "hardly", "still"],
 )  # fmt: skip
 def test_what_is_found(episodes: list[Episode], message: str) -> None:
     assert any(text.startswith(message) for text in found(episodes)), found(episodes)

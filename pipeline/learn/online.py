@@ -51,8 +51,11 @@ def learn_online(
         if (now_playing != playing).any():
             mixer.play(playing := now_playing)
         waiting = collector.seeding(playing[numbers]) or not mixer.can_sample()  # short episodes are not stored
-        seeding, stop = ranks.any(waiting, run.interrupt.is_requested())
+        short = bool(collector.only_short)
+        seeding, stop, some_short = ranks.any(waiting, run.interrupt.is_requested(), short)
         collector.seeded |= not seeding
+        if some_short:
+            _go_without_short(ranks, collector, mixer, playing)
         if stop:
             run.save_and_leave()
         # Choose: which environments plan, and how closely their plans follow the policy.
@@ -128,6 +131,18 @@ def _begin(
         share_out_episodes(demos.state_tensors(), replay, _takes(ranks.collect(collector.tasks), ranks.rank))
     learner.q_weight = constraint.publish(learner.table)
     return collector, constraint, mixer
+
+
+def _go_without_short(ranks: Ranks, collector: Collector, mixer: BatchMixer, playing: np.ndarray) -> None:
+    """Let a rank whose episodes are all too short draw demonstrations alone.
+
+    Raises:
+        ValueError: on every rank, if no rank has stored anything, or one would be left without a slice.
+    """
+    said = ranks.collect(collector.only_short)
+    if all(said):
+        raise ValueError(said[0])
+    mixer.draw_what_is_stored(playing)
 
 
 def _update(run: TrainingRun, mixer: BatchMixer, acting: Actor) -> None:
