@@ -254,7 +254,17 @@ def test_two_runs_do_not_write_into_one_folder(base: Path, capsys: pytest.Captur
     assert not Path("adapted/.swing.lock").exists()
     assert main([*arguments, "--seed", "6"]) == 2
     assert "already holds an adapter" in capsys.readouterr().err
+    Path("other").symlink_to("elsewhere/other")  # where nothing is yet
     assert main([*arguments, "--seed", "6", "--output", "other"]) == 0
+    assert Path("elsewhere/other/adapter_config.json").exists()
+    assert Path("other").is_symlink()
+
+
+def test_a_file_where_the_adapter_is_to_go_is_refused_before_anything_is_learned(base: Path, capsys):
+    Path("notes").write_text("mine")
+    assert main(["adapt", "no-checkpoint", "--task", "swing.yaml", "--env-steps", "40", "--output", "notes"]) == 2
+    assert "notes is a file, where `eft adapt` is to write a folder. Choose another with --o" in capsys.readouterr().err
+    assert Path("notes").read_text() == "mine"
 
 
 def test_a_folder_is_free_again_when_its_run_failed(tmp_path: Path):

@@ -77,6 +77,7 @@ def adapt_to_task(options: argparse.Namespace) -> None:
     settings = read_settings(options)
     spec = find_task(options.task, own_folder(options))
     out = options.output or Path("adapted") / spec.name
+    out = out.resolve() if out.is_symlink() else out  # it may lead to where nothing is yet
     with hold_output(out, "eft adapt"):
         if (out / "adapter_config.json").exists():
             raise ValueError(

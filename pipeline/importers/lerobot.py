@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config import near
 from pipeline.files import read_json
+from pipeline.importers.actions import as_corners, say_corners
 from pipeline.importers.episodes import Recorded, Source, check_arrays, choose, first_end, success_at
 from pipeline.tasks.spec import TaskSpec
 
@@ -54,7 +55,8 @@ def read_demos(folder: str | Path, spec: TaskSpec, only: str | None = None, feat
     if acted is None:
         raise ValueError(f"{folder} has no `action`. It has: {', '.join(about)}.")
     widths = {name: math.prod(one["shape"]) for name, one in about.items() if _is_array(one)}
-    if widths.get(acted, 0) < spec.action_dim:
+    choices = spec.action_dim if widths.get(acted) == 1 < spec.action_dim and "int" in about[acted]["dtype"] else 0
+    if widths.get(acted, 0) < spec.action_dim and not choices:
         raise ValueError(f"{folder}: `{acted}` is {about[acted]}, {spec.name} takes vectors of {spec.action_dim}.")
     observed = _observed(folder, about, widths, acted, features, spec)
     files = sorted(path for path in (folder / "data").glob("*/*.parquet") if not path.name.startswith("."))
@@ -75,12 +77,13 @@ def read_demos(folder: str | Path, spec: TaskSpec, only: str | None = None, feat
     return Source(
         form="lerobot",
         files=[folder / "meta/info.json", texts, *files],
-        episodes=_episodes(table, starts, observed),
+        episodes=_episodes(table, starts, observed, choices),
         total=len(starts),
         ignored=sorted(set(about) - set(used) - set(_COUNTS)),
         notes=[
             f"observations: {' + '.join(observed)}",
             "the last action of every episode is left out, since no observation follows it",
+            *([say_corners([choices])] if choices else []),
         ],
     )
 
@@ -176,7 +179,10 @@ def _read(paths: list[Path], columns: list[str] | None) -> pa.Table:
         raise ValueError(f"{paths[0].parent}: the files have different columns: {str(error).splitlines()[0]}") from None
 
 
-def _episodes(table: pa.Table, starts: np.ndarray, observed: list[str]) -> Iterator[Recorded | tuple[int, str]]:
+def _episodes(
+    table: pa.Table, starts: np.ndarray, observed: list[str], choices: int
+) -> Iterator[Recorded | tuple[int, str]]:
+    """Yield the episodes; with `choices`, the action of each frame is one of so many."""
     for first, after in zip(starts, [*starts[1:], table.num_rows], strict=True):
         part = table.slice(first, after - first)
         number = int(part["episode_index"][0].as_py())
@@ -197,6 +203,8 @@ def _episodes(table: pa.Table, starts: np.ndarray, observed: list[str]) -> Itera
             terminated = over is not None and bool(over[frames - 1])
             action = _vectors(part, "action")[:-1]
             expert = _vectors(part, _EXPERT)[:-1] if _EXPERT in part.column_names else None
+            if choices:
+                action, expert = (one if one is None else as_corners(one, [choices], [0]) for one in (action, expert))
             yield Recorded(number, obs, action, reward[:-1], terminated, success, cut=cut, expert=expert)
         except (ValueError, TypeError, pa.ArrowException) as error:
             yield number, str(error).splitlines()[0]

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.importers.actions import as_corners, say_corners
 from pipeline.importers.episodes import Recorded, Source, check_arrays, check_rewards, choose, first_end, success_at
 from pipeline.tasks.spec import TaskSpec
 
@@ -88,6 +89,7 @@ def _name(columns: Columns, spec: TaskSpec, features: Sequence[str], notes: list
             named[ours] = columns[there[0]]
     if "action" in named:
         _check_rows("action", named["action"])
+        named["action"] = _chosen(named["action"], spec, notes)
     if features:
         # Of several episodes at once, arrays have one dimension more.
         front = max(named["action"].ndim - 1, 1) if "action" in named else 1
@@ -101,6 +103,15 @@ def _name(columns: Columns, spec: TaskSpec, features: Sequence[str], notes: list
     if missing := [name for name in ("obs", "action") if name not in named]:
         raise ValueError(f"it has no `{missing[0]}`. It has: {', '.join(columns)}.")
     return named
+
+
+def _chosen(action: np.ndarray, spec: TaskSpec, notes: list[str]) -> np.ndarray:
+    """Return choices, one whole number a step, as actions of a task that takes several numbers; others as they are."""
+    single = action.ndim == 1 or (action.ndim > 1 and action.shape[-1] == 1)
+    if action.dtype.kind not in "iu" or not single or spec.action_dim == 1:
+        return action
+    _note(notes, say_corners([spec.action_dim]))
+    return as_corners(action[:, None] if action.ndim == 1 else action, [spec.action_dim], [0])
 
 
 def _split(columns: Columns) -> Iterator[Columns]:

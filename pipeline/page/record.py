@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from pipeline.data.demos import FILE, read_episodes, write_episodes
 from pipeline.data.episode import Episode
@@ -92,11 +93,14 @@ def keep(folder: Path, episode: Episode) -> tuple[Path, int]:
         OSError: the disk is full or not writable.
     """
     path = folder / episode.task / FILE
-    before = read_episodes(path, "eft play") if path.exists() else []
-    if any(np.array_equal(old.action, episode.action) and np.array_equal(old.obs, episode.obs) for old in before):
-        raise ValueError(f"this episode is in {path} already.")
-    write_episodes(path, [*before, episode])
-    return path, len(before) + 1
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{FILE}.lock"))  # another page may keep episodes in the same file
+    with lock:
+        before = read_episodes(path, "eft play") if path.exists() else []
+        if any(np.array_equal(old.action, episode.action) and np.array_equal(old.obs, episode.obs) for old in before):
+            raise ValueError(f"this episode is in {path} already.")
+        write_episodes(path, [*before, episode])
+        return path, len(before) + 1
 
 
 def film(

@@ -77,24 +77,27 @@ def open_run_dir(
 
 
 @contextmanager
-def hold_output(folder: Path, command: str) -> Iterator[None]:
+def hold_output(folder: Path, command: str, option: str = "--output") -> Iterator[None]:
     """Keep a folder for one run that writes into it at its end: another would silently replace what the first wrote.
 
     Args:
         folder: where the results go; it need not be there yet.
         command: of the run, for the error, e.g. `eft adapt`.
+        option: by which it is told another folder, for the error.
 
     Raises:
-        ValueError: another run keeps it.
+        ValueError: another run keeps it, or a file is there.
     """
     folder = folder.resolve()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, where `{command}` is to write a folder. Choose another with {option}.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise ValueError(
-            f"another `{command}` is going to write into {folder}. Choose another folder with --output, or wait for it."
+            f"another `{command}` is going to write into {folder}. Choose another folder with {option}, or wait for it."
         ) from None
     try:
         yield
