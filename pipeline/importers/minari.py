@@ -70,7 +70,8 @@ def read_demos(folder: str | Path, spec: TaskSpec, features: Sequence[str] = ())
         numbers = _hdf5_numbers(files[0])
         episodes, total = _hdf5_episodes(files[0], numbers, leaves, choices, notes), len(numbers)
     elif form == "parquet":
-        files = sorted((path for path in data.glob("*/*.parquet") if path.parent.name.isdecimal()), key=_number)
+        there = (path for path in data.glob("*/*.parquet") if not path.name.startswith("."))
+        files = sorted((path for path in there if path.parent.name.isdecimal()), key=_number)
         episodes, total = _parquet_episodes(files, leaves, choices, notes), len(files)
     else:
         raise ValueError(f"{data}: Minari's form {form!r} is not read, only hdf5 and parquet.")

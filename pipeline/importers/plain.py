@@ -1,8 +1,9 @@
 """Plain arrays: `.npz` or `.parquet`, a file or a folder of them, by the names that most people give their arrays.
 
-A file holds one episode, or several side by side with the number of each row's episode in `episode`, or an array with
-one more dimension in front, or (parquet) one row per episode with lists in it. Where there are as many observations
-as actions, and no next observations, the last action of an episode is left out: nothing says where it led.
+A file holds one episode, or several side by side with the number of each row's episode in `episode` (or, as diffusion
+policy has it, where each ends in `episode_ends`), or an array with one more dimension in front, or (parquet) one row
+per episode with lists in it. Where there are as many observations as actions, and no next observations, the last
+action of an episode is left out: nothing says where it led.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ NAMES = {
     "done": ("done", "dones"),
     "success": ("success", "is_success"),
     "episode": ("episode", "episode_index"),
+    "episode_ends": ("episode_ends",),
 }
 PATTERNS = ["*.npz", "*.parquet"]
 _ENDS = ("terminated", "truncated", "done")
@@ -55,7 +57,8 @@ def read_demos(path: str | Path, spec: TaskSpec, features: Sequence[str] = ()) -
         ValueError: a file cannot be read, or lacks actions or observations.
     """
     path = Path(path)
-    files = [path] if path.is_file() else sorted(one for form in PATTERNS for one in path.glob(form))
+    there = sorted(one for form in PATTERNS for one in path.glob(form) if not one.name.startswith("."))
+    files = [path] if path.is_file() else there
     if not files:
         raise FileNotFoundError(f"{path} is neither a .npz or .parquet file nor a folder of them.")
     episodes: list[Recorded | tuple[int, str]] = []
@@ -117,7 +120,8 @@ def _chosen(action: np.ndarray, spec: TaskSpec, notes: list[str]) -> np.ndarray:
 def _split(columns: Columns) -> Iterator[Columns]:
     """Yield the columns of each episode."""
     if columns["action"].ndim == 3:
-        columns.pop("episode", None)
+        for name in ("episode", "episode_ends"):
+            columns.pop(name, None)
         count = len(columns["action"])
         for name, values in columns.items():
             if values.ndim < 1 or len(values) != count:
@@ -125,6 +129,8 @@ def _split(columns: Columns) -> Iterator[Columns]:
         for number in range(count):
             yield {name: values[number] for name, values in columns.items()}
         return
+    if "episode_ends" in columns:
+        columns |= {"episode": _numbered(columns.pop("episode_ends"), len(columns["action"]))}
     if "episode" not in columns:
         yield columns
         return
@@ -146,6 +152,16 @@ def _split(columns: Columns) -> Iterator[Columns]:
             part[name] = values[first:after] if len(values) == rows else values[number]
         part["several"] = np.ones(1)
         yield part
+
+
+def _numbered(ends: np.ndarray, rows: int) -> np.ndarray:
+    """Return the number of each step's episode, of the numbers of steps up to the end of each episode."""
+    lengths = np.diff(np.ravel(ends).astype(np.float64), prepend=0)
+    if not len(lengths) or not (lengths > 0).all() or not np.equal(lengths, lengths.round()).all():
+        raise ValueError(f"`episode_ends` is {ends}: expected the steps up to the end of each episode, rising.")
+    if lengths.sum() != rows:
+        raise ValueError(f"`episode_ends` ends with {lengths.sum():g}, there are {rows} steps.")
+    return np.repeat(np.arange(len(lengths)), lengths.astype(int))
 
 
 def _recorded(number: int, part: Columns, notes: list[str]) -> Recorded:
