@@ -120,14 +120,7 @@ def _chosen(action: np.ndarray, spec: TaskSpec, notes: list[str]) -> np.ndarray:
 def _split(columns: Columns) -> Iterator[Columns]:
     """Yield the columns of each episode."""
     if columns["action"].ndim == 3:
-        for name in ("episode", "episode_ends"):
-            columns.pop(name, None)
-        count = len(columns["action"])
-        for name, values in columns.items():
-            if values.ndim < 1 or len(values) != count:
-                raise ValueError(f"`{name}` has the shape {values.shape}, expected a row for each of {count} episodes.")
-        for number in range(count):
-            yield {name: values[number] for name, values in columns.items()}
+        yield from _whole(columns)
         return
     if "episode_ends" in columns:
         columns |= {"episode": _numbered(columns.pop("episode_ends"), len(columns["action"]))}
@@ -152,6 +145,17 @@ def _split(columns: Columns) -> Iterator[Columns]:
             part[name] = values[first:after] if len(values) == rows else values[number]
         part["several"] = np.ones(1)
         yield part
+
+
+def _whole(columns: Columns) -> Iterator[Columns]:
+    """Yield the columns of each episode where arrays have a dimension for them in front."""
+    count = len(columns["action"])
+    rest = {name: values for name, values in columns.items() if name not in ("episode", "episode_ends")}
+    for name, values in rest.items():
+        if values.ndim < 1 or len(values) != count:
+            raise ValueError(f"`{name}` has the shape {values.shape}, expected a row for each of {count} episodes.")
+    for number in range(count):
+        yield {name: values[number] for name, values in rest.items()}
 
 
 def _numbered(ends: np.ndarray, rows: int) -> np.ndarray:

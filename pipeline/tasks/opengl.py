@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 import sys
+import warnings
 
 _OFF = ("disable", "disabled", "off", "false", "0")
 _DEFAULT = ("glfw", "glx", "enable", "enabled", "on", "true", "1")  # what MuJoCo takes without a name, with a display
@@ -38,6 +39,18 @@ def settle_backend() -> None:
     os.environ[_WHY], os.environ["MUJOCO_GL"] = why, "off"
 
 
+def settle_window() -> None:
+    """Turn drawing off where MUJOCO_GL asks for a window and none can be opened; for those who draw with Gymnasium.
+
+    Its own drawing goes on without one, and at the second attempt MuJoCo ends the process.
+    """
+    if why_off() is None and backend() == "glfw" and not _opens_windows():
+        display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+        why = f"MUJOCO_GL={os.environ.get('MUJOCO_GL', 'glfw')} needs a display, and "
+        os.environ[_WHY] = why + (f"DISPLAY={display} cannot be opened" if display else "DISPLAY names none")
+        os.environ["MUJOCO_GL"] = "off"
+
+
 def why_off() -> str | None:
     """Say why drawing is turned off; None if it is not."""
     if os.environ.get("MUJOCO_GL", "").lower().strip() not in _OFF:
@@ -51,6 +64,16 @@ def backend() -> str:
     if chosen in ("glfw", "glx"):
         return "glfw"
     return {"linux": "egl", "darwin": "cgl"}.get(sys.platform, "glfw") if chosen in ("", *_DEFAULT) else chosen
+
+
+def _opens_windows() -> bool:
+    """Whether GLFW finds a display."""
+    with warnings.catch_warnings(), contextlib.suppress(ImportError):
+        warnings.simplefilter("ignore")  # what it lacks
+        import glfw
+
+        return bool(glfw.init())
+    return False
 
 
 def _is_there(library: str) -> bool:
