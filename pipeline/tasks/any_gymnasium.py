@@ -107,8 +107,13 @@ class GymnasiumTask(GymnasiumSimulator):
     def __init__(
         self, env_id: str, env_kwargs: dict[str, Any], render_size: int = 0, action_bounds: Bounds | None = None
     ) -> None:
-        drawing = drawing_options() if render_size else {}
-        env = _make(env_id, {"max_episode_steps": -1, **drawing, **env_kwargs})
+        drawing, endless = drawing_options() if render_size else {}, {"max_episode_steps": -1}
+        try:
+            env = _make(env_id, {**endless, **drawing, **env_kwargs})
+        except TypeError as error:
+            if not drawing or "'render_mode'" not in str(error):
+                raise
+            env = _make(env_id, {**endless, **env_kwargs})  # it is not asked whether it draws: `render` finds out
         super().__init__(env_id, env, render_size, action_bounds)
 
 
@@ -118,8 +123,8 @@ def _parts(found: Any, method: str, expected: str) -> tuple[Any, ...]:
         return found
     came = f"{len(found)} values" if isinstance(found, tuple) else type(found).__name__
     raise ValueError(
-        f"its {method}() must return {expected}, as Gymnasium has it; it returned {came}. An environment of the old Gym "
-        "is wrapped with the package shimmy"
+        f"its {method}() must return {expected}, as Gymnasium has it; it returned {came}. An environment of the "
+        "old Gym is wrapped with the package shimmy"
     )
 
 

@@ -10,6 +10,7 @@ from gymnasium.spaces import Box, Dict, Discrete, Text, Tuple
 
 from pipeline.tasks import registry
 from pipeline.tasks.any_gymnasium import GymnasiumSimulator, GymnasiumTask
+from pipeline.tasks.rendering import RenderingUnavailable
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.task_env import SimulationError
 from pipeline.tasks.vector import VectorEnv
@@ -253,3 +254,30 @@ def test_a_success_that_is_not_known_is_none(success):
 def test_what_gymnasium_does_not_know_is_said(returned, message):
     with pytest.raises(ValueError, match=message):
         odd(**returned).step(np.zeros(1))
+
+
+class Undrawn(Odd):
+    """Takes no `render_mode`, as many environments do not; may draw all the same."""
+
+    def __init__(self, colour=None):
+        super().__init__(step=(np.zeros(1, np.float32), 0.0, False, False, {}))
+        self._colour = colour
+
+    def render(self):
+        return None if self._colour is None else np.full((8, 8, 3), self._colour, np.uint8)
+
+
+gymnasium.register("eft-test/Undrawn-v0", entry_point=Undrawn)
+
+
+def test_an_environment_that_is_not_made_to_be_drawn_is_simulated_all_the_same():
+    task = GymnasiumTask("eft-test/Undrawn-v0", {}, render_size=4)
+    task.reset(0)
+    task.step(np.zeros(1))
+    with pytest.raises(RenderingUnavailable, match="Undrawn-v0 cannot draw itself"):
+        task.render()
+    task = GymnasiumTask("eft-test/Undrawn-v0", {"colour": 7}, render_size=4)
+    task.reset(0)
+    assert np.array_equal(task.render(), np.full((4, 4, 3), 7))
+    with pytest.raises(TypeError, match="'color'"):
+        GymnasiumTask("eft-test/Undrawn-v0", {"color": 7}, render_size=4)
