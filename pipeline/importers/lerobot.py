@@ -102,10 +102,15 @@ def _observed(
         return list(named)
     others = {name: width for name, width in widths.items() if name not in (acted, _EXPERT, *_COUNTS, *_OWN)}
     try:
-        if not named and others:
+        if not named and not features:
             listed = ", ".join(f"{name} {width}" for name, width in others.items())
-            raise ValueError(f"none of its vectors is called an observation; say which are, --features NAME: {listed}.")
-        return choose(list(named), named, features, spec)
+            raise ValueError(
+                f"none of its vectors is called an observation; say which are, --features NAME: {listed}."
+                if others
+                else "nothing but images can be observed in it, which are not read."
+            )
+        parts = others if features else named
+        return choose(list(parts), parts, features, spec)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
 

@@ -59,10 +59,13 @@ def read_demos(folder: str | Path, spec: TaskSpec, features: Sequence[str] = ())
         raise ValueError(f"{data / 'metadata.json'} is not the description of a Minari data set.")
     form = about.get("data_format", "hdf5")
     observation, action = (_space(about.get(f"{name}_space"), data) for name in ("observation", "action"))
-    choices = _choices(action, spec)
+    try:
+        choices, leaves = _choices(action, spec), _observed(observation, features, spec)
+    except ValueError as error:
+        raise ValueError(f"{data}: {error}") from None
     low, high = (-1.0, 1.0) if choices else _bounds(action, spec, data)
     notes = [f"data set {about.get('dataset_id', 'without a name')}, made by {about.get('algorithm_name', 'unknown')}"]
-    leaves, all_leaves = _observed(observation, features, spec), _leaves(observation) if observation else {}
+    unread = [leaf for leaf in (_leaves(observation) if observation else {}) if leaf not in leaves]
     notes += [f"observations: {' + '.join(leaves)}"] if list(leaves) != [""] else []
     notes += [say_corners(choices[0])] if choices else []
     if form == "hdf5":
@@ -82,7 +85,7 @@ def read_demos(folder: str | Path, spec: TaskSpec, features: Sequence[str] = ())
         files=[data / "metadata.json", *files],
         episodes=episodes,
         total=total,
-        ignored=["infos (but infos/success)", *(leaf for leaf in all_leaves if leaf not in leaves)],
+        ignored=["infos (but infos/success)", *unread],
         notes=notes,
         low=low,
         high=high,

@@ -105,8 +105,13 @@ def test_other_names_of_actions_and_observations(tmp_path: Path) -> None:
     describe(folder, observation_0_environment_state=None)
     with pytest.raises(ValueError, match="none of its vectors is called an observation(.|\n)*--features NAME: state 4"):
         imported(folder, tmp_path, obs_dim=4)
+    with pytest.raises(ValueError, match="no `stat` to observe"):
+        imported(folder, tmp_path, obs_dim=4, features=["stat"])
     imported(folder, tmp_path, obs_dim=4, features=["state"])
     assert first(tmp_path).obs.shape == (5, 4)
+    describe(folder, state=None)
+    with pytest.raises(ValueError, match="nothing but images can be observed"):
+        imported(folder, tmp_path, obs_dim=4)
 
 
 def test_matrices_are_observed_only_where_they_are_named(tmp_path: Path) -> None:
