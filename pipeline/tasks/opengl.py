@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import os
 import sys
 import warnings
@@ -21,6 +22,8 @@ _WHY = "EFT_CANNOT_DRAW"  # a variable, so that the processes of environments kn
 def settle_backend() -> None:
     """Turn drawing off where MUJOCO_GL names what cannot be loaded; call it before MuJoCo is imported."""
     chosen = os.environ.get("MUJOCO_GL", "").lower().strip()
+    if not chosen:
+        os.environ.pop("MUJOCO_GL", None)  # set and empty is unset to MuJoCo, and a mistake to dm_control and Gymnasium
     if sys.platform != "linux" or not chosen or chosen in _OFF:
         return
     os.environ.pop(_WHY, None)
@@ -37,6 +40,29 @@ def settle_backend() -> None:
         os.environ["MUJOCO_GL"] = chosen  # dm_control takes lower case alone
         return
     os.environ[_WHY], os.environ["MUJOCO_GL"] = why, "off"
+
+
+def settle_dm_control() -> None:
+    """Import what dm_control draws with; where that does not start, go without: states need none.
+
+    It starts OpenGL while it is imported, on the device that MUJOCO_EGL_DEVICE_ID names.
+    """
+    drawing = "dm_control._render"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*DISPLAY environment variable is missing.*")
+        try:
+            importlib.import_module(drawing)
+        except ModuleNotFoundError:  # it is not installed, as whoever needs it says
+            return
+        except Exception:
+            for name in [name for name in sys.modules if name.startswith(drawing)]:
+                del sys.modules[name]
+            before = os.environ.get("MUJOCO_GL")
+            os.environ["MUJOCO_GL"] = "off"
+            try:
+                importlib.import_module(drawing)
+            finally:
+                os.environ.pop("MUJOCO_GL") if before is None else os.environ.update(MUJOCO_GL=before)
 
 
 def settle_window() -> None:

@@ -135,6 +135,8 @@ action_dim: 1, action_repeat: 1, episode_length: 9, score: return/1000}
         ({"MUJOCO_GL": "off"}, "MUJOCO_GL=off turns it off"),
         ({"MUJOCO_GL": "glfw"}, "MUJOCO_GL"),
         ({"MUJOCO_GL": "glfw", "DISPLAY": ":99"}, "MUJOCO_GL"),
+        ({"MUJOCO_GL": "egl", "MUJOCO_EGL_DEVICE_ID": "99"}, "MUJOCO_GL"),
+        ({"MUJOCO_GL": "", "MUJOCO_EGL_DEVICE_ID": "99"}, "MUJOCO_GL"),
     ],
     ids=str,
 )
