@@ -223,7 +223,7 @@ gymnasium.register("lab/Brief-v0", entry_point=Brief)
 @pytest.mark.slow
 @pytest.mark.parametrize("ends", [0.8, 1.0])
 def test_learning_waits_for_an_episode_as_long_as_the_horizon(
-    base: Path, capsys: pytest.CaptureFixture[str], ends: float
+    base: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, ends: float
 ):
     Path("brief_env.py").write_text(BRIEF)
     task = Path("swing.yaml").read_text().replace("Pendulum-v1", "brief_env:lab/Brief-v0")
@@ -232,6 +232,8 @@ def test_learning_waits_for_an_episode_as_long_as_the_horizon(
     if ends == 1:
         assert main(arguments) == 2
         assert "All of the first 50 episodes were shorter" in capsys.readouterr().err
+        assert main([*arguments, "--env-steps", "16", "--output", "few"]) == 0
+        assert "nothing was learned online" in caplog.text
     else:
         assert main(arguments) == 0
         assert json.loads(Path("out/summary.json").read_text())["curve"][-1]["updates"] > 0

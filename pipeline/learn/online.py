@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,6 +18,8 @@ from pipeline.model.actor import Actor
 from pipeline.run.ranks import RANK_SEEDS, Ranks
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv
+
+_log = logging.getLogger(__name__)
 
 
 def learn_online(
@@ -82,6 +85,8 @@ def learn_online(
         if extensions.acts_on_policy and _policy_phase(run, acting, before):
             _update(run, mixer, acting)
         run.log_evaluate_save(before)
+    if not any(ranks.collect(mixer.can_sample())):
+        _log.warning("nothing was learned online: no episode of at least planner.horizon steps has ended.")
 
 
 def own_environments(ranks: Ranks, env_specs: Sequence[TaskSpec]) -> list[int]:
