@@ -62,7 +62,9 @@ def settle_dm_control() -> None:
             try:
                 importlib.import_module(drawing)
             finally:
-                os.environ.pop("MUJOCO_GL") if before is None else os.environ.update(MUJOCO_GL=before)
+                os.environ.pop("MUJOCO_GL")
+                if before is not None:
+                    os.environ["MUJOCO_GL"] = before
 
 
 def settle_window() -> None:
