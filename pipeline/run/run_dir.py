@@ -13,7 +13,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,7 @@ def hold_output(folder: Path, command: str, option: str = "--output") -> Iterato
     folder = folder.resolve()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, where `{command}` is to write a folder. Choose another with {option}.")
+    made = not folder.parent.exists()
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
@@ -104,6 +105,9 @@ def hold_output(folder: Path, command: str, option: str = "--output") -> Iterato
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
+        if made:
+            with suppress(OSError):  # there is something in it
+                folder.parent.rmdir()
 
 
 def fingerprint(params: Sequence[Any], inputs: Sequence[str | Path], seed: int) -> str:
