@@ -132,9 +132,11 @@ def _features(folder: Path) -> dict[str, Any]:
 
 def _is_array(about: dict[str, Any]) -> bool:
     """Whether a feature is a vector, or an array that can be made one."""
-    shape, numbers = about.get("shape"), re.fullmatch(r"(float|u?int)(8|16|32|64)|bool", str(about.get("dtype")))
-    sized = isinstance(shape, list) and shape and all(isinstance(size, int) and size > 0 for size in shape)
-    return bool(numbers and sized and math.prod(shape) < 65536)
+    shape = about.get("shape")
+    if not (isinstance(shape, list) and shape and all(isinstance(size, int) and size > 0 for size in shape)):
+        return False
+    numbers = re.fullmatch(r"(float|u?int)(8|16|32|64)|bool", str(about.get("dtype")))
+    return numbers is not None and math.prod(shape) < 65536
 
 
 def _task(path: Path, only: str | None) -> int:
@@ -209,7 +211,8 @@ def _episodes(
             action = _vectors(part, "action")[:-1]
             expert = _vectors(part, _EXPERT)[:-1] if _EXPERT in part.column_names else None
             if choices:
-                action, expert = (one if one is None else as_corners(one, [choices], [0]) for one in (action, expert))
+                action = as_corners(action, [choices], [0])
+                expert = None if expert is None else as_corners(expert, [choices], [0])
             yield Recorded(number, obs, action, reward[:-1], terminated, success, cut=cut, expert=expert)
         except (ValueError, TypeError, pa.ArrowException) as error:
             yield number, str(error).splitlines()[0]
@@ -221,7 +224,8 @@ def _vectors(table: pa.Table, name: str) -> np.ndarray:
     flat = column
     while pa.types.is_fixed_size_list(flat.type) or pa.types.is_list(flat.type) or pa.types.is_large_list(flat.type):
         if flat.null_count:
-            raise ValueError(f"`{name}` is missing at step {pc.is_null(column).index(True).as_py()}")
+            missing = np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))
+            raise ValueError(f"`{name}` is missing at step {missing[0]}" if len(missing) else f"`{name}` has gaps")
         flat = flat.flatten()
     if len(flat) % len(column):
         raise ValueError(f"`{name}` is no list of vectors of one width")
