@@ -53,12 +53,8 @@ def learn_online(
         now_playing = np.array([extensions.plays(name) for name in names])
         if (now_playing != playing).any():
             mixer.play(playing := now_playing)
-        waiting = collector.seeding(playing[numbers]) or not mixer.can_sample()  # short episodes are not stored
-        short = bool(collector.only_short)
-        seeding, stop, some_short = ranks.any(waiting, run.interrupt.is_requested(), short)
+        seeding, stop = _seeding_or_stopped(run, collector, mixer, playing)
         collector.seeded |= not seeding
-        if some_short:
-            _go_without_short(ranks, collector, mixer, playing)
         if stop:
             run.save_and_leave()
         # Choose: which environments plan, and how closely their plans follow the policy.
@@ -85,8 +81,7 @@ def learn_online(
         if extensions.acts_on_policy and _policy_phase(run, acting, before):
             _update(run, mixer, acting)
         run.log_evaluate_save(before)
-    if not any(ranks.collect(mixer.can_sample())):
-        _log.warning("nothing was learned online: no episode of at least planner.horizon steps has ended.")
+    _say_unlearned(ranks, mixer)
 
 
 def own_environments(ranks: Ranks, env_specs: Sequence[TaskSpec]) -> list[int]:
@@ -136,6 +131,24 @@ def _begin(
         share_out_episodes(demos.state_tensors(), replay, _takes(ranks.collect(collector.tasks), ranks.rank))
     learner.q_weight = constraint.publish(learner.table)
     return collector, constraint, mixer
+
+
+def _seeding_or_stopped(
+    run: TrainingRun, collector: Collector, mixer: BatchMixer, playing: np.ndarray
+) -> tuple[bool, bool]:
+    """Return whether a rank still waits for an episode to learn from, and whether the run is to stop."""
+    ranks = run.ranks
+    waiting = collector.seeding(playing[ranks.shard(range(len(playing)))]) or not mixer.can_sample()
+    flags = (waiting, run.interrupt.is_requested(), bool(collector.only_short))  # short episodes are not stored
+    seeding, stop, some_short = ranks.any(*flags)
+    if some_short:
+        _go_without_short(ranks, collector, mixer, playing)
+    return seeding, stop
+
+
+def _say_unlearned(ranks: Ranks, mixer: BatchMixer) -> None:
+    if not any(ranks.collect(mixer.can_sample())):
+        _log.warning("nothing was learned online: no episode of at least planner.horizon steps has ended.")
 
 
 def _go_without_short(ranks: Ranks, collector: Collector, mixer: BatchMixer, playing: np.ndarray) -> None:
