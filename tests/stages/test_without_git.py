@@ -41,8 +41,10 @@ def test_make_repro_works_without_git(unpacked: Path) -> None:
 @pytest.mark.skipif(shutil.which("git") is None or not DVC.exists(), reason="needs Git and DVC")
 def test_neither_another_repository_around_it_nor_a_home_that_cannot_be_written_matters(unpacked: Path) -> None:
     subprocess.run(["git", "init", "--quiet"], cwd=unpacked.parent, check=True)
-    no_home = os.environ | {"HOME": "/dev/null/home"}
-    done = subprocess.run(["make", "repro"], cwd=unpacked, env=no_home, capture_output=True, text=True, timeout=120)
+    home = unpacked.parent / "home"
+    home.mkdir(mode=0o555)
+    variables = os.environ | {"HOME": str(home)}
+    done = subprocess.run(["make", "repro"], cwd=unpacked, env=variables, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (unpacked / "said.txt").read_text() == "it ran\n"
 
