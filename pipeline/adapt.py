@@ -15,7 +15,7 @@ from pipeline import config
 from pipeline.agent import Agent
 from pipeline.data.episode import Episode, say_unrewarded
 from pipeline.demonstrate.labels import find_labels, who_labels
-from pipeline.examine import Reference, unlike
+from pipeline.examine import Reference, apart, examine_actions, unlike
 from pipeline.language.embeddings import TaskEmbeddings
 from pipeline.learn.early_stop import EarlyStop
 from pipeline.learn.evaluator import Evaluator, summarise
@@ -136,15 +136,19 @@ def introduce(
 
 
 def _compare(agent: Agent, spec: TaskSpec, demonstrations: Sequence[Episode]) -> None:
-    """Say what demonstrations lack, and where they are unlike what the agent knows of their body."""
+    """Say what demonstrations lack, and where they are unlike each other or what the agent knows of their body."""
     if said := say_unrewarded(demonstrations):
         print(f"adapt {spec.name}: {said}", file=sys.stderr)
-    mean, std = agent.table.obs_mean, agent.table.obs_std
-    if mean is None or std is None or not demonstrations:
+    if not demonstrations:
         return
-    row, obs = agent.table.names.index(spec.name), np.concatenate([episode.obs for episode in demonstrations])
-    known = (part[row, : obs.shape[1]].double().cpu().numpy() for part in (mean, std))
-    for finding in unlike(obs, Reference("what the checkpoint knows of this body", *known)):
+    mean, std = agent.table.obs_mean, agent.table.obs_std
+    obs, action = (np.concatenate([getattr(one, name) for one in demonstrations]) for name in ("obs", "action"))
+    found = [*apart(demonstrations), *(finding for finding in examine_actions(action) if finding.wrong)]
+    if mean is not None and std is not None:
+        row = agent.table.names.index(spec.name)
+        known = (part[row, : obs.shape[1]].double().cpu().numpy() for part in (mean, std))
+        found = [*unlike(obs, Reference("what the checkpoint knows of this body", *known)), *found]
+    for finding in found:
         print(f"adapt {spec.name}: {finding.text}", file=sys.stderr)
 
 

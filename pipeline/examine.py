@@ -19,6 +19,8 @@ from pipeline.tasks.spec import SUCCESS, TaskSpec
 _OUTLIERS = 0.01  # share of values beyond the clamp that may be outliers
 _OTHER_ORIGIN = 0.1  # ... that cannot be a few dims which one task alone moves
 _OTHER_UNITS = 30.0  # factor between two spreads from which on they are of other units
+_GROUPS = 6  # episodes from which on two groups among them are no accident
+_FAR = 2.0  # how many times as wide as either group the gap between two groups is, to be no accident
 _HARDLY = 1e-3  # a spread below which learning does not scale a dim up
 AT_BOUND = 0.99
 _MEND = (
@@ -113,9 +115,10 @@ def examine(
         *_of_another_task(task, episodes, spec),
         *_beyond_model(episodes, limits),
         *(unlike(obs, reference) if reference else []),
+        *apart(episodes),
         *_copies(episodes),
         *_observations(obs, reference or own),
-        *_actions(np.concatenate([episode.action for episode in episodes])),
+        *examine_actions(np.concatenate([episode.action for episode in episodes])),
         *_outcomes(episodes, spec),
     ]
     if known and not reference:
@@ -154,6 +157,44 @@ def unlike(obs: np.ndarray, known: Reference) -> list[Finding]:
     return found
 
 
+def apart(episodes: Sequence[Episode]) -> list[Finding]:
+    """Say which episodes are unlike the others of the same demonstrations: of other units, or another origin."""
+    if len(episodes) < _GROUPS:
+        return []
+    obs = [episode.obs.astype(np.float64) for episode in episodes]
+    spread, found = np.stack([one.std(0) for one in obs]), []
+    if (moving := (spread > 0).all(0)).any():
+        level = np.median(np.log(spread[:, moving]), 1)
+        few, gap = _smaller_group(level)
+        if gap > math.log(_OTHER_UNITS):
+            text = (
+                f"episodes {_numbers(few)} vary {math.exp(abs(level[few].mean() - np.delete(level, few).mean())):.2g}"
+            )
+            more = "more" if level[few].mean() > np.delete(level, few).mean() else "less"
+            found.append(Finding(False, f"{text} times {more} than the others in what they observe: other units?"))
+    low, high = (np.stack([side(one, 0) for one in obs]) for side in (np.min, np.max))
+    shifted: dict[str, list[int]] = defaultdict(list)
+    for dim in range(low.shape[1]):
+        few, _ = _smaller_group((low[:, dim] + high[:, dim]) / 2)
+        groups = [(low[part, dim].min(), high[part, dim].max()) for part in (few, np.delete(np.arange(len(obs)), few))]
+        gap = max(groups[0][0] - groups[1][1], groups[1][0] - groups[0][1])
+        widest = max(top - bottom for bottom, top in groups)
+        if len(few) > 1 and gap > _FAR * widest > 0:
+            shifted[_numbers(few)].append(dim)
+    for few, dims in shifted.items():
+        text = f"episodes {few} lie far from all others in observation dims {_numbers(dims)}"
+        found.append(Finding(False, f"{text}: another origin, or another goal?"))
+    return found
+
+
+def _smaller_group(values: np.ndarray) -> tuple[np.ndarray, float]:
+    """Cut (n,) values at their largest gap, and return where the smaller group is, and the gap."""
+    order = values.argsort()
+    gaps = np.diff(values[order])
+    cut = int(gaps.argmax()) + 1
+    return np.sort(min(order[:cut], order[cut:], key=len)), float(gaps[cut - 1])
+
+
 def _of_another_task(task: str, episodes: list[Episode], spec: TaskSpec | None) -> list[Finding]:
     others = sorted({episode.task for episode in episodes} - {task})
     found = [Finding(True, f"filed under {task}, and of {', '.join(others)}: learning refuses them")] if others else []
@@ -187,7 +228,8 @@ def _beyond_model(episodes: list[Episode], limits: Limits | None) -> list[Findin
     short = [number for number, episode in enumerate(episodes) if len(episode.action) < limits.horizon]
     if short:
         text = f"episodes {_numbers(short)} are shorter than planner.horizon {limits.horizon}"
-        found.append(Finding(True, f"{text}: learning refuses them"))
+        none = len(short) == len(episodes)
+        found.append(Finding(none, f"{text}: learning {'refuses them' if none else 'leaves them out'}"))
     for what, width, most in (
         ("observed values", episodes[0].obs.shape[1], limits.obs_dim),
         ("action dims", episodes[0].action.shape[1], limits.action_dim),
@@ -247,7 +289,8 @@ def _observations(obs: np.ndarray, reference: Reference) -> list[Finding]:
     return found
 
 
-def _actions(action: np.ndarray) -> list[Finding]:
+def examine_actions(action: np.ndarray) -> list[Finding]:
+    """Say what is odd about actions (n, a)."""
     found = []
     largest = np.abs(action).max(0)
     if len(still := np.flatnonzero(np.ptp(action, 0) == 0)):

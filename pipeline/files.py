@@ -133,7 +133,7 @@ def read_json(path: str | Path, made_by: str) -> Any:
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # editors of Windows write a mark before the text
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist. It is written by `{made_by}`: run that first.") from None
     except (ValueError, RecursionError) as error:  # the latter: lists within lists without end

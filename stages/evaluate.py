@@ -157,18 +157,19 @@ class Arena:
         return words.table(told, own, results, settings, self.seed)
 
     def film(self, actor: Actor) -> list[Film]:
-        """Record one planned episode of every task, each on one of the ranks; none where this machine cannot draw."""
-        films = []
+        """Record one planned episode of every task that can be drawn here, each on one of the ranks."""
+        films, undrawn = [], dict[str, list[str]]()
         own = self.ranks.shard(self.specs) if self.settings.video_size else []
-        try:
-            with Progress("evaluate: filming", len(own), "episodes", quiet=not self.ranks.is_main) as progress:
-                for spec in own:
+        with Progress("evaluate: filming", len(own), "episodes", quiet=not self.ranks.is_main) as progress:
+            for spec in own:
+                try:
                     frames, score = self.observing.record(actor, spec, self.seed + 300, self.settings)
                     films.append(Film(spec.name, spec.instructions[0], score, frames))
-                    progress.update(1)
-        except RenderingUnavailable as error:
-            if self.ranks.is_main:
-                print(f"evaluate: no videos: {error}", file=sys.stderr)
+                except RenderingUnavailable as error:
+                    undrawn.setdefault(str(error), []).append(spec.name)
+                progress.update(1)
+        for why, names in undrawn.items():
+            print(f"evaluate: no videos of {', '.join(names)}: {why}", file=sys.stderr)
         order = [spec.name for spec in self.specs]
         return sorted(itertools.chain(*self.ranks.collect(films)), key=lambda one: order.index(one.task))
 

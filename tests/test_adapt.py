@@ -248,7 +248,7 @@ gymnasium.register("lab/Brief-v0", entry_point=Brief)
 @pytest.mark.slow
 @pytest.mark.parametrize("ends", [0.8, 1.0])
 def test_learning_waits_for_an_episode_as_long_as_the_horizon(
-    base: Path, capsys: pytest.CaptureFixture[str], ends: float
+    base: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, ends: float
 ):
     Path("brief_env.py").write_text(BRIEF)
     task = Path("swing.yaml").read_text().replace("Pendulum-v1", "brief_env:lab/Brief-v0")
@@ -257,6 +257,8 @@ def test_learning_waits_for_an_episode_as_long_as_the_horizon(
     if ends == 1:
         assert main(arguments) == 2
         assert "All of the first 50 episodes were shorter" in capsys.readouterr().err
+        assert main([*arguments, "--env-steps", "16", "--output", "few"]) == 0
+        assert "nothing was learned online" in caplog.text
     else:
         assert main(arguments) == 0
         assert json.loads(Path("out/summary.json").read_text())["curve"][-1]["updates"] > 0
@@ -279,7 +281,17 @@ def test_two_runs_do_not_write_into_one_folder(base: Path, capsys: pytest.Captur
     assert not Path("adapted/.swing.lock").exists()
     assert main([*arguments, "--seed", "6"]) == 2
     assert "already holds an adapter" in capsys.readouterr().err
+    Path("other").symlink_to("elsewhere/other")  # where nothing is yet
     assert main([*arguments, "--seed", "6", "--output", "other"]) == 0
+    assert Path("elsewhere/other/adapter_config.json").exists()
+    assert Path("other").is_symlink()
+
+
+def test_a_file_where_the_adapter_is_to_go_is_refused_before_anything_is_learned(base: Path, capsys):
+    Path("notes").write_text("mine")
+    assert main(["adapt", "no-checkpoint", "--task", "swing.yaml", "--env-steps", "40", "--output", "notes"]) == 2
+    assert "notes is a file, where `eft adapt` is to write a folder. Choose another with --o" in capsys.readouterr().err
+    assert Path("notes").read_text() == "mine"
 
 
 def test_a_folder_is_free_again_when_its_run_failed(tmp_path: Path):
@@ -288,7 +300,7 @@ def test_a_folder_is_free_again_when_its_run_failed(tmp_path: Path):
         raise KeyError
     with hold_output(out, "eft adapt"), pytest.raises(ValueError, match="--output"), hold_output(out, "eft adapt"):
         pass
-    assert not list(out.parent.iterdir())
+    assert not out.parent.exists()
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from pipeline.cli import main
 from pipeline.config import Learning, load
 from pipeline.data.demos import write_episodes
 from pipeline.data.episode import Episode
-from pipeline.examine import Limits, Reference, examine, unlike
+from pipeline.examine import Limits, Reference, apart, examine, unlike
 from pipeline.tasks.spec import TaskSpec
 from tests.tiny_agent import NEW, PLANNER, SIZES, SPECS, embeddings_of, make_agent
 
@@ -89,6 +89,45 @@ def test_one_dim_of_many_that_no_other_task_moves_so_is_said_and_not_wrong() -> 
     assert "in dims 4;" in finding.text
 
 
+def partly(change: Callable[[np.ndarray], np.ndarray], which: slice) -> list[Episode]:
+    episodes = play(count=8)
+    for number in range(*which.indices(8)):
+        episodes[number] = dataclasses.replace(episodes[number], obs=change(episodes[number].obs).astype(np.float32))
+    return episodes
+
+
+@pytest.mark.parametrize(
+    ("episodes", "message"),
+    [
+        (partly(lambda obs: 1000 * obs, slice(4, 8)), r"vary [\d.]+e\+0[23] times (more|less) than the others"),
+        (partly(np.rad2deg, slice(3, 5)), r"episodes 3-4 vary \d+ times more than the others"),
+        (partly(lambda obs: obs + np.eye(6)[2] + np.eye(6)[4], slice(4, 8)), "dims 2, 4: another origin"),
+        (partly(lambda obs: obs - 2, slice(0, 2)), "episodes 0-1 lie far from all others in observation dims 0-5:"),
+    ],
+    ids=["half in millimetres", "two in degrees", "half shifted", "two shifted"],
+)
+def test_episodes_unlike_the_others_are_named(episodes: list[Episode], message: str) -> None:
+    assert any(re.search(message, finding.text) for finding in apart(episodes)), apart(episodes)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_goals_of_each_episode_are_no_other_origin(seed: int) -> None:
+    goals = np.random.default_rng(seed).uniform(-1, 1, (10, 2))
+    episodes = play(count=10, seed=seed)
+    for number, goal in enumerate(goals):
+        obs = np.concatenate([episodes[number].obs[:, :4], np.tile(goal, (21, 1))], 1).astype(np.float32)
+        episodes[number] = dataclasses.replace(episodes[number], obs=obs)
+    assert apart(episodes) == []
+
+
+def test_adapting_says_it_too(capsys: pytest.CaptureFixture[str]) -> None:
+    episodes = [dataclasses.replace(one, action=one.action / 1000) for one in partly(lambda obs: obs - 2, slice(0, 2))]
+    introduce(make_agent(), SPEC, embeddings_of([SPEC]), episodes, load(Learning, ROOT / "params.yaml"), 0)
+    said = capsys.readouterr().err
+    assert "adapt reach: episodes 0-1 lie far from all others" in said
+    assert "adapt reach: no action is larger than 0.001" in said
+
+
 def with_one(**values) -> list[Episode]:
     episodes = play()
     return [dataclasses.replace(episodes[0], **values), *episodes[1:]]
@@ -107,7 +146,8 @@ def shortened(to: int) -> list[Episode]:
 @pytest.mark.parametrize(
     ("episodes", "message"),
     [
-        (shortened(2), "FAIL episodes 0 are shorter than planner.horizon 3: learning refuses them"),
+        (shortened(2), "note episodes 0 are shorter than planner.horizon 3: learning leaves them out"),
+        (shortened(2)[:1], "FAIL episodes 0 are shorter than planner.horizon 3: learning refuses them"),
         ([*play(), play()[2]], "FAIL 1 episodes are copies of others: 2, 6"),
         (play(length=60), "FAIL episodes 0-5 are longer than the task's 50 steps"),
         (with_one(task="walk"), "FAIL filed under reach, and of walk"),
@@ -118,7 +158,7 @@ def shortened(to: int) -> list[Episode]:
          "note observation dims 4 vary by less than 0.001"),
         (play(change=lambda obs: np.where(np.arange(6) > 3, 2.0, obs)), "note observation dims 4-5 never change"),
     ],
-    ids=["short", "copy", "long", "other task", "score", "rewards", "hardly", "still"],
+    ids=["short", "all short", "copy", "long", "other task", "score", "rewards", "hardly", "still"],
 )  # fmt: skip
 def test_what_is_found(episodes: list[Episode], message: str) -> None:
     assert any(text.startswith(message) for text in found(episodes)), found(episodes)

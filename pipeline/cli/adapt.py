@@ -98,6 +98,7 @@ def adapt_to_task(options: argparse.Namespace) -> None:
     if options.rehearse is not None:
         raise ValueError("--rehearse goes with --into NEW: an adapter leaves the other tasks as they are.")
     out = options.output or Path("adapted") / spec.name
+    out = out.resolve() if out.is_symlink() else out  # it may lead to where nothing is yet
     with hold_output(out, "eft adapt"):
         if (out / "adapter_config.json").exists():
             raise ValueError(

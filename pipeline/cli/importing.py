@@ -88,6 +88,7 @@ def import_from(options: argparse.Namespace) -> None:
 def _import_demos(options: argparse.Namespace) -> None:
     from pipeline.data.demos import FILE
     from pipeline.importers.episodes import Reading, import_episodes
+    from pipeline.run.run_dir import hold_output
     from pipeline.tasks import registry
 
     if not options.task:
@@ -95,15 +96,18 @@ def _import_demos(options: argparse.Namespace) -> None:
     folder = own_folder(options)
     spec = registry.get([options.task], folder)[0]
     out = options.out or Path(folder or "my_tasks") / DEMOS
-    if (out / spec.name / FILE).exists():
-        raise ValueError(f"{out / spec.name / FILE} is there already. Remove it, or choose another folder with --out.")
-    path, commit = _locate(options)
-    name = f"{options.source}/{options.file}" if options.file else options.source
-    reading = Reading(
-        options.successful, options.reward_at_end, options.action_low, options.action_high, options.fit_actions,
-        options.clip_actions,
-    )  # fmt: skip
-    report = import_episodes(_read(options, path, spec), spec, name, commit, reading, out)
+    with hold_output(out / spec.name, "eft import", "--out"):
+        if (out / spec.name / FILE).exists():
+            raise ValueError(
+                f"{out / spec.name / FILE} is there already. Remove it, or choose another folder with --out."
+            )
+        path, commit = _locate(options)
+        name = f"{options.source}/{options.file}" if options.file else options.source
+        reading = Reading(
+            options.successful, options.reward_at_end, options.action_low, options.action_high, options.fit_actions,
+            options.clip_actions,
+        )  # fmt: skip
+        report = import_episodes(_read(options, path, spec), spec, name, commit, reading, out)
     print(f"{report.kept} of {report.found} episodes of {spec.name}, {report.steps} steps -> {out / spec.name / FILE}")
     for what, entries in (("left out", report.left_out), ("cut", report.cut)):
         for entry in entries[:10]:

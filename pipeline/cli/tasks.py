@@ -90,10 +90,10 @@ def check_task(options: argparse.Namespace) -> int:
 
     folder = own_folder(options)
     spec = find_task(options.task, folder)
-    model = config.load(config.Model) if config.PARAMS.exists() else None
-    widths = (model.obs_dim, model.action_dim) if model else (None, None)
+    model, planner = (config.load(part) if config.PARAMS.exists() else None for part in (config.Model, config.Planner))
+    limits = (model.obs_dim, model.action_dim, planner.horizon) if model and planner else (None, None, None)
     frame = options.frame or Path(tempfile.gettempdir()) / f"eft-{spec.name}.png"
-    findings = check.check_task(spec, frame, folder, *widths)
+    findings = check.check_task(spec, frame, folder, *limits)
     if options.frame is None:  # nobody asked for an image, and training needs none
         findings = [one._replace(passed=True) if one.check == "image" else one for one in findings]
     for finding in findings:

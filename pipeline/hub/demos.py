@@ -81,7 +81,8 @@ def summary(folder: str | Path) -> list[tuple[str, int, int]]:
 def _card(rows: list[dict[str, Any]], source: str, lerobot: LeRobotForm | None, black: Sequence[str] | None) -> str:
     """Write the card; `black` are the tasks without pictures in LeRobot's form, None where nothing is in it."""
     names = [row["spec"].name for row in rows]
-    more = [] if black is None else [{"config_name": "lerobot", "data_files": "data/*/*.parquet"}]
+    form_name = "lerobot-form" if "lerobot" in names else "lerobot"
+    more = [] if black is None else [{"config_name": form_name, "data_files": "data/*/*.parquet"}]
     data = DatasetCardData(
         pretty_name="Eft demonstrations",
         license="mit",

@@ -29,7 +29,6 @@ from pipeline.tasks.spec import TaskSpec
 from pipeline.video import write_video
 
 FPS = 10  # nominal: a frame is one agent step, whatever its time in the simulator
-FOLDERS = ("meta", "data", "videos")
 _CAMERA = "observation.images.main"
 _CHUNK = 1000  # files of a folder
 _QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
@@ -66,10 +65,8 @@ def write_lerobot(folder: Path, shown: Shown, size: int) -> list[str]:
         The tasks whose frames are black, since they could not be drawn.
 
     Raises:
-        ValueError: a task is named like a folder of the form, or two have one text.
+        ValueError: two of the tasks have one text.
     """
-    if named := sorted(shown.keys() & set(FOLDERS)):
-        raise ValueError(f"a task is called {named[0]}, as a folder of LeRobot's form is: rename it.")
     texts = [spec.text() for spec, _ in shown.values()]
     if len(set(texts)) < len(texts):
         raise ValueError("two of the tasks have one text, which is all that tells them apart in LeRobot's form.")

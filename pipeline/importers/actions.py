@@ -68,6 +68,37 @@ class Bounds:
         return found
 
 
+def as_corners(chosen: np.ndarray, counts: Sequence[int], start: Sequence[int]) -> np.ndarray:
+    """Return choices as the actions that make them (`pipeline/tasks/spaces.py`): 1 for what was chosen, else -1.
+
+    Args:
+        chosen: (..., k) whole numbers.
+        counts: among how many each of the k was chosen.
+        start: (k,) the lowest number of each.
+
+    Returns:
+        (..., sum of counts) float64.
+
+    Raises:
+        ValueError: there are other than k choices, or one is none of those.
+    """
+    if chosen.shape[-1:] != (len(counts),):
+        raise ValueError(f"its actions have the shape {chosen.shape}, expected {len(counts)} choices each")
+    parts = []
+    for number, (count, first) in enumerate(zip(counts, start, strict=True)):
+        index = chosen[..., number] - first
+        if not np.isin(index, np.arange(count)).all():
+            found = f"from {chosen[..., number].min():g} to {chosen[..., number].max():g}"
+            raise ValueError(f"its actions choose {found}, expected whole numbers from {first} to {first + count - 1}")
+        parts.append(np.where(index[..., None] == np.arange(count), 1.0, -1.0))
+    return np.concatenate(parts, -1)
+
+
+def say_corners(counts: Sequence[int]) -> str:
+    """Say what `as_corners` did, for the report."""
+    return f"actions: choices among {' and '.join(map(str, counts))}, each as 1 for what was chosen and -1 for all else"
+
+
 def find_bounds(
     told: tuple[np.ndarray | float, np.ndarray | float],
     given: tuple[Sequence[float] | None, Sequence[float] | None],

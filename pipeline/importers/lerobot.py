@@ -9,7 +9,9 @@ Source: https://huggingface.co/docs/lerobot (LeRobotDataset v2.1 and v3.0)
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,18 @@ import pyarrow.parquet as pq
 
 from pipeline.config import near
 from pipeline.files import read_json
+from pipeline.importers.actions import as_corners, say_corners
 from pipeline.importers.episodes import Recorded, Source, check_arrays, choose, first_end, success_at
 from pipeline.tasks.spec import TaskSpec
 
-PATTERNS = ["meta/info.json", "meta/tasks.parquet", "meta/tasks.jsonl", "data/*/*.parquet"]
+TEXTS = ("meta/tasks.parquet", "meta/tasks.jsonl")  # of the tasks: in v3, and before
+PATTERNS = ["meta/info.json", *TEXTS, "data/*/*.parquet"]
 _REWARD, _SUCCESS = "next.reward", "next.success"
 _ENDS = ("next.done", "next.truncated", "next.terminated")
 _EXPERT = "expert_action"
+_ACTIONS = ("action", "actions")  # LeRobot's own name, and that of openpi's data sets
 _COUNTS = ("episode_index", "frame_index", "task_index")
+_OWN = (_REWARD, _SUCCESS, *_ENDS, "index", "timestamp")  # of every data set, and nothing that is observed
 
 
 def read_demos(folder: str | Path, spec: TaskSpec, only: str | None = None, features: Sequence[str] = ()) -> Source:
@@ -45,27 +51,25 @@ def read_demos(folder: str | Path, spec: TaskSpec, only: str | None = None, feat
     """
     folder = Path(folder)
     about = _features(folder)
-    if "action" not in about:
+    acted = next((name for name in _ACTIONS if name in about), None)
+    if acted is None:
         raise ValueError(f"{folder} has no `action`. It has: {', '.join(about)}.")
-    widths = {name: int(one["shape"][0]) for name, one in about.items() if _is_vector(one)}
-    if widths.get("action", 0) < spec.action_dim:
-        raise ValueError(f"{folder}: `action` is {about['action']}, {spec.name} takes vectors of {spec.action_dim}.")
-    vectors = {name: width for name, width in widths.items() if name.startswith("observation.") or name in features}
-    if len(vectors) == 1 and max(vectors.values()) > spec.obs_dim:  # padded with zeros, or the episodes are refused
-        observed = list(vectors)
-    else:
-        try:
-            observed = choose(list(vectors), vectors, features, spec)
-        except ValueError as error:
-            raise ValueError(f"{folder}: {error}") from None
-    files = sorted((folder / "data").glob("*/*.parquet"))
+    widths = {name: math.prod(one["shape"]) for name, one in about.items() if _is_array(one)}
+    choices = spec.action_dim if widths.get(acted) == 1 < spec.action_dim and "int" in about[acted]["dtype"] else 0
+    if widths.get(acted, 0) < spec.action_dim and not choices:
+        raise ValueError(f"{folder}: `{acted}` is {about[acted]}, {spec.name} takes vectors of {spec.action_dim}.")
+    observed = _observed(folder, about, widths, acted, features, spec)
+    files = sorted(path for path in (folder / "data").glob("*/*.parquet") if not path.name.startswith("."))
     if not files:
         raise FileNotFoundError(f"{folder} holds no data/*/*.parquet.")
-    texts = next((path for path in _text_files(folder) if path.is_file()), _text_files(folder)[0])
+    texts = next((folder / name for name in TEXTS if (folder / name).is_file()), None)
+    if texts is None:
+        raise FileNotFoundError(f"{folder} holds neither {' nor '.join(TEXTS)}: its tasks have no texts.")
     task = _task(texts, only)
-    intended = [_EXPERT] if widths.get(_EXPERT) == widths["action"] else []
-    used = [*observed, "action", *intended, *(name for name in (_REWARD, _SUCCESS, *_ENDS) if name in about)]
+    intended = [_EXPERT] if widths.get(_EXPERT) == widths[acted] else []
+    used = [*observed, acted, *intended, *(name for name in (_REWARD, _SUCCESS, *_ENDS) if name in about)]
     table = _read(files, [*used, *_COUNTS])
+    table = table.rename_columns(["action" if name == acted else name for name in table.column_names])
     table = table.filter(pc.equal(table["task_index"], task))  # pyright: ignore[reportAttributeAccessIssue]
     table = table.sort_by([("episode_index", "ascending"), ("frame_index", "ascending")])
     numbers = table["episode_index"].to_numpy()
@@ -73,14 +77,42 @@ def read_demos(folder: str | Path, spec: TaskSpec, only: str | None = None, feat
     return Source(
         form="lerobot",
         files=[folder / "meta/info.json", texts, *files],
-        episodes=_episodes(table, starts, observed),
+        episodes=_episodes(table, starts, observed, choices),
         total=len(starts),
         ignored=sorted(set(about) - set(used) - set(_COUNTS)),
         notes=[
             f"observations: {' + '.join(observed)}",
             "the last action of every episode is left out, since no observation follows it",
+            *([say_corners([choices])] if choices else []),
         ],
     )
+
+
+def _observed(
+    folder: Path, about: Mapping[str, Any], widths: Mapping[str, int], acted: str, features: Sequence[str],
+    spec: TaskSpec,
+) -> list[str]:  # fmt: skip
+    """Return what is observed, in order: matrices and what is not called an observation if the user names it alone."""
+    named = {
+        name: width
+        for name, width in widths.items()
+        if name in features or (name.split(".")[0] == "observation" and len(about[name]["shape"]) == 1)
+    }
+    if len(named) == 1 and max(named.values()) > spec.obs_dim:  # padded with zeros, or the episodes are refused
+        return list(named)
+    others = {name: width for name, width in widths.items() if name not in (acted, _EXPERT, *_COUNTS, *_OWN)}
+    try:
+        if not named and not features:
+            listed = ", ".join(f"{name} {width}" for name, width in others.items())
+            raise ValueError(
+                f"none of its vectors is called an observation; say which are, --features NAME: {listed}."
+                if others
+                else "nothing but images can be observed in it, which are not read."
+            )
+        parts = others if features else named
+        return choose(list(parts), parts, features, spec)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
 
 
 def _features(folder: Path) -> dict[str, Any]:
@@ -98,15 +130,13 @@ def _features(folder: Path) -> dict[str, Any]:
     return features
 
 
-def _text_files(folder: Path) -> list[Path]:
-    """Return where the tasks' texts may be: in v3, and before."""
-    return [folder / "meta/tasks.parquet", folder / "meta/tasks.jsonl"]
-
-
-def _is_vector(about: dict[str, Any]) -> bool:
+def _is_array(about: dict[str, Any]) -> bool:
+    """Whether a feature is a vector, or an array that can be made one."""
     shape = about.get("shape")
-    floats = str(about.get("dtype")) in ("float32", "float64", "float16")
-    return floats and isinstance(shape, list) and len(shape) == 1 and isinstance(shape[0], int) and 0 < shape[0] < 65536
+    if not (isinstance(shape, list) and shape and all(isinstance(size, int) and size > 0 for size in shape)):
+        return False
+    numbers = re.fullmatch(r"(float|u?int)(8|16|32|64)|bool", str(about.get("dtype")))
+    return numbers is not None and math.prod(shape) < 65536
 
 
 def _task(path: Path, only: str | None) -> int:
@@ -131,7 +161,7 @@ def _texts(path: Path) -> dict[str, int]:
             raise ValueError(f"{path}: expected `task_index` and the tasks' texts, found {found}.")
         return dict(zip(table[names[0]].to_pylist(), table["task_index"].to_pylist(), strict=True))
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         return {str(row["task"]): int(row["task_index"]) for row in rows}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(
@@ -143,19 +173,23 @@ def _read(paths: list[Path], columns: list[str] | None) -> pa.Table:
     tables = []
     for path in paths:
         try:
+            there = pq.read_schema(path).names
+            if missing := [name for name in columns or [] if name not in there]:
+                raise ValueError(f"{path}: the column `{missing[0]}` is missing.")
             table = pq.read_table(path, columns=columns)
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{path} is not readable: {str(error).splitlines()[0]}") from None
-        if columns is not None and (missing := [name for name in columns if name not in table.column_names]):
-            raise ValueError(f"{path}: the column {missing[0]} is missing.")
         tables.append(table.select(columns) if columns else table)
     try:
-        return pa.concat_tables(tables).combine_chunks()
+        return pa.concat_tables(tables, promote_options="permissive").combine_chunks()  # of files of several authors
     except pa.ArrowException as error:
         raise ValueError(f"{paths[0].parent}: the files have different columns: {str(error).splitlines()[0]}") from None
 
 
-def _episodes(table: pa.Table, starts: np.ndarray, observed: list[str]) -> Iterator[Recorded | tuple[int, str]]:
+def _episodes(
+    table: pa.Table, starts: np.ndarray, observed: list[str], choices: int
+) -> Iterator[Recorded | tuple[int, str]]:
+    """Yield the episodes; with `choices`, the action of each frame is one of so many."""
     for first, after in zip(starts, [*starts[1:], table.num_rows], strict=True):
         part = table.slice(first, after - first)
         number = int(part["episode_index"][0].as_py())
@@ -167,7 +201,7 @@ def _episodes(table: pa.Table, starts: np.ndarray, observed: list[str]) -> Itera
             frames, cut = first_end(part.num_rows, **ends)
             part = part.slice(0, frames)
             if frames < 2:
-                raise ValueError("it has one frame, so no action with a known outcome")
+                raise ValueError(f"it has one frame, so no action with a known outcome{f' ({cut})' if cut else ''}")
             obs = np.concatenate([_vectors(part, name) for name in observed], 1)
             reward = _scalars(part, _REWARD) if _REWARD in part.column_names else np.full(frames, np.nan)
             success = success_at(_scalars(part, _SUCCESS) if _SUCCESS in part.column_names else None, -1)
@@ -176,33 +210,40 @@ def _episodes(table: pa.Table, starts: np.ndarray, observed: list[str]) -> Itera
             terminated = over is not None and bool(over[frames - 1])
             action = _vectors(part, "action")[:-1]
             expert = _vectors(part, _EXPERT)[:-1] if _EXPERT in part.column_names else None
+            if choices:
+                action = as_corners(action, [choices], [0])
+                expert = None if expert is None else as_corners(expert, [choices], [0])
             yield Recorded(number, obs, action, reward[:-1], terminated, success, cut=cut, expert=expert)
         except (ValueError, TypeError, pa.ArrowException) as error:
             yield number, str(error).splitlines()[0]
 
 
 def _vectors(table: pa.Table, name: str) -> np.ndarray:
+    """Return a column as (rows, width); LeRobot writes vectors of one number as numbers."""
     column: Any = table[name].combine_chunks()
-    if not (pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type)):
-        raise ValueError(f"`{name}` holds {column.type}, expected vectors of numbers")
-    flat = column.flatten()
-    if column.null_count or len(flat) % len(column):
+    flat = column
+    while pa.types.is_fixed_size_list(flat.type) or pa.types.is_list(flat.type) or pa.types.is_large_list(flat.type):
+        if flat.null_count:
+            missing = np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))
+            raise ValueError(f"`{name}` is missing at step {missing[0]}" if len(missing) else f"`{name}` has gaps")
+        flat = flat.flatten()
+    if len(flat) % len(column):
         raise ValueError(f"`{name}` is no list of vectors of one width")
     return _numbers(flat, name).reshape(len(column), -1)
 
 
 def _scalars(table: pa.Table, name: str) -> np.ndarray:
-    column: Any = table[name].combine_chunks()
-    if pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type):
-        vectors = _vectors(table, name)
-        if vectors.shape[1] != 1:
-            raise ValueError(f"`{name}` holds {vectors.shape[1]} numbers for each frame, expected one")
-        return vectors[:, 0]
-    return _numbers(column, name)
+    vectors = _vectors(table, name)
+    if vectors.shape[1] != 1:
+        raise ValueError(f"`{name}` holds {vectors.shape[1]} numbers for each frame, expected one")
+    return vectors[:, 0]
 
 
 def _numbers(values: Any, name: str) -> np.ndarray:
+    """Return numbers; what is missing is NaN, as in floats."""
     kind = values.type
-    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)) or values.null_count:
-        raise ValueError(f"`{name}` holds {kind}, expected numbers without gaps")
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or kind == pa.null()):
+        raise ValueError(f"`{name}` holds {kind}, expected numbers")
+    if values.null_count:
+        values = (values.cast(pa.uint8()) if pa.types.is_boolean(kind) else values).cast(pa.float64())
     return values.to_numpy(zero_copy_only=False)

@@ -1,8 +1,9 @@
 """Plain arrays: `.npz` or `.parquet`, a file or a folder of them, by the names that most people give their arrays.
 
-A file holds one episode, or several side by side with the number of each row's episode in `episode`, or an array with
-one more dimension in front, or (parquet) one row per episode with lists in it. Where there are as many observations
-as actions, and no next observations, the last action of an episode is left out: nothing says where it led.
+A file holds one episode, or several side by side with the number of each row's episode in `episode` (or, as diffusion
+policy has it, where each ends in `episode_ends`), or an array with one more dimension in front, or (parquet) one row
+per episode with lists in it. Where there are as many observations as actions, and no next observations, the last
+action of an episode is left out: nothing says where it led.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.importers.actions import as_corners, say_corners
 from pipeline.importers.episodes import Recorded, Source, check_arrays, check_rewards, choose, first_end, success_at
 from pipeline.tasks.spec import TaskSpec
 
@@ -33,6 +35,7 @@ NAMES = {
     "done": ("done", "dones"),
     "success": ("success", "is_success"),
     "episode": ("episode", "episode_index"),
+    "episode_ends": ("episode_ends",),
 }
 PATTERNS = ["*.npz", "*.parquet"]
 _ENDS = ("terminated", "truncated", "done")
@@ -54,7 +57,8 @@ def read_demos(path: str | Path, spec: TaskSpec, features: Sequence[str] = ()) -
         ValueError: a file cannot be read, or lacks actions or observations.
     """
     path = Path(path)
-    files = [path] if path.is_file() else sorted(one for form in PATTERNS for one in path.glob(form))
+    there = sorted(one for form in PATTERNS for one in path.glob(form) if not one.name.startswith("."))
+    files = [path] if path.is_file() else there
     if not files:
         raise FileNotFoundError(f"{path} is neither a .npz or .parquet file nor a folder of them.")
     episodes: list[Recorded | tuple[int, str]] = []
@@ -88,6 +92,7 @@ def _name(columns: Columns, spec: TaskSpec, features: Sequence[str], notes: list
             named[ours] = columns[there[0]]
     if "action" in named:
         _check_rows("action", named["action"])
+        named["action"] = _chosen(named["action"], spec, notes)
     if features:
         # Of several episodes at once, arrays have one dimension more.
         front = max(named["action"].ndim - 1, 1) if "action" in named else 1
@@ -103,17 +108,22 @@ def _name(columns: Columns, spec: TaskSpec, features: Sequence[str], notes: list
     return named
 
 
+def _chosen(action: np.ndarray, spec: TaskSpec, notes: list[str]) -> np.ndarray:
+    """Return choices, one whole number a step, as actions of a task that takes several numbers; others as they are."""
+    single = action.ndim == 1 or (action.ndim > 1 and action.shape[-1] == 1)
+    if action.dtype.kind not in "iu" or not single or spec.action_dim == 1:
+        return action
+    _note(notes, say_corners([spec.action_dim]))
+    return as_corners(action[:, None] if action.ndim == 1 else action, [spec.action_dim], [0])
+
+
 def _split(columns: Columns) -> Iterator[Columns]:
     """Yield the columns of each episode."""
     if columns["action"].ndim == 3:
-        columns.pop("episode", None)
-        count = len(columns["action"])
-        for name, values in columns.items():
-            if values.ndim < 1 or len(values) != count:
-                raise ValueError(f"`{name}` has the shape {values.shape}, expected a row for each of {count} episodes.")
-        for number in range(count):
-            yield {name: values[number] for name, values in columns.items()}
+        yield from _whole(columns)
         return
+    if "episode_ends" in columns:
+        columns |= {"episode": _numbered(columns.pop("episode_ends"), len(columns["action"]))}
     if "episode" not in columns:
         yield columns
         return
@@ -135,6 +145,27 @@ def _split(columns: Columns) -> Iterator[Columns]:
             part[name] = values[first:after] if len(values) == rows else values[number]
         part["several"] = np.ones(1)
         yield part
+
+
+def _whole(columns: Columns) -> Iterator[Columns]:
+    """Yield the columns of each episode where arrays have a dimension for them in front."""
+    count = len(columns["action"])
+    rest = {name: values for name, values in columns.items() if name not in ("episode", "episode_ends")}
+    for name, values in rest.items():
+        if values.ndim < 1 or len(values) != count:
+            raise ValueError(f"`{name}` has the shape {values.shape}, expected a row for each of {count} episodes.")
+    for number in range(count):
+        yield {name: values[number] for name, values in rest.items()}
+
+
+def _numbered(ends: np.ndarray, rows: int) -> np.ndarray:
+    """Return the number of each step's episode, of the numbers of steps up to the end of each episode."""
+    lengths = np.diff(np.ravel(ends).astype(np.float64), prepend=0)
+    if not len(lengths) or not (lengths > 0).all() or not np.equal(lengths, lengths.round()).all():
+        raise ValueError(f"`episode_ends` is {ends}: expected the steps up to the end of each episode, rising.")
+    if lengths.sum() != rows:
+        raise ValueError(f"`episode_ends` ends with {lengths.sum():g}, there are {rows} steps.")
+    return np.repeat(np.arange(len(lengths)), lengths.astype(int))
 
 
 def _recorded(number: int, part: Columns, notes: list[str]) -> Recorded:

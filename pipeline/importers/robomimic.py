@@ -5,6 +5,7 @@ Source: https://robomimic.github.io/docs/datasets/overview.html
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,11 @@ def read_demos(path: str | Path, spec: TaskSpec, features: Sequence[str] = ()) -
     path = Path(path)
     with open_hdf5(path) as file:
         data = member(file, "data", h5py.Group)
-        names = [str(name).removeprefix("demo_") for name in data if str(name).startswith("demo_")]
-        numbers = sorted(int(name) for name in names if name.isdecimal())
-        if not numbers:
+        found = (re.fullmatch(r"demo_(\d+)", str(name)) for name in data)
+        names = {int(match[1]): match[0] for match in found if match}  # some count demo_00, demo_01
+        if not names:
             raise ValueError(f"{path} holds no data/demo_<number>: no robomimic data.")
-        first = member(data, f"demo_{numbers[0]}", h5py.Group)
+        first = member(data, names[min(names)], h5py.Group)
         if "obs" not in first:
             raise ValueError(
                 f"{path} holds simulator states and no observations. Robomimic's dataset_states_to_obs.py adds them, "
@@ -58,23 +59,23 @@ def read_demos(path: str | Path, spec: TaskSpec, features: Sequence[str] = ()) -
     return Source(
         form="robomimic",
         files=[path],
-        episodes=_episodes(path, numbers, observed, notes),
-        total=len(numbers),
+        episodes=_episodes(path, names, observed, notes),
+        total=len(names),
         ignored=[name for name in others if name not in used],
         notes=notes,
     )
 
 
 def _episodes(
-    path: Path, numbers: list[int], observed: list[str], notes: list[str]
+    path: Path, names: dict[int, str], observed: list[str], notes: list[str]
 ) -> Iterator[Recorded | tuple[int, str]]:
     import h5py
 
     with open_hdf5(path) as file:
-        for number in numbers:
+        for number, name in sorted(names.items()):
             try:
-                yield _episode(number, member(member(file, "data", h5py.Group), f"demo_{number}", h5py.Group), observed)
-                if f"data/demo_{number}/next_obs" not in file and _NO_LAST not in notes:
+                yield _episode(number, member(member(file, "data", h5py.Group), name, h5py.Group), observed)
+                if f"data/{name}/next_obs" not in file and _NO_LAST not in notes:
                     notes.append(_NO_LAST)
             except (ValueError, KeyError, OSError, TypeError, RuntimeError) as error:
                 yield number, f"it cannot be read: {error}"

@@ -93,7 +93,7 @@ def find_encoder(encoder_id: str) -> TextEncoder:
     name, _, digits = encoder_id.rpartition("@")
     if name in PINS:
         return load_encoder(name)
-    folder = _find_in_cache(digits)
+    folder = _find_in_cache(digits, name)
     if folder is not None:
         return TransformersEncoder(name, folder)
     if re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", name):
@@ -203,13 +203,26 @@ def _find(model: str, revision: str) -> Path:
     return folder
 
 
-def _find_in_cache(digits: str) -> Path | None:
-    """Find a model in the Hub's cache by its weights, whose files are named by their SHA-256 there."""
+def _find_in_cache(digits: str, name: str) -> Path | None:
+    """Find a model in the Hub's cache by its weights, whose files are named by their SHA-256 there.
+
+    Of several revisions with the same weights, whose tokenizers may differ, that of the commit in `name` is taken.
+    """
     from huggingface_hub import constants
 
-    for weights in sorted(Path(constants.HF_HUB_CACHE).glob("models--*/snapshots/*/model.safetensors")):
-        digest = weights.resolve().name if weights.is_symlink() else sha256(weights)
-        if digest.startswith(digits) and (weights.parent / "config.json").is_file():
+    model, _, commit = name.partition("@")
+    repo = f"models--{model.replace('/', '--')}"
+    found = sorted(
+        Path(constants.HF_HUB_CACHE).glob("models--*/snapshots/*/model.safetensors"),
+        key=lambda path: (path.parent.name != commit, path.parents[2].name != repo, path),
+    )
+    for weights in found:
+        if not (weights.is_file() and (weights.parent / "config.json").is_file()):  # what an interrupted download left
+            continue
+        digest = weights.resolve().name
+        if not (weights.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", digest)):  # small files go by another hash
+            digest = sha256(weights)
+        if digest.startswith(digits):
             return weights.parent
     return None
 

@@ -53,7 +53,7 @@ class Collector:
         seeded: enough episodes were played for training to begin.
 
     Raises:
-        ValueError: the episodes of a task are shorter than a slice.
+        ValueError: the time limit of a task is shorter than a slice.
     """
 
     def __init__(
@@ -135,8 +135,7 @@ class Collector:
         """Wait for the environments and return the episodes that ended with this step.
 
         Raises:
-            ValueError: an observation or reward is not finite, or no episode is long enough to be learned from; the
-                task is named.
+            ValueError: an observation or reward is not finite; the task is named.
         """
         step = self._envs.end_step()
         which = self._stepping
@@ -234,21 +233,26 @@ class Collector:
             self._left_out(spec.name, length)
         return Finished(i, spec.name, episode_return, score, not cut)
 
-    def _left_out(self, task: str, length: int) -> None:
-        """Say once of each task that an episode was too short to be stored; stop where all are."""
-        self._short[task] = self._short.get(task, 0) + 1
-        what = (
-            f"an episode of {task} ended after {length} agent steps. Those of fewer than planner.horizon = "
-            f"{self._replay.horizon} are not learned from: no slice of one fits."
-        )
-        if self._short[task] == 1:
-            _log.warning("%s The score counts them.", what)
+    @property
+    def only_short(self) -> str:
+        """What to say where every task has had such episodes alone, many of them; empty where something is stored."""
         everyone = self._short.keys() >= {spec.name for spec in self._specs}
-        if everyone and not self._replay.num_episodes and sum(self._short.values()) >= _MOST_SHORT:
-            raise ValueError(
-                f"{what} All of the first {_MOST_SHORT} episodes were shorter, so there is nothing to learn from. "
-                "Let the environment go on for longer, lower action_repeat or the horizon, or leave the task out."
-            )
+        if not everyone or self._replay.num_episodes or sum(self._short.values()) < _MOST_SHORT:
+            return ""
+        return (
+            f"episodes of {', '.join(sorted(self._short))} end before planner.horizon = {self._replay.horizon} agent "
+            f"steps. All of the first {_MOST_SHORT} episodes were shorter, so there is nothing to learn from. "
+            "Let the environment go on for longer, lower action_repeat or the horizon, or leave the task out."
+        )
+
+    def _left_out(self, task: str, length: int) -> None:
+        """Count an episode that was too short to be stored, and say so once of each task."""
+        self._short[task] = self._short.get(task, 0) + 1
+        if self._short[task] == 1:
+            _log.warning(
+                "an episode of %s ended after %d agent steps. Those of fewer than planner.horizon = %d are not learned "
+                "from: no slice of one fits. The score counts them.", task, length, self._replay.horizon,
+            )  # fmt: skip
 
 
 def share_out_state(

@@ -44,7 +44,7 @@ class BatchMixer:
         labelled: Sequence[int] | None = None,
     ):
         self._ranks, self._settings, self._rows, self._demos, self._replay = ranks, settings, rows, demos, replay
-        self._rested, self._labelled = pauses, labelled
+        self._rested, self._labelled = pauses, labelled  # the first: whether a rank may have nothing to draw
         self._stored = False  # whether something to draw has been seen in the replay: it never becomes empty again
         own = torch.tensor(ranks.shard(rows.tolist()))
         self.num_demos, self.num_own = self._shares(ranks.collect(replay.weight_of(own)))
@@ -80,6 +80,12 @@ class BatchMixer:
             some = replay.leave_out(())
             drawn = ranks.collect(replay.weight_of(rows) if some else 0.0)
         self.num_demos, self.num_own = self._shares(drawn if any(drawn) else ranks.collect(replay.weight_of(rows)))
+
+    def draw_what_is_stored(self, playing: np.ndarray) -> None:
+        """From now on let ranks without own episodes sample demonstrations alone; every rank calls this."""
+        if not self._rested:
+            self._rested = True
+            self.play(playing)
 
     def metrics(self) -> dict[str, float]:
         """Return the replay's size over all ranks, its episodes' mean age in transitions, and how much is labelled."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,6 +18,8 @@ from pipeline.model.actor import Actor
 from pipeline.run.ranks import RANK_SEEDS, Ranks
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.vector import VectorEnv
+
+_log = logging.getLogger(__name__)
 
 
 def learn_online(
@@ -50,8 +53,7 @@ def learn_online(
         now_playing = np.array([extensions.plays(name) for name in names])
         if (now_playing != playing).any():
             mixer.play(playing := now_playing)
-        waiting = collector.seeding(playing[numbers]) or not mixer.can_sample()  # short episodes are not stored
-        seeding, stop = ranks.any(waiting, run.interrupt.is_requested())
+        seeding, stop = _seeding_or_stopped(run, collector, mixer, playing)
         collector.seeded |= not seeding
         if stop:
             run.save_and_leave()
@@ -80,6 +82,7 @@ def learn_online(
         if extensions.acts_on_policy and _policy_phase(run, acting, before):
             _update(run, mixer, acting)
         run.log_evaluate_save(before)
+    _say_unlearned(ranks, mixer)
 
 
 def own_environments(ranks: Ranks, env_specs: Sequence[TaskSpec]) -> list[int]:
@@ -129,6 +132,36 @@ def _begin(
         share_out_episodes(demos.state_tensors(), replay, _takes(ranks.collect(collector.tasks), ranks.rank))
     learner.q_weight = constraint.publish(learner.table)
     return collector, constraint, mixer
+
+
+def _seeding_or_stopped(
+    run: TrainingRun, collector: Collector, mixer: BatchMixer, playing: np.ndarray
+) -> tuple[bool, bool]:
+    """Return whether a rank still waits for an episode to learn from, and whether the run is to stop."""
+    ranks = run.ranks
+    waiting = collector.seeding(playing[ranks.shard(range(len(playing)))]) or not mixer.can_sample()
+    flags = (waiting, run.interrupt.is_requested(), bool(collector.only_short))  # short episodes are not stored
+    seeding, stop, some_short = ranks.any(*flags)
+    if some_short:
+        _go_without_short(ranks, collector, mixer, playing)
+    return seeding, stop
+
+
+def _say_unlearned(ranks: Ranks, mixer: BatchMixer) -> None:
+    if not any(ranks.collect(mixer.can_sample())):
+        _log.warning("nothing was learned online: no episode of at least planner.horizon steps has ended.")
+
+
+def _go_without_short(ranks: Ranks, collector: Collector, mixer: BatchMixer, playing: np.ndarray) -> None:
+    """Let a rank whose episodes are all too short draw demonstrations alone.
+
+    Raises:
+        ValueError: on every rank, if no rank has stored anything, or one would be left without a slice.
+    """
+    said = ranks.collect(collector.only_short)
+    if all(said):
+        raise ValueError(said[0])
+    mixer.draw_what_is_stored(playing)
 
 
 def _update(run: TrainingRun, mixer: BatchMixer, acting: Actor) -> None:

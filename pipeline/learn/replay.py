@@ -9,8 +9,10 @@ the oldest ones. Sampling takes the same time however much is stored.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,6 +32,7 @@ _EPISODE = np.dtype(
 
 
 _TARGETS = "value_target"
+_log = logging.getLogger(__name__)
 
 
 class Drawn(NamedTuple):
@@ -399,13 +402,15 @@ def from_demos(
         **options: of the buffer.
 
     Raises:
-        ValueError: there are none, or one is wider than the padding or shorter than the horizon.
+        ValueError: there are none, one is wider than the padding, or all of a task are shorter than the horizon.
     """
     if not episodes:
         raise ValueError("there are no demonstrations to learn from: run `dvc repro demos` and see demos.episodes")
-    rows = sum(len(episode.obs) for _, episode in episodes)
+    long = [(task, episode) for task, episode in episodes if len(episode.action) >= horizon]
+    _say_short(episodes, {task for task, _ in long}, horizon)
+    rows = sum(len(episode.obs) for _, episode in long)
     buffer = make(rows, obs_dim, action_dim, horizon, keep_expert_actions=True, **options)
-    for task, episode in episodes:
+    for task, episode in long:
         if episode.obs.shape[1] > obs_dim or episode.action.shape[1] > action_dim:
             raise ValueError(
                 f"a demonstration of {episode.task} has {episode.obs.shape[1]} observation and "
@@ -414,12 +419,28 @@ def from_demos(
             )
         steps = episode.obs, episode.action, episode.reward, episode.expert_action
         obs, action, reward, expert_action = map(torch.from_numpy, steps)
-        if not buffer.add(obs, action, reward, episode.terminated, task, expert_action=expert_action):
-            raise ValueError(
-                f"a demonstration of {episode.task} has {len(episode.action)} steps, planner.horizon is {horizon}: "
-                "lower the horizon or leave the task out"
-            )
+        buffer.add(obs, action, reward, episode.terminated, task, expert_action=expert_action)
     return buffer
+
+
+def _say_short(episodes: Sequence[tuple[int, Episode]], kept: set[int], horizon: int) -> None:
+    """Say which demonstrations are shorter than a slice and left out; `kept` are the tasks that have longer ones.
+
+    Raises:
+        ValueError: a task has no others.
+    """
+    short = Counter(task for task, episode in episodes if len(episode.action) < horizon)
+    for task, name in dict.fromkeys((task, episode.task) for task, episode in episodes):
+        if task not in kept:
+            raise ValueError(
+                f"every demonstration of {name} has fewer steps than planner.horizon = {horizon}: no slice of one "
+                "fits. Lower the horizon or leave the task out."
+            )
+        if short[task]:
+            _log.warning(
+                "%d demonstrations of %s have fewer steps than planner.horizon = %d and are left out: no slice of one "
+                "fits.", short[task], name, horizon,
+            )  # fmt: skip
 
 
 class _Episodes:

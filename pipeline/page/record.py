@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
+from filelock import FileLock
 
 from pipeline.data.demos import FILE, read_episodes, write_episodes
 from pipeline.data.episode import Episode
@@ -96,7 +96,7 @@ def keep(folder: Path, episode: Episode) -> tuple[Path, int]:
     """
     path = folder / episode.task / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(path.with_name(f".{FILE}.lock"), timeout=_PATIENCE):  # another page may keep one there too
+    with FileLock(path.with_name(f".{FILE}.lock"), timeout=_PATIENCE):  # another page may keep one there too
         before = read_episodes(path, "eft play") if path.exists() else []
         if any(np.array_equal(old.action, episode.action) and np.array_equal(old.obs, episode.obs) for old in before):
             raise ValueError(f"this episode is in {path} already.")

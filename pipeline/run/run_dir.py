@@ -13,7 +13,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,30 +77,37 @@ def open_run_dir(
 
 
 @contextmanager
-def hold_output(folder: Path, command: str) -> Iterator[None]:
+def hold_output(folder: Path, command: str, option: str = "--output") -> Iterator[None]:
     """Keep a folder for one run that writes into it at its end: another would silently replace what the first wrote.
 
     Args:
         folder: where the results go; it need not be there yet.
         command: of the run, for the error, e.g. `eft adapt`.
+        option: by which it is told another folder, for the error.
 
     Raises:
-        ValueError: another run keeps it.
+        ValueError: another run keeps it, or a file is there.
     """
     folder = folder.resolve()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, where `{command}` is to write a folder. Choose another with {option}.")
+    made = not folder.parent.exists()
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise ValueError(
-            f"another `{command}` is going to write into {folder}. Choose another folder with --output, or wait for it."
+            f"another `{command}` is going to write into {folder}. Choose another folder with {option}, or wait for it."
         ) from None
     try:
         yield
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
+        if made:
+            with suppress(OSError):  # there is something in it
+                folder.parent.rmdir()
 
 
 def fingerprint(params: Sequence[Any], inputs: Sequence[str | Path], seed: int) -> str:

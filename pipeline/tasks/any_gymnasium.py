@@ -13,12 +13,13 @@ import numpy as np
 from gymnasium.spaces import Box, flatdim, flatten
 
 from pipeline.config import near
-from pipeline.tasks.opengl import backend, settle_backend, why_off
+from pipeline.tasks.opengl import backend, settle_backend, settle_window, why_off
 from pipeline.tasks.own_vector import OneOfVector
 from pipeline.tasks.rendering import RenderingUnavailable
 from pipeline.tasks.spaces import actions_of, layout_of
 from pipeline.tasks.spec import Bounds
 
+_STEP = "(observation, reward, terminated, truncated, info)"
 # Packages that bring environments, by the module they are imported as.
 _PACKAGES = {"gymnasium_robotics": "-c constraints.txt gymnasium-robotics"}
 
@@ -56,13 +57,16 @@ class GymnasiumSimulator:
 
     def reset(self, seed: int) -> None:
         """Start the episode that `seed` stands for."""
-        self._obs, _ = self.env.reset(seed=seed)
+        self._obs, _ = _parts(self.env.reset(seed=seed), "reset", "(observation, info)")
 
     def step(self, action: np.ndarray) -> tuple[float, bool, bool, bool]:
         """Advance one simulator step; return (reward, terminated, truncated, success)."""
-        self._obs, reward, terminated, truncated, info = self.env.step(self.actions.convert(action))
-        success = info.get("success", info.get("is_success", False))
-        return float(reward), bool(terminated), bool(truncated), bool(success)
+        found = self.env.step(self.actions.convert(action))
+        self._obs, reward, terminated, truncated, info = _parts(found, "step", _STEP)
+        if not isinstance(reward, float):
+            reward = _number(reward)
+        success = info.get("success", info.get("is_success", False)) if info else False
+        return float(reward), bool(terminated), bool(truncated), bool(success == success and success)  # not NaN
 
     def observe(self, out: np.ndarray) -> None:
         """Write the observation into `out`, (obs_dim,) float32."""
@@ -103,9 +107,32 @@ class GymnasiumTask(GymnasiumSimulator):
     def __init__(
         self, env_id: str, env_kwargs: dict[str, Any], render_size: int = 0, action_bounds: Bounds | None = None
     ) -> None:
-        drawing = drawing_options() if render_size else {}
-        env = _make(env_id, {"max_episode_steps": -1, **drawing, **env_kwargs})
+        drawing, endless = drawing_options() if render_size else {}, {"max_episode_steps": -1}
+        try:
+            env = _make(env_id, {**endless, **drawing, **env_kwargs})
+        except TypeError as error:
+            if not drawing or "'render_mode'" not in str(error):
+                raise
+            env = _make(env_id, {**endless, **env_kwargs})  # it is not asked whether it draws: `render` finds out
         super().__init__(env_id, env, render_size, action_bounds)
+
+
+def _parts(found: Any, method: str, expected: str) -> tuple[Any, ...]:
+    """Refuse what an environment of before Gymnasium returns."""
+    if isinstance(found, tuple) and len(found) == expected.count(",") + 1:
+        return found
+    came = f"{len(found)} values" if isinstance(found, tuple) else type(found).__name__
+    raise ValueError(
+        f"its {method}() must return {expected}, as Gymnasium has it; it returned {came}. An environment of the "
+        "old Gym is wrapped with the package shimmy"
+    )
+
+
+def _number(reward: Any) -> float:
+    """Return a reward, which some environments give as an array of one number."""
+    if reward is None or np.size(reward) != 1:
+        raise ValueError(f"its reward is {reward!r}, expected one number")
+    return float(np.ravel(reward)[0])
 
 
 def drawing_options() -> dict[str, Any]:
@@ -113,6 +140,7 @@ def drawing_options() -> dict[str, Any]:
     os.environ.setdefault("MUJOCO_GL", backend())  # Gymnasium reads it when it first draws
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame's: else it looks for a display, and complains of none
     settle_backend()
+    settle_window()
     return {"render_mode": "rgb_array"}
 
 

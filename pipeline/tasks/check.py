@@ -44,6 +44,7 @@ def check_task(
     folder: str | Path | None = None,
     obs_dim: int | None = None,
     action_dim: int | None = None,
+    horizon: int | None = None,
 ) -> list[Finding]:
     """Build one task, step it, and say what was found. Failures are findings, not exceptions.
 
@@ -53,6 +54,7 @@ def check_task(
         folder: folder of the user's own tasks, whose texts must differ from this one's.
         obs_dim: width that observations are padded to in training, which the task must fit into.
         action_dim: the same for actions.
+        horizon: steps that an episode must have to be learned from.
     """
     findings = [_texts(spec, folder)]
 
@@ -70,7 +72,7 @@ def check_task(
         ("Gymnasium's checker", lambda: _gymnasium(build())),
         ("repeatable", lambda: _repeatable(build(), build())),
         ("masked actions", lambda: _masked(build(), build())),
-        ("random episodes", lambda: _random_episodes(build())),
+        ("random episodes", lambda: _random_episodes(build(), horizon)),
     ]
     if isinstance(env.simulator, GymnasiumSimulator):
         findings.append(Finding("actions", True, env.simulator.actions.text))
@@ -170,7 +172,7 @@ def _masked(one: TaskEnv, other: TaskEnv) -> str:
     return "padding stays zero and has no effect"
 
 
-def _random_episodes(env: TaskEnv) -> str:
+def _random_episodes(env: TaskEnv, horizon: int | None) -> str:
     """Play whole episodes: three, or up to five where they end early."""
     rewards, episodes, begun = np.zeros(0), list[_Rollout](), time.perf_counter()
     while len(episodes) < _MOST_EPISODES and len(rewards) < _EPISODES * env.task.episode_length:
@@ -187,7 +189,15 @@ def _random_episodes(env: TaskEnv) -> str:
     )
     if terminations:
         found += " (plans reckon with ends if `model.termination` in params.yaml is true)"
-    doubts = [_always_ends(episodes, env.task.episode_length), _drifting(episodes, env.task.obs_dim)]
+    short = sum(length < (horizon or 0) for length in lengths)
+    too_short = (
+        f"{short} of {len(lengths)} episodes are shorter than planner.horizon = {horizon}: these are not learned from"
+    )
+    doubts = [
+        too_short if short else "",
+        _always_ends(episodes, env.task.episode_length),
+        _drifting(episodes, env.task.obs_dim),
+    ]
     if any(doubts):
         raise _Doubt(". ".join([found, *filter(None, doubts)]))
     return found
@@ -222,16 +232,22 @@ def _drifting(episodes: list[_Rollout], obs_dim: int) -> str:
     doubts = []
     if found.any():
         doubts.append(
-            f"Entries {np.flatnonzero(found).tolist()} of the observation grow to more than {_DRIFT} times what they "
+            f"Entries {_listed(found)} of the observation grow to more than {_DRIFT} times what they "
             "are at first: a counter, or a place that is left behind? What training has not met tells it nothing: take "
             "them out, or give them relative to something"
         )
     if (most > _LARGE).any():
         doubts.append(
-            f"Entries {np.flatnonzero(most > _LARGE).tolist()} of the observation reach {most.max():.0e}: give them in "
+            f"Entries {_listed(most > _LARGE)} of the observation reach {most.max():.0e}: give them in "
             "units in which they are about 1"
         )
     return ". ".join(doubts)
+
+
+def _listed(which: np.ndarray, most: int = 8) -> str:
+    """Return the numbers of entries as text, not more than a few."""
+    numbers = np.flatnonzero(which).tolist()
+    return str(numbers) if len(numbers) <= most else f"{str(numbers[:most])[:-1]}, ...]"
 
 
 def _image(env: TaskEnv, frame: Path) -> str:

@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from pipeline.tasks.opengl import settle_backend
+from pipeline.tasks.opengl import settle_backend, settle_dm_control
 from pipeline.tasks.spec import TaskSpec
 
 
@@ -36,6 +36,9 @@ DOMAINS: dict[str, Domain] = {
 }
 
 
+_ON_DM_CONTROL = ("dmcontrol", "dmcontrol-ext", "robodesk")
+
+
 class DomainUnavailable(ImportError):
     """The simulator of a domain is not installed, or does not start; the message says which, and what to do."""
 
@@ -53,6 +56,8 @@ def adapter(suite: str) -> Any:
     """
     module, _, name = DOMAINS[suite].adapter.partition(":")
     settle_backend()
+    if suite in _ON_DM_CONTROL:
+        settle_dm_control()
     try:
         return getattr(importlib.import_module(module), name)
     except Exception as error:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import os
 import sys
+import warnings
 
 _OFF = ("disable", "disabled", "off", "false", "0")
 _DEFAULT = ("glfw", "glx", "enable", "enabled", "on", "true", "1")  # what MuJoCo takes without a name, with a display
@@ -20,6 +22,8 @@ _WHY = "EFT_CANNOT_DRAW"  # a variable, so that the processes of environments kn
 def settle_backend() -> None:
     """Turn drawing off where MUJOCO_GL names what cannot be loaded; call it before MuJoCo is imported."""
     chosen = os.environ.get("MUJOCO_GL", "").lower().strip()
+    if not chosen:
+        os.environ.pop("MUJOCO_GL", None)  # set and empty is unset to MuJoCo, and a mistake to dm_control and Gymnasium
     if sys.platform != "linux" or not chosen or chosen in _OFF:
         return
     os.environ.pop(_WHY, None)
@@ -38,6 +42,43 @@ def settle_backend() -> None:
     os.environ[_WHY], os.environ["MUJOCO_GL"] = why, "off"
 
 
+def settle_dm_control() -> None:
+    """Import what dm_control draws with; where that does not start, go without: states need none.
+
+    It starts OpenGL while it is imported, on the device that MUJOCO_EGL_DEVICE_ID names.
+    """
+    drawing = "dm_control._render"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*DISPLAY environment variable is missing.*")
+        try:
+            importlib.import_module(drawing)
+        except ModuleNotFoundError:  # it is not installed, as whoever needs it says
+            return
+        except Exception:
+            for name in [name for name in sys.modules if name.startswith(drawing)]:
+                del sys.modules[name]
+            before = os.environ.get("MUJOCO_GL")
+            os.environ["MUJOCO_GL"] = "off"
+            try:
+                importlib.import_module(drawing)
+            finally:
+                os.environ.pop("MUJOCO_GL")
+                if before is not None:
+                    os.environ["MUJOCO_GL"] = before
+
+
+def settle_window() -> None:
+    """Turn drawing off where MUJOCO_GL asks for a window and none can be opened; for those who draw with Gymnasium.
+
+    Its own drawing goes on without one, and at the second attempt MuJoCo ends the process.
+    """
+    if why_off() is None and backend() == "glfw" and not _opens_windows():
+        display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+        why = f"MUJOCO_GL={os.environ.get('MUJOCO_GL', 'glfw')} needs a display, and "
+        os.environ[_WHY] = why + (f"DISPLAY={display} cannot be opened" if display else "DISPLAY names none")
+        os.environ["MUJOCO_GL"] = "off"
+
+
 def why_off() -> str | None:
     """Say why drawing is turned off; None if it is not."""
     if os.environ.get("MUJOCO_GL", "").lower().strip() not in _OFF:
@@ -51,6 +92,16 @@ def backend() -> str:
     if chosen in ("glfw", "glx"):
         return "glfw"
     return {"linux": "egl", "darwin": "cgl"}.get(sys.platform, "glfw") if chosen in ("", *_DEFAULT) else chosen
+
+
+def _opens_windows() -> bool:
+    """Whether GLFW finds a display."""
+    with warnings.catch_warnings(), contextlib.suppress(ImportError):
+        warnings.simplefilter("ignore")  # what it lacks
+        import glfw
+
+        return bool(glfw.init())
+    return False
 
 
 def _is_there(library: str) -> bool:

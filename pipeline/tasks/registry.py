@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import unicodedata
 from collections.abc import Iterable
 from importlib import resources
 from importlib.metadata import entry_points
@@ -83,7 +84,7 @@ def texts_shared(specs: Iterable[TaskSpec]) -> str | None:
     for spec in specs:
         for phrasing in range(len(spec.instructions)):
             text = spec.text(phrasing)
-            key = " ".join(re.findall(r"\w+", text.casefold()))
+            key = " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
             if owner.get(key) == spec.name:
                 return f"the task `{spec.name}` has the text {text!r} twice. Change one."
             if key in owner:

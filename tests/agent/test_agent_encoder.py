@@ -17,7 +17,7 @@ from transformers import BertConfig, BertModel
 
 from pipeline.agent import Agent
 from pipeline.language.embeddings import TaskEmbeddings, embed
-from pipeline.language.encoder import load_encoder
+from pipeline.language.encoder import _find_in_cache, find_encoder, load_encoder
 from pipeline.language.encoder import sha256 as hash_of
 from tests.language.test_encoder import save_tiny_bert
 from tests.tiny_agent import NEW, SPECS, make_agent, obs_for
@@ -76,6 +76,41 @@ def test_other_weights_and_another_tokenizer_are_refused(checkpoint: Path, tmp_p
     agent.encoder = load_encoder(str(other))
     with pytest.raises(ValueError, match=r"trained with the text encoder bert@.* but other@"):
         agent.act(obs_for(SPECS[0]), **JUMP)
+
+
+def put_into_cache(cache: Path, repo: str, commit: str, source: Path, name: str) -> Path:
+    """As the Hub's cache has it: the files as blobs, of which the weights are called `name`, and links to them."""
+    snapshot = cache / repo / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    blobs = cache / repo / "blobs"
+    blobs.mkdir(exist_ok=True)
+    for file in source.iterdir():
+        blob = blobs / (name if file.name == "model.safetensors" else f"{commit[:6]}-{file.name}")
+        shutil.copy(file, blob)
+        (snapshot / file.name).symlink_to(blob)
+    return snapshot
+
+
+def test_of_several_revisions_in_the_cache_the_one_it_was_made_by_is_taken(folder: Path, tmp_path, monkeypatch) -> None:
+    cache, (older, newer) = tmp_path / "cache", ("a" * 40, "b" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    digest = hash_of(folder / "model.safetensors")
+    other = shutil.copytree(folder, tmp_path / "other")
+    (other / "tokenizer.json").write_text((folder / "tokenizer.json").read_text().replace("the", "teh"))
+    put_into_cache(cache, "models--a--bert", older, other, digest)
+    wanted = put_into_cache(cache, "models--lab--bert", newer, folder, digest)
+    broken = put_into_cache(cache, "models--0--0", "0" * 40, folder, "f" * 64)
+    broken.joinpath("model.safetensors").resolve().unlink()
+    for name in (f"lab/bert@{newer}", f"lab/bert@{'c' * 40}"):
+        assert _find_in_cache(digest[:16], name) == wanted
+    assert find_encoder(f"lab/bert@{newer}@{digest[:16]}").id == f"lab/bert@{newer}@{digest[:16]}"
+    assert _find_in_cache("f" * 16, "bert") is None
+
+
+def test_a_small_model_whose_file_in_the_cache_goes_by_another_hash(folder: Path, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    wanted = put_into_cache(tmp_path / "cache", "models--a--bert", "a" * 40, folder, "d" * 40)
+    assert _find_in_cache(hash_of(folder / "model.safetensors")[:16], "bert") == wanted
 
 
 def test_embeddings_join_by_weights(checkpoint: Path, tmp_path: Path) -> None:

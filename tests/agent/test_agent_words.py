@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,13 @@ import pytest
 
 from pipeline import config
 from pipeline.agent import Agent
-from pipeline.known_tasks import MAX_SAID
+from pipeline.known_tasks import MAX_SAID, Told
 from pipeline.language.embeddings import embed
 from pipeline.language.encoder import HashedNgrams
 from pipeline.language.head import HeadedEncoder
 from pipeline.language.head_training import train_head
 from pipeline.store import ADAPTER_FILES, CHECKPOINT_FILES, listed
-from tests.tiny_agent import ENCODER, PLANNER, SPECS, acts, make_agent, obs_for
+from tests.tiny_agent import ENCODER, NEW, PLANNER, SPECS, acts, embeddings_of, make_agent, obs_for
 
 DEEDS = {"walk": "walk along the path", "reach": "reach the high goal", "push": "shove a block", "pull": "tug at ropes"}
 FORMS = (
@@ -55,6 +56,14 @@ def agent(encoder: HeadedEncoder) -> Agent:
 def checkpoint(agent: Agent, tmp_path: Path) -> Path:
     agent.save_pretrained(tmp_path / "checkpoint")
     return tmp_path / "checkpoint"
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_letters_with_marks_are_the_same_however_they_are_written(form: str) -> None:
+    agent, spec = make_agent(), replace(NEW, instructions=("Öffne die Tür.", "Auf damit."))
+    agent.add_task(spec, embeddings_of([spec]), 0.97)
+    told = Told(None, unicodedata.normalize(form, "öffne die TÜR"), None)
+    assert agent._known.understand(told, spec.obs_dim).name == spec.name
 
 
 def test_other_words_for_a_task_are_that_task(agent: Agent, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,5 +1,6 @@
 """Counting the structure of a checkout, on a small one of known numbers, and on this one."""
 
+import shutil
 import subprocess
 from dataclasses import replace
 
@@ -224,6 +225,7 @@ def test_a_layout_that_is_out_of_date_is_refused(counts):
         count.count(TREE, Layout((*LAYOUT.core, "pipeline/run"), LAYOUT.rooms, LAYOUT.update, LAYOUT.plan))
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs Git")
 def test_a_commit_and_the_folder_are_read_alike(tmp_path):
     for path, text in TREE.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)

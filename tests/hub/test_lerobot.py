@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import DatasetCard
 
-from pipeline.data.demos import load_demos, write_episodes
+from pipeline.data.demos import load_demos, read_episodes, write_episodes
 from pipeline.data.episode import Episode
 from pipeline.demonstrate.play import play
-from pipeline.hub.demos import write_demos_release
+from pipeline.hub.demos import summary, write_demos_release
 from pipeline.hub.lerobot import LeRobotForm, write_lerobot
 from pipeline.hub.push import hashes
 from pipeline.importers import lerobot
@@ -117,9 +117,23 @@ def test_the_release_holds_both_forms_and_says_so(tmp_path: Path, monkeypatch) -
     assert len(read_back(Path("one"), PUSH, tmp_path / "back")) == 2
 
 
-def test_a_task_named_like_a_folder_of_the_form_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="a task is called data"):
-        write_lerobot(tmp_path, {"data": (PUSH, [make_episode(PUSH, 0)])}, 0)
+def test_tasks_may_be_named_like_what_the_form_has(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ["data", "lerobot", "meta", "videos"]
+    specs = [dataclasses.replace(PUSH, name=name, instructions=(f"Push {name}.",)) for name in names]
+    for number, spec in enumerate(specs):
+        episode = dataclasses.replace(make_episode(PUSH, number), task=spec.name)
+        write_episodes(f"demos/{spec.name}/episodes.parquet", [episode])
+    write_demos_release("demos", specs, "one", None, lerobot=LeRobotForm(episodes=1, video_size=0))
+    assert [name for name, *_ in summary("one")] == names
+    configs = [one["config_name"] for one in DatasetCard.load("one/README.md").data.to_dict()["configs"]]
+    assert sorted(configs) == sorted([*names, "lerobot-form"])
+    for spec in specs:
+        (whole,), (back,) = (
+            read_episodes(f"one/{spec.name}/episodes.parquet", "x"),
+            read_back(Path("one"), spec, tmp_path),
+        )
+        assert np.array_equal(whole.obs, back.obs)
 
 
 def test_padding_that_is_not_zero_is_refused(written, tmp_path: Path) -> None:

@@ -13,11 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from gymnasium.spaces import MultiDiscrete
 
 from pipeline.cli import main
 from pipeline.data.demos import load_demos
-from pipeline.importers import lerobot, minari
+from pipeline.importers import lerobot, minari, plain
+from pipeline.importers.actions import as_corners
 from pipeline.importers.episodes import Reading, Recorded, Report, Source, choose, first_end, import_episodes
+from pipeline.run.run_dir import hold_output
+from pipeline.tasks.spaces import actions_of
 from pipeline.tasks.spec import SUCCESS, TaskSpec
 
 DATA = Path(__file__).parents[1] / "data"
@@ -342,3 +346,78 @@ def test_the_command_says_what_it_cut_and_how_it_scaled(tmp_path: Path, monkeypa
     assert "one vector" in capsys.readouterr().err
     assert main(["import", "minari", "set/data/main_data.hdf5", *command[3:], "--out", "x"]) == 2
     assert "is a folder that holds data/metadata.json" in capsys.readouterr().err
+    with hold_output(Path("y/pendulum"), "eft import"):
+        assert main([*command, "--out", "y"]) == 2
+    assert "another `eft import` is going to write into" in capsys.readouterr().err
+
+
+# --- choices ----------------------------------------------------------------------------------------------------------
+
+
+def test_choices_become_the_actions_that_make_them() -> None:
+    chosen = np.array([[0, 5], [1, 6], [1, 7]])
+    corners = as_corners(chosen, [2, 3], [0, 5])
+    actions = actions_of("it", MultiDiscrete([2, 3], start=[0, 5]))
+    assert [actions.of_unit(row).tolist() for row in corners] == chosen.tolist()
+    with pytest.raises(ValueError, match="choose from 5 to 7, expected whole numbers from 5 to 6"):
+        as_corners(chosen, [2, 2], [0, 5])
+    with pytest.raises(ValueError, match=r"the shape \(3, 2\), expected 1 choices each"):
+        as_corners(chosen, [2], [0])
+
+
+@pytest.mark.parametrize("form", ["hdf5", "parquet"])
+def test_minari_choices_and_tuples(form: str, tmp_path: Path) -> None:
+    folder, spec = tmp_path / "set", make_spec("pendulum", 6, 3, 6, "clip((return+15)/15,0,1)")
+    shutil.copytree(DATA / "minari" / form, folder)
+    actions, sides = np.array([2, 1, 1, 2, 3, 3]), np.array([0, 1, 2, 0, 1, 2, 0])
+    if form == "hdf5":
+        with h5py.File(folder / "data/main_data.hdf5", "a") as file:
+            for group in file.values():
+                obs = group["observations"][()]
+                del group["observations"], group["actions"]
+                group["observations/_index_0"], group["actions"] = obs, actions[: len(obs) - 1]
+                group["observations/_index_1/side"] = sides[: len(obs)]
+    else:
+        for path in folder.glob("data/*/*.parquet"):
+            table = pq.read_table(path)
+            obs, count = table["observations"].combine_chunks(), table.num_rows
+            inner = pa.StructArray.from_arrays([pa.array(sides[:count])], ["side"])
+            table = with_columns(table, observations=pa.StructArray.from_arrays([obs, inner], ["0", "1"]))
+            pq.write_table(with_columns(table, actions=pa.array(np.r_[actions, 0][:count])), path)
+    path = folder / "data/metadata.json"
+    about = json.loads(path.read_text())
+    inner = {"type": "Dict", "subspaces": {"said": {"type": "Text"}, "side": {"type": "Discrete", "n": 3, "start": 0}}}
+    observed = {"type": "Tuple", "subspaces": [json.loads(about["observation_space"]), inner]}
+    spaces = {"observation": observed, "action": {"type": "Discrete", "n": 3, "start": 1}}
+    path.write_text(json.dumps(about | {f"{name}_space": json.dumps(one) for name, one in spaces.items()}))
+    report = write(minari.read_demos(folder, spec), spec, tmp_path)
+    assert "_index_1/said" in report.ignored
+    assert "actions: choices among 3, each as 1 for what was chosen and -1 for all else" in report.notes
+    episode = load_demos(tmp_path, "pendulum")[0]
+    assert (episode.action.argmax(1) + 1).tolist() == actions[: len(episode.action)].tolist()
+    assert set(np.unique(episode.action)) == {-1, 1}
+    assert episode.obs[:, 3:].argmax(1).tolist() == sides[: len(episode.obs)].tolist()
+    with pytest.raises(ValueError, match="its actions choose among 3, pendulum has 1 action dims"):
+        minari.read_demos(folder, make_spec("pendulum", 6, 1, 6))
+
+
+def with_columns(table: pa.Table, **columns: pa.Array) -> pa.Table:
+    for name, values in columns.items():
+        table = table.set_column(table.column_names.index(name), name, values)
+    return table
+
+
+def test_whole_numbers_of_plain_and_lerobot_data_are_choices_of_a_task_that_takes_several_numbers(tmp_path) -> None:
+    spec, chosen = make_spec("push", 6, 3, 20), np.arange(18) % 3
+    folder = lerobot_folder(tmp_path / "set", lambda table: with_columns(table, action=pa.array(chosen)))
+    info = json.loads((folder / "meta/info.json").read_text())
+    info["features"]["action"] |= {"dtype": "int64", "shape": [1]}
+    (folder / "meta/info.json").write_text(json.dumps(info))
+    report = write(lerobot.read_demos(folder, spec, "push the block"), spec, tmp_path / "one")
+    assert "actions: choices among 3, each as 1 for what was chosen and -1 for all else" in report.notes
+    assert load_demos(tmp_path / "one", "push")[0].action.argmax(1).tolist() == chosen[:4].tolist()
+    for name, action in (("flat", chosen), ("column", chosen[:, None])):
+        np.savez(tmp_path / f"{name}.npz", obs=np.zeros((19, 6)), action=action)
+        source = plain.read_demos(tmp_path / f"{name}.npz", spec)
+        write(source, spec, tmp_path / name, Reading(successful=True))
+        assert load_demos(tmp_path / name, "push")[0].action.argmax(1).tolist() == chosen.tolist()

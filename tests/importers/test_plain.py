@@ -223,3 +223,15 @@ def test_the_command_imports_them(tmp_path: Path, monkeypatch, capsys) -> None:
     assert "2 of 2 episodes of push, 10 steps" in shown
     assert "note: reward unknown in 1 of 2 episodes" in shown
     assert [episode.rewarded for episode in load_demos("mine/demos", "push")] == [True, False]
+
+
+def test_several_episodes_by_their_ends(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    steps = flat([4, 6])
+    np.savez(tmp_path / "set/a.npz", **steps, episode_ends=np.array([4, 10]))
+    (tmp_path / "set/._a.npz").write_bytes(b"left there by another system")
+    assert write(tmp_path / "set").steps == 3 + 5
+    for ends, message in (([4, 9], "ends with 9, there are 10 steps"), ([4, 4, 10], "rising"), ([], "rising")):
+        np.savez(tmp_path / "b.npz", **steps, episode_ends=np.array(ends))
+        with pytest.raises(ValueError, match=message):
+            write(tmp_path / "b.npz")

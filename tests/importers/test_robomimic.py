@@ -115,3 +115,10 @@ def test_next_observations_must_be_one_for_each_action(path: Path) -> None:
         file["data/demo_0/next_obs/object"] = np.zeros((6, 4))
     report = write(path, make_spec(4), ["object"])
     assert report.left_out == [{"episode": 0, "reason": "it cannot be read: it has 6 next observations for 5 actions"}]
+
+
+def test_demonstrations_may_be_counted_with_zeros_before(path: Path) -> None:
+    with h5py.File(path, "a") as file:
+        for number in (0, 2, 10):
+            file["data"].move(f"demo_{number}", f"demo_{number:03d}")
+    assert write(path, make_spec()).kept == 3

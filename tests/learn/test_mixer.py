@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ import torch
 
 from pipeline import config
 from pipeline.learn.mixer import BatchMixer
+from pipeline.learn.online import _go_without_short
 from pipeline.learn.replay import ReplayBuffer
 from pipeline.run.ranks import Ranks
 
@@ -132,6 +133,39 @@ def test_a_resumed_rank_whose_tasks_come_back_without_an_episode_draws_demonstra
     mixer = BatchMixer(ranks, FINETUNE, torch.arange(2), demos, make_replay(OWN, []), pauses=True)
     mixer.play(np.array([True, True]))  # task 1 rested until just before the save, and has collected nothing
     assert drawn(mixer) == shares(mixer) == (4, 0)
+
+
+class Short:
+    """A collector that says what `only_short` does."""
+
+    def __init__(self, said: str):
+        self.only_short = said
+
+
+def test_a_rank_whose_episodes_are_all_too_short_draws_demonstrations_alone_until_it_has_one() -> None:
+    said, playing = ["too short", ""], np.array([True, True])
+    for rank, expected in enumerate([(4, 0), (4, 8)]):
+        ranks, replay = FakeRanks(rank, lambda other: 1.0, 2), make_replay(OWN, [1] * rank)
+        mixer = BatchMixer(ranks, FINETUNE, torch.arange(2), make_replay(DEMO, [0, 1]), replay)
+        assert mixer.can_sample() == bool(rank)
+        answers = iter([said[1 - rank], float(1 - rank), 1.0])
+        ranks._others = lambda other, answers=answers: next(answers)
+        _go_without_short(ranks, cast("Any", Short(said[rank])), mixer, playing)
+        assert mixer.can_sample()
+        assert drawn(mixer) == shares(mixer) == expected
+        if not rank:
+            replay.add(torch.zeros(6, 2), torch.zeros(5, 1), torch.zeros(5), False, 0)
+        mixer.play(playing)  # as after every episode that ended
+        assert shares(mixer) == (4, 4)
+
+
+def test_where_the_episodes_of_all_ranks_are_too_short_every_rank_stops() -> None:
+    for rank in range(2):
+        ranks = FakeRanks(rank, lambda other: 1.0, 2)
+        mixer = BatchMixer(ranks, FINETUNE, torch.arange(2), None, make_replay(OWN, []))
+        ranks._others = lambda other: f"too short on {other}"
+        with pytest.raises(ValueError, match="too short on 0"):
+            _go_without_short(ranks, cast("Any", Short(f"too short on {rank}")), mixer, np.ones(2, bool))
 
 
 def test_what_is_logged_counts_the_episodes_of_all_ranks() -> None:

@@ -408,8 +408,14 @@ def test_demonstrations_fill_a_buffer_of_their_size():
         from_demos([], 4, 2, HORIZON)
     with pytest.raises(ValueError, match="a-task has 5 observation and 2 action dims; model.obs_dim is 4"):
         from_demos([(0, demonstration(5, obs_dim=5))], 4, 2, HORIZON)
-    with pytest.raises(ValueError, match=r"a-task has 2 steps, planner\.horizon is 3"):
-        from_demos([(0, demonstration(2)), (0, demonstration(5))], 4, 2, HORIZON)
+
+
+def test_demonstrations_shorter_than_a_slice_are_left_out_and_said(caplog: pytest.LogCaptureFixture):
+    buffer = from_demos([(0, demonstration(2)), (0, demonstration(5)), (1, demonstration(4))], 4, 2, HORIZON)
+    assert (buffer.capacity, buffer.num_episodes) == (11, 2)
+    assert caplog.text.count("1 demonstrations of a-task have fewer steps than planner.horizon = 3") == 1
+    with pytest.raises(ValueError, match=r"every demonstration of a-task has fewer steps than planner\.horizon = 3"):
+        from_demos([(0, demonstration(2)), (1, demonstration(5))], 4, 2, HORIZON)
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -11,6 +11,8 @@ import pytest
 from pipeline.run import provenance
 from pipeline.run.provenance import commit
 
+pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs Git")
+
 
 def git(folder: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]

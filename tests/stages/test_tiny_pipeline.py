@@ -22,7 +22,7 @@ from pipeline.run.metrics import read_rows
 ROOT = Path(__file__).parents[2]
 STAGES = ["teach", "demos", "embed", "pretrain", "finetune", "evaluate", "adapt@mw-drawer-close", "publish", "report"]
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("git") is None, reason="needs Git")]
 
 
 def environment() -> dict[str, str]:

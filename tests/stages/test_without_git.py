@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,32 @@ def test_make_repro_works_without_git(unpacked: Path) -> None:
         assert "not a git repository" not in done.stdout + done.stderr
     assert (unpacked / "said.txt").read_text() == "it ran\n"
     assert (unpacked / ".dvc/config").read_text() == (ROOT / ".dvc/config").read_text()
+
+
+@pytest.mark.skipif(shutil.which("git") is None or not DVC.exists(), reason="needs Git and DVC")
+def test_neither_another_repository_around_it_nor_a_home_that_cannot_be_written_matters(unpacked: Path) -> None:
+    subprocess.run(["git", "init", "--quiet"], cwd=unpacked.parent, check=True)
+    home = unpacked.parent / "home"
+    home.mkdir(mode=0o555)
+    variables = os.environ | {"HOME": str(home)}
+    done = subprocess.run(["make", "repro"], cwd=unpacked, env=variables, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (unpacked / "said.txt").read_text() == "it ran\n"
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs Git")
+def test_a_clone_has_the_same_bytes_whatever_git_is_told_of_line_ends(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    (tmp_path / "one").mkdir()
+    for name in (".gitattributes", "Makefile"):
+        shutil.copy(ROOT / name, tmp_path / "one" / name)
+    for arguments in (["init"], ["add", "-A"], ["commit", "-m", "one"]):
+        git("-C", "one", *arguments)
+    git("clone", "-c", "core.autocrlf=true", "one", "other")
+    assert (tmp_path / "other/Makefile").read_bytes() == (ROOT / "Makefile").read_bytes()
 
 
 @pytest.mark.skipif(shutil.which("git") is None or not DVC.exists(), reason="needs Git and DVC")

@@ -9,7 +9,8 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete, Text, Tuple
 
 from pipeline.tasks import registry
-from pipeline.tasks.any_gymnasium import GymnasiumTask
+from pipeline.tasks.any_gymnasium import GymnasiumSimulator, GymnasiumTask
+from pipeline.tasks.rendering import RenderingUnavailable
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.task_env import SimulationError
 from pipeline.tasks.vector import VectorEnv
@@ -201,3 +202,82 @@ def test_limits_of_the_task_file_reach_a_worker():
         envs.reset()
         step = envs.step(np.array([[1], [0.25]], np.float32))
     assert np.array_equal(step.obs[0], step.obs[1])
+
+
+class Odd(gymnasium.Env):
+    """Returns what it is told to."""
+
+    observation_space, action_space = Box(-1, 1, (1,), np.float32), Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, reset=None, step=None):
+        self._reset, self._step = reset, step
+
+    def reset(self, *, seed=None, options=None):
+        return (np.zeros(1, np.float32), {}) if self._reset is None else self._reset
+
+    def step(self, action):
+        return self._step
+
+
+def odd(**returned):
+    task = GymnasiumSimulator("odd", Odd(**returned))
+    task.reset(0)
+    return task
+
+
+@pytest.mark.parametrize("reward", [np.float32(0.5), np.array([0.5]), np.array(0.5), [0.5], np.array([[0.5]])])
+def test_a_reward_may_be_an_array_of_one_number(reward):
+    obs = np.zeros(1, np.float32)
+    assert odd(step=(obs, reward, np.array([True]), False, None)).step(np.zeros(1)) == (0.5, True, False, False)
+
+
+@pytest.mark.parametrize("success", [float("nan"), np.array([np.nan]), None, 0, np.array([False])])
+def test_a_success_that_is_not_known_is_none(success):
+    obs = np.zeros(1, np.float32)
+    assert odd(step=(obs, 0.0, False, False, {"success": success})).step(np.zeros(1))[3] is False
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (
+            {"step": (np.zeros(1), 0.0, False, {})},
+            r"its step\(\) must return .*truncated, info\).*it returned 4 values",
+        ),
+        ({"step": np.zeros(1)}, "it returned ndarray"),
+        ({"step": (np.zeros(1), None, False, False, {})}, "its reward is None, expected one number"),
+        ({"step": (np.zeros(1), np.zeros(2), False, False, {})}, r"its reward is array\(\[0., 0.\]\), expected one"),
+        ({"reset": np.zeros(1)}, r"its reset\(\) must return \(observation, info\).*it returned ndarray"),
+    ],
+    ids=["old step", "no tuple", "no reward", "two rewards", "old reset"],
+)
+def test_what_gymnasium_does_not_know_is_said(returned, message):
+    with pytest.raises(ValueError, match=message):
+        odd(**returned).step(np.zeros(1))
+
+
+class Undrawn(Odd):
+    """Takes no `render_mode`, as many environments do not; may draw all the same."""
+
+    def __init__(self, colour=None):
+        super().__init__(step=(np.zeros(1, np.float32), 0.0, False, False, {}))
+        self._colour = colour
+
+    def render(self):
+        return None if self._colour is None else np.full((8, 8, 3), self._colour, np.uint8)
+
+
+gymnasium.register("eft-test/Undrawn-v0", entry_point=Undrawn)
+
+
+def test_an_environment_that_is_not_made_to_be_drawn_is_simulated_all_the_same():
+    task = GymnasiumTask("eft-test/Undrawn-v0", {}, render_size=4)
+    task.reset(0)
+    task.step(np.zeros(1))
+    with pytest.raises(RenderingUnavailable, match="Undrawn-v0 cannot draw itself"):
+        task.render()
+    task = GymnasiumTask("eft-test/Undrawn-v0", {"colour": 7}, render_size=4)
+    task.reset(0)
+    assert np.array_equal(task.render(), np.full((4, 4, 3), 7))
+    with pytest.raises(TypeError, match="'color'"):
+        GymnasiumTask("eft-test/Undrawn-v0", {"color": 7}, render_size=4)

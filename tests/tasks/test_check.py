@@ -111,6 +111,12 @@ def test_whole_episodes_are_compared(step):
     assert f"from step {step} on" in found["repeatable"]
 
 
+def test_episodes_that_are_too_short_to_be_learned_from_are_counted():
+    found = [finding for finding in check_task(counter(probability=0.4), horizon=3) if finding.doubtful]
+    assert re.search(r"\d of 5 episodes are shorter than planner.horizon = 3", found[0].detail)
+    assert not any(finding.doubtful for finding in check_task(counter(), horizon=100))
+
+
 @pytest.mark.parametrize(
     ("ends", "message"),
     [
