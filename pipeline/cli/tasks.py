@@ -158,7 +158,10 @@ def _print_task(spec: TaskSpec) -> None:
         print(f"  {'for evaluation':<15} {spec.instructions[-1]}")
     who = known_expert(spec)
     if who is None:
-        told = f"nobody yet; `eft teach {spec.name}` trains a teacher to look at"
+        told = (
+            f"nobody yet; `eft teach {spec.name}` trains a teacher to look at, in taught/, and `dvc repro` one that "
+            "demonstrates and labels if teachers.yaml among your own task files names the task"
+        )
     else:
         score = "" if who.score is None else f", scores {who.score:.2f}"
         told = f"{who.kind}{score}; it demonstrates{' and labels' if who.labels else ', and cannot label'}"
