@@ -390,7 +390,7 @@ def test_ways_of_finetuning_stand_beside_each_other_in_the_mean_and_task_by_task
 
 def test_ways_that_were_run_with_one_seed_and_not_all_of_them(changed):
     content = ways(TASKS)
-    content["tasks"] = {way: dict.fromkeys(TASKS, [0.5]) for way in ("control", "labels")}
+    content["tasks"] = {way: {task: [0.5] for task in TASKS} for way in ("control", "labels")}
     for mode in ("policy", "plan"):
         content[mode] = {name: e for name, e in content[mode].items() if "own" not in name}
     write_json(changed / "checkpoints/ways.json", content)

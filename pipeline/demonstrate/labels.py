@@ -19,7 +19,6 @@ from pipeline.run.ranks import Ranks
 from pipeline.tasks.labels import Labels
 from pipeline.tasks.spec import TaskSpec
 
-
 Methods = Mapping[str, Collection[str]]  # by task, who played its demonstrations; nobody where there are none
 
 

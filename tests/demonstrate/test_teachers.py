@@ -213,7 +213,7 @@ def test_a_teacher_is_refused_that_does_not_fit(tmp_path):
             "`eft teach cup-spin --output checkpoints/teach`",
         ),
         (Path("mine/cup-spin"), "`eft teach cup-spin --output mine` trains it"),
-        (Path(".resume/teach-cup-spin-0123"), "remove .resume/teach-cup-spin-0123, and the training of cup-spin begins"),
+        (Path(".resume/teach-cup-spin-01"), "remove .resume/teach-cup-spin-01, and the training of cup-spin begins"),
     ],
 )
 def test_errors_say_what_brings_a_teacher_to_where_it_is_read(folder, message):
@@ -449,9 +449,7 @@ def test_recipes_are_of_tasks_and_say_what_is_wrong(tmp_path):
     assert load_recipes(tmp_path / "none") == load_recipes()
 
 
-@pytest.mark.parametrize(
-    ("task", "near"), [("my-taks", "my-task"), ("pendulum-spni", "pendulum-spin"), ("qqq", None)]
-)
+@pytest.mark.parametrize(("task", "near"), [("my-taks", "my-task"), ("pendulum-spni", "pendulum-spin"), ("qqq", None)])
 def test_a_recipe_of_no_task_is_refused_and_the_near_one_named(tmp_path, task, near):
     (tmp_path / "my-task.yaml").write_text(MY_TASK)
     file = tmp_path / "teachers.yaml"
