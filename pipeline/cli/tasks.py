@@ -64,7 +64,7 @@ def list_tasks(options: argparse.Namespace) -> int:
     elif options.experts:
         _print_experts(specs)
     elif options.name:
-        _print_task(specs[0])
+        _print_task(specs[0], folder)
     else:
         _print_table(specs)
     return 0
@@ -140,7 +140,8 @@ def _print_experts(specs: list[TaskSpec]) -> None:
     )
 
 
-def _print_task(spec: TaskSpec) -> None:
+def _print_task(spec: TaskSpec, folder: str | None) -> None:
+    from pipeline.data.demos import FILE
     from pipeline.demonstrate.experts import known_expert
 
     print(spec.name)
@@ -166,3 +167,6 @@ def _print_task(spec: TaskSpec) -> None:
         score = "" if who.score is None else f", scores {who.score:.2f}"
         told = f"{who.kind}{score}; it demonstrates{' and labels' if who.labels else ', and cannot label'}"
     print(f"  expert          {told}")
+    own = Path(folder or "", "demos", spec.name, FILE)
+    if folder and own.exists():
+        print(f"  demonstrations  {own}: your own, so the expert plays none, and labels only if it played these")

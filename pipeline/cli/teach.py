@@ -57,6 +57,7 @@ def add_to(commands: Any) -> None:
 def teach(options: argparse.Namespace) -> None:
     """Train the teachers that are not there yet, and say what came of it."""
     from pipeline.demonstrate.teach_tasks import CURVE, teach_tasks
+    from pipeline.demonstrate.teacher import TEACHERS
     from pipeline.report.teaching import draw_curve
     from pipeline.tasks import availability
 
@@ -78,6 +79,8 @@ def teach(options: argparse.Namespace) -> None:
             f"{name}: {told['score']:.2f} +- {told['standard_error']:.2f} in {told['episodes']} episodes, after "
             f"{told['steps']:,} steps and {told['seconds']:.0f} core-seconds -> {options.output / name}"
         )
+    if options.output.resolve() != TEACHERS.resolve():
+        print(f"teach: to look at: runs ask the teachers in {TEACHERS} alone (--output {TEACHERS})", file=sys.stderr)
 
 
 def read_lessons(options: argparse.Namespace) -> list[Lesson]:

@@ -173,6 +173,11 @@ def test_eft_teach_trains_an_environment_without_arrays(tmp_path):
     again = eft(tmp_path, "teach", str(JUGGLE), "--steps", "1000")
     assert "juggle: there already, by the same recipe and seed" in again.stderr
     assert again.stdout == done.stdout
+    assert "to look at: runs ask the teachers in checkpoints/teach alone" in again.stderr
+    shutil.copytree(tmp_path / "taught/juggle", tmp_path / "checkpoints/teach/juggle")
+    asked = eft(tmp_path, "teach", str(JUGGLE), "--steps", "1000", "--output", "checkpoints/teach")
+    assert "juggle: there already" in asked.stderr
+    assert "to look at" not in asked.stderr
 
 
 @pytest.mark.slow
