@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,7 @@ def teach(options: argparse.Namespace) -> None:
         raise ValueError(f"{options.output} is a file: --output takes a folder, in which each task gets one.")
     lessons = read_lessons(options)
     availability.require([lesson.spec for lesson in lessons])
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         notes = teach_tasks(lessons, options.output, options.workers)
     except KeyboardInterrupt:
@@ -73,6 +75,8 @@ def teach(options: argparse.Namespace) -> None:
             file=sys.stderr,
         )
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
     for name, told in notes.items():
         draw_curve(name, options.output / name / CURVE, options.output / name / "curve.svg")
         print(

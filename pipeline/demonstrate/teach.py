@@ -36,7 +36,7 @@ from pipeline.demonstrate.teacher import SHIPPED, Teacher, load_teacher, teacher
 from pipeline.files import atomic_file
 from pipeline.tasks.miniarcade.adapter import GAMES
 from pipeline.tasks.miniarcade.game import Game
-from pipeline.tasks.registry import get, load_catalogue, make, shipped_teachers
+from pipeline.tasks.registry import get, load_catalogue, load_own, make, shipped_teachers
 from pipeline.tasks.spec import TaskSpec
 from pipeline.yaml_text import parse_yaml
 
@@ -58,14 +58,14 @@ def load_recipes(folder: str | Path | None = None) -> dict[str, PPORecipe]:
         ValueError: a value is missing, unknown or out of bounds, a file has another form, or there is no task of a
             name in it.
     """
-    recipes = _read(RECIPES)
-    home = None
-    if folder is not None:
-        home = Path(folder).parent if Path(folder).is_file() else Path(folder)
-    files = shipped_teachers()
-    if home is not None and (home / RECIPES.name).is_file():
+    recipes, files, known = _read(RECIPES), shipped_teachers(), list[str]()
+    home = Path(folder or "")
+    home = home.parent if home.is_file() else home
+    if folder is not None and (home / RECIPES.name).is_file():
         files.append(home / RECIPES.name)
-    known = list(load_catalogue(home)) if files else []
+        known += [spec.name for spec in load_own(home)]
+    if files:  # not with the user's own in one catalogue: those may be of a package that is installed
+        known += load_catalogue()
     for file in files:
         found = _read(file)
         for task in found:

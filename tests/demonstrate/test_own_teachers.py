@@ -181,7 +181,8 @@ def test_eft_teach_trains_an_environment_without_arrays(tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_what_was_learned(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_keeps_what_was_learned(tmp_path, number):
     (tmp_path / "taught/push-ball").mkdir(parents=True)
     (tmp_path / "taught/push-ball/mine.txt").write_text("kept")
     line = command("teach", str(PUSH), "--steps", "200_000")
@@ -190,9 +191,9 @@ def test_ctrl_c_keeps_what_was_learned(tmp_path):
     while not list(tmp_path.glob(".resume/teach-push-ball-*/state.safetensors")):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, told = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, told
     assert told.endswith("the same command goes on from there.\n")
     assert [path.name for path in (tmp_path / "taught/push-ball").iterdir()] == ["mine.txt"]
     done = eft(tmp_path, "teach", str(PUSH), "--steps", "200_000")
