@@ -71,8 +71,8 @@ def load_recipes(folder: str | Path | None = None) -> dict[str, PPORecipe]:
         for task in found:
             if task not in known:
                 raise ValueError(
-                    f"{file}: task `{task}` is not known, so nobody would be taught by its line.{near(task, known)} "
-                    "`eft tasks` lists every task."
+                    f"{file}: task `{task}` is not known, so nobody would be taught by its line."
+                    f"{near(task, sorted({*known}))} `eft tasks` lists every task."
                 )
         recipes |= found
     return recipes
