@@ -14,7 +14,7 @@ import numpy as np
 from pipeline import config
 from pipeline.agent import Agent
 from pipeline.data.episode import Episode, say_unrewarded
-from pipeline.demonstrate.labels import find_labels, who_labels
+from pipeline.demonstrate.labels import find_labels, methods_of, who_labels
 from pipeline.examine import Reference, apart, examine_actions, unlike
 from pipeline.language.embeddings import TaskEmbeddings
 from pipeline.learn.early_stop import EarlyStop
@@ -208,7 +208,8 @@ def adapt(
     base = [p.numel() for key, p in agent.model.named_parameters() if ".lora_" not in key and "target_q" not in key]
     trained = sum(p.numel() for p in agent.model.parameters() if p.requires_grad)
     online = settings.adapt.finetune
-    labels = who_labels([spec], online.teacher) if online.env_steps else None
+    methods = methods_of({name: demonstrations})
+    labels = who_labels([spec], online.teacher, methods) if online.env_steps else None
     seconds = points[-1]["seconds"]
     return Adapted(zero_shot, adapted, points, runs, seconds, trained, sum(base), len(demonstrations), labels)
 
@@ -244,7 +245,8 @@ def learn(
     offline, online = settings.adapt.pretrain, settings.adapt.finetune
     # There is one task: nothing to weigh it against, nothing to tell it from.
     learning = dataclasses.replace(settings.learning, weighting="even", task_id_coef=0.0)
-    labels = find_labels(f"adapt {spec.name}", [spec], online.teacher) if online.env_steps else None
+    methods = methods_of({spec.name: demonstrations})
+    labels = find_labels(f"adapt {spec.name}", [spec], online.teacher, methods) if online.env_steps else None
     setup = Setup(
         agent.model, agent.table, agent.planner, learning, settings.runtime, settings.seed, ranks or Ranks(), folder,
         make_envs=Observing(agent.pixel_encoder).make_envs, labels=labels,

@@ -227,6 +227,19 @@ class Ways(BaseModel):
     plan: dict[str, Estimate]
     tasks: dict[str, dict[str, list[float]]]  # by way and task, the policy's score with each seed
 
+    @property
+    def seeds(self) -> int:
+        """How many seeds each way was run with; the smallest number of them."""
+        return min((len(scores) for found in self.tasks.values() for scores in found.values()), default=0)
+
+    def are_of(self, tasks: Sequence[str]) -> bool:
+        """Return whether these tasks were compared, and no others."""
+        return all(set(found) == set(tasks) for found in self.tasks.values())
+
+    def means(self, task: str) -> dict[str, float]:
+        """Return each way's mean score of a task over the seeds."""
+        return {way: float(np.mean(found[task])) for way, found in self.tasks.items()}
+
 
 class Reconstructions(BaseModel):
     """What the autoencoder of pictures has learned (training.json)."""
@@ -285,7 +298,7 @@ class Results:
     teaching_curves: dict[str, list[TaughtPoint]] = field(default_factory=dict)  # by task; those that are there
     reconstructions: tuple[Reconstructions, Path] | None = None  # with the picture, where pictures are learned
     picture_clusters: TaskClusters | None = None  # where each has an autoencoder of its own
-    ways: Ways | None = None  # of finetuning, where they were compared on these tasks
+    ways: Ways | None = None  # of finetuning, where they were compared
     missing: dict[str, Path] = field(default_factory=dict)  # stage -> the file that is not there
 
 
@@ -347,17 +360,15 @@ def read_results(root: str | Path = ".") -> Results:
         if learned.exists()
         else None,
         picture_clusters=_parse(TaskClusters, apart, "embed") if apart.exists() else None,
-        ways=_read_ways(checkpoints / "ways.json", tasks.train),
+        ways=_read_ways(checkpoints / "ways.json"),
         missing=missing,
     )
 
 
-def _read_ways(path: Path, tasks: Sequence[str]) -> Ways | None:
-    """Read how ways of finetuning compare; None where that was not measured, or on other tasks than these."""
-    if not path.exists():
-        return None
-    ways = _parse(Ways, path, "report")
-    return ways if all(set(scores) == set(tasks) for scores in ways.tasks.values()) else None
+def _read_ways(path: Path) -> Ways | None:
+    """Read how ways of finetuning compare: no stage makes that, it belongs to Git."""
+    back = f"git checkout {path}"
+    return _checked(Ways, read_json(path, back), path, back) if path.exists() else None
 
 
 def read_teaching_curve(path: Path) -> list[TaughtPoint]:
@@ -440,10 +451,14 @@ def _natural(name: str) -> list[int | str]:
 
 
 def _parse(form: Any, path: Path, stage: str) -> Any:
-    content = read_json(path, f"dvc repro {stage}")
+    return _checked(form, read_json(path, f"dvc repro {stage}"), path, f"dvc repro --force {stage}")
+
+
+def _checked(form: Any, content: Any, path: Path, again: str) -> Any:
+    """Return content in its form; `again` is the command that brings the file."""
     try:
         return TypeAdapter(form).validate_python(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{path}: `{where}`: {first['msg']}. Run `dvc repro --force {stage}`.") from None
+        raise ValueError(f"{path}: `{where}`: {first['msg']}. Run `{again}`.") from None

@@ -8,7 +8,7 @@ import sys
 from pipeline import config
 from pipeline.adapt import Settings, adapt, film, introduce
 from pipeline.agent import Agent
-from pipeline.demonstrate.labels import teachers_of
+from pipeline.demonstrate.labels import methods_of, teachers_of
 from pipeline.files import atomic_folder
 from pipeline.learn.setup import product_modes
 from pipeline.learn.task_setup import CHECKPOINTS, DEMOS, EMBEDDINGS, load_demonstrations, load_embeddings
@@ -43,7 +43,8 @@ def main() -> None:
     introduce(agent, spec, load_embeddings([spec]), demonstrations, settings.learning, settings.seed)
     out = CHECKPOINTS / "adapt" / name
 
-    inputs = [EMBEDDINGS, BASE, *teachers_of([spec], settings.adapt.finetune.teacher)]
+    methods = methods_of({name: demonstrations})
+    inputs = [EMBEDDINGS, BASE, *teachers_of([spec], settings.adapt.finetune.teacher, methods)]
     inputs += [DEMOS / name] if demonstrations else []
     with open_run_dir(f"adapt-{name}", settings.shaping, inputs, settings.seed) as folder:
         done = adapt(agent, spec, demonstrations, settings, folder, ranks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline import config
 from pipeline.agent import Agent
-from pipeline.demonstrate.labels import find_labels, teachers_of, who_labels
+from pipeline.demonstrate.labels import find_labels, methods_of, teachers_of, who_labels
 from pipeline.learn.offline import learn_control
 from pipeline.learn.setup import Setup, product_modes
 from pipeline.learn.task_setup import CHECKPOINTS, DEMOS, load_demonstrations
@@ -29,10 +29,11 @@ def main() -> None:
     model = agent.model.config
     observing = Observing(agent.pixel_encoder)
     demonstrations = load_demonstrations(specs, ranks, observing.demonstrations)
-    labels = find_labels("finetune", specs, settings.teacher, ranks)
+    methods = methods_of(demonstrations, ranks)
+    labels = find_labels("finetune", specs, settings.teacher, methods, ranks)
 
     shaping = [tasks.train, tasks.weights, planner, learning, settings]
-    inputs = [DEMOS, PRETRAINED, *teachers_of(specs, settings.teacher)]
+    inputs = [DEMOS, PRETRAINED, *teachers_of(specs, settings.teacher, methods)]
     with open_run_dir("finetune", shaping, inputs, seed, ranks) as folder:
         setup = Setup(
             agent.model, agent.table, planner, learning, runtime, seed, ranks, folder, tasks.weights,
@@ -67,7 +68,7 @@ def main() -> None:
                 transitions=transitions,
                 processes=ranks.count,
                 matmul=product_modes(runtime, ranks.device)[0],
-                labels=who_labels(specs, settings.teacher),
+                labels=who_labels(specs, settings.teacher, methods),
                 **build.summary(extensions),
             )
 

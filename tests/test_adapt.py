@@ -314,6 +314,11 @@ def test_a_teacher_labels_what_is_done_in_a_new_task(base: Path, capsys: pytest.
     assert main(arguments) == 0
     assert "adapt swing: what is done is labelled, in swing by teacher" in capsys.readouterr().err
     assert json.loads(Path("out/summary.json").read_text())["labels"] == {"swing": "teacher"}
+    # Beside demonstrations of one's own it would be a second expert.
+    record_demos(Path("demos/swing"), 1)
+    assert main([*arguments[:-1], "own", "--demos", "demos"]) == 0
+    assert "in swing by nobody (its demonstrations are by by hand, its expert is teacher:" in capsys.readouterr().err
+    assert json.loads(Path("own/summary.json").read_text())["labels"] == {}
 
 
 def test_a_checkpoint_grows_and_wider_tasks_say_so(base: Path, capsys: pytest.CaptureFixture[str]):

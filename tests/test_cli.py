@@ -148,6 +148,17 @@ def test_one_task_is_shown_with_all_its_texts(capsys):
     assert all(text in out for text in (*spec.instructions, spec.embodiment, "walker/walk", "from episode_length"))
 
 
+def test_a_task_with_demonstrations_of_ones_own_is_shown_with_them(folder, capsys):
+    shown = ["tasks", "mw-reach", "--folder", "mine"]
+    assert main(shown) == 0
+    assert "your own" not in capsys.readouterr().out
+    file = Path("mine/demos/mw-reach/episodes.parquet")
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert main(shown) == 0
+    assert f"demonstrations  {file}: your own, so the expert plays none" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("task", "expert"),
     [

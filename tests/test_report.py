@@ -366,25 +366,57 @@ def ways(tasks: Sequence[str]) -> dict:
     """What `benchmarks.learning` writes."""
     means = {"control": 0.71, "own": 0.73, "own_minus_control": 0.02, "labels": 0.86, "labels_minus_control": 0.15}
     found = {name: {"score": value, "low": value - 0.01, "high": value + 0.01} for name, value in means.items()}
-    scores = {way: {task: [0.7, 0.8] for task in tasks} for way in ("control", "own", "labels")}
-    measured = {"command": "python -m benchmarks.learning", "commits": ["0123abc"], "machine": {}}
+    seeds = {"control": [0.7, 0.8], "own": [0.6, 0.8], "labels": [0.9, 0.95]}
+    scores = {way: dict.fromkeys(tasks, each) for way, each in seeds.items()}
+    measured = {"command": "python -m benchmarks.learning <x>", "commits": ["0123abc+changes"], "machine": {}}
     return measured | {"policy": found, "plan": found, "tasks": scores}
 
 
-def test_ways_of_finetuning_stand_beside_each_other_where_they_were_compared_on_these_tasks(changed):
-    assert "What online learning is worth" not in make_page(changed)[0]
-    file = changed / "checkpoints/ways.json"
-    write_json(file, ways(TASKS))
-    _, page = make_page(changed)
-    words = page.words("curves")
+def test_ways_of_finetuning_stand_beside_each_other_in_the_mean_and_task_by_task(changed):
+    assert "ways" not in make_page(changed)[1].text
+    write_json(changed / "checkpoints/ways.json", ways(TASKS))
+    html, page = make_page(changed)
+    words = page.words("ways")
+    assert '<a href="#ways">' in html
+    assert "python -m benchmarks.learning <x> , at commit 0123abc+changes, finetuned" in words
+    assert "intervals over 2 seeds" in words
     assert "(control) 0.710 0.70–0.72" in words
     assert "labelled by experts 0.860 0.85–0.87 0.860 0.85–0.87 0.150 0.14–0.16" in words
-    write_json(file, ways(["mw-reach"]))
-    assert "What online learning is worth" not in make_page(changed)[0]
+    for task in TASKS:
+        assert f"{task} 0.75 0.70 0.80 0.70 0.60 0.80 0.93 0.90 0.95" in words
+    assert html.count("<b>0.93</b>") == len(TASKS)
+    assert "<b>0.75</b>" not in html
+
+
+def test_ways_that_were_run_with_one_seed_and_not_all_of_them(changed):
     content = ways(TASKS)
-    del content["command"]
-    write_json(file, content)
-    with pytest.raises(ValueError, match=r"ways.json: `command`: Field required"):
+    content["tasks"] = {way: {task: [0.5] for task in TASKS} for way in ("control", "labels")}
+    for mode in ("policy", "plan"):
+        content[mode] = {name: e for name, e in content[mode].items() if "own" not in name}
+    write_json(changed / "checkpoints/ways.json", content)
+    words = make_page(changed)[1].words("ways")
+    assert "intervals over 1 seed and" in words
+    assert "Task Control With labels " in words
+    assert f"{TASKS[0]} 0.50 0.50 {TASKS[1]}" in words
+
+
+def test_ways_of_finetuning_other_tasks_are_not_taken_for_these(changed):
+    write_json(changed / "checkpoints/ways.json", ways(["mw-reach"]))
+    words = make_page(changed)[1].words("ways")
+    assert "on other tasks than these: python -m benchmarks.learning <x> compares them" in words
+    assert "0.8" not in words
+
+
+@pytest.mark.parametrize(("left_out", "message"), [("command", "`command`: Field required"), ("", "not valid JSON")])
+def test_a_damaged_file_of_ways_says_what_brings_it_back(changed, left_out, message):
+    file = changed / "checkpoints/ways.json"
+    content = ways(TASKS)
+    if left_out:
+        del content[left_out]
+        write_json(file, content)
+    else:
+        file.write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"ways\.json.*{message}.*`git checkout .*ways\.json`"):
         make_page(changed)
 
 

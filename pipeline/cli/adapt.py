@@ -110,7 +110,7 @@ def adapt_to_task(options: argparse.Namespace) -> None:
 def _adapt_into(out: Path, options: argparse.Namespace, settings: Settings, spec: TaskSpec) -> None:
     from pipeline.adapt import adapt, introduce
     from pipeline.agent import Agent
-    from pipeline.demonstrate.labels import teachers_of
+    from pipeline.demonstrate.labels import methods_of, teachers_of
     from pipeline.files import add_files
     from pipeline.language.encoder import load_encoder
     from pipeline.learn.setup import product_modes
@@ -119,7 +119,8 @@ def _adapt_into(out: Path, options: argparse.Namespace, settings: Settings, spec
     from pipeline.run.run_dir import open_run_dir
 
     demonstrations, files = read_demos(options, spec)
-    files += teachers_of([spec], settings.adapt.finetune.teacher)
+    methods = methods_of({spec.name: demonstrations})
+    files += teachers_of([spec], settings.adapt.finetune.teacher, methods)
     ranks = start(settings.runtime, settings.seed)
     _, mode = product_modes(settings.runtime, ranks.device)
     agent = Agent.from_pretrained(options.checkpoint, device=ranks.device, mode=mode)

@@ -64,7 +64,7 @@ def list_tasks(options: argparse.Namespace) -> int:
     elif options.experts:
         _print_experts(specs)
     elif options.name:
-        _print_task(specs[0])
+        _print_task(specs[0], folder)
     else:
         _print_table(specs)
     return 0
@@ -90,8 +90,10 @@ def check_task(options: argparse.Namespace) -> int:
 
     folder = own_folder(options)
     spec = find_task(options.task, folder)
-    model, planner = (config.load(part) if config.PARAMS.exists() else None for part in (config.Model, config.Planner))
-    limits = (model.obs_dim, model.action_dim, planner.horizon) if model and planner else (None, None, None)
+    limits = (None, None, None)
+    if config.PARAMS.exists():
+        model = config.load(config.Model)
+        limits = (model.obs_dim, model.action_dim, config.load(config.Planner).horizon)
     frame = options.frame or Path(tempfile.gettempdir()) / f"eft-{spec.name}.png"
     findings = check.check_task(spec, frame, folder, *limits)
     if options.frame is None:  # nobody asked for an image, and training needs none
@@ -140,7 +142,8 @@ def _print_experts(specs: list[TaskSpec]) -> None:
     )
 
 
-def _print_task(spec: TaskSpec) -> None:
+def _print_task(spec: TaskSpec, folder: str | None) -> None:
+    from pipeline.data.demos import FILE
     from pipeline.demonstrate.experts import known_expert
 
     print(spec.name)
@@ -158,8 +161,14 @@ def _print_task(spec: TaskSpec) -> None:
         print(f"  {'for evaluation':<15} {spec.instructions[-1]}")
     who = known_expert(spec)
     if who is None:
-        told = f"nobody yet; `eft teach {spec.name}` trains a teacher to look at"
+        told = (
+            f"nobody yet; `eft teach {spec.name}` trains a teacher to look at, in taught/, and `dvc repro` one that "
+            "demonstrates and labels if teachers.yaml among your own task files names the task"
+        )
     else:
         score = "" if who.score is None else f", scores {who.score:.2f}"
         told = f"{who.kind}{score}; it demonstrates{' and labels' if who.labels else ', and cannot label'}"
     print(f"  expert          {told}")
+    own = Path(folder or "", "demos", spec.name, FILE)
+    if folder and own.exists():
+        print(f"  demonstrations  {own}: your own, so the expert plays none, and labels only if it played these")

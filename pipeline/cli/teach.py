@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,7 @@ def add_to(commands: Any) -> None:
 def teach(options: argparse.Namespace) -> None:
     """Train the teachers that are not there yet, and say what came of it."""
     from pipeline.demonstrate.teach_tasks import CURVE, teach_tasks
+    from pipeline.demonstrate.teacher import TEACHERS
     from pipeline.report.teaching import draw_curve
     from pipeline.tasks import availability
 
@@ -64,6 +66,7 @@ def teach(options: argparse.Namespace) -> None:
         raise ValueError(f"{options.output} is a file: --output takes a folder, in which each task gets one.")
     lessons = read_lessons(options)
     availability.require([lesson.spec for lesson in lessons])
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         notes = teach_tasks(lessons, options.output, options.workers)
     except KeyboardInterrupt:
@@ -72,12 +75,16 @@ def teach(options: argparse.Namespace) -> None:
             file=sys.stderr,
         )
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
     for name, told in notes.items():
         draw_curve(name, options.output / name / CURVE, options.output / name / "curve.svg")
         print(
             f"{name}: {told['score']:.2f} +- {told['standard_error']:.2f} in {told['episodes']} episodes, after "
             f"{told['steps']:,} steps and {told['seconds']:.0f} core-seconds -> {options.output / name}"
         )
+    if options.output.resolve() != TEACHERS.resolve():
+        print(f"teach: to look at: runs ask the teachers in {TEACHERS} alone (--output {TEACHERS})", file=sys.stderr)
 
 
 def read_lessons(options: argparse.Namespace) -> list[Lesson]:

@@ -17,7 +17,7 @@ from pipeline.demonstrate.desk import desk_script, has_desk_script
 from pipeline.demonstrate.paths import has_path, path
 from pipeline.demonstrate.planner import load_recipes
 from pipeline.demonstrate.scripted import Script, has_script
-from pipeline.demonstrate.teacher import SHIPPED, TEACHERS, load_teacher, teacher_file
+from pipeline.demonstrate.teacher import SHIPPED, TEACHERS, load_teacher, teacher_file, training_of
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.task_env import TaskEnv
 
@@ -83,8 +83,7 @@ def _leads(spec: TaskSpec, path: Path) -> bool:
     score = load_teacher(path, spec).notes.get("score")
     if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
         raise ValueError(
-            f"{path}: it does not say how well it plays, by a score in [0, 1]: {score!r}. "
-            f"`eft teach {spec.name}` trains it anew."
+            f"{path}: it does not say how well it plays, by a score in [0, 1]: {score!r}: {training_of(spec, path)}."
         )
     return best is None or score >= best - _WORSE
 
@@ -118,13 +117,16 @@ def open_expert(spec: TaskSpec, env: TaskEnv, teachers: str | Path | None) -> La
 
 def _why_nobody(spec: TaskSpec, teachers: str | Path | None) -> str:
     """Return why a task has no expert that can be asked, and what to do."""
-    if teachers is not None and teacher_file(teachers, spec).exists():  # and was passed over
-        file = teacher_file(teachers, spec)
+    if teachers is None:
+        return "no script or way through a maze, and no folder of teachers was given"
+    file = teacher_file(teachers, spec)
+    if file.exists():  # and was passed over
         return (
             f"{file} scores {load_teacher(file, spec).notes['score']:.2f}, more than {_WORSE} below the planner's "
-            f"{load_recipes()[spec.name].score:.2f}. `eft teach {spec.name}` with more steps may train a better one"
+            f"{load_recipes()[spec.name].score:.2f}. More `steps` in a teachers.yaml may make a better one: then "
+            f"{training_of(spec, file)}"
         )
     return (
-        f"no script or way through a maze, and no teacher in {teachers or 'a folder, for none was given'}. For a task "
-        f"on MuJoCo, a game or an environment of your own `eft teach {spec.name} --output FOLDER` trains a teacher"
+        f"no script or way through a maze, and no teacher in {teachers}. For a task on MuJoCo, a game or an "
+        f"environment of your own {training_of(spec, file)}"
     )

@@ -60,7 +60,7 @@ def expert_method(spec: TaskSpec, teachers: str | Path | None = None) -> str:
         return "planner"
     raise ValueError(
         f"{spec.name} has no expert: Meta-World, RoboDesk and landers have scripted ones, points and ants in mazes "
-        "follow the way, a task on MuJoCo or a game can have a teacher (`teach.enabled`, or `eft teach`), and DeepMind "
+        "follow the way, any task can have a teacher (a recipe in teachers.yaml, and `teach.enabled`), and DeepMind "
         "Control, Gymnasium's MuJoCo, OGBench's ant, Box2D's walkers, MiniArcade, Atari and ManiSkill can be planned: "
         "a recipe in pipeline/demonstrate/recipes.yaml."
     )

@@ -25,7 +25,7 @@ from pipeline.batched.form import ArrayForm
 from pipeline.batched.forms import array_form
 from pipeline.batched.states import States
 from pipeline.batched.stepped import open_copies
-from pipeline.config import parse
+from pipeline.config import near, parse
 from pipeline.demonstrate.arcade import HINTS
 from pipeline.demonstrate.experts import expert_kind
 from pipeline.demonstrate.planner import load_recipes as planned
@@ -36,7 +36,7 @@ from pipeline.demonstrate.teacher import SHIPPED, Teacher, load_teacher, teacher
 from pipeline.files import atomic_file
 from pipeline.tasks.miniarcade.adapter import GAMES
 from pipeline.tasks.miniarcade.game import Game
-from pipeline.tasks.registry import get, make, shipped_teachers
+from pipeline.tasks.registry import get, load_catalogue, load_own, make, shipped_teachers
 from pipeline.tasks.spec import TaskSpec
 from pipeline.yaml_text import parse_yaml
 
@@ -55,15 +55,26 @@ def load_recipes(folder: str | Path | None = None) -> dict[str, PPORecipe]:
             them, and so do those of installed packages that ship tasks.
 
     Raises:
-        ValueError: a value is missing, unknown or out of bounds, or a file has another form.
+        ValueError: a value is missing, unknown or out of bounds, a file has another form, or there is no task of a
+            name in it.
     """
-    recipes = _read(RECIPES)
-    for file in shipped_teachers():
-        recipes |= _read(file)
-    if folder is not None:
-        home = Path(folder).parent if Path(folder).is_file() else Path(folder)
-        own = home / RECIPES.name
-        recipes |= _read(own) if own.is_file() else {}
+    recipes, files, known = _read(RECIPES), shipped_teachers(), list[str]()
+    home = Path(folder or "")
+    home = home.parent if home.is_file() else home
+    if folder is not None and (home / RECIPES.name).is_file():
+        files.append(home / RECIPES.name)
+        known += [spec.name for spec in load_own(home)]
+    if files:  # not with the user's own in one catalogue: those may be of a package that is installed
+        known += load_catalogue()
+    for file in files:
+        found = _read(file)
+        for task in found:
+            if task not in known:
+                raise ValueError(
+                    f"{file}: task `{task}` is not known, so nobody would be taught by its line."
+                    f"{near(task, sorted({*known}))} `eft tasks` lists every task."
+                )
+        recipes |= found
     return recipes
 
 

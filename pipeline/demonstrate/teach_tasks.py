@@ -153,7 +153,7 @@ def train(lesson: Lesson, folder: Path) -> dict[str, Any]:
 
 
 def remove_others(folder: Path, specs: Sequence[TaskSpec]) -> None:
-    """Remove teachers of tasks that are not wanted, and what killed trainings have left."""
+    """Remove teachers of tasks that are not wanted, which is said, and what killed trainings have left."""
     wanted = {spec.name for spec in specs}
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.is_file():
@@ -161,6 +161,7 @@ def remove_others(folder: Path, specs: Sequence[TaskSpec]) -> None:
                 path.unlink()
         elif path.name not in wanted:
             shutil.rmtree(path)
+            print(f"teach: {path.name}: removed, since no teacher of it is wanted (any more)", file=sys.stderr)
 
 
 def _last_row(lesson: Lesson) -> dict[str, float] | None:

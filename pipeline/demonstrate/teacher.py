@@ -79,6 +79,21 @@ def teacher_file(folder: str | Path, spec: TaskSpec) -> Path:
     return Path(folder) / spec.name / "teacher.safetensors"
 
 
+def training_of(spec: TaskSpec, path: str | Path) -> str:
+    """Return, for an error, what brings the teacher of a task to the place where it is looked for."""
+    folder = Path(path).parent.parent
+    if Path(path).parent.name != spec.name:
+        return f"remove {Path(path).parent}, and the training of {spec.name} begins anew"
+    if folder == SHIPPED:
+        return "it comes with Eft: install Eft anew, or take the file back from Git"
+    if folder == TEACHERS:
+        return (
+            f"`dvc repro teach` trains it if a teachers.yaml names {spec.name}, else "
+            f"`eft teach {spec.name} --output {TEACHERS}`"
+        )
+    return f"`eft teach {spec.name} --output {folder}` trains it"
+
+
 def load_teacher(path: str | Path, spec: TaskSpec) -> Teacher:
     """Read the teacher of a task.
 
@@ -86,8 +101,9 @@ def load_teacher(path: str | Path, spec: TaskSpec) -> Teacher:
         FileNotFoundError: there is none.
         ValueError: the file is damaged, or the teacher is of another task or another version of it.
     """
+    again = training_of(spec, path)
     if not Path(path).exists():
-        raise FileNotFoundError(f"{path}: no teacher of {spec.name} there; `eft teach {spec.name}` trains one.")
+        raise FileNotFoundError(f"{path}: no teacher of {spec.name} there: {again}.")
     try:
         with safe_open(path, "numpy") as file:
             told = file.metadata() or {}
@@ -95,30 +111,31 @@ def load_teacher(path: str | Path, spec: TaskSpec) -> Teacher:
         notes = json.loads(told.get("notes", ""))
     # Of numbers that numpy does not have, bfloat16 say, safetensors raises the latter two.
     except (SafetensorError, ValueError, RecursionError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not a teacher ({error}); `eft teach {spec.name}` trains one.") from None
+        raise ValueError(f"{path}: not a teacher ({error}): {again}.") from None
     wanted = task_version(spec)
     if told.get("task") != wanted:
         raise ValueError(
             f"{path}: this teacher is of {told.get('task')!r}, expected {wanted!r}: another task, or one whose "
-            f"observation, action, length or score has changed since. `eft teach {spec.name}` trains it anew."
+            f"observation, action, length or score has changed since: {again}."
         )
     if not isinstance(notes, dict):
-        raise ValueError(f"{path}: damaged: its notes are {notes!r}; `eft teach {spec.name}` trains it anew.")
-    _check(tensors, spec, Path(path))
+        raise ValueError(f"{path}: damaged: its notes are {notes!r}: {again}.")
+    if problem := _problem(tensors, spec):
+        raise ValueError(f"{path}: {problem}: {again}.")
     layers = len(tensors) // 2 - 1
     weights = [tensors[f"{kind}.{number}"] for number in range(layers) for kind in ("weight", "bias")]
     return Teacher(spec, tensors["mean"], tensors["std"], weights, notes)
 
 
-def _check(tensors: dict[str, np.ndarray], spec: TaskSpec, path: Path) -> None:
-    """Refuse tensors that are not finite, or do not lead from the task's observation to its action."""
+def _problem(tensors: dict[str, np.ndarray], spec: TaskSpec) -> str | None:
+    """Say which tensor is not finite, or what does not lead from the task's observation to its action."""
     layers = len(tensors) // 2 - 1
     names = {"mean", "std", *(f"{kind}.{number}" for number in range(layers) for kind in ("weight", "bias"))}
     if layers < 1 or set(tensors) != names:
-        raise ValueError(f"{path}: not a teacher: it holds {', '.join(sorted(tensors)) or 'nothing'}.")
+        return f"not a teacher: it holds {', '.join(sorted(tensors)) or 'nothing'}"
     for name, part in tensors.items():
         if not np.isfinite(part).all():
-            raise ValueError(f"{path}: damaged: {name} has values that are not finite.")
+            return f"damaged: {name} has values that are not finite"
     width = spec.obs_dim
     shapes = {"mean": (width,), "std": (width,)}
     for number in range(layers):
@@ -127,6 +144,7 @@ def _check(tensors: dict[str, np.ndarray], spec: TaskSpec, path: Path) -> None:
         width = out
     for name, shape in shapes.items():
         if tensors[name].shape != shape:
-            raise ValueError(f"{path}: damaged: {name} has shape {tensors[name].shape}, expected {shape}.")
+            return f"damaged: {name} has shape {tensors[name].shape}, expected {shape}"
     if (tensors["std"] <= 0).any():
-        raise ValueError(f"{path}: damaged: std, which observations are divided by, is {tensors['std'].tolist()}.")
+        return f"damaged: std, which observations are divided by, is {tensors['std'].tolist()}"
+    return None

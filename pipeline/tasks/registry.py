@@ -45,6 +45,11 @@ def load_catalogue(folder: str | Path | None = None) -> dict[str, TaskSpec]:
     return specs
 
 
+def load_own(folder: str | Path | None) -> list[TaskSpec]:
+    """Read the user's own tasks alone, of a folder or a file as `load_catalogue` says."""
+    return [spec for spec, _ in _own(folder)]
+
+
 def get(names: Iterable[str], folder: str | Path | None = None) -> list[TaskSpec]:
     """Return the tasks called `names`, in that order.
 

@@ -173,10 +173,16 @@ def test_eft_teach_trains_an_environment_without_arrays(tmp_path):
     again = eft(tmp_path, "teach", str(JUGGLE), "--steps", "1000")
     assert "juggle: there already, by the same recipe and seed" in again.stderr
     assert again.stdout == done.stdout
+    assert "to look at: runs ask the teachers in checkpoints/teach alone" in again.stderr
+    shutil.copytree(tmp_path / "taught/juggle", tmp_path / "checkpoints/teach/juggle")
+    asked = eft(tmp_path, "teach", str(JUGGLE), "--steps", "1000", "--output", "checkpoints/teach")
+    assert "juggle: there already" in asked.stderr
+    assert "to look at" not in asked.stderr
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_what_was_learned(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_keeps_what_was_learned(tmp_path, number):
     (tmp_path / "taught/push-ball").mkdir(parents=True)
     (tmp_path / "taught/push-ball/mine.txt").write_text("kept")
     line = command("teach", str(PUSH), "--steps", "200_000")
@@ -185,9 +191,9 @@ def test_ctrl_c_keeps_what_was_learned(tmp_path):
     while not list(tmp_path.glob(".resume/teach-push-ball-*/state.safetensors")):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, told = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, told
     assert told.endswith("the same command goes on from there.\n")
     assert [path.name for path in (tmp_path / "taught/push-ball").iterdir()] == ["mine.txt"]
     done = eft(tmp_path, "teach", str(PUSH), "--steps", "200_000")

@@ -28,7 +28,7 @@ from pipeline.demonstrate.ppo import PPO
 from pipeline.demonstrate.shaping import TEACHING
 from pipeline.demonstrate.teach import Training, load_recipes, play_teacher, usual_recipe
 from pipeline.demonstrate.teach_tasks import Lesson, teach_tasks
-from pipeline.demonstrate.teacher import SHIPPED, Teacher, load_teacher, task_version, teacher_file
+from pipeline.demonstrate.teacher import SHIPPED, TEACHERS, Teacher, load_teacher, task_version, teacher_file
 from pipeline.run.run_dir import hold_output
 from pipeline.tasks.registry import get, load_catalogue, make
 
@@ -186,19 +186,40 @@ def test_a_teacher_is_read_as_it_was_written(tmp_path):
 
 
 def test_a_teacher_is_refused_that_does_not_fit(tmp_path):
-    path = tmp_path / "teacher.safetensors"
-    with pytest.raises(FileNotFoundError, match=r"no teacher of pendulum-spin there; `eft teach pendulum-spin`"):
+    path = teacher_file(tmp_path, spin())
+    again = f"`eft teach pendulum-spin --output {tmp_path}` trains it"
+    with pytest.raises(FileNotFoundError, match=f"no teacher of pendulum-spin there: {again}"):
         load_teacher(path, spin())
     random_teacher(spin()).save(path)
     longer = dataclasses.replace(spin(), episode_length=600)
-    with pytest.raises(ValueError, match=r"is of 'pendulum-spin-\w+', expected 'pendulum-spin-\w+': another"):
+    refused = rf"is of 'pendulum-spin-\w+', expected 'pendulum-spin-\w+': another .* has changed since: {again}"
+    with pytest.raises(ValueError, match=refused):
         load_teacher(path, longer)
     assert task_version(longer) != task_version(spin())
     reworded = dataclasses.replace(spin(), instructions=("Whirl.",))
     assert task_version(reworded) == task_version(spin())
     path.write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match="not a teacher"):
+    with pytest.raises(ValueError, match=f"not a teacher .*: {again}"):
         load_teacher(path, spin())
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        (SHIPPED / "cup-spin", "install Eft anew, or take the file back from Git"),
+        (
+            TEACHERS / "cup-spin",
+            "`dvc repro teach` trains it if a teachers.yaml names cup-spin, else "
+            "`eft teach cup-spin --output checkpoints/teach`",
+        ),
+        (Path("mine/cup-spin"), "`eft teach cup-spin --output mine` trains it"),
+        (Path(".resume/teach-cup-spin-01"), "remove .resume/teach-cup-spin-01, and the training of cup-spin begins"),
+    ],
+)
+def test_errors_say_what_brings_a_teacher_to_where_it_is_read(folder, message):
+    (spec,) = get(["cup-spin"])
+    with pytest.raises(FileNotFoundError, match=re.escape(message)):
+        load_teacher(folder / "teacher.safetensors", spec)
 
 
 @pytest.mark.parametrize(
@@ -295,6 +316,14 @@ def test_one_changed_recipe_trains_one(tmp_path, monkeypatch, capsys):
     assert alone["pendulum-spin"]["score"] == first["pendulum-spin"]["score"]
 
 
+def test_a_teacher_that_is_no_longer_wanted_goes_and_that_is_said(tmp_path, capsys):
+    for name in ("pendulum-spin", "cup-catch"):
+        (tmp_path / name).mkdir()
+    teaching.remove_others(tmp_path, [spin()])
+    assert [path.name for path in tmp_path.iterdir()] == ["pendulum-spin"]
+    assert capsys.readouterr().err == "teach: cup-catch: removed, since no teacher of it is wanted (any more)\n"
+
+
 def test_two_trainings_do_not_write_one_teacher(tmp_path, monkeypatch, few_episodes):
     monkeypatch.chdir(tmp_path)
     with hold_output(Path("teachers/pendulum-spin"), "eft teach"):
@@ -370,9 +399,24 @@ def test_a_teacher_demonstrates(tmp_path):
     assert least_score(spin(), tmp_path) == pytest.approx(0.63)
 
 
+MY_TASK = """\
+name: my-task
+suite: gymnasium
+env_id: Pendulum-v1
+embodiment: A pendulum.
+instructions: [Stand up.]
+obs_dim: 3
+action_dim: 1
+action_repeat: 1
+episode_length: 200
+score: clip((return+1500)/1500,0,1)
+"""
+
+
 def test_recipes_are_of_tasks_and_say_what_is_wrong(tmp_path):
     assert set(load_recipes()) <= set(load_catalogue())
     assert set(TEACHING) <= set(load_catalogue())
+    (tmp_path / "my-task.yaml").write_text(MY_TASK)
     (tmp_path / "teachers.yaml").write_text("tasks:\n  my-task: {steps: 1000}\n  pendulum-spin: {lr: 1e-4}\n")
     own = load_recipes(tmp_path)
     assert own["my-task"] == dataclasses.replace(usual_recipe(), steps=1000)
@@ -403,6 +447,17 @@ def test_recipes_are_of_tasks_and_say_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match="teachers.yaml is not valid YAML"):
         load_recipes(tmp_path)
     assert load_recipes(tmp_path / "none") == load_recipes()
+
+
+@pytest.mark.parametrize(("task", "near"), [("my-taks", "my-task"), ("pendulum-spni", "pendulum-spin"), ("qqq", None)])
+def test_a_recipe_of_no_task_is_refused_and_the_near_one_named(tmp_path, task, near):
+    (tmp_path / "my-task.yaml").write_text(MY_TASK)
+    file = tmp_path / "teachers.yaml"
+    file.write_text(f"tasks:\n  my-task: {{}}\n  {task}: {{steps: 1000}}\n")
+    meant = f" Did you mean `{near}`" if near else " `eft tasks` lists"
+    for place in (tmp_path, tmp_path / "my-task.yaml"):
+        with pytest.raises(ValueError, match=f"{file}: task `{task}` is not known, so .* its line\\.{meant}"):
+            load_recipes(place)
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*/teacher.safetensors")), ids=lambda path: path.parent.name)

@@ -17,7 +17,9 @@ import psutil
 import pytest
 import yaml
 
+from pipeline.files import write_json
 from pipeline.run.metrics import read_rows
+from tests.test_report import ways
 
 ROOT = Path(__file__).parents[2]
 STAGES = ["teach", "demos", "embed", "pretrain", "finetune", "evaluate", "adapt@mw-drawer-close", "publish", "report"]
@@ -55,6 +57,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("dvc.yaml", ".gitignore"):
         shutil.copy(ROOT / name, folder)
     shutil.copy(ROOT / "tests/tiny.yaml", folder / "params.yaml")
+    write_json(folder / "checkpoints/ways.json", ways(["mw-reach", "mw-pick-place", "mw-drawer-open"]))
     run(folder, "git", "init", "--quiet")
     run(folder, "dvc", "init", "--quiet")
     run(folder, "dvc", "config", "core.analytics", "false")
@@ -68,6 +71,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_ends_with_a_report_and_a_release_that_acts(project: Path):
     page = (project / "checkpoints/report/report.html").read_text()
     assert "mw-pick-place" in page
+    assert "on own episodes, labelled by experts" in page
     code = (
         "import numpy as np\nfrom pipeline.agent import Agent\n"
         "agent = Agent.from_pretrained('checkpoints/publish/release')\n"
@@ -126,6 +130,16 @@ def test_a_changed_learning_rate_runs_from_pretrain_on(project: Path):
     finally:
         params.write_text(before)
     run(project, "dvc", "repro", "pretrain")
+
+
+def test_ways_that_were_compared_anew_are_drawn_and_nothing_else_runs(project: Path):
+    path = project / "checkpoints/ways.json"
+    before = path.read_text()
+    path.write_text(before.replace("0.86", "0.88"))
+    try:
+        assert set(json.loads(run(project, "dvc", "status", "--json").stdout)) == {"report"}
+    finally:
+        path.write_text(before)
 
 
 def test_a_changed_text_runs_from_embed_on(project: Path):
