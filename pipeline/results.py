@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from pipeline import config
-from pipeline.files import read_json
+from pipeline.files import read_json, sha256
 from pipeline.run.metrics import FILE, Table, read_rows
 
 _EXPERT_USE = "expert_use/"  # before the layers' names, of the tables of which task used which expert
@@ -228,6 +228,30 @@ class Ways(BaseModel):
     tasks: dict[str, dict[str, list[float]]]  # by way and task, the policy's score with each seed
 
 
+class Figures(BaseModel):
+    """What one task's values and plans are worth; None where there is no such figure, of returns that are all 0 say."""
+
+    q_over_return: float | None  # of demonstrated actions
+    advantage_q: float | None  # rank correlation with true advantages
+    advantage_model: float | None
+    value_share: float | None  # of the policy's gradient
+    plan_distance: float | None  # root mean square per action dim
+    policy_score: float | None
+    plan_score: float | None
+    policy_return: float | None  # part of what demonstrations earn
+    plan_return: float | None
+
+
+class Asked(BaseModel):
+    """A finetuned checkpoint that was asked what its values and plans are worth (checkpoints/probe.json)."""
+
+    command: str
+    commit: str
+    machine: dict[str, Any]
+    run: str  # SHA-256 of the summary of the finetuning that made the checkpoint
+    tasks: dict[str, Figures]
+
+
 class Reconstructions(BaseModel):
     """What the autoencoder of pictures has learned (training.json)."""
 
@@ -281,6 +305,8 @@ class Results:
     adapted_videos: dict[str, Path]
     experts: dict[str, dict[str, ExpertUse]]  # by stage, then by layer; empty for a model without
     clusters: TaskClusters | None = None  # where the model has any
+    asked: Asked | None = None  # of the finetuned checkpoint, or one before it
+    asked_of_this_run: bool = False
     teachers: Teachers | None = None
     teaching_curves: dict[str, list[TaughtPoint]] = field(default_factory=dict)  # by task; those that are there
     reconstructions: tuple[Reconstructions, Path] | None = None  # with the picture, where pictures are learned
@@ -322,7 +348,9 @@ def read_results(root: str | Path = ".") -> Results:
     found = checkpoints / "pretrain/metrics/clusters.json"
     learned = root / "datasets/picture_vectors/autoencoder/training.json"
     apart = learned.with_name("clusters.json")
-    index = checkpoints / "evaluate/videos/index.json"
+    index, asked = checkpoints / "evaluate/videos/index.json", checkpoints / "probe.json"
+    answers = _parse(Asked, asked, "report") if asked.exists() else None
+    finetuned = logs["finetune"] / "summary.json"
     videos = _parse(list[Video], index, "evaluate") if index.exists() else []
     return Results(
         tasks=tasks,
@@ -341,6 +369,8 @@ def read_results(root: str | Path = ".") -> Results:
         },
         experts={stage: read_expert_use(folder) for stage, folder in logs.items()},
         clusters=_parse(TaskClusters, found, "pretrain") if found.exists() else None,
+        asked=answers,
+        asked_of_this_run=answers is not None and finetuned.exists() and sha256(finetuned) == answers.run,
         teachers=teachers,
         teaching_curves=read_teaching_curves(checkpoints / "teach", teachers.tasks if teachers else ()),
         reconstructions=(_parse(Reconstructions, learned, "embed"), learned.with_name("reconstructions.png"))
