@@ -90,6 +90,7 @@ def test_the_figure_shows_every_task_and_what_was_learned():
     assert "ours" not in draw(published.read_published(), [], STEPS)
 
 
+@pytest.mark.slow
 def test_a_tiny_run_acts_at_random_then_by_plans_and_goes_on_where_it_stopped(folder, monkeypatch):
     asked = []
     plain = published.Actor.act
