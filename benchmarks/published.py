@@ -215,7 +215,7 @@ def recall(name: str) -> Runs:
 
 def remember(found: Runs, published: Mapping[str, Any], name: str) -> None:
     """Write results/published.json and the figure."""
-    runs = [found[key] | {"shape": name} for key in sorted(found)]
+    runs: list[dict[str, Any]] = [found[key] | {"shape": name} for key in sorted(found)]
     command, seconds = " ".join([COMMAND, *sys.argv[1:]]), sum(run["seconds"] for run in runs)
     rows = summed_up(found, published)
     results.write("published", command, seconds, claims(rows), tasks=rows, runs=runs)
