@@ -7,7 +7,8 @@
 
 Each run is saved in .resume/published/ as it goes: one that was stopped goes on when the same command is called again.
 Each that is done is written at once into results/published.json, with the claims, and results/published.svg is drawn
-anew; runs that are in the file with as many steps, learned by the same settings, are not made again.
+anew; runs that are in the file with as many steps, learned by the same settings, are not made again. Several commands,
+each of other tasks or seeds, may run at once, a core each.
 
 The values to reach are TD-MPC2's own, of three seeds (published_tdmpc2.json). They count simulator steps, two per agent
 step: 50,000 agent steps are its first point after 0. What is as published: losses, TD target, discounts, learning
@@ -76,9 +77,9 @@ class Size(NamedTuple):
     eval_episodes: int
 
 
-# TD-MPC2's smallest published model but for mlp_dim (384 there), so that a run takes about 80 minutes of a core. The
-# published curves are of 5M parameters: mlp_dim 512, latent_dim 512, 5 Q members; 6 iterations of 512 samples of which
-# 64 are elites, batches of 256.
+# TD-MPC2's smallest model but for mlp_dim (384 there): estimated at some 80 minutes for a run, on one quiet core of an
+# AMD EPYC (from benchmarks/results/speed.json). The published curves are of 5M parameters: mlp_dim 512, latent_dim 512,
+# 5 Q members; plans of 6 iterations of 512 samples, 64 of them elites; batches of 256.
 SIZE = Size(
     config.Model(
         obs_dim=1, action_dim=1, task_dim=1, latent_dim=128, enc_dim=256, num_enc_layers=2, mlp_dim=256, num_q=2,
@@ -214,7 +215,10 @@ def recall(name: str) -> Runs:
 
 
 def remember(found: Runs, published: Mapping[str, Any], name: str) -> None:
-    """Write results/published.json and the figure."""
+    """Write results/published.json and the figure, with what another process has put there meanwhile."""
+    for key, run in recall(name).items():
+        if run["env_steps"] > found.get(key, {"env_steps": -1})["env_steps"]:
+            found[key] = run
     runs: list[dict[str, Any]] = [found[key] | {"shape": name} for key in sorted(found)]
     command, seconds = " ".join([COMMAND, *sys.argv[1:]]), sum(run["seconds"] for run in runs)
     rows = summed_up(found, published)

@@ -78,6 +78,10 @@ def test_runs_that_are_in_the_file_are_not_made_again_unless_longer_ones_are_ask
     found = json.loads((folder / "published.json").read_text(encoding="utf-8"))
     assert [(one["seed"], one["env_steps"]) for one in found["runs"]] == [(1, 1000), (2, STEPS)]
     assert not found["claims"]["curves_as_published"]["holds"]
+    # Another process has written meanwhile: what is longer stays.
+    published.remember(runs(run("mw-reach", 2, 0.1, 500)), published.read_published(), published.shape(published.SIZE))
+    found = json.loads((folder / "published.json").read_text(encoding="utf-8"))
+    assert [(one["seed"], one["env_steps"]) for one in found["runs"]] == [(1, 1000), (2, STEPS)]
     found["runs"][1]["shape"] = "made by other settings"
     write_json(folder / "published.json", found)
     assert set(published.recall(published.shape(published.SIZE))) == {("mw-reach", 1)}
