@@ -264,4 +264,7 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit("published: stopped. What was saved is kept: the same command goes on from there.") from None
