@@ -305,8 +305,7 @@ class Results:
     adapted_videos: dict[str, Path]
     experts: dict[str, dict[str, ExpertUse]]  # by stage, then by layer; empty for a model without
     clusters: TaskClusters | None = None  # where the model has any
-    asked: Asked | None = None  # of the finetuned checkpoint, or one before it
-    asked_of_this_run: bool = False
+    asked: tuple[Asked, bool] | None = None  # and whether it is the checkpoint of this run of finetuning
     teachers: Teachers | None = None
     teaching_curves: dict[str, list[TaughtPoint]] = field(default_factory=dict)  # by task; those that are there
     reconstructions: tuple[Reconstructions, Path] | None = None  # with the picture, where pictures are learned
@@ -348,9 +347,7 @@ def read_results(root: str | Path = ".") -> Results:
     found = checkpoints / "pretrain/metrics/clusters.json"
     learned = root / "datasets/picture_vectors/autoencoder/training.json"
     apart = learned.with_name("clusters.json")
-    index, asked = checkpoints / "evaluate/videos/index.json", checkpoints / "probe.json"
-    answers = _parse(Asked, asked, "report") if asked.exists() else None
-    finetuned = logs["finetune"] / "summary.json"
+    index = checkpoints / "evaluate/videos/index.json"
     videos = _parse(list[Video], index, "evaluate") if index.exists() else []
     return Results(
         tasks=tasks,
@@ -369,8 +366,7 @@ def read_results(root: str | Path = ".") -> Results:
         },
         experts={stage: read_expert_use(folder) for stage, folder in logs.items()},
         clusters=_parse(TaskClusters, found, "pretrain") if found.exists() else None,
-        asked=answers,
-        asked_of_this_run=answers is not None and finetuned.exists() and sha256(finetuned) == answers.run,
+        asked=_read_asked(checkpoints / "probe.json", logs["finetune"] / "summary.json"),
         teachers=teachers,
         teaching_curves=read_teaching_curves(checkpoints / "teach", teachers.tasks if teachers else ()),
         reconstructions=(_parse(Reconstructions, learned, "embed"), learned.with_name("reconstructions.png"))
@@ -467,6 +463,14 @@ def _is_table(value: Any) -> bool:
 
 def _natural(name: str) -> list[int | str]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def _read_asked(path: Path, summary: Path) -> tuple[Asked, bool] | None:
+    """Read what a checkpoint was asked, and whether this summary is of the run that made it; None where none was."""
+    if not path.exists():
+        return None
+    asked = _parse(Asked, path, "report")
+    return asked, summary.exists() and sha256(summary) == asked.run
 
 
 def _parse(form: Any, path: Path, stage: str) -> Any:
