@@ -14,15 +14,17 @@ value_share        part of the policy's gradient that is the value's, the rest i
 plan_distance      root mean square distance per action dim of a plan's action from the policy's
 policy, plan       mean score, and mean return as a part of the demonstrations' mean return, of either on its own
 
-Prints a table and writes it, with command, commit and machine, to results/learning.json (`--name` tells runs apart).
+Prints a table and writes it, with command, commit and machine, to results/learning.json (`--name` tells runs apart);
+of the finetuned checkpoint on all its tasks also to checkpoints/probe.json, which the report shows.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,7 @@ from pipeline import config
 from pipeline.agent import Agent
 from pipeline.data.demos import load_demos
 from pipeline.data.episode import Episode
+from pipeline.files import sha256, write_json
 from pipeline.learn.evaluator import Evaluator
 from pipeline.learn.learner import Learner, UpdateDraws
 from pipeline.learn.replay import from_demos
@@ -42,6 +45,7 @@ from pipeline.model.math import decode
 from pipeline.model.task_table import TIED
 from pipeline.model.world_model import TaskContext
 from pipeline.progress import Progress
+from pipeline.run.provenance import commit, machine
 from pipeline.tasks.registry import make
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.task_env import TaskEnv
@@ -49,6 +53,11 @@ from pipeline.tasks.task_env import TaskEnv
 OFFSETS, OFFSET_STD = 3, 0.3  # perturbed actions per state, and how far from the policy's
 LATEST = 0.5  # part of an episode within which a state is taken
 MODEL_STEPS = 3
+PLANS_WIN = 6  # tasks on which plans are to earn more than the policy
+ADVANTAGES = {"mw-reach": 0.5, "mw-pick-place": 0.35}  # promised rank correlations
+FINETUNED = Path("checkpoints/finetune/model")
+RUN = Path("checkpoints/finetune/metrics/summary.json")  # of the run that made it
+SHOWN = Path("checkpoints/probe.json")  # by the report
 
 
 class Probe:
@@ -225,6 +234,29 @@ def probe(
     return {name: {key: _figure(value) for key, value in row.items()} for name, row in rows.items()}
 
 
+def claims(rows: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, Any]]:
+    """Return what is promised of these tasks; a figure that is not there does not hold."""
+
+    def gained(what: str) -> list[float]:
+        pairs = [(row[f"plan_{what}"], row[f"policy_{what}"]) for row in rows.values()]
+        return [plan - policy for plan, policy in pairs if plan is not None and policy is not None]
+
+    off = [None if row["q_over_return"] is None else abs(row["q_over_return"] - 1) for row in rows.values()]
+    known = [one for one in off if one is not None]
+    worst = round(max(known), 4) if known and len(known) == len(off) else None
+    scores = gained("score")
+    found = {
+        "largest_error_of_q": results.claim(worst, 0.05, "below"),  # as a part of the return
+        "tasks_with_plans_above_policy": results.claim(sum(one > 0 for one in gained("return")), PLANS_WIN, "above"),
+        "plans_minus_policy": results.claim(round(float(np.mean(scores)), 4) if scores else None, 0.0, "above"),
+    }
+    for task, least in ADVANTAGES.items():
+        for by in ("q", "model"):
+            if task in rows:
+                found[f"advantage_{by}_{task}"] = results.claim(rows[task][f"advantage_{by}"], least, "above")
+    return found
+
+
 def _figure(value: float) -> float | None:
     """Return a figure as it is written: None where there is none, of returns or advantages that are all 0 say."""
     return round(value, 4) if np.isfinite(value) else None
@@ -245,7 +277,7 @@ def plan_distance(agent: Agent, spec: TaskSpec, demos: Sequence[Episode], states
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="checkpoints/finetune/model", help="default: checkpoints/finetune/model")
+    parser.add_argument("--model", default=str(FINETUNED), help=f"default: {FINETUNED}")
     parser.add_argument("--tasks", nargs="+", default=[], help="default: all that it knows")
     parser.add_argument("--starts", type=int, default=40, help="states whose actions are compared (default: 40)")
     parser.add_argument("--steps", type=int, default=60, help="that a return is summed over (default: 60)")
@@ -253,10 +285,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=1, help="default: 1")
     parser.add_argument("--name", default="finetuned", help="of the figures in results/learning.json")
     options = parser.parse_args(arguments)
-    started = time.monotonic()
+    started, shown = time.monotonic(), Path(options.model) == FINETUNED and not options.tasks
+    if shown and not RUN.exists():
+        raise SystemExit(f"{RUN} is missing, which says of which run {FINETUNED} is: run `dvc repro finetune`")
     rows = probe(options.model, options.tasks, options.starts, options.steps, options.episodes, options.seed)
-    command = f"python -m benchmarks.probe --model {options.model} --name {options.name} --seed {options.seed}"
-    results.add("learning", f"probe.{options.name}", command, time.monotonic() - started, {}, tasks=rows)
+    numbers = {"--starts": options.starts, "--steps": options.steps, "--episodes": options.episodes}
+    words = [f"--model {options.model} --name {options.name} --seed {options.seed}"]
+    words += [f"{name} {number}" for name, number in numbers.items() if number != parser.get_default(name[2:])]
+    words += [f"--tasks {' '.join(options.tasks)}"] if options.tasks else []
+    command = " ".join(["python -m benchmarks.probe", *words])
+    results.add("learning", f"probe.{options.name}", command, time.monotonic() - started, claims(rows), tasks=rows)
+    if shown:
+        content = {"command": command, "commit": commit(), "machine": machine(), "run": sha256(RUN), "tasks": rows}
+        write_json(SHOWN, content)
+        print(f"{SHOWN} is written; `dvc repro --force report` shows it")
 
 
 if __name__ == "__main__":

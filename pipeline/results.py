@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from pipeline import config
-from pipeline.files import read_json
+from pipeline.files import read_json, sha256
 from pipeline.run.metrics import FILE, Table, read_rows
 
 _EXPERT_USE = "expert_use/"  # before the layers' names, of the tables of which task used which expert
@@ -241,6 +241,30 @@ class Ways(BaseModel):
         return {way: float(np.mean(found[task])) for way, found in self.tasks.items()}
 
 
+class Figures(BaseModel):
+    """What one task's values and plans are worth; None where there is no such figure, of returns that are all 0 say."""
+
+    q_over_return: float | None  # of demonstrated actions
+    advantage_q: float | None  # rank correlation with true advantages
+    advantage_model: float | None
+    value_share: float | None  # of the policy's gradient
+    plan_distance: float | None  # root mean square per action dim
+    policy_score: float | None
+    plan_score: float | None
+    policy_return: float | None  # part of what demonstrations earn
+    plan_return: float | None
+
+
+class Asked(BaseModel):
+    """A finetuned checkpoint that was asked what its values and plans are worth (checkpoints/probe.json)."""
+
+    command: str
+    commit: str
+    machine: dict[str, Any]
+    run: str  # SHA-256 of the summary of the finetuning that made the checkpoint
+    tasks: dict[str, Figures]
+
+
 class Reconstructions(BaseModel):
     """What the autoencoder of pictures has learned (training.json)."""
 
@@ -294,6 +318,7 @@ class Results:
     adapted_videos: dict[str, Path]
     experts: dict[str, dict[str, ExpertUse]]  # by stage, then by layer; empty for a model without
     clusters: TaskClusters | None = None  # where the model has any
+    asked: tuple[Asked, bool] | None = None  # and whether it is the checkpoint of this run of finetuning
     teachers: Teachers | None = None
     teaching_curves: dict[str, list[TaughtPoint]] = field(default_factory=dict)  # by task; those that are there
     reconstructions: tuple[Reconstructions, Path] | None = None  # with the picture, where pictures are learned
@@ -354,6 +379,7 @@ def read_results(root: str | Path = ".") -> Results:
         },
         experts={stage: read_expert_use(folder) for stage, folder in logs.items()},
         clusters=_parse(TaskClusters, found, "pretrain") if found.exists() else None,
+        asked=_read_asked(checkpoints / "probe.json", logs["finetune"] / "summary.json"),
         teachers=teachers,
         teaching_curves=read_teaching_curves(checkpoints / "teach", teachers.tasks if teachers else ()),
         reconstructions=(_parse(Reconstructions, learned, "embed"), learned.with_name("reconstructions.png"))
@@ -448,6 +474,14 @@ def _is_table(value: Any) -> bool:
 
 def _natural(name: str) -> list[int | str]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def _read_asked(path: Path, summary: Path) -> tuple[Asked, bool] | None:
+    """Read what a checkpoint was asked, and whether this summary is of the run that made it; None where none was."""
+    if not path.exists():
+        return None
+    asked = _parse(Asked, path, "report")
+    return asked, summary.exists() and sha256(summary) == asked.run
 
 
 def _parse(form: Any, path: Path, stage: str) -> Any:

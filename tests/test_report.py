@@ -12,7 +12,7 @@ import pytest
 from matplotlib.image import imsave
 
 from pipeline import report
-from pipeline.files import write_json
+from pipeline.files import sha256, write_json
 from pipeline.report import write_report
 from pipeline.results import Curve
 from pipeline.run.metrics import FILE
@@ -417,6 +417,34 @@ def test_a_damaged_file_of_ways_says_what_brings_it_back(changed, left_out, mess
     else:
         file.write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match=rf"ways\.json.*{message}.*`git checkout .*ways\.json`"):
+        make_page(changed)
+
+
+def asked(root: Path) -> dict:
+    """What `benchmarks.probe` writes of the finetuned checkpoint of these results."""
+    figures = ("advantage_q", "advantage_model", "value_share", "plan_distance", "policy_score", "plan_score")
+    row = {**dict.fromkeys(figures, 0.25), "q_over_return": 1.04, "policy_return": 0.9, "plan_return": None}
+    measured = {"command": "python -m benchmarks.probe <all>", "commit": "0123abc", "machine": {}}
+    return measured | {"run": sha256(root / "checkpoints/finetune/metrics/summary.json"), "tasks": {TASKS[0]: row}}
+
+
+def test_what_a_checkpoint_was_asked_is_shown_until_another_run_replaces_it(changed):
+    title = "What its values and plans are worth"
+    assert title not in make_page(changed)[0]
+    file = changed / "checkpoints/probe.json"
+    write_json(file, asked(changed))
+    _, page = make_page(changed)
+    words = page.words("asked")
+    assert "python -m benchmarks.probe <all> asked the finetuned checkpoint" in words
+    assert f"{TASKS[0]} 1.04 0.25 0.25 0.25 0.25 0.25 0.25 0.90 –" in words
+    write_json(file, asked(changed) | {"run": "of another run"})
+    words = make_page(changed)[1].words("asked")
+    assert "Another checkpoint was asked" in words
+    assert "1.04" not in words
+    content = asked(changed)
+    del content["tasks"][TASKS[0]]["value_share"]
+    write_json(file, content)
+    with pytest.raises(ValueError, match=r"probe.json: `tasks.walker-walk.value_share`: Field required"):
         make_page(changed)
 
 

@@ -21,6 +21,17 @@ __all__ = ["render", "write_report"]
 
 MODELS = {"pretrain": "pretrained", "finetune": "finetuned"}
 MODES = {"policy": "policy alone", "plan": "with planning"}
+ASKED = {
+    "q_over_return": "Q over return",
+    "advantage_q": "advantages, by Q",
+    "advantage_model": "by the model",
+    "value_share": "value's share",
+    "plan_distance": "distance",
+    "policy_score": "policy's score",
+    "plan_score": "plans' score",
+    "policy_return": "policy's return",
+    "plan_return": "plans' return",
+}  # figures of a checkpoint that was asked, and what the page calls them
 
 
 def write_report(root: str | Path, target: str | Path) -> Results:
@@ -66,6 +77,7 @@ def render(results: Results) -> str:
             if results.experts[stage]
         },
         open_loop_chart=_open_loop_chart(results),
+        asked_figures=ASKED,
         cluster_chart=similarity_chart("Similarity of the tasks' gradients", results.clusters)
         if results.clusters
         else None,
