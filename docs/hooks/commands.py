@@ -35,10 +35,27 @@ def _section(name: str, parser: argparse.ArgumentParser) -> str:
     ]
     usage = parser.format_usage().strip()
     table = ["| argument | meaning |", "|---|---|", *rows]
-    text = [f"{'#' * (1 + name.count(' '))} {name}", "", parser.description or "", "", "```text", usage, "```", "", *table]
+    text = [
+        f"{'#' * (1 + name.count(' '))} {name}",
+        "",
+        parser.description or "",
+        "",
+        "```text",
+        usage,
+        "```",
+        "",
+        *table,
+    ]
     if parser.epilog:
         label, _, example = parser.epilog.partition(":")
-        text += ["", f"{label.strip().capitalize()}:", "", "```bash", *map(str.strip, example.strip().splitlines()), "```"]
+        text += [
+            "",
+            f"{label.strip().capitalize()}:",
+            "",
+            "```bash",
+            *map(str.strip, example.strip().splitlines()),
+            "```",
+        ]
     return "\n".join([*text, ""])
 
 

@@ -14,12 +14,15 @@ _PHASES = {"pretrain": "pretrained on demonstrations alone", "finetune": "finetu
 def as_markdown() -> str:
     """Return scores, the adapted tasks, and the pairs of instructions, each with the commit that made them."""
     scores, summary = _read(SCORES), _read(SCORES.with_name("summary.json"))
-    episodes, machine = summary["episodes"], summary["machine"]
+    machine, tasks = summary["machine"], len(scores["models"]["finetune"]["policy"])
     head = [
-        f"Mean score over {len(scores['models']['finetune']['policy'])} training tasks, {episodes} episodes each, the same "
-        f"starts for all, with intervals by bootstrap; commit {summary['commit'][:7]}, {machine['cores']} cores of an "
-        f"{machine['cpu']}, shared with other work:", "", "| | policy alone | with planning on every task |", "|---|---|---|",
-    ]  # fmt: skip
+        f"Mean score over {tasks} training tasks, {summary['episodes']} episodes each, the same starts for all, with",
+        f"intervals by bootstrap; commit {summary['commit'][:7]}, {machine['cores']} cores of an {machine['cpu']},",
+        "shared with other work:",
+        "",
+        "| | policy alone | with planning on every task |",
+        "|---|---|---|",
+    ]
     rows = [
         f"| {words} | {_interval(scores['mean'][phase]['policy'])} | {_interval(scores['mean'][phase]['plan'])} |"
         for phase, words in _PHASES.items()
@@ -29,8 +32,8 @@ def as_markdown() -> str:
 
 def _adapted() -> list[str]:
     rows = [
-        f"| {found['task']} | {_interval(found['zero_shot'])} | {_interval(found['adapted'])} | {found['seconds']:.0f} |"
-        for found in map(_read, sorted((ROOT / "checkpoints/adapt").glob("*/metrics/summary.json")))
+        f"| {one['task']} | {_interval(one['zero_shot'])} | {_interval(one['adapted'])} | {one['seconds']:.0f} |"
+        for one in map(_read, sorted((ROOT / "checkpoints/adapt").glob("*/metrics/summary.json")))
     ]
     return ["| task not met in training | before | adapted | seconds |", "|---|---|---|---|", *rows]
 
@@ -41,7 +44,10 @@ def _pairs(pairs: list[dict[str, Any]]) -> list[str]:
         if pair["mode"] == "policy":
             first, second = pair["tasks"]
             found += [f"| told | scored as {first} | scored as {second} |", "|---|---|---|"]
-            found += [f"| {name} | {row[0]:.2f} | {row[1]:.2f} |" for name, row in zip(pair["tasks"], pair["scores"], strict=True)]
+            found += [
+                f"| {name} | {row[0]:.2f} | {row[1]:.2f} |"
+                for name, row in zip(pair["tasks"], pair["scores"], strict=True)
+            ]
             found += [""]
     return found
 

@@ -18,7 +18,13 @@ from pipeline import config
 
 ROOT = Path(__file__).parents[2]
 _NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}
-_BOUNDS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}", "multiple_of": "a multiple of {}"}
+_BOUNDS = {
+    "ge": "at least {}",
+    "gt": "above {}",
+    "le": "at most {}",
+    "lt": "below {}",
+    "multiple_of": "a multiple of {}",
+}
 _LONGEST = 48  # characters of a value that is shown
 
 
@@ -87,7 +93,9 @@ def _comments(source: str) -> dict[str, str]:
     # By line of the source: the fields begin somewhere, and every comment belongs to the last one that has begun.
     (tree,) = ast.parse(source).body
     assert isinstance(tree, ast.ClassDef)
-    begins = {n.lineno: n.target.id for n in tree.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
+    begins = {
+        n.lineno: n.target.id for n in tree.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
+    }
     last = max(n.lineno for n in tree.body if isinstance(n, ast.AnnAssign))
     ends = min((n.lineno for n in tree.body if n.lineno > last), default=len(source.splitlines()) + 1)
     found: dict[str, str] = {}

@@ -15,7 +15,9 @@ from tests.docs.blocks import ROOT, blocks_of
 
 pytestmark = pytest.mark.slow  # each run imports torch anew
 
-RECIPES = [block for block in blocks_of(ROOT / "CONTRIBUTING.md") if block.in_list and block.language in ("python", "yaml")]
+RECIPES = [
+    block for block in blocks_of(ROOT / "CONTRIBUTING.md") if block.in_list and block.language in ("python", "yaml")
+]
 
 
 class Recipe:

@@ -98,5 +98,7 @@ def test_a_pages_blocks_run(workplace: Path, page: str):
 
 
 def test_what_is_given_is_used():
-    numbers = {(block.page, n) for page in PAGES for n, block in enumerate(b for b in of_language("python") if b.page == page)}
+    numbers = {
+        (block.page, n) for page in PAGES for n, block in enumerate(b for b in of_language("python") if b.page == page)
+    }
     assert set(GIVEN) <= numbers

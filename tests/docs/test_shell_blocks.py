@@ -50,7 +50,7 @@ def test_a_command_in_a_sentence_exists(page: str, span: str):
     ],
 )
 def test_what_would_not_run_is_found(line: str):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"no |not |required|unrecognized|invalid|only|ambiguous"):
         for words in commands(line):
             check_command(words)
 

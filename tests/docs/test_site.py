@@ -1,4 +1,4 @@
-"""The site: what its reference says is what the code says, its links arrive, and its pages load nothing from elsewhere."""
+"""The site: its reference says what the code says, its links arrive, its pages load nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -69,7 +69,10 @@ def test_the_page_of_parameters_has_all_of_them_and_their_values():
         section = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
         for field in dataclasses.fields(kind):
             assert f"| `{field.name}` |" in section
-    assert f"| `horizon` | whole number, at least 1 |  | `{config.load(config.Planner, ROOT / 'params.yaml').horizon}` |" in page
+    assert (
+        f"| `horizon` | whole number, at least 1 |  | `{config.load(config.Planner, ROOT / 'params.yaml').horizon}` |"
+        in page
+    )
 
 
 def test_the_page_of_commands_has_all_of_them():
@@ -100,7 +103,9 @@ def test_links_out_of_docs_work_in_the_site(text: str, expected: str, copies: se
 
 
 def test_an_included_file_keeps_its_links(tmp_path: Path):
-    text = OUTSIDE.included("# Title\n\nThis page is [x](y).\n\n<!-- include ../../my_tasks/README.md -->\n", "how-to/environment.md")
+    text = OUTSIDE.included(
+        "# Title\n\nThis page is [x](y).\n\n<!-- include ../../my_tasks/README.md -->\n", "how-to/environment.md"
+    )
     assert text.startswith("# Title\n\nOne YAML file in this folder")
     assert "](../../examples/robotics)" in text
     assert "This page is" not in text
@@ -118,7 +123,9 @@ def test_the_site_builds_without_a_warning_and_needs_no_network(tmp_path: Path):
     for page in pages:
         text = page.read_text(encoding="utf-8")
         loads = re.findall(r"<(?:script|img|iframe|source)[^>]+src=[\"']?(https?:[^\"' >]+)", text)
-        loads += re.findall(r"<link[^>]+rel=[\"']?(?:stylesheet|icon|preload|preconnect)[^>]+href=[\"']?(https?:[^\"' >]+)", text)
+        loads += re.findall(
+            r"<link[^>]+rel=[\"']?(?:stylesheet|icon|preload|preconnect)[^>]+href=[\"']?(https?:[^\"' >]+)", text
+        )
         assert loads == [], page.name
         assert "<!-- " + "include" not in text
     assert "few_shot.svg" in (tmp_path / "site/explanation/evidence.html").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Every YAML block of README and docs is a task, parameters, recipes of teachers, or a machine file, and a valid one."""
+"""Every YAML block of README and docs is a valid task, parameter, recipe of a teacher, or machine file."""
 
 from __future__ import annotations
 
