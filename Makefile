@@ -44,7 +44,7 @@ check: $(BIN)/.installed  ## Lint, types, import borders, and whether the docume
 
 docs: $(BIN)/.installed  ## Build the documentation, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "The documentation is at file://$(CURDIR)/site/index.html"
+	@echo "The documentation is at file://$(CURDIR)/site/index.html; with a search: $(BIN)/mkdocs serve"
 
 fix: $(BIN)/.installed  ## Repair what the linter can repair
 	$(BIN)/ruff check --fix .

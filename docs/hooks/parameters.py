@@ -42,7 +42,7 @@ class Parameter:
 def as_markdown() -> str:
     """Return all sections in the order of params.yaml, one table each."""
     values = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    seed = f"| `seed` | whole number, at least 0 | | `{values['seed']}` | all random numbers of a run derive from it |"
+    seed = f"| `seed` | whole number, at least 0 | `{values['seed']}` | all random numbers of a run derive from it |"
     parts = [_table("seed", "The one number outside the sections.", [seed])]
     for name, kind in config.SECTIONS.items():
         parts += [_section(name, kind, values)]
@@ -131,16 +131,19 @@ def describe(hint: Any) -> str:
 
 def _section(name: str, kind: type, values: Any) -> str:
     rows = [
-        f"| `{row.name.rpartition('.')[2]}` | {row.type} | {row.default} | {row.value} | {row.meaning} |"
+        f"| `{row.name.rpartition('.')[2]}` | {row.type}{_left_out(row)} | {row.value} | {row.meaning} |"
         for row in parameters(name, kind, values)
     ]
     text = inspect.getdoc(kind) or ""
-    own = f" `{kind.__name__}` in pipeline/config."
-    return _table(name, text.rstrip() + own, rows)
+    return _table(name, text.rstrip(), rows)
+
+
+def _left_out(row: Parameter) -> str:
+    return f"; left out: {row.default}" if row.default else ""
 
 
 def _table(name: str, text: str, rows: list[str]) -> str:
-    head = "| parameter | type | default | params.yaml | meaning |\n|---|---|---|---|---|"
+    head = "| parameter | type | params.yaml | meaning |\n|---|---|---|---|"
     return "\n".join([f"{'##' if '.' not in name else '###'} {name}", "", text, "", head, *rows, ""])
 
 

@@ -70,7 +70,7 @@ def test_the_page_of_parameters_has_all_of_them_and_their_values():
         for field in dataclasses.fields(kind):
             assert f"| `{field.name}` |" in section
     assert (
-        f"| `horizon` | whole number, at least 1 |  | `{config.load(config.Planner, ROOT / 'params.yaml').horizon}` |"
+        f"| `horizon` | whole number, at least 1 | `{config.load(config.Planner, ROOT / 'params.yaml').horizon}` |"
         in page
     )
 
