@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator
 
 from pipeline.cli import build_parser
@@ -46,22 +47,16 @@ def _section(name: str, parser: argparse.ArgumentParser) -> str:
         "",
         *table,
     ]
-    if parser.epilog:
-        label, _, example = parser.epilog.partition(":")
-        text += [
-            "",
-            f"{label.strip().capitalize()}:",
-            "",
-            "```bash",
-            *map(str.strip, example.strip().splitlines()),
-            "```",
-        ]
+    more, *examples = re.split(r"(?m)^examples?:", parser.epilog or "", maxsplit=1)
+    text += ["", more.strip()] if more.strip() else []
+    if examples:
+        text += ["", "```bash", *map(str.strip, examples[0].strip().splitlines()), "```"]
     return "\n".join([*text, ""])
 
 
 def _called(action: argparse.Action, parser: argparse.ArgumentParser) -> str:
-    values = parser._get_formatter()._format_args(action, (action.metavar or action.dest).upper()
-                                                  if isinstance(action.metavar, (str, type(None))) else "")  # fmt: skip
+    dest = action.dest.upper() if action.option_strings else action.dest
+    values = parser._get_formatter()._format_args(action, dest)
     names = ", ".join(action.option_strings)
     return f"`{' '.join(part for part in (names, values if action.nargs != 0 else '') if part)}`".replace("|", "\\|")
 
