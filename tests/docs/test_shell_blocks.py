@@ -7,7 +7,8 @@ import pytest
 from tests.docs.blocks import BLOCKS, Block, code_spans, of_language
 from tests.docs.shell import check_command, commands
 
-SPANS = [(page, span) for page, span in code_spans() if span.split()[0] in ("eft", "make", "dvc", "torchrun")]
+PROGRAMS = ("eft", "make", "dvc", "torchrun")
+SPANS = [found for found in code_spans() if found[1].split()[0] in PROGRAMS or found[1].startswith("python -m ")]
 
 
 def test_every_block_says_what_it_is():
