@@ -13,11 +13,10 @@ from tests.docs.bases import make_base, prepare
 from tests.docs.blocks import ROOT, blocks_of
 from tests.docs.shell import commands
 
-pytestmark = pytest.mark.slow  # it trains a teacher and an adapter
+pytestmark = pytest.mark.slow  # it trains an adapter
 
 LESS = {
     "episode_length: 200": "episode_length: 20",
-    "--steps 300_000": "--steps 8_192",
     "--env-steps 2000": "--env-steps 120",
     " --video upright.mp4": "",
 }
