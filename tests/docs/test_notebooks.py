@@ -84,9 +84,10 @@ def test_it_is_kept_without_output_and_installs_in_one_line(notebook: Path):
 def test_it_runs(notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     matplotlib.use("Agg")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    display = types.ModuleType("IPython.display")
+    shell, display = types.ModuleType("IPython"), types.ModuleType("IPython.display")
+    shell.__dict__.update(get_ipython=lambda: None, version_info=(9, 0))  # what matplotlib asks where there is one
     display.__dict__.update(Video=shown, SVG=shown)
-    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython", shell)
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     prepare(tmp_path)
     (tmp_path / "hang.yaml").write_text(HANG, encoding="utf-8")
@@ -96,7 +97,7 @@ def test_it_runs(notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.syspath_prepend(tmp_path / "examples")  # a notebook finds what lies beside it
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for source in sources(notebook):
-        run_cell(source.replace("ENV_STEPS = 2000", "ENV_STEPS = 240"), namespace)
+        run_cell(source.replace("ENV_STEPS = 2000", "ENV_STEPS = 120"), namespace)
     if notebook.stem == "adapt":
         assert [episode.score for episode in namespace["demos"]] == [1.0] * 5
         assert namespace["agent"].adapters == ("dock",)
