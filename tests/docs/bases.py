@@ -20,7 +20,7 @@ from pipeline.tasks.spec import TaskSpec
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests/tiny.yaml"
-HEAD = config.Head(dim=32, pieces=256, typos=0, epochs=1, batch_size=128, lr=3e-3, dropout=0.0)
+HEAD = config.Head(dim=32, pieces=1024, typos=1, epochs=2, batch_size=128, lr=3e-3, dropout=0.0)
 
 
 def make_base(specs: Sequence[TaskSpec], head: bool = False) -> Agent:
