@@ -28,11 +28,12 @@ def record(env: TaskEnv, act: Callable[[np.ndarray, bool], np.ndarray], seed: in
         ValueError: the environment is padded, or an action has another shape than (a,) or is not finite.
         SimulationError: the simulator failed.
     """
-    task, widths = env.task, (*env.observation_space.shape, *env.action_space.shape)  # pyright: ignore[reportGeneralTypeIssues]
-    if widths != (task.obs_dim, task.action_dim):
+    task, shapes = env.task, (env.observation_space.shape, env.action_space.shape)
+    if shapes != ((task.obs_dim,), (task.action_dim,)):
         raise ValueError(
-            f"{task.name}: the environment is {widths[0]} and {widths[1]} wide, the task {task.obs_dim} and "
-            f"{task.action_dim}. Demonstrations are not padded: make(spec, spec.obs_dim, spec.action_dim)."
+            f"{task.name}: the environment's observation and action have the shapes {shapes[0]} and {shapes[1]}, the "
+            f"task's ({task.obs_dim},) and ({task.action_dim},). Demonstrations are not padded: "
+            "make(spec, spec.obs_dim, spec.action_dim)."
         )
     obs, info = env.reset(seed=seed)
     seen, acted, rewards, over, terminated = [obs], [], [], False, False

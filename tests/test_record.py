@@ -59,5 +59,5 @@ def test_what_was_seen_done_and_earned_is_noted_and_cut_to_its_range(tmp_path):
 
 
 def test_a_padded_environment_is_refused():
-    with pytest.raises(ValueError, match="4 and 1 wide, the task 2 and 1"):
+    with pytest.raises(ValueError, match=r"shapes \(4,\) and \(1,\), the task's \(2,\) and \(1,\)"):
         record(TaskEnv(SPEC, Counting(), 4, 1, False), lambda obs, success: np.zeros(1), seed=0)  # type: ignore[arg-type]
