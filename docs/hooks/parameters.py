@@ -126,7 +126,9 @@ def describe(hint: Any) -> str:
         return f"list of {len(parts)}: {describe(parts[0])}"
     if origin is dict:
         return f"by name: {describe(parts[1])}"
-    return f"section, as `{hint.__name__}`" if dataclasses.is_dataclass(hint) else _NAMES[hint]
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return f"section, as `{hint.__name__}`"
+    return _NAMES[hint]
 
 
 def _section(name: str, kind: type, values: Any) -> str:
