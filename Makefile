@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test unit check fix tiny clean
+.PHONY: help repro test unit check docs fix tiny clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -35,11 +35,16 @@ test: $(BIN)/.installed  ## Run every test
 unit: $(BIN)/.installed  ## Run the fast tests only
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
-check: $(BIN)/.installed  ## Lint, types and import borders
+check: $(BIN)/.installed  ## Lint, types, import borders, and whether the documentation builds
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/docs
+
+docs: $(BIN)/.installed  ## Build the documentation, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The documentation is at file://$(CURDIR)/site/index.html; with a search: $(BIN)/mkdocs serve"
 
 fix: $(BIN)/.installed  ## Repair what the linter can repair
 	$(BIN)/ruff check --fix .

@@ -95,7 +95,7 @@ NEW = Layout(
         _COEFFICIENT,
         ("pipeline/model/math.py", "def termination_loss("),
         ("pipeline/learn/learner.py", 'parts["termination_loss"]'),
-        ("docs/metrics.md", "`train/termination_loss`"),
+        ("docs/reference/metrics.md", "`train/termination_loss`"),
     ),
 )  # fmt: skip
 

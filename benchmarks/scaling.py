@@ -1,7 +1,7 @@
 """A simulation on paper: how fast a run would be on 1 to 8 GPUs and 16 to 256 cores, from measured unit costs.
 
     python -m benchmarks.scaling measure     measures the unit costs of this machine -> results/unit_costs.json
-    python -m benchmarks.scaling             writes the table of docs/scaling.md and results/scaling.json
+    python -m benchmarks.scaling             writes the table of docs/explanation/scaling.md and results/scaling.json
 
 The run is that of a preset; its environments are shared out among domains as MMBench's training tasks are. Costs of a
 CPU are processor seconds of one thread, so that other work on the machine does not count. With `measure --device cuda`
@@ -49,7 +49,7 @@ from pipeline.tasks import availability, registry
 from pipeline.tasks.vector import VectorEnv
 
 COSTS = RESULTS / "unit_costs.json"
-PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
+PAGE = Path(__file__).parent.parent / "docs" / "explanation" / "scaling.md"
 BEGIN, END = "<!-- table -->\n", "<!-- end of table -->"
 PRESET = "newt"
 _PER_DOMAIN = 4  # tasks that stand for a domain, evenly over its list

@@ -5,7 +5,7 @@
     python -m benchmarks.teachers teach --suite dmcontrol  train what is not there: hours; resumable
     python -m benchmarks.teachers planners --suite dmcontrol   what planning, or following the way, scores: seconds to a
                                                            minute per episode
-    python -m benchmarks.teachers scores                   the claims, and the table of datasets/README.md
+    python -m benchmarks.teachers scores                   the claims, and the table of docs/reference/experts.md
 
 Teachers lie in pipeline/teachers/, with the package. A figure stands in results/teachers.json with the
 command, commit and machine it came from.

@@ -15,7 +15,6 @@ from pipeline.adapt import Settings
 from pipeline.agent import Agent
 from pipeline.data.demos import FILE, read_episodes
 from pipeline.data.episode import Episode
-from pipeline.demonstrate.play import record
 from pipeline.learn.evaluator import Evaluator, summarise
 from pipeline.learn.offline import learn_offline
 from pipeline.learn.setup import Setup
@@ -23,6 +22,7 @@ from pipeline.learn.task_setup import Demonstrations
 from pipeline.learn.training_run import TrainingRun
 from pipeline.observing import Observing
 from pipeline.progress import Progress
+from pipeline.record import record
 from pipeline.run.ranks import Ranks
 from pipeline.systems import build
 from pipeline.tasks.registry import make
@@ -74,14 +74,11 @@ def played(agent: Agent, spec: TaskSpec, episodes: int, seed: int) -> list[Episo
     """
     kept: list[Episode] = []
     env = make(spec, spec.obs_dim, spec.action_dim)
-    quiet = np.zeros((spec.episode_length, spec.action_dim), np.float32)
     try:
         with Progress(f"{spec.name}: the adapter plays", episodes, "episodes") as progress:
             for number in range(seed, seed + episodes):
-                obs, info = env.reset(seed=number)
                 agent.reset(seed=number)
-                act = functools.partial(_act, agent, spec.name)
-                kept.append(record(spec, env, obs, bool(info["success"]), act, quiet, number, "adapter"))
+                kept.append(record(env, functools.partial(_act, agent, spec.name), number, "adapter"))
                 progress.update(1)
     finally:
         env.close()

@@ -96,7 +96,7 @@ def test_only_episodes_at_or_above_the_mean_are_kept(base: Path, monkeypatch):
     scores = iter([0.2, 0.6, 0.4])
     real = read_episodes("demos/episodes.parquet", "this test")[0]
     monkeypatch.setattr(
-        "pipeline.merge.record", lambda *arguments: dataclasses.replace(real, score=next(scores), seed=arguments[-2])
+        "pipeline.merge.record", lambda env, act, seed, method: dataclasses.replace(real, score=next(scores), seed=seed)
     )
     assert [(one.score, one.seed) for one in played(agent, spec, 3, 10)] == [(0.6, 11), (0.4, 12)]
     monkeypatch.setattr("pipeline.merge.record", lambda *arguments: dataclasses.replace(real, score=0.0))

@@ -138,7 +138,8 @@ def _print_experts(specs: list[TaskSpec]) -> None:
         print(f"{spec.name:<32} {who.kind if who else 'nobody':<9} {score:>5}  {'yes' if who and who.labels else 'no'}")
     print(
         f"{len(specs)} tasks. Teachers are those of checkpoints/teach, else those that come with Eft (teach.shipped); "
-        "where there is no score, the expert is a script or follows the way, or was not measured (datasets/README.md)."
+        "where there is no score, the expert is a script or follows the way, or was not measured "
+        "(docs/reference/experts.md)."
     )
 
 

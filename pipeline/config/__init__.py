@@ -178,7 +178,7 @@ class Planner:
     num_policy_samples: Count  # of them rolled out by the policy
     num_elites: Count  # best sequences kept per iteration
     min_std: Positive  # bounds of the sampling std
-    max_std: Positive
+    max_std: Positive  # the upper one, with which free plans begin
     temperature: Positive  # of the elites' weights
     execute: Literal["elite", "mean"] = "elite"  # without exploration: one drawn (published), or the mean
 
@@ -200,17 +200,17 @@ class Learning:
     grad_clip_norm: Positive  # largest gradient norm, model and policy each
     tau: Fraction  # target Q moves this fraction towards the online Q after each update
     rho: Fraction  # weight ratio of successive steps in a slice
-    consistency_coef: NotNegative
-    reward_coef: NotNegative
-    value_coef: NotNegative
+    consistency_coef: NotNegative  # of predicted against encoded latents
+    reward_coef: NotNegative  # of the cross-entropy of rewards
+    value_coef: NotNegative  # of the cross-entropy of Q
     bc_coef: NotNegative  # behaviour cloning in the model's loss, in pretraining
     online_bc_coef: NotNegative  # the same online, where it keeps the latents fit for the policy; published: 0
     prior_coef: NotNegative  # behaviour cloning in the online policy loss
-    entropy_coef: NotNegative
+    entropy_coef: NotNegative  # of the policy's entropy, wherever it learns
     termination_coef: NotNegative  # of the cross-entropy of terminations, where model.termination is on
     normalize_obs: bool  # centre and scale observations by each body's mean and std over the demonstrations
     discount_min: Fraction  # bounds of the discount derived from the episode length
-    discount_max: Fraction
+    discount_max: Fraction  # the upper one
     value_target: Literal["td", "returns"] = "td"  # of Q: one reward and target Q (published), or returns of episodes
     return_lambda: Fraction = 0.98  # returns: weight of what follows against Q of the next state
     relabel_every: Count = 250  # returns: updates after which those of all episodes are computed anew
@@ -245,7 +245,7 @@ class Runtime:
 class Pretrain:
     """Learning from demonstrations alone."""
 
-    updates: CountOrZero
+    updates: CountOrZero  # of the whole phase; 0 leaves it out
     batch_size: Count  # slices per update, over all processes
     warmup_updates: CountOrZero  # linear warm-up of the learning rates
     log_every: Count  # updates between log lines
@@ -305,7 +305,7 @@ class Evaluate:
     processes: Count  # that share the episodes on a CPU; plans draw other noise in another number of them
     phrasing: Literal["canonical", "unseen"]  # what the evaluate stage tells it; unseen: the one training never draws
     confidence: Annotated[float, Field(gt=0, lt=1)]  # of the bootstrap intervals
-    bootstrap_samples: Count
+    bootstrap_samples: Count  # drawn for each interval
     open_loop_steps: tuple[Count, ...]  # of each plan, executed without looking again; one score each, [] for none
     open_loop_horizon: Count  # steps those plans look ahead
     open_loop_episodes: Annotated[int, Field(ge=2)]  # per task and number of steps

@@ -59,7 +59,7 @@ class Autoencoder:
     uniform_mix: Fraction  # of the uniform distribution in the probabilities
     kl_coef: NotNegative  # weight of the divergence from the uniform distribution, beside the reconstruction's 1
     frames: Count  # most frames of each task to train on
-    updates: Count
+    updates: Count  # of its training
     batch_size: Count  # images per update
     lr: Positive  # Adam step size
     grad_clip_norm: Positive  # largest gradient norm
@@ -83,7 +83,7 @@ class History:
     """A causal Transformer over the past (latent, action) pairs of an episode, in place of the dynamics' MLP."""
 
     context: Annotated[int, Field(ge=1, le=1024)]  # past steps that a prediction sees beside the present one
-    layers: Annotated[int, Field(ge=1, le=64)]
+    layers: Annotated[int, Field(ge=1, le=64)]  # of the Transformer
     heads: Count  # of attention
     dim: Count  # width of a step's token, a multiple of heads
     mlp_dim: Count  # hidden width of the feed-forward part, where model.experts puts no experts there

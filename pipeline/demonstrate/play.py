@@ -108,35 +108,17 @@ def play(spec: TaskSpec, seed: int, attempt: int, action_noise: float, teachers:
         else:
             act = open_expert(spec, env, teachers)
         noise = disturbance(spec, action_noise if attempt % 2 else 0.0, rng)
-        return record(spec, env, obs, bool(info["success"]), act, noise, episode_seed, method)
-
-
-def record(
-    spec: TaskSpec, env: TaskEnv, obs: np.ndarray, success: bool, act: Label, noise: np.ndarray, seed: int, method: str
-) -> Episode:
-    """Play an episode that has just been reset, to its end.
-
-    Args:
-        spec: the task.
-        env: its environment.
-        obs: (O,) what was observed at the reset.
-        success: whether the task is solved already.
-        act: who plays.
-        noise: (L, A) that is added to its actions.
-        seed: of the reset.
-        method: name of who plays.
-    """
-    observations, actions, intended, rewards = [obs], [], [], []
-    over = terminated = False
-    while not over:
-        wanted = np.clip(act(obs, success), -1, 1).astype(np.float32)
-        action = np.clip(wanted + noise[len(actions)], -1, 1).astype(np.float32)
-        obs, reward, terminated, truncated, info = env.step(action)
-        success, over = bool(info["success"]), terminated or truncated
-        observations.append(obs)
-        actions.append(action)
-        intended.append(wanted)
-        rewards.append(reward)
+        observations, actions, intended, rewards = [obs], [], [], []
+        success, over, terminated = bool(info["success"]), False, False
+        while not over:
+            wanted = np.clip(act(obs, success), -1, 1).astype(np.float32)
+            action = np.clip(wanted + noise[len(actions)], -1, 1).astype(np.float32)
+            obs, reward, terminated, truncated, info = env.step(action)
+            success, over = bool(info["success"]), terminated or truncated
+            observations.append(obs)
+            actions.append(action)
+            intended.append(wanted)
+            rewards.append(reward)
     total = float(np.sum(rewards))
     return Episode(
         task=spec.name,
@@ -148,7 +130,7 @@ def record(
         success=success,
         score=spec.evaluate(total, success),
         episode_return=total,
-        seed=seed,
+        seed=episode_seed,
         method=method,
     )
 
