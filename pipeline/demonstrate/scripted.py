@@ -5,7 +5,11 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-from metaworld.policies import ENV_POLICY_MAP
+
+from pipeline.extras import needs
+
+with needs("metaworld"):
+    from metaworld.policies import ENV_POLICY_MAP
 
 # Their experts reach success and then move on and lose it, in at least one of ten episodes. While such a task is
 # successful its expert stops. The others do better without: stopping on the border of success is a habit that a clone

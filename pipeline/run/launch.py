@@ -21,12 +21,15 @@ import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
 
 from pipeline import config
+from pipeline.extras import needs
 from pipeline.files import write_json
 from pipeline.run.cores import available_cores, one_thread_by_default
 from pipeline.run.ranks import PeerLost, Ranks, launched_processes
+
+with needs("pipeline"):
+    from accelerate import Accelerator
 
 _PR_SET_PDEATHSIG = 1
 _ROLE = "eft"  # torchrun's word for a group of processes; names those that `launch` started
