@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import sysconfig
 from importlib import metadata
 from pathlib import Path
 
@@ -15,10 +14,15 @@ from packaging.requirements import Requirement
 Wanted = set[tuple[str, str]]  # names of distributions with one of their extras each, "" for none
 
 
-def closure(requirements: list[str], extra: str = "") -> set[str]:
-    """Return the distributions that requirements lead to on this machine, as pip would follow them."""
+def closure(requirements: list[str], *extras: str) -> set[str]:
+    """Return the distributions that requirements lead to on this machine, as pip would follow them.
+
+    Args:
+        requirements: of a distribution, with their markers.
+        extras: those of its extras that are wanted too.
+    """
     found: Wanted = set()
-    waiting = [(text, extra) for text in requirements]
+    waiting = [(text, extra) for text in requirements for extra in ("", *extras)]
     while waiting:
         text, asked = waiting.pop()
         requirement = Requirement(text)
@@ -57,14 +61,10 @@ class Environment:
                 if not target.exists():
                     target.symlink_to(Path(str(distribution.locate_file(top))).resolve())
 
-    def share_all(self) -> None:
-        """Let it have every package of the running Python, but no editable installation."""
-        (self.site / "all.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
-
     def run(self, *command: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command with this environment's programs first on the path, and nothing of a checkout."""
         env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
         env |= {"PATH": f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=1800, check=False)
+        done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=7200, check=False)
         assert not check or done.returncode == 0, f"{command}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         return done

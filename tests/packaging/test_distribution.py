@@ -55,7 +55,7 @@ def test_they_hold_all_that_the_code_reads(source: Path, wheel: Path, distributi
 
 
 def test_the_version_is_the_tag_and_without_git_none(source: Path, wheel: Path, tmp_path: Path):
-    assert wheel.name == "eft-0.0.0+unknown-py3-none-any.whl"
+    assert wheel.name == "eft-0.0.0-py3-none-any.whl"
     folder = tmp_path / "eft"
     shutil.copytree(source, folder)
     author = ("-c", "user.name=Eft", "-c", "user.email=eft@example.org")
@@ -130,9 +130,15 @@ def test_a_stage_that_lacks_a_package_says_so(light: Environment, tmp_path: Path
     assert done.returncode != 0
 
 
+def test_the_extra_of_the_page_has_all_that_it_needs(wheel: Path, tmp_path: Path):
+    environment = Environment(tmp_path / "venv", wheel)
+    environment.link(closure(requirements(wheel), "play"))
+    environment.run("python", "-c", "import pipeline.page.page, pipeline.page.space", cwd=tmp_path)
+
+
 def test_dvc_repro_runs_the_whole_pipeline_in_a_new_project(wheel: Path, tmp_path: Path):
     full = Environment(tmp_path / "venv", wheel)
-    full.share_all()
+    full.link(closure([*requirements(wheel)], "pipeline", "dmcontrol", "metaworld"))
     project = tmp_path / "project"
     full.run("eft", "init", "project", cwd=tmp_path)
     shutil.copy(ROOT / "tests/tiny.yaml", project / "params.yaml")
