@@ -25,6 +25,4 @@ def begin_project(options: argparse.Namespace) -> None:
     print(f"{options.folder}: {len(written)} files: {', '.join(written)}")
     if any(importlib.util.find_spec(package) is None for package in ("dvc", "pyarrow", "dm_control", "metaworld")):
         print(f"what the stages need is not all here: {install('pipeline,simulators')}")
-    print(
-        f"next: cd {options.folder} && dvc repro     (every number is in params.yaml; `eft preset` lists others)"
-    )
+    print(f"next: cd {options.folder} && dvc repro     (every number is in params.yaml; `eft preset` lists others)")

@@ -77,9 +77,9 @@ def _asked_of_accelerate() -> int:
         rest = words[names.index("accelerate-launch") + 1 :]
     else:
         return 1
-    # Only here, because it takes a second to import.
-    from accelerate.commands.config import default_config_file, load_config_from_file
-    from accelerate.commands.launch import launch_command_parser
+    with needs("pipeline"):  # only here, because it takes a second to import
+        from accelerate.commands.config import default_config_file, load_config_from_file
+        from accelerate.commands.launch import launch_command_parser
 
     given, _ = launch_command_parser().parse_known_args(rest)
     if given.num_processes is None and (given.config_file or Path(default_config_file).is_file()):
@@ -120,7 +120,7 @@ def run_stage(main: Callable[[], None], several: bool = False, processes: Callab
         if not _started_by_launch():  # which says so once for all
             print(f"{name}: stopped. What was saved is kept: the same command goes on from there.", file=sys.stderr)
         _leave(143 if str(interrupt) == "SIGTERM" else 130, count)
-    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
         details = traceback.format_exc() if os.environ.get("EFT_DEBUG") else ""
         _show(f"{details}{name}: {error}")
         _leave(_PEER_LOST if isinstance(error, PeerLost) else 2, count)

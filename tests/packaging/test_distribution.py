@@ -68,14 +68,14 @@ def test_the_version_is_the_tag_and_without_git_none(source: Path, wheel: Path, 
 
 
 def test_an_agent_acts_in_an_environment_that_has_nothing_else(light: Environment, tmp_path: Path):
-    make_agent(registry.get(["pygame-cartpole"])).save_pretrained(tmp_path / "agent")
+    make_agent(registry.get(["pygame-cartpole-balance"])).save_pretrained(tmp_path / "agent")
     code = (
         "import importlib.util, json, sys, eft\n"
         "assert 'torch' not in sys.modules\n"
         "agent = eft.Agent.from_pretrained('agent')\n"
-        "env = eft.make('pygame-cartpole')\n"
+        "env = eft.make('pygame-cartpole-balance')\n"
         "obs, _ = env.reset(seed=0)\n"
-        "action = agent.act(obs, task='pygame-cartpole')\n"
+        "action = agent.act(obs, task='pygame-cartpole-balance')\n"
         "assert env.action_space.contains(action)\n"
         "env.step(action)\n"
         "there = [name for name in ('dvc', 'datasets', 'pyarrow', 'matplotlib', 'av', 'mujoco', 'dm_control')\n"
@@ -85,8 +85,8 @@ def test_an_agent_acts_in_an_environment_that_has_nothing_else(light: Environmen
     file, there = json.loads(light.run("python", "-c", code, cwd=tmp_path).stdout)
     assert Path(file).is_relative_to(light.site)
     assert there == []
-    played = light.run("eft", "act", "agent", "--task", "pygame-cartpole", "--policy-only", cwd=tmp_path).stdout
-    assert re.search(r"mean score \d\.\d{3} over 1 episodes of pygame-cartpole", played)
+    played = light.run("eft", "act", "agent", "--task", "pygame-cartpole-balance", "--policy-only", cwd=tmp_path).stdout
+    assert re.search(r"mean score \d\.\d{3} over 1 episodes of pygame-cartpole-balance", played)
     assert "mt50" in light.run("eft", "preset", cwd=tmp_path).stdout
     assert "walker-walk" in light.run("eft", "tasks", "--experts", cwd=tmp_path).stdout
     assert "pull" in light.run("eft", "--help", cwd=tmp_path).stdout
@@ -95,25 +95,25 @@ def test_an_agent_acts_in_an_environment_that_has_nothing_else(light: Environmen
 @pytest.mark.parametrize(
     ("command", "extra"),
     [
-        ("act agent --task pygame-cartpole --video out.mp4", "video"),
+        ("act agent --task pygame-cartpole-balance --video out.mp4", "video"),
         ("act agent --task mw-reach", "metaworld"),
         ("play agent", "play"),
-        ("adapt agent --task pygame-cartpole --env-steps 10", "pipeline"),
+        ("adapt agent --task pygame-cartpole-balance --env-steps 10", "pipeline"),
         ("teach cheetah-run", "dmcontrol"),
-        ("teach pygame-cartpole", "pipeline"),
+        ("teach pygame-cartpole-balance", "pipeline"),
         ("check-data demos", "pipeline"),
         ("check-task task.yaml --frame out.png", "pipeline"),
-        ("import minari data --task pygame-cartpole", "pipeline"),
-        ("import plain data.npz --task pygame-cartpole", "pipeline"),
+        ("import minari data --task pygame-cartpole-balance", "pipeline"),
+        ("import plain data.npz --task pygame-cartpole-balance", "pipeline"),
         ("info demos --dataset", "pipeline"),
     ],
 )
 def test_what_is_missing_is_named_with_its_command(light: Environment, tmp_path: Path, command: str, extra: str):
-    make_agent(registry.get(["pygame-cartpole"])).save_pretrained(tmp_path / "agent")
+    make_agent(registry.get(["pygame-cartpole-balance"])).save_pretrained(tmp_path / "agent")
     shutil.copy(ROOT / "params.yaml", tmp_path)
     (tmp_path / "my_tasks").mkdir()
-    (tmp_path / "demos/pygame-cartpole").mkdir(parents=True)
-    (tmp_path / "demos/pygame-cartpole/episodes.parquet").touch()
+    (tmp_path / "demos/pygame-cartpole-balance").mkdir(parents=True)
+    (tmp_path / "demos/pygame-cartpole-balance/episodes.parquet").touch()
     for name in ("data", "data.npz"):
         (tmp_path / name).touch()
     (tmp_path / "task.yaml").write_text(TASK)
@@ -138,7 +138,7 @@ def test_the_extra_of_the_page_has_all_that_it_needs(wheel: Path, tmp_path: Path
 
 def test_dvc_repro_runs_the_whole_pipeline_in_a_new_project(wheel: Path, tmp_path: Path):
     full = Environment(tmp_path / "venv", wheel)
-    full.link(closure([*requirements(wheel)], "pipeline", "dmcontrol", "metaworld"))
+    full.link(closure([*requirements(wheel)], "pipeline", "metaworld"))
     project = tmp_path / "project"
     full.run("eft", "init", "project", cwd=tmp_path)
     shutil.copy(ROOT / "tests/tiny.yaml", project / "params.yaml")

@@ -23,16 +23,16 @@ def test_tasks_are_those_of_the_catalogue():
 
 
 def test_an_environment_is_as_wide_as_its_task():
-    spec = eft.tasks()["pygame-cartpole"]
-    for task in ("pygame-cartpole", spec):
+    spec = eft.tasks()["pygame-cartpole-balance"]
+    for task in ("pygame-cartpole-balance", spec):
         env = eft.make(task)
         obs, _ = env.reset(seed=3)
         assert obs.shape == (spec.obs_dim,)
         assert env.action_space.shape == (spec.action_dim,)
         assert env.render_mode is None
         env.close()
-    with pytest.raises(ValueError, match="`pygame-cartpol` is not known.*pygame-cartpole"):
-        eft.make("pygame-cartpol")
+    with pytest.raises(ValueError, match="`pygame-cartpole-balanc` is not known.*pygame-cartpole-balance"):
+        eft.make("pygame-cartpole-balanc")
 
 
 def test_a_task_file_of_ones_own_makes_an_environment(tmp_path):

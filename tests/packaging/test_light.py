@@ -100,3 +100,13 @@ def test_what_is_not_needed_is_not_imported(code: str, kept_out: str):
     check = f"{code}\nimport sys\nprint(*[name for name in {kept_out.split()} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_a_stage_that_comes_to_a_missing_package_says_so_in_one_line():
+    code = (
+        "from pipeline.extras import needs\nfrom pipeline.run.launch import run_stage\n"
+        "def main():\n    with needs('video'):\n        import no_such_package\nrun_stage(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "-c: the package no_such_package is not installed. Install it: pip install 'eft[video]'\n"
