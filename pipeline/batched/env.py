@@ -18,7 +18,7 @@ from pipeline.extras import needs
 from pipeline.tasks.registry import make
 from pipeline.tasks.spec import TaskSpec
 
-with needs("mujoco"):
+with needs("pipeline"):
     import mujoco
     from mujoco.rollout import Rollout
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.extras import needs
 
-with needs("mujoco"):
+with needs("pipeline"):
     import mujoco
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.batched.states import States
 from pipeline.extras import needs
 
-with needs("mujoco"):
+with needs("pipeline"):
     import mujoco
     from mujoco.rollout import Rollout
 
