@@ -60,7 +60,7 @@ def expert_kind(spec: TaskSpec, teachers: str | Path | None) -> str | None:
         ValueError: the teacher is damaged, or of another version of the task.
     """
     scripted = (
-        (spec.suite == "metaworld" and _has_script(spec))
+        spec.suite == "metaworld"  # has one for each of its environments
         or (spec.suite == "robodesk" and has_desk_script(spec.env_id))
         or (spec.suite == "box2d" and spec.env_id in PILOTED)
     )
@@ -71,12 +71,6 @@ def expert_kind(spec: TaskSpec, teachers: str | Path | None) -> str | None:
     if teachers is not None and _leads(spec, teacher_file(teachers, spec)):
         return "teacher"
     return None
-
-
-def _has_script(spec: TaskSpec) -> bool:
-    from pipeline.demonstrate.scripted import has_script  # only here: other tasks need no Meta-World
-
-    return has_script(spec.env_id)
 
 
 def _leads(spec: TaskSpec, path: Path) -> bool:
@@ -115,7 +109,7 @@ def open_expert(spec: TaskSpec, env: TaskEnv, teachers: str | Path | None) -> La
     if kind is None:
         raise ValueError(f"{spec.name} has no expert that can be asked in every state: {_why_nobody(spec, teachers)}.")
     if spec.suite == "metaworld":
-        from pipeline.demonstrate.scripted import Script
+        from pipeline.demonstrate.scripted import Script  # only here: other tasks need no Meta-World
 
         return Script(spec.env_id).act
     if spec.suite == "robodesk":

@@ -30,11 +30,6 @@ _BRAKE = 100.0  # actions are 1 cm; the arm still has some way to go to where it
 _PRESS_GAIN, _PRESS_RANGE = 25.0, 0.03  # per metre; metres above the goal from which the expert presses gently
 
 
-def has_script(env_id: str) -> bool:
-    """Return whether Meta-World has an expert for this task, e.g. `reach-v3`."""
-    return env_id in ENV_POLICY_MAP
-
-
 class Script:
     """The scripted expert of one task.
 
