@@ -98,7 +98,7 @@ def test_an_agent_acts_in_an_environment_that_has_nothing_else(light: Environmen
     ("command", "extra"),
     [
         ("act agent --task pygame-cartpole-balance --video out.mp4", "video"),
-        ("act agent --task mw-reach", "metaworld"),
+        ("act agent --task pendulum-swingup", "dmcontrol"),
         ("play agent", "play"),
         ("adapt agent --task pygame-cartpole-balance --env-steps 10", "pipeline"),
         ("teach cheetah-run", "pipeline"),
