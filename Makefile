@@ -1,9 +1,9 @@
 # `make repro` runs the main job, `make test` the tests. Both set up .venv first. `make help` lists the rest.
 PYTHON ?= python3
 VENV ?= .venv
-# What a new .venv gets: the page of `eft play`, and all domains but ManiSkill, which takes 0.7 GB and a Vulkan device (`make test
-# EXTRAS=all,play` has it too).
-EXTRAS ?= light,play
+# What a new .venv gets: all that the stages, the page of `eft play` and the tests need, and all domains but ManiSkill, which takes
+# 0.7 GB and a Vulkan device (`make test EXTRAS=all` has it too).
+EXTRAS ?= pipeline,simulators,play
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 

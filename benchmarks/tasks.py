@@ -49,7 +49,7 @@ def mix() -> list[TaskSpec]:
     by_suite = [[spec for spec in catalogue if spec.suite == suite][:PER_SUITE] for suite in SUITES]
     rows = [specs[row] for row in range(PER_SUITE) for specs in by_suite if row < len(specs)]
     if len(rows) < 40:
-        raise SystemExit(f"only {len(rows)} tasks are installed, 40 are needed: pip install 'eft[light]'")
+        raise SystemExit(f"only {len(rows)} tasks are installed, 40 are needed: pip install 'eft[simulators]'")
     return rows[:NUM_TASKS]
 
 

@@ -13,8 +13,9 @@ from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from pipeline import config
 from pipeline.files import atomic_file
+from pipeline.project_files import ROOT
 
-PRESETS = Path("presets")
+PRESETS = Path("presets")  # your own, in the working folder; they come before those of Eft
 
 
 class Change(NamedTuple):
@@ -31,18 +32,28 @@ class _Edit(NamedTuple):
     new: str
 
 
-def list_presets(folder: str | Path = PRESETS) -> dict[str, str]:
-    """Return the presets by name, each with the comment in its first line, empty if there is none."""
+def list_presets(folder: str | Path | None = None) -> dict[str, str]:
+    """Return the presets by name, each with the comment in its first line, empty if there is none.
+
+    Args:
+        folder: where presets are; None for `presets/` of the working folder and those of Eft.
+    """
     found = {}
-    for path in sorted(Path(folder).glob("*.yaml")):
+    for name, path in _paths(folder).items():
         first = path.read_text(encoding="utf-8").split("\n", 1)[0]
-        found[path.stem] = first.lstrip("# ").strip() if first.startswith("#") else ""
+        found[name] = first.lstrip("# ").strip() if first.startswith("#") else ""
     return found
+
+
+def _paths(folder: str | Path | None) -> dict[str, Path]:
+    folders = [ROOT / PRESETS, PRESETS] if folder is None else [Path(folder)]
+    found = {path.stem: path for each in folders for path in each.glob("*.yaml")}
+    return dict(sorted(found.items()))
 
 
 def apply_presets(
     names: Sequence[str],
-    folder: str | Path = PRESETS,
+    folder: str | Path | None = None,
     params: str | Path = config.PARAMS,
     leave_out: Callable[[config.Tasks], Collection[str]] | None = None,
 ) -> list[Change]:
@@ -52,7 +63,7 @@ def apply_presets(
 
     Args:
         names: of the presets, `<folder>/<name>.yaml`; a later one wins, e.g. `newt`, then `size-b`.
-        folder: where presets are.
+        folder: where presets are; None for `presets/` of the working folder and those of Eft.
         params: the parameter file.
         leave_out: told the tasks that the file then has, names those to take out of all its lists.
 
@@ -63,12 +74,11 @@ def apply_presets(
         ValueError: a preset is unknown or not valid YAML, names a parameter that `params` does not have, the
             result would not be valid, or no training task is left; nothing is written then.
     """
-    folder, params = Path(folder), Path(params)
-    known = list_presets(folder)
+    params, known = Path(params), _paths(folder)
     for name in names:
         if name not in known:
             raise ValueError(
-                f"there is no preset `{name}` in {folder}.{config.near(name, list(known))} "
+                f"there is no preset `{name}`{f' in {folder}' if folder else ''}.{config.near(name, list(known))} "
                 f"There are: {', '.join(known) or 'none'}."
             )
     config.read_params(params)
@@ -76,8 +86,7 @@ def apply_presets(
     named = " and ".join(f"`{name}`" for name in names)
     where = f"{params} with preset {named}" if names else str(params)
     for name in names:
-        path = folder / f"{name}.yaml"
-        text = _apply(text, path.read_text(encoding="utf-8"), path)
+        text = _apply(text, known[name].read_text(encoding="utf-8"), known[name])
     if leave_out:
         tasks = config.parse(config.Tasks, _yaml().load(text).get("tasks"), f"{where}: tasks")
         if out := leave_out(tasks):

@@ -6,10 +6,13 @@ import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
-import av
 import numpy as np
 
+from pipeline.extras import needs
 from pipeline.files import atomic_file
+
+with needs("video"):
+    import av
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int) -> None:

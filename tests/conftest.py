@@ -20,6 +20,7 @@ settings.load_profile("repeatable")
 # Files are dealt to the workers one by one: those that take minutes come first, so that none is left alone with them.
 _LONGEST = (
     "test_tiny_pipeline.py",
+    "test_distribution.py",
     "test_stages_on_images.py",
     "test_killed.py",
     "test_ranks.py",

@@ -393,7 +393,12 @@ def test_preset_writes_params_and_says_what_changed(folder, capsys):
     (folder / "presets").mkdir()
     (folder / "presets/slow.yaml").write_text("# A smaller step.\nlearning: {lr: 1e-5}\n")
     assert main(["preset"]) == 0
-    assert lines(capsys) == ["slow         A smaller step."]
+    listed = lines(capsys)
+    assert "slow         A smaller step." in listed
+    assert any(row.startswith("mt50 ") for row in listed)  # those of Eft, from any folder
+    (folder / "presets/mt50.yaml").write_text("# Mine.\nlearning: {lr: 1e-5}\n")
+    assert main(["preset"]) == 0
+    assert "mt50         Mine." in lines(capsys)
     assert main(["preset", "slow"]) == 0
     assert lines(capsys)[0] == "learning.lr: 0.0003 -> 1e-05"
     assert config.load(config.Learning).lr == 1e-5

@@ -13,9 +13,9 @@ from pipeline import config
 
 ROOT = Path(__file__).parent.parent
 CODE = sorted(
-    path for folder in ("pipeline", "stages", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+    path for folder in ("eft", "pipeline", "stages", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")
 )
-RUNNING = [path for path in CODE if path.relative_to(ROOT).parts[0] in ("pipeline", "stages")]
+RUNNING = [path for path in CODE if path.relative_to(ROOT).parts[0] in ("eft", "pipeline", "stages")]
 # `pipeline/model` and `pipeline/learn` are Newt alone. The expert, of demonstrations, is a word of its own.
 OTHER_SYSTEMS = {
     "experts", "cluster", "clusters", "history", "clipped", "ppo", "m3po", "mow", "scalezero", "staged",
@@ -44,7 +44,7 @@ def test_data_folders_hold_no_code():
 
 def test_nothing_else_is_called_datasets():
     # With `python -m stages.x` and pytest, folders of these may stand first in the import path.
-    for folder in ("pipeline", "stages", "tests", "benchmarks"):
+    for folder in ("eft", "pipeline", "stages", "tests", "benchmarks"):
         assert relative(path for path in (ROOT / folder).rglob("*") if path.stem == "datasets") == []
 
 

@@ -11,10 +11,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from dm_control.utils.rewards import tolerance
 
 from pipeline.batched.form import ArrayForm, Observe, Reward, nothing
 from pipeline.batched.states import States, plane
+from pipeline.extras import needs
+
+with needs("dmcontrol"):
+    from dm_control.utils.rewards import tolerance
 
 _INF = float("inf")
 _WALKER_BODIES = ("torso", "right_thigh", "right_leg", "right_foot", "left_thigh", "left_leg", "left_foot")

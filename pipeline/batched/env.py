@@ -9,15 +9,18 @@ import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import mujoco
 import numpy as np
-from mujoco.rollout import Rollout
 
 from pipeline.batched.form import ArrayForm
 from pipeline.batched.forms import array_form
 from pipeline.batched.states import States
+from pipeline.extras import needs
 from pipeline.tasks.registry import make
 from pipeline.tasks.spec import TaskSpec
+
+with needs("pipeline"):
+    import mujoco
+    from mujoco.rollout import Rollout
 
 _FULL = mujoco.mjtState.mjSTATE_FULLPHYSICS
 _POOL = 1024  # real starts that are kept

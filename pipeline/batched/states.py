@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import mujoco
 import numpy as np
+
+from pipeline.extras import needs
+
+with needs("pipeline"):
+    import mujoco
 
 
 class States(NamedTuple):

@@ -12,9 +12,22 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pipeline.cli import act, adapt, check_data, grow, hub, importing, play, preset, space, tasks, teach
+from pipeline.cli import act, adapt, check_data, grow, hub, importing, init, play, preset, space, tasks, teach
 
-GROUPS = (tasks, check_data, act, play, adapt, teach, grow, hub, space, importing, preset)  # in the order of the help
+GROUPS = (
+    tasks,
+    check_data,
+    act,
+    play,
+    adapt,
+    teach,
+    grow,
+    hub,
+    space,
+    importing,
+    init,
+    preset,
+)  # in the order of the help
 
 DESCRIPTION = """\
 Eft pretrains a language-conditioned world model on demonstrations, finetunes it on many tasks at once,
@@ -39,6 +52,7 @@ examples:
   eft push --repo user/name --dry-run          what a push of the release would send
   eft space my-space --checkpoint user/name    the page as a Space on the Hub
   eft import minari data/door-human --task my-door
+  eft init my-project && cd my-project && dvc repro      without a checkout of Eft
   eft preset mt50 && dvc repro                 a larger set-up, written into params.yaml
   eft preset newt size-b                       the published numbers with a smaller model
 """

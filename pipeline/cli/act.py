@@ -55,7 +55,6 @@ def act_in_task(options: argparse.Namespace) -> int:
     from pipeline.play import play
     from pipeline.tasks import registry
     from pipeline.tasks.rendering import RenderingUnavailable
-    from pipeline.video import write_video
 
     spec = registry.get([options.task], own_folder(options))[0]
     agent = Agent.from_pretrained(options.checkpoint, options.revision, options.device)
@@ -93,6 +92,8 @@ def act_in_task(options: argparse.Namespace) -> int:
 
     film = options.video is not None
     if film:
+        from pipeline.video import write_video  # only here: who films nothing needs no encoder
+
         try:
             write_video(options.video, frames(224), fps=25)
             print(f"filmed in {options.video}")

@@ -108,7 +108,10 @@ def adapt_to_task(options: argparse.Namespace) -> None:
 
 
 def _adapt_into(out: Path, options: argparse.Namespace, settings: Settings, spec: TaskSpec) -> None:
-    from pipeline.adapt import adapt, introduce
+    from pipeline.extras import needs
+
+    with needs("pipeline"):
+        from pipeline.adapt import adapt, introduce
     from pipeline.agent import Agent
     from pipeline.demonstrate.labels import methods_of, teachers_of
     from pipeline.files import add_files

@@ -130,9 +130,10 @@ def _files(options: argparse.Namespace) -> list[str]:
 
 def _check(folder: Path, dataset: bool) -> None:
     from pipeline import store
-    from pipeline.data.demos import FILE, read_episodes
 
     if dataset:
+        from pipeline.data.demos import FILE, read_episodes
+
         for path in sorted(folder.glob(f"*/{FILE}")):
             read_episodes(path, "whoever published it")
     else:

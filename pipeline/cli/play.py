@@ -63,11 +63,10 @@ def add_to(commands: Any) -> None:
 
 def open_page(options: argparse.Namespace) -> None:
     """Serve the page until Ctrl-C."""
-    try:
-        import viser  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"the page needs the package {error.name}: pip install 'eft[play]'") from None
-    from pipeline.page.page import Page, serve
+    from pipeline.extras import needs
+
+    with needs("play"):
+        from pipeline.page.page import Page, serve
 
     agent, first, tasks = load(options)
     server = _quietly(lambda: serve(options.host, options.port, "eft play"))

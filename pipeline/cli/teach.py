@@ -57,10 +57,13 @@ def add_to(commands: Any) -> None:
 
 def teach(options: argparse.Namespace) -> None:
     """Train the teachers that are not there yet, and say what came of it."""
-    from pipeline.demonstrate.teach_tasks import CURVE, teach_tasks
-    from pipeline.demonstrate.teacher import TEACHERS
-    from pipeline.report.teaching import draw_curve
+    from pipeline.extras import needs
     from pipeline.tasks import availability
+
+    with needs("pipeline"):
+        from pipeline.demonstrate.teach_tasks import CURVE, teach_tasks
+        from pipeline.demonstrate.teacher import TEACHERS
+        from pipeline.report.teaching import draw_curve
 
     if options.output.exists() and not options.output.is_dir():
         raise ValueError(f"{options.output} is a file: --output takes a folder, in which each task gets one.")

@@ -13,11 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.data.episode import Episode
+from pipeline.extras import needs
 from pipeline.files import atomic_file, read_json, write_json
+
+with needs("pipeline"):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 FILE = "episodes.parquet"
 MISSING = "missing.json"  # task -> why it has no demonstrations, or fewer than wanted

@@ -16,7 +16,6 @@ from pipeline.demonstrate.box2d import PILOTED, pilot
 from pipeline.demonstrate.desk import desk_script, has_desk_script
 from pipeline.demonstrate.paths import has_path, path
 from pipeline.demonstrate.planner import load_recipes
-from pipeline.demonstrate.scripted import Script, has_script
 from pipeline.demonstrate.teacher import SHIPPED, TEACHERS, load_teacher, teacher_file, training_of
 from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.task_env import TaskEnv
@@ -61,7 +60,7 @@ def expert_kind(spec: TaskSpec, teachers: str | Path | None) -> str | None:
         ValueError: the teacher is damaged, or of another version of the task.
     """
     scripted = (
-        (spec.suite == "metaworld" and has_script(spec.env_id))
+        spec.suite == "metaworld"  # has one for each of its environments
         or (spec.suite == "robodesk" and has_desk_script(spec.env_id))
         or (spec.suite == "box2d" and spec.env_id in PILOTED)
     )
@@ -109,6 +108,8 @@ def open_expert(spec: TaskSpec, env: TaskEnv, teachers: str | Path | None) -> La
     if kind is None:
         raise ValueError(f"{spec.name} has no expert that can be asked in every state: {_why_nobody(spec, teachers)}.")
     if spec.suite == "metaworld":
+        from pipeline.demonstrate.scripted import Script  # only here: other tasks need no Meta-World
+
         return Script(spec.env_id).act
     if spec.suite == "robodesk":
         return desk_script(spec.env_id)

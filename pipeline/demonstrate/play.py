@@ -17,7 +17,6 @@ from pipeline.demonstrate.bodies import BODIES, ogbench_ant
 from pipeline.demonstrate.box2d import PILOTED, WalkerSimulator
 from pipeline.demonstrate.experts import Label, expert_kind, open_expert
 from pipeline.demonstrate.planner import Planner, RollOut, load_recipes
-from pipeline.demonstrate.shaping import SHAPING
 from pipeline.demonstrate.simulator import PlanningSimulator
 from pipeline.demonstrate.teacher import load_teacher, teacher_file
 from pipeline.tasks.registry import make
@@ -175,6 +174,8 @@ def planned_atari(spec: TaskSpec, env: TaskEnv, rng: np.random.Generator) -> Pla
 
 def planned(spec: TaskSpec, env: TaskEnv, rng: np.random.Generator) -> Planner:
     """Return the planner of a dm_control task."""
+    from pipeline.demonstrate.shaping import SHAPING  # only here: other tasks need no dm_control
+
     recipe, form = load_recipes()[spec.name], array_form(spec)
     model, data, substeps = simulation(spec, env.simulator)
     steps, drawn = substeps * spec.action_repeat, form.drawn(env.simulator)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-from metaworld.policies import ENV_POLICY_MAP
+
+from pipeline.extras import needs
+
+with needs("metaworld"):
+    from metaworld.policies import ENV_POLICY_MAP
 
 # Their experts reach success and then move on and lose it, in at least one of ten episodes. While such a task is
 # successful its expert stops. The others do better without: stopping on the border of success is a habit that a clone
@@ -24,11 +28,6 @@ PRESSING = frozenset({"handle-press-v3", "handle-press-side-v3"})
 _HAND, _HAND_BEFORE, _OBJECT_HEIGHT, _GOAL_HEIGHT = slice(0, 3), slice(18, 21), 6, 38  # places in the observation
 _BRAKE = 100.0  # actions are 1 cm; the arm still has some way to go to where it was last sent
 _PRESS_GAIN, _PRESS_RANGE = 25.0, 0.03  # per metre; metres above the goal from which the expert presses gently
-
-
-def has_script(env_id: str) -> bool:
-    """Return whether Meta-World has an expert for this task, e.g. `reach-v3`."""
-    return env_id in ENV_POLICY_MAP
 
 
 class Script:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from dm_control.utils.rewards import tolerance
 
 from pipeline.batched.dmcontrol import (
     ball_to_target,
@@ -17,6 +16,10 @@ from pipeline.batched.dmcontrol import (
     turn_left,
 )
 from pipeline.batched.states import States
+from pipeline.extras import needs
+
+with needs("dmcontrol"):
+    from dm_control.utils.rewards import tolerance
 
 
 def toward_upright_energy(states: States) -> np.ndarray:

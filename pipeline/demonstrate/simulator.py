@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import copy
 
-import mujoco
 import numpy as np
-from mujoco.rollout import Rollout
 
 from pipeline.batched.states import States
+from pipeline.extras import needs
+
+with needs("pipeline"):
+    import mujoco
+    from mujoco.rollout import Rollout
 
 _FULL = mujoco.mjtState.mjSTATE_FULLPHYSICS
 

@@ -31,7 +31,6 @@ from pipeline.demonstrate.experts import expert_kind
 from pipeline.demonstrate.planner import load_recipes as planned
 from pipeline.demonstrate.play import play
 from pipeline.demonstrate.ppo import PPO, PPORecipe
-from pipeline.demonstrate.shaping import TEACHING
 from pipeline.demonstrate.teacher import SHIPPED, Teacher, load_teacher, teacher_file
 from pipeline.files import atomic_file
 from pipeline.tasks.miniarcade.adapter import GAMES
@@ -112,7 +111,7 @@ def check_recipe(spec: TaskSpec, recipe: PPORecipe) -> None:
         ValueError: shaping of a reward that nothing is known to shape by, demonstrations that nobody plans, or to
             begin as a teacher that is not there.
     """
-    if recipe.shaping and spec.name not in TEACHING and _hint(spec) is None:
+    if recipe.shaping and _hint(spec) is None and spec.name not in _teaching():
         raise ValueError(
             f"{spec.name}: teachers.yaml asks for shaping, and pipeline/demonstrate/shaping.py (games: arcade.py) has "
             "none of this task: set `shaping: 0`, or add it there."
@@ -129,11 +128,17 @@ def check_recipe(spec: TaskSpec, recipe: PPORecipe) -> None:
         )
 
 
+def _teaching() -> dict[str, Callable[[States], np.ndarray]]:
+    from pipeline.demonstrate.shaping import TEACHING  # only here: other tasks need no dm_control
+
+    return TEACHING
+
+
 class Shaped:
     """A task's array form with `TEACHING` added to the reward, times a weight that falls while training goes on."""
 
     def __init__(self, spec: TaskSpec, form: ArrayForm):
-        self.weight, self._shaping, self._reward = 0.0, TEACHING[spec.name], form.reward
+        self.weight, self._shaping, self._reward = 0.0, _teaching()[spec.name], form.reward
         self.form = replace(form, reward=self._shaped)
 
     def _shaped(self, states: States, before: States) -> np.ndarray:

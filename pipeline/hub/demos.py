@@ -8,16 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from huggingface_hub import DatasetCardData
 
 from pipeline.data.demos import FILE, read_episodes
 from pipeline.data.episode import Episode, mean_known
+from pipeline.extras import needs
 from pipeline.files import atomic_folder
 from pipeline.hub.lerobot import LeRobotForm, write_lerobot
 from pipeline.hub.private import refuse_private
 from pipeline.hub.release import render
 from pipeline.tasks.spec import TaskSpec
+
+with needs("pipeline"):
+    import pyarrow.parquet as pq
 
 TEMPLATE = Path(__file__).with_name("demos_card.md.jinja")
 

@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.data.episode import Episode
+from pipeline.extras import needs
 from pipeline.files import write_json
 from pipeline.pixels.demonstrations import replay_frames
 from pipeline.progress import Progress
@@ -27,6 +25,11 @@ from pipeline.tasks.registry import make
 from pipeline.tasks.rendering import RenderingUnavailable
 from pipeline.tasks.spec import TaskSpec
 from pipeline.video import write_video
+
+with needs("pipeline"):
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 FPS = 10  # nominal: a frame is one agent step, whatever its time in the simulator
 _CAMERA = "observation.images.main"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.extras import needs
 from pipeline.importers.episodes import check_arrays
 
 
@@ -20,10 +21,8 @@ def open_hdf5(path: Path) -> Iterator[Any]:
         FileNotFoundError, ValueError: it is not there, or no whole HDF5 file, as may be seen within the `with` only.
         ImportError: h5py is not installed.
     """
-    try:
+    with needs("minari"):
         import h5py
-    except ImportError:
-        raise ImportError(f"{path} is HDF5: install h5py, `pip install 'eft[minari]'`.") from None
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist.")
     try:
@@ -35,7 +34,8 @@ def open_hdf5(path: Path) -> Iterator[Any]:
 
 def member(group: Any, name: str, kind: Any) -> Any:
     """Return a member of an HDF5 group, by no link: one could lead into another file of this machine."""
-    import h5py
+    with needs("minari"):
+        import h5py
 
     link = group.get(name, getlink=True)
     if link is None:
@@ -54,7 +54,8 @@ def array(group: Any, path: str) -> np.ndarray:
     Raises:
         ValueError: there are none, they lie elsewhere, or are more than an episode has.
     """
-    import h5py
+    with needs("minari"):
+        import h5py
 
     *folders, last = path.split("/")
     for name in folders:

@@ -16,15 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.config import near
+from pipeline.extras import needs
 from pipeline.files import read_json
 from pipeline.importers.actions import as_corners, say_corners
 from pipeline.importers.episodes import Recorded, Source, check_arrays, choose, first_end, success_at
 from pipeline.tasks.spec import TaskSpec
+
+with needs("pipeline"):
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
 
 TEXTS = ("meta/tasks.parquet", "meta/tasks.jsonl")  # of the tasks: in v3, and before
 PATTERNS = ["meta/info.json", *TEXTS, "data/*/*.parquet"]

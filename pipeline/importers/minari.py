@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from pipeline.extras import needs
 from pipeline.files import read_json
 from pipeline.importers.actions import as_corners, say_corners
 from pipeline.importers.episodes import Recorded, Source, check_arrays, check_rewards, choose, first_end, success_at
 from pipeline.importers.hdf5 import array, member, open_hdf5
 from pipeline.tasks.spec import TaskSpec
+
+with needs("pipeline"):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 PATTERNS = ["data/metadata.json", "data/main_data.hdf5", "data/*/*.parquet"]
 _NEEDED = ["observations", "actions"]
@@ -175,7 +178,8 @@ def _hdf5_numbers(path: Path) -> list[int]:
 def _hdf5_episodes(
     path: Path, numbers: list[int], leaves: dict[str, Leaf], choices: Choices | None, notes: list[str]
 ) -> Iterator[Recorded | tuple[int, str]]:
-    import h5py
+    with needs("minari"):
+        import h5py
 
     with open_hdf5(path) as file:
         for number in numbers:

@@ -18,12 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from pipeline.extras import needs
 from pipeline.importers.actions import as_corners, say_corners
 from pipeline.importers.episodes import Recorded, Source, check_arrays, check_rewards, choose, first_end, success_at
 from pipeline.tasks.spec import TaskSpec
+
+with needs("pipeline"):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 NAMES = {
     "obs": ("obs", "observations", "observation"),

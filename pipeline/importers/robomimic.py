@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.extras import needs
 from pipeline.importers.episodes import Recorded, Source, check_rewards, choose, first_end
 from pipeline.importers.hdf5 import array, member, open_hdf5
 from pipeline.tasks.spec import TaskSpec
@@ -29,7 +30,8 @@ def read_demos(path: str | Path, spec: TaskSpec, features: Sequence[str] = ()) -
         FileNotFoundError, ValueError: it is not there, of another form, or observes something else.
         ImportError: h5py is not installed.
     """
-    import h5py
+    with needs("minari"):
+        import h5py
 
     path = Path(path)
     with open_hdf5(path) as file:
@@ -69,7 +71,8 @@ def read_demos(path: str | Path, spec: TaskSpec, features: Sequence[str] = ()) -
 def _episodes(
     path: Path, names: dict[int, str], observed: list[str], notes: list[str]
 ) -> Iterator[Recorded | tuple[int, str]]:
-    import h5py
+    with needs("minari"):
+        import h5py
 
     with open_hdf5(path) as file:
         for number, name in sorted(names.items()):

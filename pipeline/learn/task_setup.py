@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from pipeline import config
-from pipeline.data.demos import load_demos
 from pipeline.data.episode import Episode
 from pipeline.language.embeddings import TaskEmbeddings
 from pipeline.model.task_table import TaskTable
@@ -120,6 +119,8 @@ def load_demonstrations(
     `observe` turns a task's demonstrations into what is observed. A task that was collected without any has an empty
     list.
     """
+    from pipeline.data.demos import load_demos  # an agent that acts needs no parquet
+
     demos: Demonstrations = {}
     if ranks is not None and not ranks.is_main:
         return demos

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import mujoco
 import numpy as np
-import trimesh
+
+from pipeline.extras import needs
+
+with needs("play"):
+    import mujoco
+    import trimesh
 
 _INFINITE = 60.0  # m, half side of a plane without bounds
 _UNSET = (0.5, 0.5, 0.5, 1.0)  # a geom's colour in MuJoCo unless it was given one: its material's then counts

@@ -15,17 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import viser
-import viser.uplot
-import websockets.asyncio.server
-from viser import _messages
 
+from pipeline.extras import needs
 from pipeline.page import words
 from pipeline.page.hand import Hands, explain, read_stick, waits
 from pipeline.page.record import Recorder, film, keep, reserved
 from pipeline.page.scene import IMAGE_VIEW, View, open_scene, update_scene, view_of
 from pipeline.page.session import MODES, Session, clean
 from pipeline.tasks.rendering import RenderingUnavailable
+
+with needs("play"):
+    import viser
+    import viser.uplot
+    import websockets.asyncio.server
+    from viser import _messages
 
 PORT = 8080
 _SCENE_SECONDS, _WORDS_SECONDS, _PLOT_SECONDS = 1 / 30, 0.2, 0.5  # between refreshes

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pipeline.extras import needs
 from pipeline.page.geometry import Shape, colour_of, shape_of, texture_of
 from pipeline.tasks.physics import mujoco_of
 from pipeline.tasks.task_env import TaskEnv
@@ -257,8 +258,9 @@ def _strings(model: mujoco.MjModel, data: mujoco.MjData) -> Iterator[np.ndarray]
 
 
 def _textured(shape: Shape, image: np.ndarray, rgba: np.ndarray) -> Any:
-    import trimesh
-    from PIL import Image
+    with needs("play"):
+        import trimesh
+        from PIL import Image
 
     picture = Image.fromarray(np.ascontiguousarray(image[..., 0] if image.shape[2] == 1 else image))
     material = trimesh.visual.material.PBRMaterial(

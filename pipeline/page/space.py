@@ -17,7 +17,10 @@ from pipeline.tasks.domains import DOMAINS
 
 PORT = 7860  # where a Space is looked at
 ROOT = Path(__file__).parent.parent.parent
-_SOURCE = ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "pipeline", "stages")
+_SOURCE = (
+    "pyproject.toml", "constraints.txt", "README.md", "LICENSE", "eft", "pipeline", "stages",
+    "dvc.yaml", "params.yaml", "presets", "my_tasks/README.md", ".gitignore", ".dvcignore",  # what a wheel carries
+)  # fmt: skip
 
 
 def write_space(

@@ -18,11 +18,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.image import imsave
 from torch import Tensor, nn
 
 from pipeline import config
 from pipeline.data.demos import FILE, load_demos
+from pipeline.extras import needs
 from pipeline.files import atomic_folder, read_json, sha256, write_json
 from pipeline.pixels.autoencoder import Autoencoder, Autoencoders, Losses
 from pipeline.pixels.demonstrations import replay_frames
@@ -30,6 +30,9 @@ from pipeline.progress import Progress
 from pipeline.systems.mow import clustering
 from pipeline.tasks.registry import make
 from pipeline.tasks.spec import TaskSpec
+
+with needs("pipeline"):
+    from matplotlib.image import imsave
 
 TRAINING, RECONSTRUCTIONS = "training.json", "reconstructions.png"
 _SECTION = "vision.autoencoder"

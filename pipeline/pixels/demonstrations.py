@@ -10,7 +10,6 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from pipeline.data.demos import FILE
 from pipeline.data.episode import Episode
 from pipeline.files import atomic_file, sha256
 from pipeline.pixels.pixel_encoder import PixelEncoder
@@ -139,6 +138,8 @@ def _path(folder: Path, task: str) -> Path:
 
 def _key(demos: Path, task: str, pixel_encoder: PixelEncoder) -> dict[str, str]:
     """Return all that the vectors depend on."""
+    from pipeline.data.demos import FILE  # an agent that acts needs no parquet
+
     digest = sha256(demos / task / FILE)
     return {"encoder": pixel_encoder.encoder.id, "size": str(pixel_encoder.image_size), "demonstrations": digest}
 

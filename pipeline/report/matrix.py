@@ -5,15 +5,18 @@ from __future__ import annotations
 import io
 import itertools
 
-import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
+from pipeline.extras import needs
 from pipeline.report.charts import INK, MUTED, STYLE, inline
 from pipeline.results import TaskClusters
+
+with needs("pipeline"):
+    import matplotlib as mpl
+    from matplotlib.colors import to_rgb
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
 # Of an image, which cannot take the page's colours; its transparency lets the paper shine through by day and night.
 _LIKE, _OPPOSITE = "#d9541e", "#6d8a98"

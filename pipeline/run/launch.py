@@ -21,12 +21,15 @@ import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
 
 from pipeline import config
+from pipeline.extras import needs
 from pipeline.files import write_json
 from pipeline.run.cores import available_cores, one_thread_by_default
 from pipeline.run.ranks import PeerLost, Ranks, launched_processes
+
+with needs("pipeline"):
+    from accelerate import Accelerator
 
 _PR_SET_PDEATHSIG = 1
 _ROLE = "eft"  # torchrun's word for a group of processes; names those that `launch` started
@@ -74,9 +77,9 @@ def _asked_of_accelerate() -> int:
         rest = words[names.index("accelerate-launch") + 1 :]
     else:
         return 1
-    # Only here, because it takes a second to import.
-    from accelerate.commands.config import default_config_file, load_config_from_file
-    from accelerate.commands.launch import launch_command_parser
+    with needs("pipeline"):  # only here, because it takes a second to import
+        from accelerate.commands.config import default_config_file, load_config_from_file
+        from accelerate.commands.launch import launch_command_parser
 
     given, _ = launch_command_parser().parse_known_args(rest)
     if given.num_processes is None and (given.config_file or Path(default_config_file).is_file()):
@@ -117,7 +120,7 @@ def run_stage(main: Callable[[], None], several: bool = False, processes: Callab
         if not _started_by_launch():  # which says so once for all
             print(f"{name}: stopped. What was saved is kept: the same command goes on from there.", file=sys.stderr)
         _leave(143 if str(interrupt) == "SIGTERM" else 130, count)
-    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
         details = traceback.format_exc() if os.environ.get("EFT_DEBUG") else ""
         _show(f"{details}{name}: {error}")
         _leave(_PEER_LOST if isinstance(error, PeerLost) else 2, count)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from pipeline.extras import needs
 from pipeline.files import atomic_folder
 
 if TYPE_CHECKING:
@@ -136,7 +137,8 @@ def start_trackers(names: Sequence[str], run: str, position: int, params: Mappin
             )
     if not names:
         return []
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS  # slow to import, and reading a log must not wait for it
+    with needs("pipeline"):
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS  # slow to import, and reading a log must not wait for it
 
     started = []
     for name in names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 import resource
@@ -17,6 +18,7 @@ from pipeline.files import write_json
 from pipeline.run.cores import available_cores
 
 _PACKAGES = (
+    "eft",
     "torch",
     "transformers",
     "datasets",
@@ -89,8 +91,12 @@ def commit(root: Path = _ROOT) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages a result depends on."""
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}
+    """Return the versions of Python, and of the packages that a result may depend on and that are installed."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # a simulator that this machine lacks
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def machine() -> dict[str, Any]:

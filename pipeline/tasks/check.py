@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from gymnasium.utils.env_checker import check_env
 
+from pipeline.extras import needs
 from pipeline.files import atomic_file
 from pipeline.tasks.any_gymnasium import GymnasiumSimulator
 from pipeline.tasks.registry import load_catalogue, make, texts_shared
@@ -251,7 +252,8 @@ def _listed(which: np.ndarray, most: int = 8) -> str:
 
 
 def _image(env: TaskEnv, frame: Path) -> str:
-    from matplotlib.image import imsave
+    with needs("pipeline"):
+        from matplotlib.image import imsave
 
     env.reset(seed=0)
     image = env.render()

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import urllib.request
 from pathlib import Path
 
@@ -55,7 +56,12 @@ def test_a_folder_s_checkpoint_goes_with_it(checkpoint, tmp_path: Path, capsys):
     assert '"./eft[dmcontrol,miniarcade,play]"' in dockerfile  # what its tasks need, and no more
     assert command(space)[:3] == ["eft", "play", "checkpoint"]
     copied = {path.name for path in (space / "eft").iterdir()}
-    assert copied == {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "pipeline", "stages"}
+    assert copied == {
+        "pyproject.toml", "constraints.txt", "README.md", "LICENSE", "eft", "pipeline", "stages",
+        "dvc.yaml", "params.yaml", "presets", "my_tasks", ".gitignore", ".dvcignore",
+    }  # fmt: skip
+    carried = tomllib.loads((space / "eft/pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert all((space / "eft" / name).exists() for name in carried["force-include"])  # else pip cannot build it
     assert not list((space / "eft").rglob("__pycache__"))
 
 

@@ -67,3 +67,8 @@ def test_neither_is_the_repository_that_a_run_is_started_in(tmp_path: Path, monk
 def test_code_that_was_unpacked_into_another_repository_is_not_reported(tmp_path: Path) -> None:
     repository(tmp_path)
     assert commit(code_in(tmp_path)) == "unknown"
+
+
+def test_packages_that_are_not_installed_have_no_version(monkeypatch):
+    monkeypatch.setattr(provenance, "_PACKAGES", ("numpy", "no-such-package"))
+    assert set(provenance.versions()) == {"python", "numpy"}

@@ -20,7 +20,7 @@ def test_every_suite_has_a_domain_and_every_domain_an_extra():
     assert set(domains.DOMAINS) == set(get_args(Suite))
     named = {domain.extra for domain in domains.DOMAINS.values()} - {None}
     assert named <= set(extras)
-    assert set(extras["light"][0].removeprefix("eft[").removesuffix("]").split(",")) == named - {"maniskill"}
+    assert set(extras["simulators"][0].removeprefix("eft[").removesuffix("]").split(",")) == named - {"maniskill"}
 
 
 def test_reading_the_catalogue_imports_no_simulator():

@@ -14,12 +14,15 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from scipy.cluster.hierarchy import cut_tree, leaves_list, linkage, optimal_leaf_ordering
-from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from pipeline import config
+from pipeline.extras import needs
 from pipeline.files import write_json
+
+with needs("pipeline"):
+    from scipy.cluster.hierarchy import cut_tree, leaves_list, linkage, optimal_leaf_ordering
+    from scipy.spatial.distance import squareform
 
 FILE = "clusters.json"
 
