@@ -43,8 +43,10 @@ class Batch(NamedTuple):
         return ~self.reward.isnan().all(0)
 
     def to(self, device: torch.device) -> Batch:
-        """Return the batch on a device."""
-        return self.each(lambda part: part.to(device, non_blocking=True))
+        """Return the batch on a device. To a GPU it goes by pinned memory, so that the processor need not wait."""
+        if device.type != "cuda":
+            return self.each(lambda part: part.to(device))
+        return self.each(lambda part: (part if part.is_cuda else part.pin_memory()).to(device, non_blocking=True))
 
     def each(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """Apply a function to every tensor, those of the past included."""

@@ -116,13 +116,13 @@ class Evidence:
             (n,) weight of Q in each task's policy loss: 0 where the policy alone has scored best, which then learns
             from the behaviour prior and entropy alone; else 1.
         """
-        q_weight = torch.ones(len(self._names), device=table.constraint.device)
+        q_weight = torch.ones(len(self._names))
         for row in sorted(set(self._rows)):
             if float(self._sums[row, :, 0].sum()) > 0:
                 means, _ = self.beliefs(row)
                 table.constraint[row] = FREE if means[FREE] > means[TIED] else TIED
                 q_weight[row] = float(not self._too_early(row) and int(np.argmax(means)) != POLICY)
-        return q_weight
+        return q_weight.to(table.discount.device)
 
     def metrics(self) -> dict[str, float]:
         """Return each task's weight: the share of its recent episodes that the policy played alone."""

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import Learning
-from pipeline.learn.diagnosis import describe_not_finite
 from pipeline.learn.extension import Extension, Extensions, Metrics
+from pipeline.learn.finite import FiniteWatch
 from pipeline.learn.optimizers import make_optimizers, rebuild_optimizers
 from pipeline.model import math, products
 from pipeline.model.task_table import TaskTable
@@ -94,6 +94,7 @@ class Learner:
         q_weight: (n,) weight of Q in each task's policy loss; None is 1 for all.
         value_scale: range of Q values (5th to 95th percentile), by which the policy loss divides Q: (1,) a running one
             for all tasks (published), or (n,) of each task's returns, where these are the targets of Q.
+        finite: sees to it that nothing is learned from a loss or gradient that is not finite.
     """
 
     def __init__(
@@ -117,6 +118,8 @@ class Learner:
         self.q_weight: Tensor | None = None
         scales = 1 if learning.value_target == "td" else len(table.names)
         self.value_scale = torch.ones(scales, device=model.bins.device)
+        self.finite = FiniteWatch(model.bins.device)
+        self._weights: dict[int, Tensor] = {}  # by horizon
         for extension in self.extensions:
             extension.attach(self)
         self.optimizers = make_optimizers(model, learning, self.extensions)
@@ -136,10 +139,10 @@ class Learner:
 
         Raises:
             FloatingPointError: a loss or gradient is not finite. Nothing was changed; where it is the policy's own
-                loss online, the model's step has been taken.
+                loss online, the model's step has been taken. On a GPU it comes some updates later, in which nothing
+                was learned, and at the latest from `finite.settle`.
         """
-        outside = batch.task[(batch.task < 0) | (batch.task >= len(self.table.names))]
-        assert not len(outside), f"rows {outside.tolist()} of a table of {len(self.table.names)} tasks"
+        self.table.check(batch.task)
         if isinstance(draws, torch.Generator):
             draws = UpdateDraws.sample(batch, self.table.embeddings.shape[1], self.model.config.num_q, draws)
         pieces = [(batch.take(which), draws.take(which)) for which in self._pieces(len(batch.task))]
@@ -172,7 +175,7 @@ class Learner:
         """Return the model's loss on slices and its metrics; append the detached latents (T + 1, B, Z) to `latents`."""
         model, learning = self.model, self.learning
         ctx = model.context(self.table, batch.task, draws.phrasing, target_q=draws.td_members)
-        weights = math.step_weights(learning.rho, len(batch.action), batch.obs.device)[:-1]
+        weights = self._step_weights(len(batch.action))[:-1]
 
         # Targets: latents encoded from the real next observations; r + gamma times the smaller of two target Q there,
         # or the returns that the replay keeps.
@@ -224,18 +227,18 @@ class Learner:
 
         The prior is the square error to expert actions, times `batch.imitation`. Gradients pass through Q to the
         actions; Q's own weights are frozen. Q at the first latents is appended to `values`. Of slices without rewards
-        Q says nothing: they count for prior and entropy alone.
+        Q says nothing: they count for prior and entropy alone, and what is appended is NaN.
         """
         model, learning = self.model, self.learning
         ctx = model.context(self.table, batch.task, draws.phrasing, q=draws.policy_members, target_q=())
-        weights = math.step_weights(learning.rho, len(batch.action), z.device)
+        weights = self._step_weights(len(batch.action))
         with self.extensions.recording():
             policy = model.policy(z, ctx, draws.policy_noise)
         if learning.policy_horizon:  # one value per slice: what the policy earns in the model from the first latent on
             q = self.rolled_out(z[0], ctx, draws.policy_noise).unsqueeze(0)
         else:
             q = math.decode(model.q(z, policy.action, ctx), model.bins).mean(0)  # (T + 1, B)
-        values.append(q[0].detach()[batch.rewarded])
+        values.append(q[0].detach().masked_fill(~batch.rewarded, float("nan")))
         error = batch.imitation * math.imitation_error(policy.action[:-1], batch.expert_action, ctx.action_mask)
         prior = (weights[:-1] @ error).mean()
         weighed = q if self.q_weight is None else self.q_weight[batch.task] * q
@@ -313,17 +316,28 @@ class Learner:
                 (part * loss).backward()
         norm = torch.zeros_like(total)
         if parameters:
-            total = self.ranks.average_gradients(parameters, total, size)
-            norm = nn.utils.clip_grad_norm_(parameters, self.learning.grad_clip_norm, foreach=True)
-            if not torch.isfinite(total + norm):
-                raise FloatingPointError(describe_not_finite(self, pieces, metrics, norm))
+            # All gradients lie in one buffer: averaged over ranks, clipped, and where they are finite a step is made.
+            gradients, total = self.ranks.average_gradients(parameters, total, size)
+            norm = torch.linalg.vector_norm(gradients)
+            gradients.mul_((self.learning.grad_clip_norm / (norm + 1e-6)).clamp(max=1.0))
+            self.finite.judge(total, norm)
+            optimizer.found_inf = self.finite.found  # type: ignore[attr-defined]  # where 1, Adam leaves all as it is
             optimizer.step()
-        metrics[f"{prefix}grad_norm"] = norm
-        return metrics | {"lr": norm.new_tensor(learning_rate(self.rate, self.updates, self.position))}
+        rate = learning_rate(self.rate, self.updates, self.position)
+        metrics |= {f"{prefix}grad_norm": norm, "lr": torch.full_like(norm, rate)}
+        if parameters:
+            self.finite.note(self, pieces, metrics)
+        return metrics
 
     def rebuild_optimizers(self, origins: dict[nn.Parameter, nn.Parameter] | None = None) -> None:
         """Train what has `requires_grad` now; `origins` maps a new parameter to the old one whose moments it takes."""
         self.optimizers = rebuild_optimizers(self.optimizers, self.model, self.learning, self.extensions, origins)
+
+    def _step_weights(self, horizon: int) -> Tensor:
+        """Return the weights (T + 1,) of a slice's steps."""
+        if horizon not in self._weights:
+            self._weights[horizon] = math.step_weights(self.learning.rho, horizon, self.model.bins.device)
+        return self._weights[horizon]
 
     def _pieces(self, size: int) -> list[slice]:
         """Split a batch of `size` into `accumulate` micro-batches, as equal as possible."""

@@ -213,6 +213,7 @@ class TrainingRun:
 
     def evaluate(self) -> bool:
         """Evaluate on all tasks and log scores per task and their mean; False if an interrupt cut it off."""
+        self.learner.finite.settle(self.learner)
         self.actor.refresh()
         try:
             with self.clock.phase("evaluate"):
@@ -267,6 +268,7 @@ class TrainingRun:
 
     def _log_averages(self) -> None:
         """Log the averages since the last call, over all ranks, at the present position."""
+        self.learner.finite.settle(self.learner)
         total, phases = self.clock.read()
         more = {name: value for measure in self.measures for name, value in measure().items()}
         own = {
@@ -341,6 +343,7 @@ class TrainingRun:
         self.on_save()
 
     def _save(self) -> None:
+        self.learner.finite.settle(self.learner)
         own = {f"sum.{name}": value for name, value in self._sums.items()}
         own |= {"generator": self.generator.get_state().clone(), "members": self._members.get_state().clone()}
         for name, part in self.parts.items():

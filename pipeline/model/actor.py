@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline import config
 from pipeline.config import near
 from pipeline.model import products
+from pipeline.model.device import to_device
 from pipeline.model.math import Policy
 from pipeline.model.planner import Plan
 from pipeline.model.planner import plan as make_plan
@@ -60,7 +62,7 @@ class Actor:
         self._generator = torch.Generator()
         self._prev_mean = torch.zeros(planner.horizon, 0, model.config.action_dim)
         self._is_first = torch.ones(0, dtype=torch.bool)
-        self._contexts: dict[str | None, tuple[Tensor, TaskContext]] = {}  # by adapter: of which rows, and that
+        self._contexts: dict[str | None, tuple[tuple[int, ...], TaskContext]] = {}  # by adapter: of which rows, and that
 
     @property
     def device(self) -> torch.device:
@@ -91,7 +93,7 @@ class Actor:
 
     def begin_episodes(self, which: Tensor) -> None:
         """Forget the plans of the environments where `which` (N,) bool is true: their next step is their first."""
-        self._is_first |= which.to(self.device)
+        self._is_first |= to_device(which, self.device)
 
     def refresh(self) -> None:
         """Drop what was computed from weights or tasks that have changed."""
@@ -199,22 +201,24 @@ class Actor:
         envs: Tensor | None,
     ) -> Tensor:
         """Choose one action per environment, by one adapter or none; as `act`."""
-        obs, envs = obs.to(self.device), None if envs is None else envs.to(self.device)
+        obs, envs = to_device(obs, self.device), None if envs is None else to_device(envs, self.device)
         with products.use(self.mode), self._acting(adapter):
             ctx = self._task_context(rows, adapter)
-            planned = torch.as_tensor(plan, device=self.device).expand(len(rows))
+            # Who plans is decided in the processor's memory: a mask on a GPU would have to be waited for.
+            planned = np.broadcast_to(torch.as_tensor(plan).cpu().numpy(), len(rows))
             if constraint_weight is None:
-                constraint = self.table.constraint[rows.to(self.device)]
-                planned, constraint_weight = planned & (constraint != POLICY), (constraint == TIED).float()
+                constraint = self.table.constraint.numpy()[rows.cpu().numpy()]
+                planned, constraint_weight = planned & (constraint != POLICY), torch.from_numpy(constraint == TIED)
             made, policy = None, None
             if planned.any():
                 made = self._plan(ctx, obs, planned, constraint_weight, explore, envs)
             if not planned.all():
                 policy = self._policy(ctx, obs, explore, envs)
-            action, intended = _chosen(planned, made, policy)
-            self.intended = intended.cpu()
-            self.acted(obs, action, envs, ctx, planned, made, policy, explore)
-        return action.cpu()
+            which = to_device(torch.from_numpy(planned.copy()), self.device)
+            action, intended = _chosen(which, made, policy)
+            self.acted(obs, action, envs, ctx, which, made, policy, explore)
+        action, self.intended = torch.stack([action, intended]).cpu().unbind()  # what is waited for, once
+        return action
 
     def _by_adapter(self, rows: Tensor) -> dict[str | None, Tensor]:
         """Return the adapters of these tasks, None for none, and which of the rows each is for."""
@@ -234,7 +238,7 @@ class Actor:
         self,
         ctx: TaskContext,
         obs: Tensor,
-        planned: Tensor,
+        planned: np.ndarray,
         constraint_weight: float | Tensor,
         explore: bool,
         envs: Tensor | None,
@@ -244,13 +248,16 @@ class Actor:
         In the plan that is returned, the others' actions and weights are 0.
         """
         if not planned.all():
-            some = planned.nonzero().squeeze(1)
-            weight = constraint_weight[some] if isinstance(constraint_weight, Tensor) else constraint_weight
-            these = some if envs is None else envs[some]
-            made = self._plan(ctx.take(some), obs[some], planned[some], weight, explore, these)
+            chosen = np.flatnonzero(planned)
+            some = to_device(torch.from_numpy(chosen), self.device)
+            weight = _take(constraint_weight, torch.from_numpy(chosen))
+            these = some if envs is None else envs.index_select(0, some)
+            made = self._plan(ctx.take(some), obs.index_select(0, some), planned[chosen], weight, explore, these)
             parts = zip(made, _PLAN_DIMS, strict=True)
             return Plan(*(_spread(part, len(planned), some, dim) for part, dim in parts))
         prev_mean, is_first = take_envs(self._prev_mean, 1, envs), take_envs(self._is_first, 0, envs)
+        if isinstance(constraint_weight, Tensor):
+            constraint_weight = to_device(constraint_weight.to(prev_mean.dtype), self.device)
         made = make_plan(
             self.model, ctx, obs, self.planner, prev_mean, is_first, self._generator, constraint_weight, explore,
             self.past(envs),
@@ -296,9 +303,10 @@ class Actor:
         self._generator.set_state(state["generator"])
 
     def _task_context(self, rows: Tensor, adapter: str | None) -> TaskContext:
-        if adapter not in self._contexts or not torch.equal(rows, self._contexts[adapter][0]):
-            made = self.model.context(self.table, rows.to(self.device), target_q=())
-            self._contexts[adapter] = rows.clone(), made
+        wanted = tuple(rows.tolist())
+        if adapter not in self._contexts or self._contexts[adapter][0] != wanted:
+            made = self.model.context(self.table, to_device(rows, self.device), target_q=())
+            self._contexts[adapter] = wanted, made
         return self._contexts[adapter][1]
 
 

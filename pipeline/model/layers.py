@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.model.device import launches
 from pipeline.model.products import derived, product, ready
 
 # Without gradients a CPU computes few enough rows at a time that a layer's output is still in the cache when the next
@@ -39,6 +40,8 @@ class SimNorm:
         """Map (..., Z) to (..., Z); Z must be a multiple of `group`."""
         assert x.shape[-1] % self.group == 0, f"a width of {x.shape[-1]} is no multiple of {self.group}"
         groups = x.unflatten(-1, (-1, self.group))
+        if launches(x):
+            return groups.softmax(-1).flatten(-2)
         # Transposed: a softmax over few adjacent values is slow, one over a strided dim is vectorised, copies included.
         return groups.transpose(-1, -2).softmax(-2).transpose(-1, -2).flatten(-2)
 
@@ -53,7 +56,7 @@ class Mish:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map each element."""
-        if x.is_cuda:
+        if launches(x):
             return F.mish(x)
         if torch.is_grad_enabled() and x.requires_grad:
             return _MishWithGradient.apply(x)
@@ -153,7 +156,7 @@ class MLP(nn.Sequential):
             a: action, for an MLP that has one.
         """
         shape = (x if a is None else a).shape[:-1]
-        if torch.is_grad_enabled() or x.device.type != "cpu" or len(shape) == 1:
+        if torch.is_grad_enabled() or launches(x) or len(shape) == 1:
             return self._whole(task, x, a)
         each = max(_CACHED_BYTES // (shape[1:].numel() * self._first_dim * 4), 1)
         if each >= shape[0]:

@@ -217,7 +217,9 @@ def _first_mean_std(
     mean[:-1] = prev_mean[1:]
     mean = mean.masked_fill(is_first.bool().unsqueeze(-1), 0.0)
     std = torch.full_like(mean, planner.max_std)
-    weight = torch.as_tensor(constraint_weight, dtype=mean.dtype, device=mean.device).reshape(-1, 1)  # (1 or N, 1)
+    if not isinstance(constraint_weight, Tensor):
+        constraint_weight = mean.new_full((1,), constraint_weight)
+    weight = constraint_weight.to(mean.dtype).reshape(-1, 1)  # (1 or N, 1)
     policy_std = policy_actions.std(1, correction=min(1, planner.num_policy_samples - 1))
     std = torch.lerp(std, policy_std, weight).clamp(planner.min_std, planner.max_std)
     return torch.lerp(mean, policy_actions.mean(1), weight), std

@@ -47,13 +47,14 @@ class TaskContext(NamedTuple):
 
     def take(self, rows: Tensor) -> "TaskContext":
         """Select rows (B,), as indexing does: row i of the result is that of task rows[i]."""
+        return TaskContext(*(_take(part, rows) for part in self))
 
-        def take(part: Any) -> Any:
-            if isinstance(part, dict):
-                return {member: one.take(rows) for member, one in part.items()}
-            return part.index_select(0, rows) if isinstance(part, Tensor) else None if part is None else part.take(rows)
 
-        return TaskContext(*map(take, self))
+def _take(part: Any, rows: Tensor) -> Any:
+    """Select rows of one part of a context."""
+    if isinstance(part, dict):
+        return {member: one.take(rows) for member, one in part.items()}
+    return part.index_select(0, rows) if isinstance(part, Tensor) else None if part is None else part.take(rows)
 
 
 class QEnsemble(nn.ModuleList):
@@ -149,7 +150,9 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
         q: Sequence[int] | None = None,
         target_q: Sequence[int] | None = None,
     ) -> TaskContext:
-        """Compute what the tasks contribute to every network, once per distinct text.
+        """Compute what the tasks contribute to every network, once per text.
+
+        How many texts are computed follows from sizes alone, never from which tasks they are: a GPU need not be asked.
 
         Args:
             table: the known tasks.
@@ -158,13 +161,16 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
             q: the Q members to be evaluated; None for all.
             target_q: the target Q members to be evaluated; None for all.
         """
-        num_phrasings = table.embeddings.shape[1]
-        index = task * num_phrasings + (0 if phrasing is None else phrasing)
-        texts, rows = torch.unique(index, return_inverse=True)
-        of_text = texts // num_phrasings
-        emb = table.embeddings.flatten(0, 1)[texts]
-        columns = {name: column[of_text] for name, column in table.columns.items()}
-        return TaskContext(
+        (num_tasks, num_phrasings, _), columns, rows = table.embeddings.shape, table.columns, task
+        if phrasing is not None:
+            emb, rows = table.embeddings.flatten(0, 1), task * num_phrasings + phrasing
+            columns = {name: column.unsqueeze(1).expand(-1, num_phrasings).flatten() for name, column in columns.items()}
+        elif num_tasks < len(task) or torch.is_grad_enabled():
+            emb = table.embeddings[:, 0]
+        else:
+            emb, rows = table.embeddings[:, 0].index_select(0, task), None
+            columns = {name: column.index_select(0, task) for name, column in columns.items()}
+        conditioned = (
             self.encoder.condition(emb, columns),
             self.dynamics.condition(emb, columns),
             self.reward_head.condition(emb, columns),
@@ -172,11 +178,11 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
             self.q_heads.condition(emb, columns, q),
             self.target_q_heads.condition(emb, columns, target_q),
             None if self.termination_head is None else self.termination_head.condition(emb, columns),
-            table.action_mask[of_text],
-            table.discount[of_text],
-            None if table.obs_mean is None else table.obs_mean[of_text],
-            None if table.obs_std is None else table.obs_std[of_text],
-        ).take(rows)
+        )
+        of_task = (table.action_mask, table.discount, table.obs_mean, table.obs_std)
+        return TaskContext(
+            *(part if rows is None else _take(part, rows) for part in conditioned), *(_take(part, task) for part in of_task)
+        )
 
     def encode(self, obs: Tensor, ctx: TaskContext) -> Tensor:
         """Map observations (..., n, O), normalised by the statistics of each task's body, to latents (..., n, Z).
