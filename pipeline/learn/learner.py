@@ -19,7 +19,7 @@ from pipeline.learn.finite import FiniteWatch
 from pipeline.learn.optimizers import make_optimizers, rebuild_optimizers
 from pipeline.model import math, products
 from pipeline.model.task_table import TaskTable
-from pipeline.model.world_model import TaskContext, WorldModel, draw_members
+from pipeline.model.world_model import PARTS, TaskContext, WorldModel, draw_members
 from pipeline.run.ranks import Ranks
 from pipeline.shapes import Batch
 
@@ -230,7 +230,8 @@ class Learner:
         Q says nothing: they count for prior and entropy alone, and what is appended is NaN.
         """
         model, learning = self.model, self.learning
-        ctx = model.context(self.table, batch.task, draws.phrasing, q=draws.policy_members, target_q=())
+        parts = PARTS if learning.policy_horizon else ("policy", "q")
+        ctx = model.context(self.table, batch.task, draws.phrasing, draws.policy_members, (), parts)
         weights = self._step_weights(len(batch.action))
         with self.extensions.recording():
             policy = model.policy(z, ctx, draws.policy_noise)
@@ -309,11 +310,13 @@ class Learner:
         for rows in sizes:
             with products.use(self.mode), self.ranks.autocast(), self._others_frozen(parameters):
                 loss, found = next(losses)
-            part = rows / max(size, 1)
-            total = total + part * loss.detach()
-            metrics = {name: metrics.get(name, 0) + part * value for name, value in found.items()}
+            if len(sizes) > 1:
+                part = rows / max(size, 1)
+                loss, found = part * loss, {name: part * value for name, value in found.items()}
+            total = total + loss.detach()
+            metrics = {name: metrics[name] + value if metrics else value for name, value in found.items()}
             if parameters:  # none where, e.g., adapters are on the policy alone and the model's step is online
-                (part * loss).backward()
+                loss.backward()
         norm = torch.zeros_like(total)
         if parameters:
             # All gradients lie in one buffer: averaged over ranks, clipped, and where they are finite a step is made.

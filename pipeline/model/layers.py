@@ -87,11 +87,24 @@ class Block(nn.Module):
 
     def finish(self, x: Tensor) -> Tensor:
         """Apply LayerNorm and activation to the product, in float32."""
-        norm, activation = self.norm, self.activation
-        if norm is None or activation is None:
-            return x.float() if x.dtype == torch.bfloat16 else x
-        weight = norm.weight
-        return activation(F.layer_norm(x.to(weight.dtype), weight.shape, weight, norm.bias))
+        return normalised(x, None if self.norm is None else (self.norm.weight, self.norm.bias), self.activation)
+
+
+def normalised(x: Tensor, norm: tuple[Tensor, Tensor] | None, activation: SimNorm | Mish | None) -> Tensor:
+    """Apply LayerNorm and activation to a product x (..., rows, H), in float32.
+
+    Args:
+        x: the product; of M stacked networks (M, rows, H).
+        norm: weight and bias (H,); of stacked networks (M, 1, H). None leaves x as it is, an output.
+        activation: what follows.
+    """
+    if norm is None or activation is None:
+        return x.float() if x.dtype == torch.bfloat16 else x
+    weight, bias = norm
+    x, width = x.to(weight.dtype), weight.shape[-1:]
+    if weight.ndim == 1:
+        return activation(F.layer_norm(x, width, weight, bias))
+    return activation(torch.addcmul(bias, F.layer_norm(x, width), weight))
 
 
 class TaskInput(NamedTuple):

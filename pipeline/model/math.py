@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ def symlog(x: Tensor) -> Tensor:
 
 def symexp(x: Tensor) -> Tensor:
     """Undo `symlog`: sign(x) (exp(|x|) - 1)."""
-    return x.sign() * x.abs().expm1()
+    return x.abs().expm1().copysign(x)
 
 
 def locate(x: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +107,7 @@ class Policy:
         gaussian, squashed = self._log_probs
         return -squashed * (gaussian * self.num_dims) / (squashed + 1e-8)
 
-    @property
+    @cached_property
     def _log_probs(self) -> tuple[Tensor, Tensor]:
         gaussian = (-0.5 * self.noise**2 - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
         return gaussian, gaussian - torch.log(torch.relu(1 - self.action**2) + 1e-6).sum(-1)
@@ -131,7 +132,7 @@ def squashed_gaussian(
         noise, action = torch.zeros_like(mean), mean.tanh()
     else:
         noise = noise * action_mask
-        action = torch.tanh(mean + noise * log_std.exp())
+        action = torch.addcmul(mean, noise, log_std.exp()).tanh()
     return Policy(mean, log_std, noise, action, action_mask.sum(-1))
 
 

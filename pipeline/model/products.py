@@ -100,6 +100,11 @@ def ready(weight: Tensor) -> Tensor:
     return weight.contiguous() if mode == "onednn" else weight
 
 
+def lowered(weights: Tensor) -> Tensor:
+    """Return weights in the precision of products."""
+    return weights.to(torch.bfloat16) if _mode.get() == "bfloat16" else weights
+
+
 def derived(key: object, compute: Any) -> Tensor:
     """Return `compute()`, once per `key` within `fixed_weights`."""
     known = _derived.get()
