@@ -25,9 +25,10 @@ from pipeline.model import device
 from pipeline.model.actor import Actor
 
 # What may be dispatched at most. A test counts anew and fails above it.
-BUDGET = {"plan": 1214, "update": 908}
+BUDGET = {"plan": 700, "update": 600}
 READS = ("_local_scalar_dense", "nonzero", "_unique", "unique_", "masked_select", "is_nonzero", "equal")
-_NOT_LAUNCHED = ("_unsafe_view", "lift_fresh", "detach_", "squeeze_", "unsqueeze_")
+# What the processor does: it looks at memory in another way, or draws which Q members are used.
+_NOT_LAUNCHED = ("randperm", "_unsafe_view", "lift_fresh", "detach_", "squeeze_", "unsqueeze_")
 
 
 class Operations(TorchDispatchMode):

@@ -45,13 +45,14 @@ class FiniteWatch:
     """
 
     def __init__(self, device: torch.device, behind: int | None = None):
-        self.found = torch.zeros((), device=device)
+        self.found = torch.zeros((), dtype=torch.float32, device=device)  # as Adam reads it
         self._behind = (0 if device.type == "cpu" else _BEHIND) if behind is None else behind
         self._pending: deque[Verdict] = deque()
 
     def judge(self, loss: Tensor, norm: Tensor) -> None:
         """Set `found` where a loss () or the norm () of its gradient is not finite."""
-        self.found.logical_or_((loss + norm).isfinite().logical_not_())
+        both = loss + norm
+        self.found.logical_or_(both - both)  # 0 of what is finite, else NaN, which counts as true
 
     def note(self, learner: Learner, pieces: Sequence[Any], metrics: dict[str, Tensor]) -> None:
         """Remember a step that was judged, and read what is due.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import Tensor
 
@@ -28,3 +30,16 @@ def pretend_to_launch(whether: bool) -> None:
     """Compute on the CPU by the operations that a GPU is given, to count and to test them where there is none."""
     global _pretended
     _pretended = whether
+
+
+def restore(generator: torch.Generator, state: Tensor) -> None:
+    """Set a generator's state; that of a generator of another device seeds it, as its numbers are others anyway."""
+    if len(state) == len(generator.get_state()):
+        generator.set_state(state)
+    else:
+        generator.manual_seed(int.from_bytes(hashlib.sha256(state.numpy().tobytes()).digest()[:7], "little"))
+
+
+def pretends() -> bool:
+    """Whether `pretend_to_launch` is on."""
+    return _pretended

@@ -94,15 +94,14 @@ class QEnsemble(nn.ModuleList):
             return torch.stack([self[member](task, z, a) for member, task in tasks.items()])
         count, kind = len(tasks.weight_x), tasks.weight_x.dtype
         x, act = (part.flatten(0, -2).to(kind).expand(count, -1, -1) for part in (z, a))
-        h = torch.bmm(x, tasks.weight_x.mT).view(count, *z.shape[:-1], -1)
-        per_row = tasks.tasks.view(count, *[1] * (z.ndim - 2), *tasks.tasks.shape[1:])
-        h = h + per_row.to(h.dtype)
-        if z.ndim < a.ndim:
-            h = h.unsqueeze(1).expand(count, *a.shape[:-1], -1).clone(memory_format=torch.contiguous_format)
-        h = h.view(count, -1, h.shape[-1]).baddbmm_(act.to(h.dtype), tasks.weight_a.mT.to(h.dtype))
+        h, of_tasks, weight_a = torch.bmm(x, tasks.weight_x.mT), tasks.tasks, tasks.weight_a.mT
+        if z.ndim < a.ndim:  # all samples share z: it belongs to the tasks' part
+            h, of_tasks = torch.bmm(act, weight_a), of_tasks + h
+        else:
+            h = torch.baddbmm(h, act.to(h.dtype), weight_a.to(h.dtype))
         activation = cast("MLP", self[0]).blocks[0].activation
         first, *rest = tasks.layers
-        h = normalised(h, first.norm, activation)
+        h = normalised(h, first.norm, activation, of_tasks)
         for layer in rest:
             h = torch.baddbmm(layer.bias.to(kind), h.to(kind), layer.weight.mT)
             h = normalised(h, layer.norm, activation)
@@ -122,7 +121,8 @@ class QEnsemble(nn.ModuleList):
         if isinstance(members, Tensor):
             flat = flat.index_select(0, members)
         low = products.lowered(flat)
-        rows, low_rows = flat.split(sizes, 1), low.split(sizes, 1)
+        rows = flat.split(sizes, 1)
+        low_rows = rows if low is flat else low.split(sizes, 1)
         layers, place = [], 0
         for block in cast("MLP", self[0]).blocks:
             weight = low_rows[place].unflatten(1, parts[0][place].shape)

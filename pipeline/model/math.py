@@ -9,8 +9,10 @@ Source: Newt (arXiv 2511.19584), TD-MPC2 (arXiv 2310.16828); two-hot scalars: Dr
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +28,24 @@ def symlog(x: Tensor) -> Tensor:
 
 def symexp(x: Tensor) -> Tensor:
     """Undo `symlog`: sign(x) (exp(|x|) - 1)."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _Symexp.apply(x)
     return x.abs().expm1().copysign(x)
+
+
+class _Symexp(torch.autograd.Function):
+    """`symexp` y with its derivative |y| + 1, which takes fewer operations than those of its parts."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = x.abs().expm1().copysign(x)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return torch.addcmul(grad, grad, y.abs())
 
 
 def locate(x: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,7 +146,8 @@ def squashed_gaussian(
     """
     mean, log_std = raw.chunk(2, dim=-1)
     mean = mean * action_mask
-    log_std = (log_std_min + 0.5 * (log_std_max - log_std_min) * (log_std.tanh() + 1)) * action_mask
+    half = 0.5 * (log_std_max - log_std_min)
+    log_std = (half * log_std.tanh() + (log_std_min + half)) * action_mask
     if noise is None:
         noise, action = torch.zeros_like(mean), mean.tanh()
     else:
@@ -162,27 +182,38 @@ def consistency_loss(z: Tensor, target: Tensor, weights: Tensor, each: bool = Fa
     return weights @ (square.mean(2) if each else square.mean((1, 2)))
 
 
-def scalar_loss(
-    logits: Tensor, target: Tensor, bins: Tensor, weights: Tensor, each: bool = False, known: Tensor | None = None
-) -> Tensor:
-    """Soft cross-entropy of two-hot scalars: the reward's loss, and the value's as a mean over Q members.
+def scalar_losses(
+    logits: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    bins: Tensor,
+    weights: Tensor,
+    each: bool = False,
+    known: Tensor | None = None,
+) -> list[Tensor]:
+    """Soft cross-entropies of two-hot scalars: the reward's loss, and the value's as a mean over Q members.
 
     Args:
-        logits: (T, B, K), or (M, T, B, K) for M heads with the same targets.
-        target: (T, B) scalars.
+        logits: of several scalars: (T, B, K) each, or (M, T, B, K) for M heads with the same target.
+        targets: (T, B) each.
         bins: (K,)
         weights: (T,)
         each: one loss per slice.
-        known: (B,) bool, the slices whose targets are known; the loss of the others is 0. None for all.
+        known: (B,) bool, the slices whose targets are known; the losses of the others are 0. None for all.
     """
+    heads = [one if one.ndim == 4 else one.unsqueeze(0) for one in logits]
+    counts = [len(one) for one in heads]
+    target = torch.stack(list(targets))
     if known is not None:
         target = target.masked_fill(~known, 0.0)
-    entropies = soft_cross_entropy(logits, locate(target, bins))  # (T, B) or (M, T, B)
+    lower, weight = (
+        torch.cat([one.expand(count, -1, -1) for one, count in zip(part.split(1), counts, strict=True)])
+        for part in locate(target, bins)
+    )
+    entropies = soft_cross_entropy(torch.cat(heads), (lower, weight))  # (heads, T, B)
     if known is not None:
         entropies = entropies * known
-    if each:
-        return (weights @ entropies).view(-1, target.shape[1]).mean(0)
-    return (entropies.mean(-1) @ weights).mean()
+    found = weights @ entropies if each else entropies.mean(-1) @ weights
+    return [one.squeeze(0) if len(one) == 1 else one.mean(0) for one in found.split(counts)]
 
 
 def termination_loss(logits: Tensor, terminated: Tensor, each: bool = False) -> Tensor:
@@ -219,7 +250,7 @@ def update_value_scale(scale: Tensor, values: Tensor, tau: float) -> None:
         return
     # How many are known decides nothing that the processor would have to wait for: torch's own quantile would ask.
     ordered = values.to(scale.dtype).flatten().sort().values  # NaNs come last
-    count = ordered.isfinite().sum()
+    count = (~ordered.isnan()).sum()
     place = torch.linspace(0.05, 0.95, 2, dtype=scale.dtype, device=scale.device) * (count - 1).clamp(min=0)
     below = place.floor()
     around = ordered[torch.stack([below, place.ceil()]).long()]

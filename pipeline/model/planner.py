@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline import config
 from pipeline.model import products
+from pipeline.model.device import to_device
 from pipeline.model.math import decode
 from pipeline.model.world_model import TaskContext, WorldModel, draw_members
 
@@ -32,9 +33,18 @@ class PlanDraws(NamedTuple):
 
     @classmethod
     def sample(
-        cls, planner: config.Planner, num_envs: int, action_dim: int, num_q: int, generator: torch.Generator
+        cls,
+        planner: config.Planner,
+        num_envs: int,
+        action_dim: int,
+        num_q: int,
+        generator: torch.Generator,
+        members: torch.Generator | None = None,
     ) -> PlanDraws:
-        """Draw for one plan; the tensors are on the generator's device."""
+        """Draw for one plan; the tensors are on the generator's device.
+
+        Q members are numbers: with a generator on a GPU they come from `members`, on the CPU.
+        """
 
         def normal(*shape: int) -> Tensor:
             shape = *shape, num_envs, action_dim
@@ -46,10 +56,16 @@ class PlanDraws(NamedTuple):
             normal(horizon, own),
             normal(planner.iterations, horizon, total - own),
             normal(planner.iterations, total),
-            [draw_members(num_q, generator) for _ in range(planner.iterations)],
+            [draw_members(num_q, members or generator) for _ in range(planner.iterations)],
             exponential.exponential_(generator=generator),
             normal(),
         )
+
+    def indexed(self) -> PlanDraws:
+        """Return the same with the Q members as an index on the device of the noise: their choice fixes no operation."""
+        if isinstance(self.members, Tensor):
+            return self
+        return self._replace(members=to_device(torch.tensor(self.members), self.value_noise.device))
 
     def to(self, device: torch.device | str) -> PlanDraws:
         """Return the draws on a device."""
@@ -101,7 +117,8 @@ def plan(
         # Start: encode, and roll the policy out in the model once; these are candidates in every iteration.
         z, carry = model.begin(obs, ctx, past)
         discounts = ctx.discount ** torch.arange(planner.horizon + 1, device=obs.device).unsqueeze(1)  # (T + 1, N)
-        policy = policy_rollouts(model, ctx, z, discounts, draws.policy_noise, carry)
+        first = model.at(z, ctx)
+        policy = policy_rollouts(model, ctx, z, discounts, draws.policy_noise, carry, first)
         policy_actions, envs = torch.stack(policy.actions), torch.arange(num_envs, device=obs.device)
         mean, std = _first_mean_std(planner, prev_mean, is_first, policy_actions, constraint_weight, ctx.action_mask)
 
@@ -109,7 +126,7 @@ def plan(
             # Sample action sequences around the mean, and roll them out in the model. Padded action dims stay 0, as
             # mean and std are.
             actions = torch.addcmul(mean.unsqueeze(1), std.unsqueeze(1), draws.sample_noise[i]).clamp_(-1, 1)
-            samples = _rollout(model, ctx, z, discounts, lambda t, _, actions=actions: actions[t], carry)
+            samples = _rollout(model, ctx, z, discounts, lambda t, _, actions=actions: actions[t], carry, first)
 
             # Value: the discounted rewards plus, at the last latent, Q of the policy's action (mean of two members).
             last_value = _last_value(model, ctx._replace(q=members), policy, samples, draws.value_noise[i])
@@ -151,11 +168,17 @@ class Rollout(NamedTuple):
 
 
 def policy_rollouts(
-    model: WorldModel, ctx: TaskContext, z: Tensor, discounts: Tensor, noise: Tensor, carry: Any = None
+    model: WorldModel,
+    ctx: TaskContext,
+    z: Tensor,
+    discounts: Tensor,
+    noise: Tensor,
+    carry: Any = None,
+    first: TaskContext | None = None,
 ) -> Rollout:
-    """Roll the policy out from z (N, Z), R times, with noise (T, R, N, A)."""
+    """Roll the policy out from z (N, Z), R times, with noise (T, R, N, A); `first` is `model.at(z, ctx)`."""
     z = z.expand(noise.shape[1], *z.shape)
-    return _rollout(model, ctx, z, discounts, lambda t, z: model.policy(z, ctx, noise[t]).action, carry)
+    return _rollout(model, ctx, z, discounts, lambda t, z: model.policy(z, ctx, noise[t]).action, carry, first or ctx)
 
 
 def _rollout(
@@ -165,16 +188,21 @@ def _rollout(
     discounts: Tensor,
     act: Callable[[int, Tensor], Tensor],
     carry: Any,
+    first: TaskContext,
 ) -> Rollout:
-    """Roll out T steps of actions `act(t, z)` (P', N, A), summing rewards by the first T of `discounts` (T + 1, N)."""
+    """Roll out T steps of actions `act(t, z)` (P', N, A), summing rewards by the first T of `discounts` (T + 1, N).
+
+    The first step is computed with the context `first`, all others with `ctx`.
+    """
     actions, rewards, goes_on, alive = [], [], [], None
     for t in range(len(discounts) - 1):
         action = act(t, z)
         actions.append(action)
-        rewards.append(model.reward(z, action, ctx))
+        here = ctx if t else first
+        rewards.append(model.reward(z, action, here))
         goes_on.append(alive)  # until this step
-        alive = still_alive(model, ctx, z, action, alive)
-        z, carry = model.next(z, action, ctx, carry)
+        alive = still_alive(model, here, z, action, alive)
+        z, carry = model.next(z, action, here, carry)
     reward = decode(torch.stack(rewards), model.bins)  # (T, P', N)
     if alive is not None:
         reward = reward * torch.stack([torch.ones_like(alive), *goes_on[1:]])

@@ -171,6 +171,12 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
             *(part if rows is None else _take(part, rows) for part in conditioned), *(_take(part, task) for part in of_task)
         )
 
+    def at(self, z: Tensor, ctx: TaskContext) -> TaskContext:
+        """Return the context for many actions at one z (n, Z): what z gives the first layers is computed once."""
+        named = {"dynamics": self.dynamics, "reward": self.reward_head, "termination": self.termination_head}
+        plain = {name: network for name, network in named.items() if type(network) is MLP}
+        return ctx._replace(**{name: network.given(getattr(ctx, name), z) for name, network in plain.items()})
+
     def encode(self, obs: Tensor, ctx: TaskContext) -> Tensor:
         """Map observations (..., n, O), normalised by the statistics of each task's body, to latents (..., n, Z).
 
