@@ -229,7 +229,9 @@ class Runtime:
     threads: CountOrZero  # torch CPU threads; 0 = one per core
     matmul: Literal["auto", "torch", "onednn"]  # library of float32 products on a CPU; auto = by the processor, and ...
     # ... on a GPU TF32 (published), which `torch` turns off
-    plan_products: Literal["auto", "float32", "bfloat16"]  # of planning: bfloat16 is faster, and values differ by 1 to ...
+    plan_products: Literal[
+        "auto", "float32", "bfloat16"
+    ]  # of planning: bfloat16 is faster, and values differ by 1 to ...
     # ... 2 %; auto = bfloat16 on a GPU
     env_workers: CountOrZero  # processes that step environments; 0 = in the main process
     precision: Literal["fp32", "bf16"]  # of the products in an update; weights and optimisers stay float32

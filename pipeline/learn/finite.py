@@ -82,6 +82,4 @@ class FiniteWatch:
             if verdict.found.numpy():
                 self._pending.clear()
                 self.found.zero_()
-                raise FloatingPointError(
-                    describe_not_finite(learner, verdict.update, verdict.pieces, verdict.metrics)
-                )
+                raise FloatingPointError(describe_not_finite(learner, verdict.update, verdict.pieces, verdict.metrics))

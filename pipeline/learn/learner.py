@@ -54,7 +54,7 @@ class UpdateDraws(NamedTuple):
         return cls(phrasing, normal[:horizon], td_members, normal[horizon:], policy_members)
 
     def indexed(self) -> UpdateDraws:
-        """Return the same with the Q members as indices on the device of the noise: their choice fixes no operation."""
+        """Return the same with the Q members as indices on the noise's device: which they are fixes no operation."""
         if isinstance(self.td_members, Tensor):
             return self
         both = to_device(torch.tensor([self.td_members, self.policy_members]), self.td_noise.device)
@@ -388,7 +388,14 @@ class Learner:
             yield from optimizer.state.get(parameter, {}).values()
         yield from (group["lr"] for optimizer in self.optimizers[:2] for group in optimizer.param_groups)
         table = self.table
-        own = (table.embeddings, table.action_mask, table.discount, table.obs_mean, table.obs_std, *table.columns.values())
+        own = (
+            table.embeddings,
+            table.action_mask,
+            table.discount,
+            table.obs_mean,
+            table.obs_std,
+            *table.columns.values(),
+        )
         more = (self.value_scale, self._q_weight, self._lr, self.finite.found)
         yield from (tensor for tensor in (*own, *more) if tensor is not None)
 

@@ -92,9 +92,10 @@ class Setup:
         """
         self._check_values()
         mode, _ = product_modes(self.runtime, self.ranks.device)
+        graphs = make_graphs(self.runtime, self.ranks.device)
         return Learner(
-            self.model, self.table, self.learning, warmup_updates, self.ranks, mode, self.runtime.accumulate, extensions,
-            make_graphs(self.runtime, self.ranks.device),
+            self.model, self.table, self.learning, warmup_updates, self.ranks, mode, self.runtime.accumulate,
+            extensions, graphs,
         )  # fmt: skip
 
     def actor(self) -> Actor:

@@ -14,8 +14,8 @@ from pipeline import config
 from pipeline.config import near
 from pipeline.model import products
 from pipeline.model.device import restore, to_device
-from pipeline.model.math import Policy
 from pipeline.model.graphs import Graphs
+from pipeline.model.math import Policy
 from pipeline.model.planner import Plan, PlanDraws
 from pipeline.model.planner import plan as make_plan
 from pipeline.model.task_table import POLICY, TIED, TaskTable
@@ -67,7 +67,9 @@ class Actor:
         self._members = self._generator if self.device.type == "cpu" else torch.Generator()
         self._prev_mean = torch.zeros(planner.horizon, 0, model.config.action_dim)
         self._is_first = torch.ones(0, dtype=torch.bool)
-        self._contexts: dict[str | None, tuple[tuple[int, ...], TaskContext]] = {}  # by adapter: of which rows, and that
+        self._contexts: dict[
+            str | None, tuple[tuple[int, ...], TaskContext]
+        ] = {}  # by adapter: of which rows, and that
 
     @property
     def device(self) -> torch.device:
@@ -309,16 +311,27 @@ class Actor:
         num, more = len(obs), draws.explore_noise.shape[0] - len(obs)  # those added are planned for in vain
         parts = (to_device(rows, self.device), obs, prev_mean, is_first, weight)
         rows, obs, prev_mean, is_first, weight = (
-            torch.cat([part, part.narrow(dim, 0, 1).expand(*part.shape[:dim], more, *part.shape[dim + 1 :])], dim)
-            for part, dim in zip(parts, (0, 0, 1, 0, 0), strict=True)
-        ) if more else parts
+            (
+                torch.cat([part, part.narrow(dim, 0, 1).expand(*part.shape[:dim], more, *part.shape[dim + 1 :])], dim)
+                for part, dim in zip(parts, (0, 0, 1, 0, 0), strict=True)
+            )
+            if more
+            else parts
+        )
 
         def whole(rows: Tensor, *given: Any) -> Plan:
             with torch.no_grad():
                 return self._made(self.model.context(self.table, rows, target_q=()), explore, *given)
 
         table = self.table
-        known = (table.embeddings, table.action_mask, table.discount, table.obs_mean, table.obs_std, *table.columns.values())
+        known = (
+            table.embeddings,
+            table.action_mask,
+            table.discount,
+            table.obs_mean,
+            table.obs_std,
+            *table.columns.values(),
+        )
         reads = (*self.model.parameters(), *self.model.buffers(), *(part for part in known if part is not None))
         given = rows, obs, prev_mean, is_first, draws.indexed(), weight, past
         found = self.graphs.run((adapter, explore, self.mode), whole, given, reads)

@@ -32,7 +32,7 @@ def _has_triton() -> bool:
 
 
 def norm_activation(x: Tensor, tasks: Tensor | None, weight: Tensor, bias: Tensor, group: int) -> Tensor:
-    """Return act(LayerNorm(x + tasks)) in float32.
+    """Return act(LayerNorm(x + tasks)), computed in float32; of Mish in the dtype of x, which the next product reads.
 
     Args:
         x: (rows, H), or (M, rows, H) of M stacked networks; float32 or bfloat16.
@@ -78,7 +78,9 @@ def _keep(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.set_materialize_grads(False)  # nothing follows from mean and rstd
 
 
-def _apply_derivative(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _apply_derivative(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if grad is None:  # nothing follows from the activations either
+        return (None,) * 5
     x, tasks, weight, bias, mean, rstd = ctx.saved_tensors
     dx, dweight, dbias = _derivative(grad, x, tasks, weight, bias, mean, rstd, ctx.group)
     dtasks = None
@@ -98,14 +100,15 @@ def plain_forward(
     variance, mean = torch.var_mean(value, -1, correction=0)
     rstd = (variance + _EPS).rsqrt()
     y = (value - mean.unsqueeze(-1)) * rstd.unsqueeze(-1) * weight.unsqueeze(1) + bias.unsqueeze(1)
-    return _activate(y, group), mean.flatten(), rstd.flatten()
+    found = _activate(y, group)
+    return found if group else found.to(x.dtype), mean.flatten(), rstd.flatten()
 
 
 def plain_backward(
     grad: Tensor, x: Tensor, tasks: Tensor | None, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, group: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what `kernels.backward` does, in plain torch: the gradients of x (M, rows, H), weight and bias (M, H)."""
-    rows = x.shape[:2]
+    rows, grad = x.shape[:2], grad.to(rstd.dtype)
     scale = rstd.view(*rows, 1)
     normal = (_with_tasks(x, tasks) - mean.view(*rows, 1)) * scale
     y = normal * weight.unsqueeze(1) + bias.unsqueeze(1)

@@ -6,15 +6,15 @@ Imported only where they are used: torch for CPUs comes without Triton. `fused.p
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
+import triton  # pyright: ignore[reportMissingImports]  # comes with torch for CUDA
+import triton.language as tl  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
 _PROGRAMS = 256  # of the backward pass, each of which sums up the gradients of some rows
 
 
 @triton.jit
-def _activated(y, group: tl.constexpr, width: tl.constexpr):  # noqa: ANN001, ANN202
+def _activated(y, group: tl.constexpr, width: tl.constexpr):
     """Mish where `group` is 0, else a softmax over groups of neighbours."""
     if group == 0:
         e = tl.exp(tl.minimum(y, 20.0))
@@ -26,7 +26,7 @@ def _activated(y, group: tl.constexpr, width: tl.constexpr):  # noqa: ANN001, AN
 
 
 @triton.jit
-def _derived(y, grad, group: tl.constexpr, width: tl.constexpr):  # noqa: ANN001, ANN202
+def _derived(y, grad, group: tl.constexpr, width: tl.constexpr):
     """Return the gradient by y of what `_activated` gives."""
     if group == 0:
         e = tl.exp(tl.minimum(y, 20.0))
@@ -41,8 +41,8 @@ def _derived(y, grad, group: tl.constexpr, width: tl.constexpr):  # noqa: ANN001
 
 
 @triton.jit
-def _forward(  # noqa: ANN202
-    x, tasks, weight, bias, y, mean, rstd, rows, num_tasks, hidden, eps,  # noqa: ANN001
+def _forward(
+    x, tasks, weight, bias, y, mean, rstd, rows, num_tasks, hidden, eps,
     has_tasks: tl.constexpr, group: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
     """One row per program; `rows` of each network, whose weights they share."""
@@ -66,8 +66,8 @@ def _forward(  # noqa: ANN202
 
 
 @triton.jit
-def _backward(  # noqa: ANN202
-    grad, x, tasks, weight, bias, mean, rstd, dx, dweight, dbias, rows, num_tasks, hidden,  # noqa: ANN001
+def _backward(
+    grad, x, tasks, weight, bias, mean, rstd, dx, dweight, dbias, rows, num_tasks, hidden,
     has_tasks: tl.constexpr, group: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
     """Every `num_programs(1)`-th row of a network per program, and the sums of what they give its weight and bias."""
@@ -105,7 +105,7 @@ def forward(
     """Return the activations of x (M, rows, H), and mean and 1 / std of each row; `fused.py` says what the rest is."""
     networks, rows, hidden = x.shape
     width = triton.next_power_of_2(hidden)
-    y = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+    y = torch.empty(x.shape, dtype=torch.float32 if group else x.dtype, device=x.device)
     mean, rstd = torch.empty(2, networks * rows, dtype=torch.float32, device=x.device)
     if networks * rows:
         _forward[(networks * rows,)](

@@ -62,7 +62,7 @@ class PlanDraws(NamedTuple):
         )
 
     def indexed(self) -> PlanDraws:
-        """Return the same with the Q members as an index on the device of the noise: their choice fixes no operation."""
+        """Return the same with the Q members as an index on the noise's device: which they are fixes no operation."""
         if isinstance(self.members, Tensor):
             return self
         return self._replace(members=to_device(torch.tensor(self.members), self.value_noise.device))
@@ -210,7 +210,7 @@ def _rollout(
 
 
 def _last_value(model: WorldModel, ctx: TaskContext, policy: Rollout, samples: Rollout, noise: Tensor) -> Tensor:
-    """Return the value (P, N) at the last latents, as the mean of the Q members in `ctx`, if the episode gets so far."""
+    """Return the value (P, N) at the last latents, a mean of the Q members in `ctx`, if the episode gets so far."""
     z = torch.cat([policy.last_z, samples.last_z])
     action = model.policy(z, ctx, noise).action
     value = decode(model.q(z, action, ctx), model.bins).mean(0)

@@ -31,7 +31,9 @@ class TaskTable:
     discount: Tensor  # (n,) float32 in (0, 1]
     obs_mean: Tensor | None = None  # (n, O) float32, per body; None: observations are not normalised
     obs_std: Tensor | None = None  # (n, O) float32, positive
-    constraint: Tensor = field(default_factory=lambda: torch.zeros(0))  # (n,) int64 of CONSTRAINTS, on the CPU always; ...
+    constraint: Tensor = field(
+        default_factory=lambda: torch.zeros(0)
+    )  # (n,) int64 of CONSTRAINTS, on the CPU always; ...
     # ... left out: all tied
     columns: dict[str, Tensor] = field(default_factory=dict)  # (n,) int64 each: indices that some network reads
 

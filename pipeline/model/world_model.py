@@ -152,7 +152,9 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
         (num_tasks, num_phrasings, _), columns, rows = table.embeddings.shape, table.columns, task
         if phrasing is not None:
             emb, rows = table.embeddings.flatten(0, 1), task * num_phrasings + phrasing
-            columns = {name: column.unsqueeze(1).expand(-1, num_phrasings).flatten() for name, column in columns.items()}
+            columns = {
+                name: column.unsqueeze(1).expand(-1, num_phrasings).flatten() for name, column in columns.items()
+            }
         elif num_tasks < len(task) or torch.is_grad_enabled():
             emb = table.embeddings[:, 0]
         else:
@@ -168,7 +170,8 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
         )
         of_task = (table.action_mask, table.discount, table.obs_mean, table.obs_std)
         return TaskContext(
-            *(part if rows is None else _take(part, rows) for part in conditioned), *(_take(part, task) for part in of_task)
+            *(part if rows is None else _take(part, rows) for part in conditioned),
+            *(_take(part, task) for part in of_task),
         )
 
     def at(self, z: Tensor, ctx: TaskContext) -> TaskContext:
@@ -224,9 +227,7 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
         raw = self.policy_head(ctx.policy, z)
         return squashed_gaussian(raw, ctx.action_mask, noise, self.config.log_std_min, self.config.log_std_max)
 
-    def q(
-        self, z: Tensor, a: Tensor, ctx: TaskContext, target: bool = False, members: Members | None = None
-    ) -> Tensor:
+    def q(self, z: Tensor, a: Tensor, ctx: TaskContext, target: bool = False, members: Members | None = None) -> Tensor:
         """Evaluate Q members.
 
         Args:

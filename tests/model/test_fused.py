@@ -6,7 +6,6 @@ import os
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.operations import as_launched
@@ -84,8 +83,25 @@ def test_the_kernels_compute_what_plain_torch_does(case: tuple) -> None:
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
     back = kernels.backward(grad, x, of_tasks, weight, bias, *expected[1:], group)
-    for one, other in zip(back, fused.plain_backward(grad, x, of_tasks, weight, bias, *expected[1:], group), strict=True):
+    for one, other in zip(
+        back, fused.plain_backward(grad, x, of_tasks, weight, bias, *expected[1:], group), strict=True
+    ):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_in_bfloat16_mish_stays_so_and_simplices_are_float32() -> None:
+    for group, expected in ((0, torch.bfloat16), (8, torch.float32)):
+        x, tasks, weight, bias = (None if part is None else part.detach() for part in inputs((6, 24), 3))
+        assert x is not None
+        assert tasks is not None
+        low = x.bfloat16().requires_grad_()
+        found = fused.norm_activation(low, tasks, weight, bias, group)  # type: ignore[arg-type]
+        assert found.dtype == expected
+        exact = fused.norm_activation(low.detach().float(), tasks, weight, bias, group)  # type: ignore[arg-type]
+        torch.testing.assert_close(found.float(), exact, rtol=1e-2, atol=1e-2)
+        found.float().sum().backward()
+        assert low.grad is not None
+        assert low.grad.dtype == torch.bfloat16
 
 
 def test_whole_updates_and_plans_as_launched_are_those_of_the_cpu() -> None:
@@ -94,7 +110,10 @@ def test_whole_updates_and_plans_as_launched_are_those_of_the_cpu() -> None:
     states, actions = [], []
     for launched in (False, True):
         learner = Learner(make_model(), table, LEARNING)
-        draw, obs = torch.Generator().manual_seed(0), torch.randn(3, TINY.obs_dim, generator=torch.Generator().manual_seed(1))
+        draw, obs = (
+            torch.Generator().manual_seed(0),
+            torch.randn(3, TINY.obs_dim, generator=torch.Generator().manual_seed(1)),
+        )
 
         def work(learner: Learner = learner, draw: torch.Generator = draw, obs: Tensor = obs) -> None:
             for mode in ("pretrain", "online", "online"):

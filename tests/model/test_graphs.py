@@ -191,7 +191,9 @@ def act(graphs: Graphs | None, plan: torch.Tensor, steps: int = 3, adapters: boo
 @pytest.mark.parametrize("adapters", [False, True])
 def test_plans_are_those_that_run_as_they_are(who: tuple[int, ...], adapters: bool) -> None:
     plan = torch.tensor(who).bool()
-    for found, expected in zip(act(Graphs(CPU), plan, adapters=adapters), act(None, plan, adapters=adapters), strict=True):
+    for found, expected in zip(
+        act(Graphs(CPU), plan, adapters=adapters), act(None, plan, adapters=adapters), strict=True
+    ):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -52,10 +52,12 @@ def test_scalars_of_several_heads_are_as_each_by_itself() -> None:
     known = torch.tensor([True, False, True])
     for each in (False, True):
         both = scalar_losses([reward, q], list(targets), bins, WEIGHTS, each, known)
-        alone = [scalar_losses([one], [target], bins, WEIGHTS, each, known)[0] for one, target in zip((reward, q), targets)]
+        alone = [
+            scalar_losses([one], [target], bins, WEIGHTS, each, known)[0]
+            for one, target in zip((reward, q), targets, strict=True)
+        ]
         for found, expected in zip(both, alone, strict=True):
             torch.testing.assert_close(found, expected)
-
 
 
 @given(any_scalars)
