@@ -14,11 +14,13 @@ from accelerate import Accelerator, debug_launcher
 from safetensors.torch import load_file, save_file
 
 from benchmarks.problem import LEARNING, TINY, make_batch, make_model, make_table
+from pipeline import config
 from pipeline.adapters import Adapters
 from pipeline.learn.extension import Extension
 from pipeline.learn.finite import FiniteWatch
 from pipeline.learn.learner import Learner, Mode, UpdateDraws
 from pipeline.learn.learner_state import load_state_tensors, state_tensors
+from pipeline.learn.setup import make_graphs, product_modes
 from pipeline.model.actor import Actor
 from pipeline.model.graphs import Graphs
 from pipeline.run.ranks import Ranks
@@ -226,3 +228,46 @@ def test_members_by_an_index_are_those_by_number() -> None:
         learner = Learner(make_model(dataclasses.replace(TINY)), table, LEARNING)
         losses.append(learner.update(batch, "online", one))
     close(losses[1], losses[0])
+
+
+def test_what_a_gpu_is_used_with_by_default() -> None:
+    gpu, runtime, before = torch.device("cuda"), config.load(config.Runtime), torch.get_float32_matmul_precision()
+    try:
+        assert product_modes(runtime, gpu) == ("torch", "bfloat16")
+        assert torch.get_float32_matmul_precision() == "high"  # TF32
+        assert product_modes(dataclasses.replace(runtime, matmul="torch", plan_products="float32"), gpu)[1] == "torch"
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert make_graphs(runtime, gpu) is not None
+    assert make_graphs(dataclasses.replace(runtime, graphs="off"), gpu) is None
+    assert make_graphs(runtime, CPU) is None
+    assert product_modes(runtime, CPU)[1] != "bfloat16"
+
+
+def test_what_cannot_be_captured_is_said_and_runs_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With stand-ins for what torch has on a GPU alone."""
+
+    class Graph:
+        def __init__(self, graph: Any, **_: Any):
+            pass
+
+        def __enter__(self) -> None:
+            raise RuntimeError("operation not permitted")
+
+        def __exit__(self, *_: Any) -> None:
+            pass
+
+    graphs = Graphs(CPU)
+    graphs.device = torch.device("cuda")
+    monkeypatch.setattr(graphs, "_beside", lambda function, arguments: function(*arguments))
+    for name, stand_in in {"graph_pool_handle": lambda: 0, "CUDAGraph": object, "synchronize": lambda *_: None,
+                           "graph": Graph}.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    with caplog.at_level(logging.WARNING):
+        found = [graphs.run("f", lambda x: x + 1, (torch.tensor([float(i)]),), []) for i in range(5)]
+    assert [float(one) for one in found] == [1, 2, 3, 4, 5]
+    assert graphs.failed == "RuntimeError: operation not permitted"
+    assert caplog.text.count("CUDA graphs are off") == 1
