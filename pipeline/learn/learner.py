@@ -352,7 +352,7 @@ class Learner:
         total = functools.reduce(torch.add, found_losses)
         norm = torch.zeros_like(total)
         if parameters:
-            # All gradients lie in one buffer: averaged over ranks, clipped, and where they are finite a step is made.
+            # All gradients lie in one buffer: averaged over ranks, cut to the largest norm; if finite, a step is made.
             gradients, total = self.ranks.average_gradients(parameters, total, size)
             norm = torch.linalg.vector_norm(gradients)
             gradients.mul_((self.learning.grad_clip_norm / (norm + 1e-6)).clamp(max=1.0))

@@ -79,13 +79,13 @@ def rebuild_optimizers(
     return made
 
 
-def _adam(groups: list[dict[str, Any]], lr: float, device: torch.device, **options: float) -> torch.optim.Adam:
+def _adam(groups: list[dict[str, Any]], lr: float, device: torch.device, eps: float = 1e-8) -> torch.optim.Adam:
     """Make an optimiser that reads its learning rates from the device, so that a captured step obeys a new one."""
     # In double precision where Adam takes it: the rate is then exactly the number that it is computed as.
     kind = torch.float32 if device.type == "cuda" else torch.float64
     for group in groups:
         group["lr"] = torch.tensor(lr, dtype=kind, device=device)
-    return torch.optim.Adam(groups, lr=lr, fused=True, capturable=device.type == "cuda", **options)
+    return torch.optim.Adam(groups, lr=lr, fused=True, capturable=device.type == "cuda", eps=eps)
 
 
 def _trainable(module: nn.Module) -> list[nn.Parameter]:

@@ -173,7 +173,8 @@ class TrainingRun:
             found, summed = learner.update(batch, mode, draws), set(self._sums)
             self._sums |= {name: value.clone() for name, value in found.items() if name not in self._sums}
             if known := [name for name in found if name in summed]:
-                added = torch._foreach_add([self._sums[name] for name in known], [found[name] for name in known])
+                both = [self._sums[name] for name in known], [found[name] for name in known]
+                added = torch._foreach_add(*both)  # pyright: ignore[reportPrivateImportUsage]
                 self._sums |= dict(zip(known, added, strict=True))
             self._num_summed += 1
             self._batch_size = len(batch.task)

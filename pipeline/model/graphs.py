@@ -100,7 +100,9 @@ class _Form:
 
     def __init__(self, tensors: list[Tensor]):
         self.buffers = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors]
-        self.calls, self.graph, self.results = 0, None, None
+        self.calls = 0
+        self.graph: Any = None
+        self.results: Any = None
 
 
 def _copied(found: Any) -> Any:

@@ -3,11 +3,13 @@
 Imported only where they are used: torch for CPUs comes without Triton. `fused.py` has the same as plain torch.
 """
 
+# pyright: reportIndexIssue=false, reportMissingImports=false
+
 from __future__ import annotations
 
 import torch
-import triton  # pyright: ignore[reportMissingImports]  # comes with torch for CUDA
-import triton.language as tl  # pyright: ignore[reportMissingImports]
+import triton
+import triton.language as tl
 from torch import Tensor
 
 _PROGRAMS = 256  # of the backward pass, each of which sums up the gradients of some rows

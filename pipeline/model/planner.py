@@ -112,19 +112,17 @@ def plan(
     num_envs, action_dim = ctx.action_mask.shape
     if isinstance(draws, torch.Generator):
         draws = PlanDraws.sample(planner, num_envs, action_dim, model.config.num_q, draws).to(obs.device)
-
     with products.fixed_weights():
         # Start: encode, and roll the policy out in the model once; these are candidates in every iteration.
         z, carry = model.begin(obs, ctx, past)
         discounts = ctx.discount ** torch.arange(planner.horizon + 1, device=obs.device).unsqueeze(1)  # (T + 1, N)
-        first = model.at(z, ctx)
+        first, envs = model.at(z, ctx), torch.arange(num_envs, device=obs.device)
         policy = policy_rollouts(model, ctx, z, discounts, draws.policy_noise, carry, first)
-        policy_actions, envs = torch.stack(policy.actions), torch.arange(num_envs, device=obs.device)
+        policy_actions = torch.stack(policy.actions)
         mean, std = _first_mean_std(planner, prev_mean, is_first, policy_actions, constraint_weight, ctx.action_mask)
 
         for i, members in enumerate(model.q_heads.pick(ctx.q, draws.members)):
-            # Sample action sequences around the mean, and roll them out in the model. Padded action dims stay 0, as
-            # mean and std are.
+            # Sample action sequences around the mean (0 in padded action dims), and roll them out in the model.
             actions = torch.addcmul(mean.unsqueeze(1), std.unsqueeze(1), draws.sample_noise[i]).clamp_(-1, 1)
             samples = _rollout(model, ctx, z, discounts, lambda t, _, actions=actions: actions[t], carry, first)
 
@@ -134,9 +132,7 @@ def plan(
             value = value.nan_to_num(0.0)  # as published: top-k would take a NaN for the best
 
             # Refit: the elites, with softmax weights of their values, give the next mean and std.
-            best, index = value.topk(planner.num_elites, dim=0)
-            elites = torch.cat([policy_actions, actions], dim=1)[:, index, envs]  # (T, E, N, A)
-            weights = torch.softmax(planner.temperature * best, dim=0).unsqueeze(-1)  # (E, N, 1)
+            elites, weights = _elites(torch.cat([policy_actions, actions], dim=1), value, envs, planner)
             mean = (weights * elites).sum(1)
             std = (weights * (elites - mean.unsqueeze(1)).square()).sum(1).sqrt()
             std = std.clamp(planner.min_std, planner.max_std) * ctx.action_mask
@@ -144,8 +140,7 @@ def plan(
     # Execute the plan's mean or one elite's first action; when exploring an elite's, with noise.
     weights = weights.squeeze(-1)
     action = _drawn(elites[0], weights, envs, draws) if explore or planner.execute == "elite" else mean[0]
-    if explore:
-        action = action + std[0] * draws.explore_noise
+    action = action + std[0] * draws.explore_noise if explore else action
     return Plan(action.clamp(-1, 1), mean, std, elites[0], weights)
 
 
@@ -254,3 +249,9 @@ def _first_mean_std(
     policy_std = policy_actions.std(1, correction=min(1, planner.num_policy_samples - 1))
     std = torch.lerp(std, policy_std, weight).clamp(planner.min_std, planner.max_std)
     return torch.lerp(mean, policy_actions.mean(1), weight) * action_mask, std * action_mask
+
+
+def _elites(actions: Tensor, value: Tensor, envs: Tensor, planner: config.Planner) -> tuple[Tensor, Tensor]:
+    """Pick the best of P sequences (T, P, N, A): elites (T, E, N, A), weights (E, N, 1) that sum to 1 over E."""
+    best, index = value.topk(planner.num_elites, dim=0)
+    return actions[:, index, envs], torch.softmax(planner.temperature * best, dim=0).unsqueeze(-1)

@@ -160,19 +160,18 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
         else:
             emb, rows = table.embeddings[:, 0].index_select(0, task), None
             columns = {name: column.index_select(0, task) for name, column in columns.items()}
-        plain = (module for part, module in PARTS.items() if part != "q")
-        named = zip(PARTS, plain, strict=False)
+        networks: list[Any] = [
+            self.get_submodule(PARTS[part]) if part in parts else None for part in PARTS if part != "q"
+        ]
         conditioned = (
-            *(self.get_submodule(module).condition(emb, columns) if part in parts else None for part, module in named),
+            *(None if network is None else network.condition(emb, columns) for network in networks),
             self.q_heads.condition(emb, columns, q),
             self.target_q_heads.condition(emb, columns, target_q),
             None if self.termination_head is None else self.termination_head.condition(emb, columns),
         )
         of_task = (table.action_mask, table.discount, table.obs_mean, table.obs_std)
-        return TaskContext(
-            *(part if rows is None else _take(part, rows) for part in conditioned),
-            *(_take(part, task) for part in of_task),
-        )
+        taken: list[Any] = [part if rows is None else _take(part, rows) for part in conditioned]
+        return TaskContext(*taken, *(_take(part, task) for part in of_task))
 
     def at(self, z: Tensor, ctx: TaskContext) -> TaskContext:
         """Return the context for many actions at one z (n, Z): what z gives the first layers is computed once."""

@@ -141,7 +141,7 @@ class Ranks:
             flat.mul_(weight)
             with _peers():
                 dist.all_reduce(flat)
-            flat.div_(flat[-1])
+            flat.div_(flat[-1].clone())
         buffer, mean, _ = flat.split([sum(sizes), 1, 1])
         for parameter, piece in zip(parameters, buffer.split(sizes), strict=True):
             parameter.grad = piece.view_as(parameter)
