@@ -352,10 +352,8 @@ class Learner:
         total = functools.reduce(torch.add, found_losses)
         norm = torch.zeros_like(total)
         if parameters:
-            # All gradients lie in one buffer: averaged over ranks, cut to the largest norm; if finite, a step is made.
-            gradients, total = self.ranks.average_gradients(parameters, total, size)
-            norm = torch.linalg.vector_norm(gradients)
-            gradients.mul_((self.learning.grad_clip_norm / (norm + 1e-6)).clamp(max=1.0))
+            total = self.ranks.average_gradients(parameters, total, size)
+            norm = nn.utils.clip_grad_norm_(parameters, self.learning.grad_clip_norm, foreach=True)
             self.finite.judge(total, norm)
             optimizer.found_inf = self.finite.found  # type: ignore[attr-defined]  # where 1, Adam leaves all as it is
             optimizer.step()

@@ -121,31 +121,27 @@ class Ranks:
             message = self.accelerator.reduce(message, reduction="sum")
         return message[:-1] / message[-1]  # type: ignore[index]
 
-    def average_gradients(self, parameters: Sequence[nn.Parameter], loss: Tensor, weight: int) -> tuple[Tensor, Tensor]:
-        """Average gradients and the loss over ranks, each weighing `weight`, in one message and one buffer.
+    def average_gradients(self, parameters: Sequence[nn.Parameter], loss: Tensor, weight: int) -> Tensor:
+        """Average gradients and the loss over ranks, each weighing `weight`, in one message; returns the loss.
 
         A parameter without a gradient gets zeros: what this rank's batch did not reach, that of another may have. The
-        loss travels along so that all ranks stop where one has a loss that is not finite.
-
-        Returns:
-            The buffer of all gradients, one after the other, and the loss. `grad` of each parameter is a part of the
-            buffer from now on: what changes it changes them.
+        loss travels along so that all ranks stop where one has a loss that is not finite. With several ranks, `grad` of
+        each parameter is a part of one buffer from then on: what came back is copied nowhere.
         """
-        sizes = [parameter.numel() for parameter in parameters]
-        gradients = [
-            parameter.new_zeros(size) if parameter.grad is None else parameter.grad.flatten()
-            for parameter, size in zip(parameters, sizes, strict=True)
-        ]
-        flat = torch.cat([*gradients, loss.reshape(1), loss.new_ones(1)])
-        if self.count > 1:
-            flat.mul_(weight)
-            with _peers():
-                dist.all_reduce(flat)
-            flat.div_(flat[-1].clone())
-        buffer, mean, _ = flat.split([sum(sizes), 1, 1])
-        for parameter, piece in zip(parameters, buffer.split(sizes), strict=True):
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if self.count == 1:
+            return loss
+        gradients = [parameter.grad.flatten() for parameter in parameters if parameter.grad is not None]
+        flat = torch.cat([*gradients, loss.reshape(1), loss.new_ones(1)]).mul_(weight)
+        with _peers():
+            dist.all_reduce(flat)
+        flat.div_(flat[-1].clone())
+        *pieces, mean, _ = flat.split([*(gradient.numel() for gradient in gradients), 1, 1])
+        for parameter, piece in zip(parameters, pieces, strict=True):
             parameter.grad = piece.view_as(parameter)
-        return buffer, mean.reshape(())
+        return mean.reshape(())
 
     def autocast(self) -> Any:
         """Return the context of losses: bfloat16 products where runtime.precision asks for them."""
