@@ -64,9 +64,10 @@ class Graphs:
             return _copied(function(*arguments))
         if form.calls <= _WARM_UP:
             return self._beside(function, arguments)
-        if form.graph is None and not self._capture(form, function, arguments):
+        graph = form.graph if form.graph is not None else self._capture(form, function, arguments)
+        if graph is None:
             return _copied(function(*arguments))
-        form.graph.replay()
+        graph.replay()
         return _copied(form.results)
 
     def _beside(self, function: Callable[..., Any], arguments: Any) -> Any:
@@ -78,8 +79,8 @@ class Graphs:
         current.wait_stream(stream)
         return _copied(found)
 
-    def _capture(self, form: _Form, function: Callable[..., Any], arguments: Any) -> bool:
-        """Capture a function; nothing runs meanwhile. Return whether it could be captured."""
+    def _capture(self, form: _Form, function: Callable[..., Any], arguments: Any) -> Any:
+        """Capture a function; nothing runs meanwhile. Return the graph, or None where it could not be captured."""
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(self.device)
@@ -90,9 +91,9 @@ class Graphs:
             self.failed = f"{type(error).__name__}: {error}"
             _log.warning("CUDA graphs are off: this cannot be captured (%s). All goes on without, slower.", self.failed)
             torch.cuda.synchronize(self.device)
-            return False
+            return None
         form.graph = graph
-        return True
+        return graph
 
 
 class _Form:
