@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -25,8 +26,9 @@ from pipeline import config
 from pipeline.learn.collector import Collector
 from pipeline.learn.learner import Learner, UpdateDraws
 from pipeline.learn.replay import ReplayBuffer
-from pipeline.learn.setup import product_modes
+from pipeline.learn.setup import make_graphs, product_modes
 from pipeline.model.actor import Actor
+from pipeline.model.graphs import Graphs
 from pipeline.model.planner import PlanDraws
 from pipeline.progress import Progress
 from pipeline.run.launch import start
@@ -41,21 +43,30 @@ _TARGET = 1200.0  # environment steps per second: of size L, 200 environments an
 class Ours:
     """The loop as `pipeline.learn.online.learn_online` makes it."""
 
-    def __init__(self, options: argparse.Namespace, envs: VectorEnv, runtime: config.Runtime):
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        envs: VectorEnv,
+        runtime: config.Runtime,
+        graphs: Callable[[config.Runtime, torch.device], Graphs | None] = make_graphs,
+    ):
         ranks = start(runtime, 1)
         learning_mode, acting_mode = product_modes(runtime, ranks.device)
         sizes, planner = model_size(options.size), published_planner(options.size)
         model = make_model(sizes, fill=False).to(ranks.device)
         table = make_table(sizes, len(options.specs)).to(ranks.device)
         rows = torch.arange(len(options.specs))
-        self.learner = Learner(model, table, LEARNING, ranks=ranks, mode=learning_mode)
+        own = graphs(runtime, ranks.device)
+        self.learner = Learner(model, table, LEARNING, ranks=ranks, mode=learning_mode, graphs=own)
         self.device, self.batch, self.updates, self.owed = ranks.device, options.batch, options.updates, 0.0
         self.replay = ReplayBuffer(200_000, sizes.obs_dim, sizes.action_dim, planner.horizon)
         fill(self.replay, sizes, len(options.specs))
-        actor, settings = Actor(model, table, planner, acting_mode), config.load(config.Finetune)
+        actor = Actor(model, table, planner, acting_mode, graphs=graphs(runtime, ranks.device))
+        settings = config.load(config.Finetune)
         self.collector = Collector(options.specs, rows, envs, actor, self.replay, settings, 0)
         self.everyone = torch.ones(len(rows), dtype=torch.bool)
         self.actor, self.generator = actor, torch.Generator().manual_seed(0)
+        self.noise = torch.Generator(ranks.device).manual_seed(0)
         self.seconds = {"plan": 0.0, "update": 0.0}  # until the next step begins; on a GPU until all is launched
 
     def step(self) -> None:
@@ -68,7 +79,7 @@ class Ours:
             self.owed -= 1
             batch = self.replay.sample(self.batch, self.generator).to(self.device)
             draws = UpdateDraws.sample(
-                batch, self.learner.table.num_phrasings, self.learner.model.config.num_q, self.generator
+                batch, self.learner.table.num_phrasings, self.learner.model.config.num_q, self.noise, self.generator
             )
             self.learner.update(batch, "online", draws)
         self.actor.refresh()

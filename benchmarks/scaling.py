@@ -24,15 +24,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from benchmarks.operations import Operations, as_launched
 from benchmarks.problem import LEARNING, make_batch, make_model, make_table
 from benchmarks.results import RESULTS, claim, write
 from benchmarks.system_runs import PRESETS, merge, read_yaml
@@ -40,7 +39,6 @@ from pipeline import config
 from pipeline.files import atomic_file, read_json, write_json
 from pipeline.learn.learner import Learner
 from pipeline.learn.learner_state import state_tensors
-from pipeline.model import layers
 from pipeline.model.actor import Actor
 from pipeline.run.provenance import commit, machine
 from pipeline.run.ranks import Ranks
@@ -159,17 +157,16 @@ def line(small: tuple[int, float], large: tuple[int, float]) -> tuple[float, flo
     return max(small[1] - slope * small[0], 0.0), slope
 
 
-class Count(TorchDispatchMode):
-    """Counts operations that are no views, which are what is launched on a GPU, and the arithmetic of products."""
+class Count(Operations):
+    """Counts operations, and the arithmetic of products."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.operations, self.flops = 0, 0
+        self.flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count and go on."""
-        found = func(*args, **(kwargs or {}))
-        self.operations += not func.is_view
+        found = super().__torch_dispatch__(func, types, args, kwargs)
         of_product = flop_registry.get(func.overloadpacket)
         if of_product is not None:
             self.flops += of_product(*args, **(kwargs or {}), out_val=found)
@@ -177,12 +174,12 @@ class Count(TorchDispatchMode):
 
 
 def counted(work: Callable[[], object]) -> dict[str, float]:
-    """Return what one call computes: operations, and floating-point operations of its products."""
-    work()
-    # A CPU computes rows in pieces that fit its cache, a GPU all at once.
-    with patch.object(layers, "_CACHED_BYTES", sys.maxsize), Count() as count:
+    """Return what one call computes on a GPU: operations, and floating-point operations of its products."""
+    with as_launched():
         work()
-    return {"operations": count.operations, "flops": count.flops}
+        with Count() as count:
+            work()
+    return {"operations": count.total, "flops": count.flops}
 
 
 def all_reduce(gradient_bytes: float, device: torch.device) -> dict[str, Any]:

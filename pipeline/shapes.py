@@ -42,9 +42,11 @@ class Batch(NamedTuple):
         """(B,) bool, the slices whose rewards are known: reward, value and the policy's Q term learn from no other."""
         return ~self.reward.isnan().all(0)
 
-    def to(self, device: torch.device) -> Batch:
-        """Return the batch on a device."""
-        return self.each(lambda part: part.to(device, non_blocking=True))
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch on a device. To a GPU it goes by pinned memory, so that the processor need not wait."""
+        if not str(device).startswith("cuda"):
+            return self.each(lambda part: part.to(device))
+        return self.each(lambda part: (part if part.is_cuda else part.pin_memory()).to(device, non_blocking=True))
 
     def each(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """Apply a function to every tensor, those of the past included."""

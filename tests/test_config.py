@@ -41,6 +41,7 @@ OPTIONS = {
     "cooldown": 0.0,
     "teacher": "off",
     "env_timeout": 60.0,
+    "graphs": "auto",
     "execute": "elite",
     "value_target": "td",
     "return_lambda": 0.98,

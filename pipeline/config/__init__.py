@@ -227,8 +227,12 @@ class Runtime:
 
     device: Literal["auto", "cpu", "cuda"]  # auto = CUDA where there is one
     threads: CountOrZero  # torch CPU threads; 0 = one per core
-    matmul: Literal["auto", "torch", "onednn"]  # library of float32 products on a CPU; auto = by the processor
-    plan_products: Literal["float32", "bfloat16"]  # of planning: bfloat16 is faster, and values differ by 1 to 2 %
+    matmul: Literal["auto", "torch", "onednn"]  # library of float32 products on a CPU; auto = by the processor, and ...
+    # ... on a GPU TF32 (published), which `torch` turns off
+    plan_products: Literal[
+        "auto", "float32", "bfloat16"
+    ]  # of planning: bfloat16 is faster, and values differ by 1 to ...
+    # ... 2 %; auto = bfloat16 on a GPU
     env_workers: CountOrZero  # processes that step environments; 0 = in the main process
     precision: Literal["fp32", "bf16"]  # of the products in an update; weights and optimisers stay float32
     accumulate: Count  # pieces a batch is computed in for one update: the same update in less memory
@@ -239,6 +243,7 @@ class Runtime:
     # ... files (in .resume/, mapped into memory) may be larger than memory
     env_timeout: Positive = 60.0  # seconds a step of an environment may take, a reset ten times as long; after that ...
     # ... its process is ended and started again
+    graphs: Literal["auto", "off"] = "auto"  # whole plans and updates as CUDA graphs; auto = on a GPU, where possible
 
 
 @dataclass(frozen=True, config=STRICT)

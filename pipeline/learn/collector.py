@@ -200,7 +200,8 @@ class Collector:
         prefix = "actor."
         actor = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
         # With another number of ranks there is no saved random state for this one: it keeps that of its seed.
-        self._actor.load_state_tensors({"generator": self._actor.state_tensors()["generator"], **actor})
+        own = {name: part for name, part in self._actor.state_tensors().items() if name in ("generator", "members")}
+        self._actor.load_state_tensors({**own, **actor})
 
     @property
     def _steps(self) -> dict[str, Tensor]:
@@ -272,7 +273,7 @@ def share_out_state(
     numbers = range(rank, sum(len(state["length"]) for state in states), num_ranks)
     places = [(states[number % len(states)], number // len(states)) for number in numbers]
     found = {"seeded": states[0]["seeded"]}
-    for name in states[0].keys() - env_dims.keys() - {"seeded", "actor.generator"}:  # a row per step
+    for name in states[0].keys() - env_dims.keys() - {"seeded", "actor.generator", "actor.members"}:  # a row per step
         extra = int(name == "obs")
         found[name] = torch.cat([state[name].split((state["length"] + extra).tolist())[i] for state, i in places])
     for name, dim in env_dims.items():

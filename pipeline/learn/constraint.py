@@ -130,9 +130,9 @@ class Evidence:
             self._q_weight[rows] = torch.from_numpy(~self._too_early(rows) & (best != POLICY)).float()
             self._changed.clear()
         # All tasks that were played: whatever else has written into the table meanwhile, as an evaluation may, goes.
-        known, device = self._sums[:, :, 0].sum(1) > 0, table.constraint.device
-        table.constraint.copy_(torch.where(known.to(device), self._constraint.to(device), table.constraint))
-        return self._q_weight.to(device, copy=True)
+        known = self._sums[:, :, 0].sum(1) > 0
+        table.constraint.copy_(torch.where(known, self._constraint, table.constraint))  # in the processor's memory
+        return self._q_weight.to(table.discount.device, copy=True)
 
     def metrics(self) -> dict[str, float]:
         """Return each task's weight: the share of its recent episodes that the policy played alone."""

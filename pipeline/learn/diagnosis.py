@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from pipeline.learn.learner import Learner
 
 
-def describe_not_finite(learner: Learner, pieces: Sequence[Any], metrics: dict[str, Tensor], norm: Tensor) -> str:
-    """Return which loss, values and tasks are at fault; every rank calls this and gets the same text."""
-    metrics = {name: value for name, value in metrics.items() if value.numel() == 1}
-    faulty = not all(bool(value.isfinite().all()) for value in metrics.values())
-    found = learner.ranks.collect((faulty, _describe_own(learner, pieces, metrics | {"grad_norm": norm})))
+def describe_not_finite(learner: Learner, update: int, pieces: Sequence[Any], metrics: dict[str, Tensor]) -> str:
+    """Return which loss, values and tasks of an update are at fault; every rank calls this and gets the same text."""
+    metrics = {name: value for name, value in metrics.items() if value.numel() == 1 and name != "lr"}
+    losses = {name: value for name, value in metrics.items() if not name.endswith("grad_norm")}
+    faulty = not all(bool(value.isfinite().all()) for value in losses.values())
+    found = learner.ranks.collect((faulty, _describe_own(learner, update, pieces, metrics)))
     if learner.ranks.count == 1:
         return found[0][1]
     # Where every loss was finite, a gradient overflowed, and nobody can say whose.
@@ -27,12 +28,12 @@ def describe_not_finite(learner: Learner, pieces: Sequence[Any], metrics: dict[s
     return "all ranks stopped before the optimiser's step; " + "; ".join(said)
 
 
-def _describe_own(learner: Learner, pieces: Sequence[Any], values: dict[str, Tensor]) -> str:
+def _describe_own(learner: Learner, update: int, pieces: Sequence[Any], values: dict[str, Tensor]) -> str:
     def names(task: Tensor) -> str:
         return ", ".join(learner.table.names[row] for row in task.unique().tolist())
 
     listed = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
-    said = f"update {learner.updates} is not finite ({listed}); the weights were left as they were."
+    said = f"update {update} is not finite ({listed}); the weights were left as they were."
     for batch in pieces:
         if not isinstance(batch, Batch):
             continue

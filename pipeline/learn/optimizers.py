@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -43,9 +43,12 @@ def make_optimizers(model: WorldModel, learning: Learning, extensions: Extension
     # learning it gets no gradient there, and its own optimiser moves it.
     groups = [{"params": encoder, "lr_scale": learning.encoder_lr_scale}, {"params": world + policy, "lr_scale": 1.0}]
     added = [parameter for group in own for parameter in group["params"]]
+    made = (
+        _adam([*groups, *own], learning.lr, model.bins.device),
+        _adam([{"params": policy, "lr_scale": 1.0}], learning.lr, model.bins.device, eps=1e-5),
+    )
     return Optimizers(
-        torch.optim.Adam([*groups, *own], lr=learning.lr, fused=True),
-        torch.optim.Adam([{"params": policy, "lr_scale": 1.0}], lr=learning.lr, eps=1e-5, fused=True),
+        *made,
         {"pretrain": encoder + world + policy + added, "online": encoder + world + added, "policy": policy},
     )
 
@@ -74,6 +77,15 @@ def rebuild_optimizers(
         if found := moments[name].get((origins or {}).get(parameter, parameter)):
             optimizer.state[parameter] = {part: value.clone() for part, value in found.items()}
     return made
+
+
+def _adam(groups: list[dict[str, Any]], lr: float, device: torch.device, eps: float = 1e-8) -> torch.optim.Adam:
+    """Make an optimiser that reads its learning rates from the device, so that a captured step obeys a new one."""
+    # In double precision where Adam takes it: the rate is then exactly the number that it is computed as.
+    kind = torch.float32 if device.type == "cuda" else torch.float64
+    for group in groups:
+        group["lr"] = torch.tensor(lr, dtype=kind, device=device)
+    return torch.optim.Adam(groups, lr=lr, fused=True, capturable=device.type == "cuda", eps=eps)
 
 
 def _trainable(module: nn.Module) -> list[nn.Parameter]:

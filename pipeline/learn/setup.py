@@ -22,6 +22,7 @@ from pipeline.learn.task_setup import Demonstrations
 from pipeline.learn.training_run import TrainingRun
 from pipeline.model import products
 from pipeline.model.actor import Actor
+from pipeline.model.graphs import Graphs
 from pipeline.model.task_table import TaskTable
 from pipeline.model.world_model import WorldModel
 from pipeline.run.ranks import Ranks
@@ -37,7 +38,13 @@ def product_modes(runtime: config.Runtime, device: torch.device) -> tuple[produc
         ValueError: `runtime` names a library that this machine lacks.
     """
     learning = products.choose(runtime.matmul, device)
-    return learning, "bfloat16" if runtime.plan_products == "bfloat16" else learning
+    low = runtime.plan_products == "bfloat16" or (runtime.plan_products == "auto" and device.type == "cuda")
+    return learning, "bfloat16" if low else learning
+
+
+def make_graphs(runtime: config.Runtime, device: torch.device) -> Graphs | None:
+    """Return what runs updates or plans as CUDA graphs; None where they run as they are."""
+    return Graphs(device) if runtime.graphs == "auto" and device.type == "cuda" else None
 
 
 @dataclass(frozen=True)
@@ -85,14 +92,17 @@ class Setup:
         """
         self._check_values()
         mode, _ = product_modes(self.runtime, self.ranks.device)
+        graphs = make_graphs(self.runtime, self.ranks.device)
         return Learner(
-            self.model, self.table, self.learning, warmup_updates, self.ranks, mode, self.runtime.accumulate, extensions
-        )
+            self.model, self.table, self.learning, warmup_updates, self.ranks, mode, self.runtime.accumulate,
+            extensions, graphs,
+        )  # fmt: skip
 
     def actor(self) -> Actor:
         """Make an actor."""
         _, mode = product_modes(self.runtime, self.ranks.device)
-        return self.make_actor(self.model, self.table, self.planner, mode)
+        graphs = make_graphs(self.runtime, self.ranks.device)
+        return self.make_actor(self.model, self.table, self.planner, mode, graphs=graphs)
 
     def run(
         self,

@@ -21,6 +21,7 @@ from pipeline.learn.learner import Learner, Mode, RateSchedule, UpdateDraws
 from pipeline.learn.learner_state import digest, load_state_tensors, state_tensors
 from pipeline.learn.replay import ReplayBuffer
 from pipeline.model.actor import Actor
+from pipeline.model.device import restore
 from pipeline.model.task_table import POLICY, TIED
 from pipeline.progress import Progress
 from pipeline.run.interrupt import Interrupt
@@ -99,6 +100,10 @@ class TrainingRun:
         self.generator = torch.Generator().manual_seed(seed + RANK_SEEDS * self.ranks.rank)
         # All ranks take the same Q members for their shares of a batch.
         self._members = self.generator if self.ranks.count == 1 else torch.Generator().manual_seed(seed + _MEMBER_SEED)
+        # Noise is drawn where it is used: on a GPU, by a generator there.
+        device = learner.value_scale.device
+        self._noise = self.generator if device.type == "cpu" else torch.Generator(device)
+        self._noise.manual_seed(self.generator.initial_seed())
         for extension in learner.extensions:
             extension.start(self.generator)
         self._names, self._plan, self._early_stop = [spec.name for spec in specs], plan, early_stop
@@ -168,9 +173,13 @@ class TrainingRun:
         with self.clock.phase("update"):
             batch = batch.to(learner.value_scale.device)
             num_phrasings, num_q = learner.table.num_phrasings, learner.model.config.num_q
-            draws = UpdateDraws.sample(batch, num_phrasings, num_q, self.generator, self._members)
-            for name, value in learner.update(batch, mode, draws).items():
-                self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+            draws = UpdateDraws.sample(batch, num_phrasings, num_q, self._noise, self._members)
+            found, summed = learner.update(batch, mode, draws), set(self._sums)
+            self._sums |= {name: value.clone() for name, value in found.items() if name not in self._sums}
+            if known := [name for name in found if name in summed]:
+                both = [self._sums[name] for name in known], [found[name] for name in known]
+                added = torch._foreach_add(*both)  # pyright: ignore[reportPrivateImportUsage]
+                self._sums |= dict(zip(known, added, strict=True))
             self._num_summed += 1
             self._batch_size = len(batch.task)
         self.show(learner.extensions.lines("after_update"))
@@ -223,6 +232,7 @@ class TrainingRun:
 
     def evaluate(self) -> bool:
         """Evaluate on all tasks and log scores per task and their mean; False if an interrupt cut it off."""
+        self.learner.finite.settle(self.learner)
         self.actor.refresh()
         try:
             with self.clock.phase("evaluate"):
@@ -277,6 +287,7 @@ class TrainingRun:
 
     def _log_averages(self) -> None:
         """Log the averages since the last call, over all ranks, at the present position."""
+        self.learner.finite.settle(self.learner)
         total, phases = self.clock.read()
         more = {name: value for measure in self.measures for name, value in measure().items()}
         own = {
@@ -352,8 +363,10 @@ class TrainingRun:
         self.on_save()
 
     def _save(self) -> None:
+        self.learner.finite.settle(self.learner)
         own = {f"sum.{name}": value for name, value in self._sums.items()}
         own |= {"generator": self.generator.get_state().clone(), "members": self._members.get_state().clone()}
+        own |= {} if self._noise is self.generator else {"noise": self._noise.get_state().clone()}
         for name, part in self.parts.items():
             own |= {f"{name}.{key}": value for key, value in part.state_tensors().items()}
         own |= self.learner.extensions.state_tensors(of_rank=True)
@@ -380,12 +393,16 @@ class TrainingRun:
             tensors, counts = saved.of_rank(self.ranks.rank)
             self.generator.set_state(tensors["generator"])
             self._members.set_state(tensors["members"])
-            self._sums = {key.removeprefix("sum."): value for key, value in tensors.items() if key.startswith("sum.")}
+            if self._noise is not self.generator:
+                restore(self._noise, tensors.get("noise", tensors["generator"]))
+            sums = {key.removeprefix("sum."): value for key, value in tensors.items() if key.startswith("sum.")}
+            self._sums = {name: value.to(self.learner.value_scale.device) for name, value in sums.items()}
             self._num_summed, self._batch_size = counts["num_summed"], counts["batch_size"]
             self.recent = {task: [tuple(one) for one in episodes] for task, episodes in counts["recent"].items()}
             return
         # With another number of ranks: new seeds, or the run would draw the batches of its beginning again.
-        self.generator.manual_seed(self.seed + RANK_SEEDS * self.ranks.rank + self.position)
+        for generator in (self.generator, self._noise):
+            generator.manual_seed(self.seed + RANK_SEEDS * self.ranks.rank + self.position)
         self._members.manual_seed(self.seed + _MEMBER_SEED + self.position)
         if self.ranks.is_main:
             print(

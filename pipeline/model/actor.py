@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline import config
 from pipeline.config import near
 from pipeline.model import products
+from pipeline.model.device import restore, to_device
+from pipeline.model.graphs import Graphs
 from pipeline.model.math import Policy
-from pipeline.model.planner import Plan
+from pipeline.model.planner import Plan, PlanDraws
 from pipeline.model.planner import plan as make_plan
 from pipeline.model.task_table import POLICY, TIED, TaskTable
 from pipeline.model.world_model import TaskContext, WorldModel
@@ -36,6 +39,7 @@ class Actor:
         planner: settings.
         mode: library and precision of matrix products.
         adapters: low-rank adapters of the model; each is used for the task of its name, other tasks use none.
+        graphs: runs whole plans, on a GPU by CUDA graphs; None runs them as they are.
 
     Attributes:
         columns: values (N,) of a subclass for each action of the last step, by name; the replay can store them.
@@ -52,15 +56,20 @@ class Actor:
         planner: config.Planner,
         mode: products.Mode = "torch",
         adapters: Adapters | None = None,
+        graphs: Graphs | None = None,
     ) -> None:
-        self.model, self.table, self.planner, self.adapters = model, table, planner, adapters
+        self.model, self.table, self.planner, self.adapters, self.graphs = model, table, planner, adapters, graphs
         self.mode: products.Mode = mode
         self.columns: dict[str, Tensor] = {}
         self.intended = torch.zeros(0, model.config.action_dim)
-        self._generator = torch.Generator()
+        # Noise is drawn where it is used; Q members by the processor, which has to know them.
+        self._generator = torch.Generator(self.device)
+        self._members = self._generator if self.device.type == "cpu" else torch.Generator()
         self._prev_mean = torch.zeros(planner.horizon, 0, model.config.action_dim)
         self._is_first = torch.ones(0, dtype=torch.bool)
-        self._contexts: dict[str | None, tuple[Tensor, TaskContext]] = {}  # by adapter: of which rows, and that
+        self._contexts: dict[
+            str | None, tuple[tuple[int, ...], TaskContext]
+        ] = {}  # by adapter: of which rows, and that
 
     @property
     def device(self) -> torch.device:
@@ -85,13 +94,14 @@ class Actor:
     def reset(self, num_envs: int, seed: int) -> None:
         """Begin an episode in each of `num_envs` environments, and seed the random numbers."""
         self._generator.manual_seed(seed)
+        self._members.manual_seed(seed)
         shape = self.planner.horizon, num_envs, self.model.config.action_dim
         self._prev_mean = torch.zeros(shape, dtype=self.table.discount.dtype, device=self.device)
         self._is_first = torch.ones(num_envs, dtype=torch.bool, device=self.device)
 
     def begin_episodes(self, which: Tensor) -> None:
         """Forget the plans of the environments where `which` (N,) bool is true: their next step is their first."""
-        self._is_first |= which.to(self.device)
+        self._is_first |= to_device(which, self.device)
 
     def refresh(self) -> None:
         """Drop what was computed from weights or tasks that have changed."""
@@ -135,7 +145,7 @@ class Actor:
         groups = self._by_adapter(rows)
         if len(groups) == 1:
             return self._act_with(next(iter(groups)), obs, rows, plan, explore, constraint_weight, envs)
-        every, generator = torch.arange(len(rows)) if envs is None else envs, self._generator
+        every, generators = torch.arange(len(rows)) if envs is None else envs, (self._generator, self._members)
         action, columns = torch.zeros(len(rows), self.model.config.action_dim, dtype=self.table.discount.dtype), {}
         intended = torch.zeros_like(action)
         if (bare := groups.pop(None, None)) is not None:
@@ -144,7 +154,7 @@ class Actor:
             action = self._act_with(None, obs, rows, plan, explore, constraint_weight, envs)
             intended, columns = self.intended.clone(), self.columns
             mask = torch.ones(len(rows), dtype=torch.bool).index_fill(0, bare, value=False)
-            self._generator = self._take_back(before, every[mask.to(every.device)])
+            self._generator, self._members = self._take_back(before, every[mask.to(every.device)])
         try:
             for adapter, part in groups.items():
                 planned, weight, these = _take(plan, part), _take(constraint_weight, part), _take(every, part)
@@ -153,22 +163,24 @@ class Actor:
                 for name, values in self.columns.items():
                     columns.setdefault(name, values.new_zeros(len(rows)))[part] = values
         finally:
-            self._generator = generator
+            self._generator, self._members = generators
         self.columns, self.intended = columns, intended
         return action
 
-    def _take_back(self, before: dict[str, Tensor], envs: Tensor) -> torch.Generator:
-        """Undo the step that was just made in these environments; return a generator to make another one with.
+    def _take_back(self, before: dict[str, Tensor], envs: Tensor) -> tuple[torch.Generator, torch.Generator]:
+        """Undo the step that was just made in these environments; return generators to make another one with.
 
-        What it draws follows from the actor's own, which does not move.
+        What they draw follows from the actor's own, which do not move.
         """
         after, envs = self.state_tensors(), envs.to(self.device)
         for name, dim in self.ENV_DIMS.items():
             after[name] = after[name].index_copy(dim, envs, before[name].index_select(dim, envs))
         self.load_state_tensors(after)
-        generator = torch.Generator()
+        generator = torch.Generator(self.device)
         generator.set_state(after["generator"])
-        return generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        seed = int(torch.randint(2**62, (), generator=generator, device=self.device))
+        generator.manual_seed(seed)
+        return generator, generator if self._members is self._generator else torch.Generator().manual_seed(seed)
 
     def act_finite(self, obs: Tensor, rows: Tensor, plan: bool, explore: bool) -> Tensor:
         """Choose actions as `act` does; a step with numbers that are not finite is refused, and nothing of it kept.
@@ -199,22 +211,24 @@ class Actor:
         envs: Tensor | None,
     ) -> Tensor:
         """Choose one action per environment, by one adapter or none; as `act`."""
-        obs, envs = obs.to(self.device), None if envs is None else envs.to(self.device)
+        obs, envs = to_device(obs, self.device), None if envs is None else to_device(envs, self.device)
         with products.use(self.mode), self._acting(adapter):
             ctx = self._task_context(rows, adapter)
-            planned = torch.as_tensor(plan, device=self.device).expand(len(rows))
+            # Who plans is decided in the processor's memory: a mask on a GPU would have to be waited for.
+            planned = np.broadcast_to(torch.as_tensor(plan).cpu().numpy(), len(rows))
             if constraint_weight is None:
-                constraint = self.table.constraint[rows.to(self.device)]
-                planned, constraint_weight = planned & (constraint != POLICY), (constraint == TIED).float()
+                constraint = self.table.constraint.numpy()[rows.cpu().numpy()]
+                planned, constraint_weight = planned & (constraint != POLICY), torch.from_numpy(constraint == TIED)
             made, policy = None, None
             if planned.any():
-                made = self._plan(ctx, obs, planned, constraint_weight, explore, envs)
+                made = self._plan(ctx, obs, planned, constraint_weight, explore, envs, rows, adapter)
             if not planned.all():
                 policy = self._policy(ctx, obs, explore, envs)
-            action, intended = _chosen(planned, made, policy)
-            self.intended = intended.cpu()
-            self.acted(obs, action, envs, ctx, planned, made, policy, explore)
-        return action.cpu()
+            which = to_device(torch.from_numpy(planned.copy()), self.device)
+            action, intended = _chosen(which, made, policy)
+            self.acted(obs, action, envs, ctx, which, made, policy, explore)
+        action, self.intended = torch.stack([action, intended]).cpu().unbind()  # what is waited for, once
+        return action
 
     def _by_adapter(self, rows: Tensor) -> dict[str | None, Tensor]:
         """Return the adapters of these tasks, None for none, and which of the rows each is for."""
@@ -234,35 +248,104 @@ class Actor:
         self,
         ctx: TaskContext,
         obs: Tensor,
-        planned: Tensor,
+        planned: np.ndarray,
         constraint_weight: float | Tensor,
         explore: bool,
         envs: Tensor | None,
+        rows: Tensor,
+        adapter: str | None,
     ) -> Plan:
         """Plan for those of these environments that do, from their last plans, and keep the new ones.
 
         In the plan that is returned, the others' actions and weights are 0.
         """
         if not planned.all():
-            some = planned.nonzero().squeeze(1)
-            weight = constraint_weight[some] if isinstance(constraint_weight, Tensor) else constraint_weight
-            these = some if envs is None else envs[some]
-            made = self._plan(ctx.take(some), obs[some], planned[some], weight, explore, these)
+            chosen = np.flatnonzero(planned)
+            some = to_device(torch.from_numpy(chosen), self.device)
+            weight = _take(constraint_weight, torch.from_numpy(chosen))
+            these = some if envs is None else envs.index_select(0, some)
+            part = ctx.take(some), obs.index_select(0, some), planned[chosen], weight
+            made = self._plan(*part, explore, these, rows[torch.from_numpy(chosen)], adapter)
             parts = zip(made, _PLAN_DIMS, strict=True)
             return Plan(*(_spread(part, len(planned), some, dim) for part, dim in parts))
         prev_mean, is_first = take_envs(self._prev_mean, 1, envs), take_envs(self._is_first, 0, envs)
-        made = make_plan(
-            self.model, ctx, obs, self.planner, prev_mean, is_first, self._generator, constraint_weight, explore,
-            self.past(envs),
-        )  # fmt: skip
+        if isinstance(constraint_weight, Tensor):
+            constraint_weight = to_device(constraint_weight.to(prev_mean.dtype), self.device)
+        sizes, past = self.model.config, self.past(envs)
+        num = len(obs) if past is not None else self._rounded(len(obs))
+        draws = PlanDraws.sample(self.planner, num, sizes.action_dim, sizes.num_q, self._generator, self._members)
+        given = obs, prev_mean, is_first, draws.to(self.device), constraint_weight, past
+        made = self._by_graph(rows, adapter, explore, *given) if self.graphs else self._made(ctx, explore, *given)
         self._prev_mean = put_envs(self._prev_mean, 1, envs, made.mean)
         self._is_first = put_envs(self._is_first, 0, envs, torch.zeros_like(is_first))
         return made
 
+    def _made(
+        self,
+        ctx: TaskContext,
+        explore: bool,
+        obs: Tensor,
+        prev_mean: Tensor,
+        is_first: Tensor,
+        draws: PlanDraws,
+        weight: float | Tensor,
+        past: Any,
+    ) -> Plan:
+        return make_plan(self.model, ctx, obs, self.planner, prev_mean, is_first, draws, weight, explore, past)
+
+    def _by_graph(
+        self,
+        rows: Tensor,
+        adapter: str | None,
+        explore: bool,
+        obs: Tensor,
+        prev_mean: Tensor,
+        is_first: Tensor,
+        draws: PlanDraws,
+        weight: float | Tensor,
+        past: Any,
+    ) -> Plan:
+        """Plan by a graph, which computes the context too: it reads the weights as they are when it runs."""
+        assert self.graphs is not None
+        weight = weight if isinstance(weight, Tensor) and weight.ndim else obs.new_full((len(obs),), float(weight))
+        num, more = len(obs), draws.explore_noise.shape[0] - len(obs)  # those added are planned for in vain
+        parts = (to_device(rows, self.device), obs, prev_mean, is_first, weight)
+        rows, obs, prev_mean, is_first, weight = (
+            (
+                torch.cat([part, part.narrow(dim, 0, 1).expand(*part.shape[:dim], more, *part.shape[dim + 1 :])], dim)
+                for part, dim in zip(parts, (0, 0, 1, 0, 0), strict=True)
+            )
+            if more
+            else parts
+        )
+
+        def whole(rows: Tensor, *given: Any) -> Plan:
+            with torch.no_grad():
+                return self._made(self.model.context(self.table, rows, target_q=()), explore, *given)
+
+        table = self.table
+        known = (
+            table.embeddings,
+            table.action_mask,
+            table.discount,
+            table.obs_mean,
+            table.obs_std,
+            *table.columns.values(),
+        )
+        reads = (*self.model.parameters(), *self.model.buffers(), *(part for part in known if part is not None))
+        given = rows, obs, prev_mean, is_first, draws.indexed(), weight, past
+        found = self.graphs.run((adapter, explore, self.mode), whole, given, reads)
+        return Plan(*(part.narrow(dim, 0, num) for part, dim in zip(found, _PLAN_DIMS, strict=True)))
+
+    def _rounded(self, num: int) -> int:
+        """Return for how many environments to plan where it is for `num`: by graphs, one of four sizes of batches."""
+        quarter = -(-len(self._is_first) // 4)
+        return num if self.graphs is None else -(-num // quarter) * quarter
+
     def _policy(self, ctx: TaskContext, obs: Tensor, explore: bool, envs: Tensor | None) -> Policy:
         noise, shape, kind = None, ctx.action_mask.shape, ctx.action_mask.dtype
         if explore:
-            noise = torch.randn(shape, generator=self._generator, dtype=kind).to(self.device)
+            noise = torch.randn(shape, generator=self._generator, dtype=kind, device=self.device)
         return self.model.policy(self.policy_input(obs, ctx, envs), ctx, noise)
 
     def policy_input(self, obs: Tensor, ctx: TaskContext, envs: Tensor | None) -> Tensor:
@@ -288,17 +371,21 @@ class Actor:
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Return the plans and the random state, for a bit-for-bit resume."""
-        return {"prev_mean": self._prev_mean, "is_first": self._is_first, "generator": self._generator.get_state()}
+        own = {"prev_mean": self._prev_mean, "is_first": self._is_first, "generator": self._generator.get_state()}
+        return own if self._members is self._generator else own | {"members": self._members.get_state()}
 
     def load_state_tensors(self, state: dict[str, Tensor]) -> None:
         """Take over what `state_tensors` returned."""
         self._prev_mean, self._is_first = state["prev_mean"].to(self.device), state["is_first"].to(self.device)
-        self._generator.set_state(state["generator"])
+        restore(self._generator, state["generator"])
+        if self._members is not self._generator:
+            restore(self._members, state.get("members", state["generator"]))
 
     def _task_context(self, rows: Tensor, adapter: str | None) -> TaskContext:
-        if adapter not in self._contexts or not torch.equal(rows, self._contexts[adapter][0]):
-            made = self.model.context(self.table, rows.to(self.device), target_q=())
-            self._contexts[adapter] = rows.clone(), made
+        wanted = tuple(rows.tolist())
+        if adapter not in self._contexts or self._contexts[adapter][0] != wanted:
+            made = self.model.context(self.table, to_device(rows, self.device), target_q=())
+            self._contexts[adapter] = wanted, made
         return self._contexts[adapter][1]
 
 

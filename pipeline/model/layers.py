@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.model import fused
+from pipeline.model.device import launches
 from pipeline.model.products import derived, product, ready
 
 # Without gradients a CPU computes few enough rows at a time that a layer's output is still in the cache when the next
@@ -39,6 +41,8 @@ class SimNorm:
         """Map (..., Z) to (..., Z); Z must be a multiple of `group`."""
         assert x.shape[-1] % self.group == 0, f"a width of {x.shape[-1]} is no multiple of {self.group}"
         groups = x.unflatten(-1, (-1, self.group))
+        if launches(x):
+            return groups.softmax(-1).flatten(-2)
         # Transposed: a softmax over few adjacent values is slow, one over a strided dim is vectorised, copies included.
         return groups.transpose(-1, -2).softmax(-2).transpose(-1, -2).flatten(-2)
 
@@ -51,9 +55,11 @@ class Mish:
     Source: arXiv 1908.08681.
     """
 
+    group = 0  # no groups: as `fused.norm_activation` takes it
+
     def __call__(self, x: Tensor) -> Tensor:
         """Map each element."""
-        if x.is_cuda:
+        if launches(x):
             return F.mish(x)
         if torch.is_grad_enabled() and x.requires_grad:
             return _MishWithGradient.apply(x)
@@ -84,11 +90,31 @@ class Block(nn.Module):
 
     def finish(self, x: Tensor) -> Tensor:
         """Apply LayerNorm and activation to the product, in float32."""
-        norm, activation = self.norm, self.activation
-        if norm is None or activation is None:
-            return x.float() if x.dtype == torch.bfloat16 else x
-        weight = norm.weight
-        return activation(F.layer_norm(x.to(weight.dtype), weight.shape, weight, norm.bias))
+        return normalised(x, None if self.norm is None else (self.norm.weight, self.norm.bias), self.activation)
+
+
+def normalised(
+    x: Tensor, norm: tuple[Tensor, Tensor] | None, activation: SimNorm | Mish | None, tasks: Tensor | None = None
+) -> Tensor:
+    """Apply LayerNorm and activation to a product x (rows, H), in float32 (`fused.norm_activation`: Mish in x's own).
+
+    Args:
+        x: the product; of M stacked networks (M, rows, H).
+        norm: weight and bias (H,); of stacked networks (M, 1, H). None leaves x as it is, an output.
+        activation: what follows.
+        tasks: (n, H) or (M, n, H), what the tasks add before: row r is of task r modulo n.
+    """
+    if norm is not None and activation is not None and fused.usable(x):
+        return fused.norm_activation(x, tasks, *norm, activation.group)
+    if tasks is not None:
+        x = (x.unflatten(-2, (-1, tasks.shape[-2])) + tasks.unsqueeze(-3).to(x.dtype)).view(x.shape)
+    if norm is None or activation is None:
+        return x.float() if x.dtype == torch.bfloat16 else x
+    weight, bias = norm
+    x, width = x.to(weight.dtype), weight.shape[-1:]
+    if weight.ndim == 1:
+        return activation(F.layer_norm(x, width, weight, bias))
+    return activation(torch.addcmul(bias, F.layer_norm(x, width), weight))
 
 
 class TaskInput(NamedTuple):
@@ -97,7 +123,7 @@ class TaskInput(NamedTuple):
     It is stale once the weights change.
     """
 
-    weight_x: Tensor  # (H, X)
+    weight_x: Tensor | None  # (H, X); None where x is worked into the bias (`MLP.given`)
     weight_a: Tensor  # (H, A), of no columns for an MLP without action
     bias: Tensor  # (n, H): W_e e + b, one row per task
 
@@ -144,6 +170,10 @@ class MLP(nn.Sequential):
         weight_x, weight_e, weight_a = effective_weight(linear).split(self.widths, dim=1)
         return TaskInput(ready(weight_x), weight_a, F.linear(task_emb, weight_e, linear.bias))
 
+    def given(self, task: TaskInput, x: Tensor) -> TaskInput:
+        """Return what n tasks and a first input x (n, X) contribute, for many actions at this x."""
+        return task._replace(weight_x=None, bias=self._first_product(task, x, None))
+
     def forward(self, task: Any, x: Tensor, a: Tensor | None = None) -> Tensor:
         """Map x (..., n, X) and a (..., n, A) to (..., n, out_dim); x may have fewer dims in front than a.
 
@@ -153,7 +183,7 @@ class MLP(nn.Sequential):
             a: action, for an MLP that has one.
         """
         shape = (x if a is None else a).shape[:-1]
-        if torch.is_grad_enabled() or x.device.type != "cpu" or len(shape) == 1:
+        if torch.is_grad_enabled() or launches(x) or len(shape) == 1:
             return self._whole(task, x, a)
         each = max(_CACHED_BYTES // (shape[1:].numel() * self._first_dim * 4), 1)
         if each >= shape[0]:
@@ -170,24 +200,48 @@ class MLP(nn.Sequential):
 
     def _whole(self, task: Any, x: Tensor, a: Tensor | None) -> Tensor:
         head, *rest = self.blocks
-        h = self._first_product(task, x, a)
-        shape = h.shape[:-1]
-        h = head.finish(h.flatten(0, -2))
+        shape = (x if a is None else a).shape[:-1]
+        if head.norm is not None and fused.usable(x):
+            h = normalised(*self._apart(task, x, a, (head.norm.weight, head.norm.bias), head.activation))
+        else:
+            h = head.finish(self._first_product(task, x, a).flatten(0, -2))
         for block in rest:
             h = block.forward(h)
         return h.view(*shape, h.shape[-1])
 
     @staticmethod
+    def _apart(task: TaskInput, x: Tensor, a: Tensor | None, norm: Any, activation: Any) -> tuple[Any, ...]:
+        """Return the arguments of `normalised` for the first layer: what the samples add, and apart what the tasks do.
+
+        A first input that all samples share belongs to the tasks' part.
+        """
+        if task.weight_x is None:
+            assert a is not None
+            return a.flatten(0, -2) @ task.weight_a.t(), norm, activation, task.bias
+        out = product(x.flatten(0, -2), task.weight_x, None)
+        if a is None:
+            return out, norm, activation, task.bias
+        act, weight = a.flatten(0, -2).to(out.dtype), task.weight_a.t().to(out.dtype)
+        if x.ndim < a.ndim:
+            return act @ weight, norm, activation, task.bias + out
+        return torch.addmm(out, act, weight), norm, activation, task.bias
+
+    @staticmethod
     def _first_product(task: TaskInput, x: Tensor, a: Tensor | None) -> Tensor:
         """Return W_x x + W_a a + (W_e e + b), (..., n, H)."""
-        out = product(x.flatten(0, -2), task.weight_x, None).view(*x.shape[:-1], -1)
-        out = out + task.bias.to(out.dtype)
+        if task.weight_x is None:
+            out = task.bias
+        else:
+            out = product(x.flatten(0, -2), task.weight_x, None).view(*x.shape[:-1], -1)
+            out = out + task.bias.to(out.dtype)
         if a is None:
             return out
         if out.shape[:-1] != a.shape[:-1]:
             out = out.expand(*a.shape[:-1], -1).clone(memory_format=torch.contiguous_format)
-        # Accumulate the product in place, which saves a pass over memory.
-        out.view(-1, out.shape[-1]).addmm_(a.flatten(0, -2).to(out.dtype), task.weight_a.t().to(out.dtype))
+        rows, act, weight = out.view(-1, out.shape[-1]), a.flatten(0, -2).to(out.dtype), task.weight_a.t().to(out.dtype)
+        if torch.is_grad_enabled():
+            return torch.addmm(rows, act, weight).view(out.shape)  # in place, the derivative would take copies
+        rows.addmm_(act, weight)  # in place, which saves a pass over memory
         return out
 
 

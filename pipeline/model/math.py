@@ -9,7 +9,10 @@ Source: Newt (arXiv 2511.19584), TD-MPC2 (arXiv 2310.16828); two-hot scalars: Dr
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +28,24 @@ def symlog(x: Tensor) -> Tensor:
 
 def symexp(x: Tensor) -> Tensor:
     """Undo `symlog`: sign(x) (exp(|x|) - 1)."""
-    return x.sign() * x.abs().expm1()
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _Symexp.apply(x)
+    return x.abs().expm1().copysign(x)
+
+
+class _Symexp(torch.autograd.Function):
+    """`symexp` y with its derivative |y| + 1, which takes fewer operations than those of its parts."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = x.abs().expm1().copysign(x)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return torch.addcmul(grad, grad, y.abs())
 
 
 def locate(x: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +126,7 @@ class Policy:
         gaussian, squashed = self._log_probs
         return -squashed * (gaussian * self.num_dims) / (squashed + 1e-8)
 
-    @property
+    @cached_property
     def _log_probs(self) -> tuple[Tensor, Tensor]:
         gaussian = (-0.5 * self.noise**2 - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
         return gaussian, gaussian - torch.log(torch.relu(1 - self.action**2) + 1e-6).sum(-1)
@@ -126,12 +146,13 @@ def squashed_gaussian(
     """
     mean, log_std = raw.chunk(2, dim=-1)
     mean = mean * action_mask
-    log_std = (log_std_min + 0.5 * (log_std_max - log_std_min) * (log_std.tanh() + 1)) * action_mask
+    half = 0.5 * (log_std_max - log_std_min)
+    log_std = (half * log_std.tanh() + (log_std_min + half)) * action_mask
     if noise is None:
         noise, action = torch.zeros_like(mean), mean.tanh()
     else:
         noise = noise * action_mask
-        action = torch.tanh(mean + noise * log_std.exp())
+        action = torch.addcmul(mean, noise, log_std.exp()).tanh()
     return Policy(mean, log_std, noise, action, action_mask.sum(-1))
 
 
@@ -143,7 +164,7 @@ def step_weights(rho: float, horizon: int, device: torch.device | str = "cpu") -
 
     Losses over T steps use the first T without normalising again, so their weights sum to a little less than 1.
     """
-    weights = torch.tensor([rho**t for t in range(horizon + 1)], device=device)
+    weights = rho ** torch.arange(horizon + 1, device=device, dtype=torch.get_default_dtype())
     return weights / weights.sum()
 
 
@@ -161,27 +182,38 @@ def consistency_loss(z: Tensor, target: Tensor, weights: Tensor, each: bool = Fa
     return weights @ (square.mean(2) if each else square.mean((1, 2)))
 
 
-def scalar_loss(
-    logits: Tensor, target: Tensor, bins: Tensor, weights: Tensor, each: bool = False, known: Tensor | None = None
-) -> Tensor:
-    """Soft cross-entropy of two-hot scalars: the reward's loss, and the value's as a mean over Q members.
+def scalar_losses(
+    logits: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    bins: Tensor,
+    weights: Tensor,
+    each: bool = False,
+    known: Tensor | None = None,
+) -> list[Tensor]:
+    """Soft cross-entropies of two-hot scalars: the reward's loss, and the value's as a mean over Q members.
 
     Args:
-        logits: (T, B, K), or (M, T, B, K) for M heads with the same targets.
-        target: (T, B) scalars.
+        logits: of several scalars: (T, B, K) each, or (M, T, B, K) for M heads with the same target.
+        targets: (T, B) each.
         bins: (K,)
         weights: (T,)
         each: one loss per slice.
-        known: (B,) bool, the slices whose targets are known; the loss of the others is 0. None for all.
+        known: (B,) bool, the slices whose targets are known; the losses of the others are 0. None for all.
     """
+    heads = [one if one.ndim == 4 else one.unsqueeze(0) for one in logits]
+    counts = [len(one) for one in heads]
+    target = torch.stack(list(targets))
     if known is not None:
         target = target.masked_fill(~known, 0.0)
-    entropies = soft_cross_entropy(logits, locate(target, bins))  # (T, B) or (M, T, B)
+    lower, weight = (
+        torch.cat([one.expand(count, -1, -1) for one, count in zip(part.split(1), counts, strict=True)])
+        for part in locate(target, bins)
+    )
+    entropies = soft_cross_entropy(torch.cat(heads), (lower, weight))  # (heads, T, B)
     if known is not None:
         entropies = entropies * known
-    if each:
-        return (weights @ entropies).view(-1, target.shape[1]).mean(0)
-    return (entropies.mean(-1) @ weights).mean()
+    found = weights @ entropies if each else entropies.mean(-1) @ weights
+    return [one.squeeze(0) if len(one) == 1 else one.mean(0) for one in found.split(counts)]
 
 
 def termination_loss(logits: Tensor, terminated: Tensor, each: bool = False) -> Tensor:
@@ -209,11 +241,18 @@ def bc_loss(policy: Policy, error: Tensor, weights: Tensor, entropy_coef: float,
 def update_value_scale(scale: Tensor, values: Tensor, tau: float) -> None:
     """Move the value scale (1,) by the fraction tau towards the range of values (any shape), in place.
 
-    The range is the 95th minus the 5th percentile, interpolated linearly, and at least 1. No values leave it as it is.
+    The range is the 95th minus the 5th percentile, interpolated linearly, and at least 1. A NaN is a value that is not
+    known: it does not count, and where none is known the scale stays as it is.
 
     Source: TD-MPC2 (arXiv 2310.16828), appendix.
     """
     if not values.numel():
         return
-    low, high = torch.quantile(values.to(scale.dtype).flatten(), scale.new_tensor([0.05, 0.95]))
-    scale.lerp_((high - low).clamp(min=1).reshape(1), tau)
+    # How many are known decides nothing that the processor would have to wait for: torch's own quantile would ask.
+    ordered = values.to(scale.dtype).flatten().sort().values  # NaNs come last
+    count = (~ordered.isnan()).sum()
+    place = torch.linspace(0.05, 0.95, 2, dtype=scale.dtype, device=scale.device) * (count - 1).clamp(min=0)
+    below = place.floor()
+    around = ordered[torch.stack([below, place.ceil()]).long()]
+    low, high = torch.lerp(around[0], around[1], place - below).unbind()
+    scale.copy_(torch.where(count > 0, torch.lerp(scale, (high - low).clamp(min=1).reshape(1), tau), scale))

@@ -56,7 +56,7 @@ class OpenLoopActor(Actor):
         if due.any():
             self._is_first[:] = True  # no warm start from a plan that was executed
             if constraint_weight is None:
-                constraint_weight = (self.table.constraint[rows.to(self.table.constraint.device)] != FREE).float()
+                constraint_weight = (self.table.constraint[rows.cpu()] != FREE).float()
             super().act(obs, rows, True, explore, constraint_weight)
             self._planned[:, due] = self._prev_mean[:, due]
             self._executed[due] = 0

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline import config
 from pipeline.model import products
+from pipeline.model.device import to_device
 from pipeline.model.math import decode
 from pipeline.model.world_model import TaskContext, WorldModel, draw_members
 
@@ -26,15 +27,24 @@ class PlanDraws(NamedTuple):
     policy_noise: Tensor  # (T, R, N, A) standard normal, for the policy rollouts
     sample_noise: Tensor  # (iterations, T, S, N, A) standard normal, for the other samples
     value_noise: Tensor  # (iterations, P, N, A) standard normal, for the policy action at the last latent
-    members: list[tuple[int, int]]  # per iteration, the Q members that are averaged there
+    members: list[tuple[int, int]] | Tensor  # per iteration, the Q members that are averaged there; or (iterations, 2)
     elite_exponential: Tensor  # (elites, N) exponential, for the choice among elites
     explore_noise: Tensor  # (N, A) standard normal, added to the chosen action when exploring
 
     @classmethod
     def sample(
-        cls, planner: config.Planner, num_envs: int, action_dim: int, num_q: int, generator: torch.Generator
+        cls,
+        planner: config.Planner,
+        num_envs: int,
+        action_dim: int,
+        num_q: int,
+        generator: torch.Generator,
+        members: torch.Generator | None = None,
     ) -> PlanDraws:
-        """Draw for one plan; the tensors are on the generator's device."""
+        """Draw for one plan; the tensors are on the generator's device.
+
+        Q members are numbers: with a generator on a GPU they come from `members`, on the CPU.
+        """
 
         def normal(*shape: int) -> Tensor:
             shape = *shape, num_envs, action_dim
@@ -46,10 +56,16 @@ class PlanDraws(NamedTuple):
             normal(horizon, own),
             normal(planner.iterations, horizon, total - own),
             normal(planner.iterations, total),
-            [draw_members(num_q, generator) for _ in range(planner.iterations)],
+            [draw_members(num_q, members or generator) for _ in range(planner.iterations)],
             exponential.exponential_(generator=generator),
             normal(),
         )
+
+    def indexed(self) -> PlanDraws:
+        """Return the same with the Q members as an index on the noise's device: which they are fixes no operation."""
+        if isinstance(self.members, Tensor):
+            return self
+        return self._replace(members=to_device(torch.tensor(self.members), self.value_noise.device))
 
     def to(self, device: torch.device | str) -> PlanDraws:
         """Return the draws on a device."""
@@ -96,47 +112,45 @@ def plan(
     num_envs, action_dim = ctx.action_mask.shape
     if isinstance(draws, torch.Generator):
         draws = PlanDraws.sample(planner, num_envs, action_dim, model.config.num_q, draws).to(obs.device)
-
     with products.fixed_weights():
         # Start: encode, and roll the policy out in the model once; these are candidates in every iteration.
         z, carry = model.begin(obs, ctx, past)
         discounts = ctx.discount ** torch.arange(planner.horizon + 1, device=obs.device).unsqueeze(1)  # (T + 1, N)
-        policy = policy_rollouts(model, ctx, z, discounts, draws.policy_noise, carry)
+        first, envs = model.at(z, ctx), torch.arange(num_envs, device=obs.device)
+        policy = policy_rollouts(model, ctx, z, discounts, draws.policy_noise, carry, first)
         policy_actions = torch.stack(policy.actions)
-        mean, std = _first_mean_std(planner, prev_mean, is_first, policy_actions, constraint_weight)
+        mean, std = _first_mean_std(planner, prev_mean, is_first, policy_actions, constraint_weight, ctx.action_mask)
 
-        for i in range(planner.iterations):
-            # Sample action sequences around the mean, and roll them out in the model.
-            noise = draws.sample_noise[i]
-            actions = (mean.unsqueeze(1) + std.unsqueeze(1) * noise).clamp_(-1, 1).mul_(ctx.action_mask)
-            samples = _rollout(model, ctx, z, discounts, lambda t, _, actions=actions: actions[t], carry)
+        for i, members in enumerate(model.q_heads.pick(ctx.q, draws.members)):
+            # Sample action sequences around the mean (0 in padded action dims), and roll them out in the model.
+            actions = torch.addcmul(mean.unsqueeze(1), std.unsqueeze(1), draws.sample_noise[i]).clamp_(-1, 1)
+            samples = _rollout(model, ctx, z, discounts, lambda t, _, actions=actions: actions[t], carry, first)
 
             # Value: the discounted rewards plus, at the last latent, Q of the policy's action (mean of two members).
-            last_value = _last_value(model, ctx, policy, samples, draws.value_noise[i], draws.members[i])
-            value = torch.cat([policy.returns, samples.returns]) + discounts[-1] * last_value  # (P, N)
+            last_value = _last_value(model, ctx._replace(q=members), policy, samples, draws.value_noise[i])
+            value = torch.addcmul(torch.cat([policy.returns, samples.returns]), discounts[-1], last_value)  # (P, N)
             value = value.nan_to_num(0.0)  # as published: top-k would take a NaN for the best
 
             # Refit: the elites, with softmax weights of their values, give the next mean and std.
-            elites, weights = _elites(torch.cat([policy_actions, actions], dim=1), value, planner)
-            mean = (weights * elites).sum(1) * ctx.action_mask
+            elites, weights = _elites(torch.cat([policy_actions, actions], dim=1), value, envs, planner)
+            mean = (weights * elites).sum(1)
             std = (weights * (elites - mean.unsqueeze(1)).square()).sum(1).sqrt()
             std = std.clamp(planner.min_std, planner.max_std) * ctx.action_mask
 
     # Execute the plan's mean or one elite's first action; when exploring an elite's, with noise.
     weights = weights.squeeze(-1)
-    action = _drawn(elites[0], weights, draws) if explore or planner.execute == "elite" else mean[0]
-    if explore:
-        action = action + std[0] * draws.explore_noise
+    action = _drawn(elites[0], weights, envs, draws) if explore or planner.execute == "elite" else mean[0]
+    action = action + std[0] * draws.explore_noise if explore else action
     return Plan(action.clamp(-1, 1), mean, std, elites[0], weights)
 
 
-def _drawn(actions: Tensor, weights: Tensor, draws: PlanDraws) -> Tensor:
+def _drawn(actions: Tensor, weights: Tensor, envs: Tensor, draws: PlanDraws) -> Tensor:
     """Draw one of the elites' actions (E, N, A) by their weights w (E, N): the one with the largest ln w + G.
 
     G is Gumbel noise, -ln of exponential noise.
     """
     choice = (weights.log() - draws.elite_exponential.log()).argmax(0)
-    return actions[choice, torch.arange(actions.shape[1], device=actions.device)]
+    return actions[choice, envs]
 
 
 class Rollout(NamedTuple):
@@ -149,11 +163,17 @@ class Rollout(NamedTuple):
 
 
 def policy_rollouts(
-    model: WorldModel, ctx: TaskContext, z: Tensor, discounts: Tensor, noise: Tensor, carry: Any = None
+    model: WorldModel,
+    ctx: TaskContext,
+    z: Tensor,
+    discounts: Tensor,
+    noise: Tensor,
+    carry: Any = None,
+    first: TaskContext | None = None,
 ) -> Rollout:
-    """Roll the policy out from z (N, Z), R times, with noise (T, R, N, A)."""
+    """Roll the policy out from z (N, Z), R times, with noise (T, R, N, A); `first` is `model.at(z, ctx)`."""
     z = z.expand(noise.shape[1], *z.shape)
-    return _rollout(model, ctx, z, discounts, lambda t, z: model.policy(z, ctx, noise[t]).action, carry)
+    return _rollout(model, ctx, z, discounts, lambda t, z: model.policy(z, ctx, noise[t]).action, carry, first or ctx)
 
 
 def _rollout(
@@ -163,27 +183,32 @@ def _rollout(
     discounts: Tensor,
     act: Callable[[int, Tensor], Tensor],
     carry: Any,
+    first: TaskContext,
 ) -> Rollout:
-    """Roll out T steps of actions `act(t, z)` (P', N, A), summing rewards by the first T of `discounts` (T + 1, N)."""
-    actions, returns, alive = [], 0.0, None
-    for t, weight in enumerate(discounts[:-1]):
+    """Roll out T steps of actions `act(t, z)` (P', N, A), summing rewards by the first T of `discounts` (T + 1, N).
+
+    The first step is computed with the context `first`, all others with `ctx`.
+    """
+    actions, rewards, goes_on, alive = [], [], [], None
+    for t in range(len(discounts) - 1):
         action = act(t, z)
-        reward = decode(model.reward(z, action, ctx), model.bins)
-        returns = returns + weight * (reward if alive is None else alive * reward)
-        alive = still_alive(model, ctx, z, action, alive)
-        z, carry = model.next(z, action, ctx, carry)
         actions.append(action)
-    assert isinstance(returns, Tensor)
-    return Rollout(actions, returns, z, alive)
+        here = ctx if t else first
+        rewards.append(model.reward(z, action, here))
+        goes_on.append(alive)  # until this step
+        alive = still_alive(model, here, z, action, alive)
+        z, carry = model.next(z, action, here, carry)
+    reward = decode(torch.stack(rewards), model.bins)  # (T, P', N)
+    if alive is not None:
+        reward = reward * torch.stack([torch.ones_like(alive), *goes_on[1:]])
+    return Rollout(actions, (discounts[:-1].unsqueeze(1) * reward).sum(0), z, alive)
 
 
-def _last_value(
-    model: WorldModel, ctx: TaskContext, policy: Rollout, samples: Rollout, noise: Tensor, members: tuple[int, int]
-) -> Tensor:
-    """Return the value (P, N) at the last latents, as the mean of two Q members, if the episode gets so far."""
+def _last_value(model: WorldModel, ctx: TaskContext, policy: Rollout, samples: Rollout, noise: Tensor) -> Tensor:
+    """Return the value (P, N) at the last latents, a mean of the Q members in `ctx`, if the episode gets so far."""
     z = torch.cat([policy.last_z, samples.last_z])
     action = model.policy(z, ctx, noise).action
-    value = decode(model.q(z, action, ctx, members=members), model.bins).mean(0)
+    value = decode(model.q(z, action, ctx), model.bins).mean(0)
     if policy.alive is None or samples.alive is None:
         return value
     return torch.cat([policy.alive, samples.alive]) * value
@@ -211,21 +236,22 @@ def _first_mean_std(
     is_first: Tensor,
     policy_actions: Tensor,
     constraint_weight: float | Tensor,
+    action_mask: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Return the first mean and std (T, N, A): the last plan shifted by one step, mixed with the policy rollouts."""
     mean = torch.zeros_like(prev_mean)
     mean[:-1] = prev_mean[1:]
     mean = mean.masked_fill(is_first.bool().unsqueeze(-1), 0.0)
     std = torch.full_like(mean, planner.max_std)
-    weight = torch.as_tensor(constraint_weight, dtype=mean.dtype, device=mean.device).reshape(-1, 1)  # (1 or N, 1)
+    if not isinstance(constraint_weight, Tensor):
+        constraint_weight = mean.new_full((1,), constraint_weight)
+    weight = constraint_weight.to(mean.dtype).reshape(-1, 1)  # (1 or N, 1)
     policy_std = policy_actions.std(1, correction=min(1, planner.num_policy_samples - 1))
     std = torch.lerp(std, policy_std, weight).clamp(planner.min_std, planner.max_std)
-    return torch.lerp(mean, policy_actions.mean(1), weight), std
+    return torch.lerp(mean, policy_actions.mean(1), weight) * action_mask, std * action_mask
 
 
-def _elites(actions: Tensor, value: Tensor, planner: config.Planner) -> tuple[Tensor, Tensor]:
+def _elites(actions: Tensor, value: Tensor, envs: Tensor, planner: config.Planner) -> tuple[Tensor, Tensor]:
     """Pick the best of P sequences (T, P, N, A): elites (T, E, N, A), weights (E, N, 1) that sum to 1 over E."""
     best, index = value.topk(planner.num_elites, dim=0)
-    elites = actions[:, index, torch.arange(value.shape[1], device=value.device)]
-    weights = torch.exp(planner.temperature * (best - best[0]))
-    return elites, (weights / weights.sum(0)).unsqueeze(-1)
+    return actions[:, index, envs], torch.softmax(planner.temperature * best, dim=0).unsqueeze(-1)

@@ -60,7 +60,7 @@ def choose(matmul: Literal["auto", "torch", "onednn"], device: torch.device | st
     Args:
         matmul: "auto" takes oneDNN where it is the faster one: on an AMD processor with AVX-512, which torch's MKL
             drives as if it had AVX2 only. The rule reads what the processor is and measures nothing, so that a resumed
-            run computes the same bits.
+            run computes the same bits. On a GPU "auto" multiplies float32 in TF32, and "torch" in full.
         device: where the model is.
 
     Raises:
@@ -68,6 +68,10 @@ def choose(matmul: Literal["auto", "torch", "onednn"], device: torch.device | st
     """
     if matmul == "onednn" and not torch.backends.mkldnn.is_available():
         raise ValueError("runtime.matmul is `onednn`, but this torch was built without it. Set it to `auto`.")
+    if torch.device(device).type == "cuda":
+        # TF32, as published; torch knows this for a whole process alone. What must not be rounded so, sums of bins
+        # and of weights over time, are no products of matrices (`math.decode`).
+        torch.set_float32_matmul_precision("highest" if matmul == "torch" else "high")
     if torch.device(device).type != "cpu" or matmul == "torch":
         return "torch"
     faster = torch.backends.mkldnn.is_available() and _mkl_lacks_avx512()
@@ -98,6 +102,11 @@ def ready(weight: Tensor) -> Tensor:
     if mode == "bfloat16":
         return weight.to(torch.bfloat16, memory_format=torch.contiguous_format)
     return weight.contiguous() if mode == "onednn" else weight
+
+
+def lowered(weights: Tensor) -> Tensor:
+    """Return weights in the precision of products."""
+    return weights.to(torch.bfloat16) if _mode.get() == "bfloat16" else weights
 
 
 def derived(key: object, compute: Any) -> Tensor:

@@ -31,7 +31,10 @@ class TaskTable:
     discount: Tensor  # (n,) float32 in (0, 1]
     obs_mean: Tensor | None = None  # (n, O) float32, per body; None: observations are not normalised
     obs_std: Tensor | None = None  # (n, O) float32, positive
-    constraint: Tensor = field(default_factory=lambda: torch.zeros(0))  # (n,) int64 of CONSTRAINTS; left out: all tied
+    constraint: Tensor = field(
+        default_factory=lambda: torch.zeros(0)
+    )  # (n,) int64 of CONSTRAINTS, on the CPU always; ...
+    # ... left out: all tied
     columns: dict[str, Tensor] = field(default_factory=dict)  # (n,) int64 each: indices that some network reads
 
     def __post_init__(self) -> None:
@@ -67,12 +70,19 @@ class TaskTable:
         """P."""
         return self.embeddings.shape[1]
 
+    def check(self, rows: Tensor) -> None:
+        """Assert that rows (n,) are of this table; those on a device are taken as they are, or each look would wait."""
+        if rows.device.type == "cpu":
+            known = rows.numpy()
+            outside = known[(known < 0) | (known >= len(self.names))]
+            assert not len(outside), f"rows {outside.tolist()} of a table of {len(self.names)} tasks"
+
     def to(self, device: torch.device | str) -> TaskTable:
-        """Return the table on a device."""
+        """Return the table on a device; the constraints, by which the processor decides, stay in its memory."""
         parts = (part.to(device) for part in (self.embeddings, self.action_mask, self.discount))
         statistics = (part if part is None else part.to(device) for part in (self.obs_mean, self.obs_std))
         columns = {name: column.to(device) for name, column in self.columns.items()}
-        return TaskTable(self.names, *parts, *statistics, constraint=self.constraint.to(device), columns=columns)
+        return TaskTable(self.names, *parts, *statistics, constraint=self.constraint, columns=columns)
 
     def select(self, rows: Sequence[int]) -> TaskTable:
         """Return the table of these rows, in this order."""

@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations`: the Hub's mixin reads the type of `config` to rebuild it from config.json.
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pipeline import config
+from pipeline.model.ensemble import Members, QEnsemble
 from pipeline.model.layers import MLP, SimNorm
 from pipeline.model.math import Policy, squashed_gaussian
 from pipeline.model.task_table import TaskTable
@@ -37,8 +38,8 @@ class TaskContext(NamedTuple):
     dynamics: Any
     reward: Any
     policy: Any
-    q: dict[int, Any]  # by Q member
-    target_q: dict[int, Any]
+    q: Any  # by Q member, or of all of them stacked
+    target_q: Any
     termination: Any | None
     action_mask: Tensor  # (n, A) 1 on real action dims
     discount: Tensor  # (n,)
@@ -47,28 +48,14 @@ class TaskContext(NamedTuple):
 
     def take(self, rows: Tensor) -> "TaskContext":
         """Select rows (B,), as indexing does: row i of the result is that of task rows[i]."""
-
-        def take(part: Any) -> Any:
-            if isinstance(part, dict):
-                return {member: one.take(rows) for member, one in part.items()}
-            return part.index_select(0, rows) if isinstance(part, Tensor) else None if part is None else part.take(rows)
-
-        return TaskContext(*map(take, self))
+        return TaskContext(*(_take(part, rows) for part in self))
 
 
-class QEnsemble(nn.ModuleList):
-    """M independent MLPs, evaluated one by one: on a CPU one batched product over all members is slower."""
-
-    def condition(
-        self, task_emb: Tensor, columns: dict[str, Tensor], members: Sequence[int] | None = None
-    ) -> dict[int, Any]:
-        """Compute what the tasks (n, E) contribute to each of these members (None: all), by member."""
-        chosen = range(len(self)) if members is None else members
-        return {member: cast("MLP", self[member]).condition(task_emb, columns) for member in chosen}
-
-    def forward(self, tasks: dict[int, Any], z: Tensor, a: Tensor, members: Sequence[int] | None = None) -> Tensor:
-        """Evaluate these members (None: all in `tasks`) at z (..., n, Z), a (..., n, A): logits (M', ..., n, K)."""
-        return torch.stack([self[member](tasks[member], z, a) for member in (tasks if members is None else members)])
+def _take(part: Any, rows: Tensor) -> Any:
+    """Select rows of one part of a context."""
+    if isinstance(part, dict):
+        return {member: one.take(rows) for member, one in part.items()}
+    return part.index_select(0, rows) if isinstance(part, Tensor) else None if part is None else part.take(rows)
 
 
 def plain_network(part: str, *sizes: Any, **more: Any) -> nn.Module:
@@ -146,10 +133,13 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
         table: TaskTable,
         task: Tensor,
         phrasing: Tensor | None = None,
-        q: Sequence[int] | None = None,
-        target_q: Sequence[int] | None = None,
+        q: Members | None = None,
+        target_q: Members | None = None,
+        parts: Collection[str] = PARTS,
     ) -> TaskContext:
-        """Compute what the tasks contribute to every network, once per distinct text.
+        """Compute what the tasks contribute to every network, once per text.
+
+        How many texts are computed follows from sizes alone, never from which tasks they are: a GPU need not be asked.
 
         Args:
             table: the known tasks.
@@ -157,26 +147,37 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
             phrasing: (n,) in [0, P), which phrasing of its text each task is given; None for the canonical one.
             q: the Q members to be evaluated; None for all.
             target_q: the target Q members to be evaluated; None for all.
+            parts: the networks to be evaluated, beside target Q and terminations.
         """
-        num_phrasings = table.embeddings.shape[1]
-        index = task * num_phrasings + (0 if phrasing is None else phrasing)
-        texts, rows = torch.unique(index, return_inverse=True)
-        of_text = texts // num_phrasings
-        emb = table.embeddings.flatten(0, 1)[texts]
-        columns = {name: column[of_text] for name, column in table.columns.items()}
-        return TaskContext(
-            self.encoder.condition(emb, columns),
-            self.dynamics.condition(emb, columns),
-            self.reward_head.condition(emb, columns),
-            self.policy_head.condition(emb, columns),
+        (num_tasks, num_phrasings, _), columns, rows = table.embeddings.shape, table.columns, task
+        if phrasing is not None:
+            emb, rows = table.embeddings.flatten(0, 1), task * num_phrasings + phrasing
+            columns = {
+                name: column.unsqueeze(1).expand(-1, num_phrasings).flatten() for name, column in columns.items()
+            }
+        elif num_tasks < len(task) or torch.is_grad_enabled():
+            emb = table.embeddings[:, 0]
+        else:
+            emb, rows = table.embeddings[:, 0].index_select(0, task), None
+            columns = {name: column.index_select(0, task) for name, column in columns.items()}
+        networks: list[Any] = [
+            self.get_submodule(PARTS[part]) if part in parts else None for part in PARTS if part != "q"
+        ]
+        conditioned = (
+            *(None if network is None else network.condition(emb, columns) for network in networks),
             self.q_heads.condition(emb, columns, q),
             self.target_q_heads.condition(emb, columns, target_q),
             None if self.termination_head is None else self.termination_head.condition(emb, columns),
-            table.action_mask[of_text],
-            table.discount[of_text],
-            None if table.obs_mean is None else table.obs_mean[of_text],
-            None if table.obs_std is None else table.obs_std[of_text],
-        ).take(rows)
+        )
+        of_task = (table.action_mask, table.discount, table.obs_mean, table.obs_std)
+        taken: list[Any] = [part if rows is None else _take(part, rows) for part in conditioned]
+        return TaskContext(*taken, *(_take(part, task) for part in of_task))
+
+    def at(self, z: Tensor, ctx: TaskContext) -> TaskContext:
+        """Return the context for many actions at one z (n, Z): what z gives the first layers is computed once."""
+        named = {"dynamics": self.dynamics, "reward": self.reward_head, "termination": self.termination_head}
+        plain = {name: network for name, network in named.items() if type(network) is MLP}
+        return ctx._replace(**{name: network.given(getattr(ctx, name), z) for name, network in plain.items()})
 
     def encode(self, obs: Tensor, ctx: TaskContext) -> Tensor:
         """Map observations (..., n, O), normalised by the statistics of each task's body, to latents (..., n, Z).
@@ -225,9 +226,7 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
         raw = self.policy_head(ctx.policy, z)
         return squashed_gaussian(raw, ctx.action_mask, noise, self.config.log_std_min, self.config.log_std_max)
 
-    def q(
-        self, z: Tensor, a: Tensor, ctx: TaskContext, target: bool = False, members: Sequence[int] | None = None
-    ) -> Tensor:
+    def q(self, z: Tensor, a: Tensor, ctx: TaskContext, target: bool = False, members: Members | None = None) -> Tensor:
         """Evaluate Q members.
 
         Args:
@@ -240,9 +239,8 @@ class WorldModel(nn.Module, PyTorchModelHubMixin, library_name="eft", tags=["wor
         Returns:
             (M', ..., n, K) logits; `math.decode` turns them into numbers.
         """
-        if target:
-            return self.target_q_heads(ctx.target_q, z, a, members)
-        return self.q_heads(ctx.q, z, a, members)
+        heads, tasks = (self.target_q_heads, ctx.target_q) if target else (self.q_heads, ctx.q)
+        return heads(tasks if members is None else heads.pick(tasks, [members])[0], z, a)
 
     def termination(self, z: Tensor, a: Tensor, ctx: TaskContext) -> Tensor:
         """Predict whether actions a (..., n, A) at z (..., n, Z) end the episode for good, as logits (..., n).

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -125,19 +126,23 @@ class Ranks:
     def average_gradients(self, parameters: Sequence[nn.Parameter], loss: Tensor, weight: int) -> Tensor:
         """Average gradients and the loss over ranks, each weighing `weight`, in one message; returns the loss.
 
-        The loss travels along so that all ranks stop where one has a loss that is not finite. A parameter without a
-        gradient gets zeros: what this rank's batch did not reach, that of another may have.
+        A parameter without a gradient gets zeros: what this rank's batch did not reach, that of another may have. The
+        loss travels along so that all ranks stop where one has a loss that is not finite. With several ranks, `grad` of
+        each parameter is a part of one buffer from then on: what came back is copied nowhere.
         """
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         if self.count == 1:
             return loss
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        flat = torch.cat([loss.reshape(1), *(gradient.flatten() for gradient in gradients)])
-        mean, *pieces = self.weighted_mean(flat, weight).split([1, *(gradient.numel() for gradient in gradients)])
-        for gradient, piece in zip(gradients, pieces, strict=True):
-            gradient.copy_(piece.view_as(gradient))
+        gradients = [parameter.grad.flatten() for parameter in parameters if parameter.grad is not None]
+        flat = torch.cat([*gradients, loss.reshape(1), loss.new_ones(1)]).mul_(weight)
+        with _peers():
+            dist.all_reduce(flat)
+        flat.div_(flat[-1].clone())
+        *pieces, mean, _ = flat.split([*(gradient.numel() for gradient in gradients), 1, 1])
+        for parameter, piece in zip(parameters, pieces, strict=True):
+            parameter.grad = piece.view_as(parameter)
         return mean.reshape(())
 
     def autocast(self) -> Any:
@@ -145,13 +150,16 @@ class Ranks:
         return self.accelerator.autocast() if self.accelerator else nullcontext()
 
     def gather(self, values: Tensor) -> Tensor:
-        """Return a one-dimensional tensor of any length joined over ranks, none of its values being NaN."""
-        if self.accelerator is None or self.count == 1:
+        """Return a one-dimensional tensor of any length joined over ranks, with NaNs where a rank has fewer values."""
+        if self.count == 1:
             return values
+        longest = torch.tensor([len(values)])  # on the CPU, as every number that decides a shape
         with _peers():
-            padded = self.accelerator.pad_across_processes(values, pad_index=float("nan"))  # type: ignore[arg-type]
-            found = self.accelerator.gather(padded)
-        return found[~found.isnan()]  # type: ignore[index]
+            dist.all_reduce(longest, op=dist.ReduceOp.MAX, group=self._group)
+            padded = F.pad(values, (0, int(longest) - len(values)), value=float("nan"))
+            found = [torch.empty_like(padded) for _ in range(self.count)]
+            dist.all_gather(found, padded)
+        return torch.cat(found)
 
     def to_main(self, tensors: dict[str, Tensor]) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """On rank 0 yield each rank and its tensors, one rank at a time; on the others send, and yield nothing.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline import config
 from pipeline.model.actor import Actor
+from pipeline.model.graphs import Graphs
 from pipeline.model.grow import grow
 from pipeline.model.layers import MLP
 from pipeline.model.products import Mode
@@ -104,6 +105,7 @@ def make_actor(
     mode: Mode = "torch",
     adapters: Adapters | None = None,
     clipped: config.Clipped | None = None,
+    graphs: Graphs | None = None,
 ) -> Actor:
     """Make what acts with a model.
 
@@ -114,16 +116,17 @@ def make_actor(
         mode: how products are computed.
         adapters: of the model.
         clipped: collect episodes for this policy step, which needs their log-probabilities.
+        graphs: runs whole plans.
     """
     if clipped is not None:
         from pipeline.systems.m3po.actor import M3poActor
 
-        return M3poActor(model, table, planner, mode, adapters)
+        return M3poActor(model, table, planner, mode, adapters, graphs)
     if model.config.history is not None:
         from pipeline.systems.history.actor import HistoryActor
 
-        return HistoryActor(model, table, planner, mode, adapters)
-    return Actor(model, table, planner, mode, adapters)
+        return HistoryActor(model, table, planner, mode, adapters, graphs)
+    return Actor(model, table, planner, mode, adapters, graphs)
 
 
 def make_replay(sizes: config.Model) -> Callable[..., ReplayBuffer]:

@@ -17,7 +17,7 @@ from pipeline.model.math import (
     decode,
     imitation_error,
     locate,
-    scalar_loss,
+    scalar_losses,
     soft_cross_entropy,
     squashed_gaussian,
     step_weights,
@@ -37,6 +37,27 @@ any_scalars = st.lists(st.floats(-1e9, 1e9, width=32), min_size=1, max_size=8).m
 @given(scalars)
 def test_symexp_undoes_symlog(x: torch.Tensor) -> None:
     assert torch.allclose(symexp(symlog(x)), x, rtol=1e-4, atol=1e-5)
+
+
+def test_the_derivative_of_symexp_is_that_of_its_parts() -> None:
+    x = torch.linspace(-4, 4, 9, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(symexp, (x + 0.1,))
+
+
+def test_scalars_of_several_heads_are_as_each_by_itself() -> None:
+    draw = torch.Generator().manual_seed(0)
+    bins = torch.linspace(-5.0, 5.0, 11)
+    reward, q = torch.randn(2, 3, 11, generator=draw), torch.randn(4, 2, 3, 11, generator=draw)
+    targets = 5 * torch.randn(2, 2, 3, generator=draw)
+    known = torch.tensor([True, False, True])
+    for each in (False, True):
+        both = scalar_losses([reward, q], list(targets), bins, WEIGHTS, each, known)
+        alone = [
+            scalar_losses([one], [target], bins, WEIGHTS, each, known)[0]
+            for one, target in zip((reward, q), targets, strict=True)
+        ]
+        for found, expected in zip(both, alone, strict=True):
+            torch.testing.assert_close(found, expected)
 
 
 @given(any_scalars)
@@ -167,14 +188,14 @@ def test_a_scalar_s_loss_is_the_cross_entropy_of_its_two_bins() -> None:
     logits = torch.stack([likely.expand(2, -1), torch.zeros(2, 3)])  # at the second step all bins alike
     ln2, ln3 = math.log(2), math.log(3)
     each = [0.75 * (0.5 * ln2 + 0.5 * 2 * ln2) + 0.25 * ln3, 0.75 * ln2 + 0.25 * ln3]
-    assert scalar_loss(logits, target, bins, WEIGHTS, each=True).tolist() == pytest.approx(each)
-    assert float(scalar_loss(logits, target, bins, WEIGHTS)) == pytest.approx(sum(each) / 2)
+    assert scalar_losses([logits], [target], bins, WEIGHTS, each=True)[0].tolist() == pytest.approx(each)
+    assert float(scalar_losses([logits], [target], bins, WEIGHTS)[0]) == pytest.approx(sum(each) / 2)
     # A second member, which finds all bins alike at both steps: the mean of the two.
     both = torch.stack([logits, torch.zeros(2, 2, 3)])
     alike = ln3 * (0.75 + 0.25)
     expected = [(one + alike) / 2 for one in each]
-    assert scalar_loss(both, target, bins, WEIGHTS, each=True).tolist() == pytest.approx(expected)
-    assert float(scalar_loss(both, target, bins, WEIGHTS)) == pytest.approx(sum(expected) / 2)
+    assert scalar_losses([both], [target], bins, WEIGHTS, each=True)[0].tolist() == pytest.approx(expected)
+    assert float(scalar_losses([both], [target], bins, WEIGHTS)[0]) == pytest.approx(sum(expected) / 2)
 
 
 def test_the_loss_of_terminations_is_their_binary_cross_entropy() -> None:

@@ -170,8 +170,11 @@ def test_rows_are_grouped_once_per_context(monkeypatch: pytest.MonkeyPatch) -> N
         make(self, cluster)
 
     monkeypatch.setattr(clusters.Groups, "__init__", count)
+    clusters._groups_of.cache_clear()
     model.context(TABLE, torch.tensor([3, 0, 0, 1, 3]))
-    assert found == [3, 5]  # the different texts, and their rows
+    assert found == [len(TABLE.names), 5]  # all tasks, and the rows
+    model.context(TABLE, torch.tensor([3, 1]))
+    assert found[2:] == [2]  # the tasks' clusters are those of before
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -207,7 +207,13 @@ def test_a_task_router_gives_all_rows_of_a_task_the_experts_of_its_text():
     with record_routing(model) as calls:
         model.next(torch.rand(6, 4, 16), torch.rand(6, 4, 4), ctx)
     (routing,) = calls["dynamics"]
-    assert routing.probs.shape == (3, 4)  # one row per text
+    assert routing.probs.shape == (10, 4)  # one row per text of the table ...
+    assert routing.present is not None
+    here = routing.present.bool()
+    assert here.nonzero().flatten().tolist() == [1, 7, 9]  # ... of which three are met, and alone are balanced
+    alone = routing._replace(probs=routing.probs[here], present=None)
+    settings = experts("task", num=4, top_k=2)
+    torch.testing.assert_close(balance_loss([routing], settings), balance_loss([alone], settings))
     layer = model.dynamics[1].experts  # pyright: ignore
     expected = layer.router(table.embeddings[task, 1]).topk(2).indices  # pyright: ignore
     torch.testing.assert_close(routing.chosen.view(6, 4, 2), expected.expand(6, 4, 2))

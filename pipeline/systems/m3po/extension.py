@@ -204,6 +204,7 @@ class ClippedPolicy(Extension):
     def _gradient_step(self, steps: Steps) -> Metrics:
         """Take one gradient step on this rank's share of a minibatch, which may be empty."""
         optimizers = self._learner.optimizers
+        self._learner.set_rates()
         noise = torch.randn(steps.action.shape, generator=self._generator).to(steps.action.device)
         losses = map(self._loss, [steps], [noise])  # computed within `step`
         return self._learner.step(optimizers.policy, optimizers.trained["policy"], losses, [steps.task], "policy_")

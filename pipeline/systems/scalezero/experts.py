@@ -28,6 +28,7 @@ class Routing(NamedTuple):
 
     probs: Tensor  # (rows, E) over all experts, with gradient; of a task router (texts, E), a row per text
     chosen: Tensor  # (rows, k) int64 in [0, E), the most probable first
+    present: Tensor | None = None  # (texts,) of a task router, 1 where a row of the call has that text; None for all
 
 
 class TaskRouting(NamedTuple):
@@ -36,10 +37,14 @@ class TaskRouting(NamedTuple):
     probs: Tensor  # (texts, E), a row per text
     chosen: Tensor  # (n, k)
     weight: Tensor  # (n, k) probabilities of the chosen ones
+    present: Tensor | None = None  # (texts,) 1 where one of the n tasks has that text; None for all
 
     def take(self, rows: Tensor) -> TaskRouting:
         """Repeat the tasks as `rows` (B,) says."""
-        return self._replace(chosen=self.chosen.index_select(0, rows), weight=self.weight.index_select(0, rows))
+        present = torch.zeros_like(self.probs[:, 0]).index_fill(0, rows, 1.0) if self.present is None else self.present
+        return self._replace(
+            chosen=self.chosen.index_select(0, rows), weight=self.weight.index_select(0, rows), present=present
+        )
 
 
 class ExpertLayer(nn.Module):
@@ -104,7 +109,7 @@ class ExpertLayer(nn.Module):
             times = len(x) // len(tasks.chosen)
             probs, chosen, weight = tasks.probs, tasks.chosen.repeat(times, 1), tasks.weight.repeat(times, 1)
         if self.calls is not None:
-            self.calls.append(Routing(probs, chosen))
+            self.calls.append(Routing(probs, chosen, None if tasks is None else tasks.present))
         y = _routed(x, chosen, weight, up, down)
         if self.shared_up is not None and self.shared_down is not None:
             hidden = _swiglu(product(x, effective_weight(self.shared_up), None))
@@ -219,8 +224,9 @@ def balance_loss(routings: Sequence[Routing], experts: config.Experts) -> Tensor
     Source: Switch Transformers (arXiv 2101.03961), equation 4; MoW (arXiv 2602.01270).
     """
     if experts.router == "task":
-        probs = routings[0].probs
-        return (experts.top_k * (probs.sum(0) - len(probs) / experts.num)).square().sum()
+        probs, present = routings[0].probs, routings[0].present
+        present = torch.ones_like(probs[:, 0]) if present is None else present
+        return (experts.top_k * (present @ probs - present.sum() / experts.num)).square().sum()
     probs = torch.cat([routing.probs for routing in routings])
     share = _one_hot(torch.cat([routing.chosen for routing in routings]), experts.num).mean((0, 1))
     return experts.num * (share * probs.mean(0)).sum()
