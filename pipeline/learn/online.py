@@ -71,9 +71,8 @@ def learn_online(
 
         # Store: episodes that ended, each in the replay of its rank; their scores, on all ranks, update the constraint.
         if ended := _end_step(run, collector):
-            for episode in ended:
-                if episode.whole:
-                    constraint.record(episode, not seeding)
+            for episode in (one for one in ended if one.whole):
+                constraint.record(episode, not seeding)
             learner.q_weight = constraint.publish(learner.table)
             mixer.play(playing)
         run.advance(num_playing)
