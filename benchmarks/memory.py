@@ -1,6 +1,6 @@
 """Host memory of a run's simulators: what one of each domain takes, and the sum for many tasks with their evaluation.
 
-    python -m benchmarks.memory              200 tasks, 16 workers -> results/memory.json, the table in docs/scaling.md
+    python -m benchmarks.memory    200 tasks, 16 workers -> results/memory.json, the table in docs/explanation/scaling.md
 
 One process as a worker is, without torch, builds simulators of each domain and steps them; what it takes more with each
 is that simulator's. Code and data of shared libraries count once, whatever the number of processes. Domains that cannot
@@ -24,7 +24,7 @@ from pipeline.tasks import availability, registry
 from pipeline.tasks.env_group import EnvGroup, Widths, num_bytes, view
 from pipeline.tasks.spec import TaskSpec
 
-PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
+PAGE = Path(__file__).parent.parent / "docs" / "explanation" / "scaling.md"
 BEGIN, END = "<!-- memory -->\n", "<!-- end of memory -->"
 _PER_DOMAIN = 2  # tasks that stand for a domain, evenly over its list, beside the first, which brings what is imported
 _STEPS = 10
@@ -72,7 +72,8 @@ def _played(spec: TaskSpec) -> EnvGroup:
 
 def _resident() -> tuple[float, float]:
     """Return MB of this process's own pages, and of files that are mapped, which processes share."""
-    rows = dict(line.split(":") for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
+    lines = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()[1:]
+    rows = dict(line.split(":") for line in lines)
     found = {name: float(value.split()[0]) / 1024 for name, value in rows.items()}
     return found["Anonymous"], found["Rss"] - found["Anonymous"]
 
