@@ -1,6 +1,6 @@
 """Host memory of a run's simulators: what one of each domain takes, and the sum for many tasks with their evaluation.
 
-    python -m benchmarks.memory    200 tasks, 16 workers -> results/memory.json, the table in docs/explanation/scaling.md
+    python -m benchmarks.memory    200 tasks, 16 workers -> results/memory.json, the table in explanation/scaling.md
 
 One process as a worker is, without torch, builds simulators of each domain and steps them; what it takes more with each
 is that simulator's. Code and data of shared libraries count once, whatever the number of processes. Domains that cannot
