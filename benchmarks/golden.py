@@ -29,7 +29,7 @@ from pipeline.newt_checkpoint import NewtCheckpoint, load_newt_checkpoint, our_n
 from pipeline.shapes import Batch
 
 TOLERANCE = 1e-5
-MEMBERS = (0, 1)
+MEMBERS: tuple[int, int] = (0, 1)
 
 _GRAD_KEYS = (
     "_Qs.online._Qs.0.0.weight",
