@@ -250,7 +250,10 @@ def _share(text: str) -> float:
 def read_settings(options: argparse.Namespace) -> Settings:
     """Read params.yaml and put what the options say in its place."""
     from pipeline import config
-    from pipeline.adapt import Settings
+    from pipeline.extras import needs
+
+    with needs("pipeline"):
+        from pipeline.adapt import Settings
 
     path = options.params or config.PARAMS
     settings = Settings(
