@@ -118,6 +118,16 @@ def test_nothing_runs_again(project: Path):
     assert ran(run(project, "dvc", "repro").stdout) == []
 
 
+def test_ways_that_were_compared_anew_are_drawn_and_nothing_else_runs(project: Path):
+    path = project / "checkpoints/ways.json"
+    before = path.read_text()
+    path.write_text(before.replace("0.86", "0.88"))
+    try:
+        assert set(json.loads(run(project, "dvc", "status", "--json").stdout)) == {"report"}
+    finally:
+        path.write_text(before)
+
+
 def test_a_changed_learning_rate_runs_from_pretrain_on(project: Path):
     params = project / "params.yaml"
     before = params.read_text()
@@ -130,16 +140,6 @@ def test_a_changed_learning_rate_runs_from_pretrain_on(project: Path):
     finally:
         params.write_text(before)
     run(project, "dvc", "repro", "pretrain")
-
-
-def test_ways_that_were_compared_anew_are_drawn_and_nothing_else_runs(project: Path):
-    path = project / "checkpoints/ways.json"
-    before = path.read_text()
-    path.write_text(before.replace("0.86", "0.88"))
-    try:
-        assert set(json.loads(run(project, "dvc", "status", "--json").stdout)) == {"report"}
-    finally:
-        path.write_text(before)
 
 
 def test_a_changed_text_runs_from_embed_on(project: Path):
