@@ -90,7 +90,7 @@ def test_an_agent_is_saved_over_the_checkpoint_it_came_from(checkpoint: Path) ->
 
 
 @pytest.mark.parametrize("dies_at", ["model.safetensors", "tasks.json"])
-def test_a_checkpoint_that_is_half_old_is_not_read(
+def test_a_save_that_a_crash_cut_off_is_ended_by_the_next_reader(
     checkpoint: Path, dies_at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replace = Path.replace
@@ -100,11 +100,14 @@ def test_a_checkpoint_that_is_half_old_is_not_read(
             raise KeyboardInterrupt
         return replace(self, target)
 
-    monkeypatch.setattr(Path, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        make_agent(1).save_pretrained(checkpoint)
-    with pytest.raises(FileNotFoundError, match=r"tasks\.json does not exist"):
-        Agent.from_pretrained(checkpoint)
+    new = make_agent(1)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            new.save_pretrained(checkpoint)
+    weights, found = new.model.state_dict(), Agent.from_pretrained(checkpoint).model.state_dict()
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+    assert not list(checkpoint.glob(".*"))
 
 
 def test_a_full_disk_is_explained_wherever_an_agent_is_saved(

@@ -16,8 +16,8 @@ import pytest
 from benchmarks.browser import PATIENCE, NoBrowser, Viewer, chromium, serving
 from pipeline.data.demos import read_episodes
 from pipeline.demonstrate.scripted import Script
-from pipeline.page.physics import mujoco_of
 from pipeline.page.session import Session
+from pipeline.tasks.physics import mujoco_of
 from pipeline.tasks.registry import get, make
 from tests.page.untrained import make_agent
 
