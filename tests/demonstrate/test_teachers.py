@@ -326,6 +326,7 @@ def test_a_teacher_that_is_no_longer_wanted_goes_and_that_is_said(tmp_path, caps
 
 def test_two_trainings_do_not_write_one_teacher(tmp_path, monkeypatch, few_episodes):
     monkeypatch.chdir(tmp_path)
+    Path("teachers").mkdir()
     with hold_output(Path("teachers/pendulum-spin"), "eft teach"):
         with pytest.raises(ValueError, match=r"another `eft teach` is going to write into .*/teachers/pendulum-spin"):
             teaching.train(Lesson(spin(), SMALL, 1), Path("teachers"))
