@@ -32,7 +32,7 @@ class Counting:
         out[:] = self.steps, self.last
 
     def render(self) -> np.ndarray:
-        raise NotImplementedError
+        return np.zeros((1, 1, 3), np.uint8)
 
     def close(self) -> None:
         pass

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch import library as operators
 
 from pipeline.model import device
 
@@ -47,7 +48,7 @@ def norm_activation(x: Tensor, tasks: Tensor | None, weight: Tensor, bias: Tenso
     return y.view(x.shape)
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::norm_activation", mutates_args=())
+@operators.custom_op(f"{_NAMESPACE}::norm_activation", mutates_args=())
 def _operation(
     x: Tensor, tasks: Tensor | None, weight: Tensor, bias: Tensor, group: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,7 +60,7 @@ def _operation(
     return plain_forward(x, tasks, weight, bias, group)
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::norm_activation_backward", mutates_args=())
+@operators.custom_op(f"{_NAMESPACE}::norm_activation_backward", mutates_args=())
 def _derivative(
     grad: Tensor, x: Tensor, tasks: Tensor | None, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, group: int
 ) -> tuple[Tensor, Tensor, Tensor]:
