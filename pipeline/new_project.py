@@ -17,7 +17,7 @@ _DVC = {
     ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",
 }
 _WITHOUT_GIT = {".dvc/config.local": "[core]\n    no_scm = true\n"}
-_MEASURED = "checkpoints/ways.json"  # of Eft's own default run, by its benchmarks: a new project has none
+_MEASURED = "checkpoints/ways.json"  # measured of Eft's own default run: a new project has none
 _CODE_STAGE = {
     "desc": "Which version of Eft's code is installed.",
     "cmd": "python -m pipeline.installed",

@@ -385,17 +385,9 @@ class Learner:
         for _, optimizer, parameter in self.optimizers.parameters():
             yield from optimizer.state.get(parameter, {}).values()
         yield from (group["lr"] for optimizer in self.optimizers[:2] for group in optimizer.param_groups)
-        table = self.table
-        own = (
-            table.embeddings,
-            table.action_mask,
-            table.discount,
-            table.obs_mean,
-            table.obs_std,
-            *table.columns.values(),
-        )
         more = (self.value_scale, self._q_weight, self._lr, self.finite.found)
-        yield from (tensor for tensor in (*own, *more) if tensor is not None)
+        yield from self.table.network_inputs()
+        yield from (tensor for tensor in more if tensor is not None)
 
     def set_rates(self) -> None:
         """Write the learning rates of this update where the optimisers read them: on the device, where they changed."""

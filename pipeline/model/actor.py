@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,17 @@ if TYPE_CHECKING:
     from pipeline.adapters import Adapters
 
 _PLAN_DIMS = (0, 1, 1, 1, 1)  # the dim of environments in each part of a `Plan`
+
+
+class _Given(NamedTuple):
+    """What a plan is made from, beside the tasks; `planner.plan` says what each is."""
+
+    obs: Tensor
+    prev_mean: Tensor
+    is_first: Tensor
+    draws: PlanDraws
+    weight: float | Tensor
+    past: Any
 
 
 class Actor:
@@ -274,39 +285,20 @@ class Actor:
         sizes, past = self.model.config, self.past(envs)
         num = len(obs) if past is not None else self._rounded(len(obs))
         draws = PlanDraws.sample(self.planner, num, sizes.action_dim, sizes.num_q, self._generator, self._members)
-        given = obs, prev_mean, is_first, draws.to(self.device), constraint_weight, past
-        made = self._by_graph(rows, adapter, explore, *given) if self.graphs else self._made(ctx, explore, *given)
+        given = _Given(obs, prev_mean, is_first, draws.to(self.device), constraint_weight, past)
+        made = self._by_graph(rows, adapter, explore, given) if self.graphs else self._made(ctx, explore, given)
         self._prev_mean = put_envs(self._prev_mean, 1, envs, made.mean)
         self._is_first = put_envs(self._is_first, 0, envs, torch.zeros_like(is_first))
         return made
 
-    def _made(
-        self,
-        ctx: TaskContext,
-        explore: bool,
-        obs: Tensor,
-        prev_mean: Tensor,
-        is_first: Tensor,
-        draws: PlanDraws,
-        weight: float | Tensor,
-        past: Any,
-    ) -> Plan:
+    def _made(self, ctx: TaskContext, explore: bool, given: _Given) -> Plan:
+        obs, prev_mean, is_first, draws, weight, past = given
         return make_plan(self.model, ctx, obs, self.planner, prev_mean, is_first, draws, weight, explore, past)
 
-    def _by_graph(
-        self,
-        rows: Tensor,
-        adapter: str | None,
-        explore: bool,
-        obs: Tensor,
-        prev_mean: Tensor,
-        is_first: Tensor,
-        draws: PlanDraws,
-        weight: float | Tensor,
-        past: Any,
-    ) -> Plan:
+    def _by_graph(self, rows: Tensor, adapter: str | None, explore: bool, given: _Given) -> Plan:
         """Plan by a graph, which computes the context too: it reads the weights as they are when it runs."""
         assert self.graphs is not None
+        obs, prev_mean, is_first, draws, weight, past = given
         weight = weight if isinstance(weight, Tensor) and weight.ndim else obs.new_full((len(obs),), float(weight))
         num, more = len(obs), draws.explore_noise.shape[0] - len(obs)  # those added are planned for in vain
         parts = (to_device(rows, self.device), obs, prev_mean, is_first, weight)
@@ -319,22 +311,13 @@ class Actor:
             else parts
         )
 
-        def whole(rows: Tensor, *given: Any) -> Plan:
+        def whole(rows: Tensor, *parts: Any) -> Plan:
             with torch.no_grad():
-                return self._made(self.model.context(self.table, rows, target_q=()), explore, *given)
+                return self._made(self.model.context(self.table, rows, target_q=()), explore, _Given(*parts))
 
-        table = self.table
-        known = (
-            table.embeddings,
-            table.action_mask,
-            table.discount,
-            table.obs_mean,
-            table.obs_std,
-            *table.columns.values(),
-        )
-        reads = (*self.model.parameters(), *self.model.buffers(), *(part for part in known if part is not None))
-        given = rows, obs, prev_mean, is_first, draws.indexed(), weight, past
-        found = self.graphs.run((adapter, explore, self.mode), whole, given, reads)
+        reads = (*self.model.parameters(), *self.model.buffers(), *self.table.network_inputs())
+        padded = rows, obs, prev_mean, is_first, draws.indexed(), weight, past
+        found = self.graphs.run((adapter, explore, self.mode), whole, padded, reads)
         return Plan(*(part.narrow(dim, 0, num) for part, dim in zip(found, _PLAN_DIMS, strict=True)))
 
     def _rounded(self, num: int) -> int:

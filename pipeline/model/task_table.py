@@ -31,10 +31,8 @@ class TaskTable:
     discount: Tensor  # (n,) float32 in (0, 1]
     obs_mean: Tensor | None = None  # (n, O) float32, per body; None: observations are not normalised
     obs_std: Tensor | None = None  # (n, O) float32, positive
-    constraint: Tensor = field(
-        default_factory=lambda: torch.zeros(0)
-    )  # (n,) int64 of CONSTRAINTS, on the CPU always; ...
-    # ... left out: all tied
+    # (n,) int64 of CONSTRAINTS, on the CPU always; left out: all tied
+    constraint: Tensor = field(default_factory=lambda: torch.zeros(0))
     columns: dict[str, Tensor] = field(default_factory=dict)  # (n,) int64 each: indices that some network reads
 
     def __post_init__(self) -> None:
@@ -76,6 +74,11 @@ class TaskTable:
             known = rows.numpy()
             outside = known[(known < 0) | (known >= len(self.names))]
             assert not len(outside), f"rows {outside.tolist()} of a table of {len(self.names)} tasks"
+
+    def network_inputs(self) -> list[Tensor]:
+        """Return the tensors of it that networks read."""
+        own = (self.embeddings, self.action_mask, self.discount, self.obs_mean, self.obs_std, *self.columns.values())
+        return [part for part in own if part is not None]
 
     def to(self, device: torch.device | str) -> TaskTable:
         """Return the table on a device; the constraints, by which the processor decides, stay in its memory."""
