@@ -5,8 +5,8 @@
     python -m benchmarks.old_new --commit HEAD~20
 
 The old package is taken out of Git into a temporary folder and imported as `pipeline_old`. Both sides have the same
-weights, observations and random numbers; that they compute the same is checked first, with torch's own products and to
-the bit. Times are CPU time of this process with one thread, medians; a speed is old time / new time. Writes
+weights, observations and random numbers; that they compute the same but for rounding is checked first, with torch's own
+products (since 20e48cf the products of Q's members are grouped otherwise, which rounds otherwise). Times are CPU time of this process with one thread, medians; a speed is old time / new time. Writes
 results/old_new.json.
 """
 
@@ -148,7 +148,7 @@ CASES: dict[str, Callable[[Bench, products.Mode], tuple[Work, Work]]] = {
 
 
 def difference(new: Work, old: Work) -> float:
-    """Return the largest difference of what both give, relative to the largest value of its tensor; 0 to the bit."""
+    """Return the largest difference of what both give, relative to the largest value of its tensor."""
     found, expected = new(), old()
     pairs = [(found[name], expected[name]) for name in found.keys() & expected.keys() if expected[name] is not None]
     assert pairs, "the two versions have nothing in common to compare"
