@@ -6,8 +6,8 @@
 
 The old package is taken out of Git into a temporary folder and imported as `pipeline_old`. Both sides have the same
 weights, observations and random numbers; that they compute the same but for rounding is checked first, with torch's own
-products (since 20e48cf the products of Q's members are grouped otherwise, which rounds otherwise). Times are CPU time of this process with one thread, medians; a speed is old time / new time. Writes
-results/old_new.json.
+products (of Q's members they are grouped otherwise today). Times are CPU time of this process with one thread, medians;
+a speed is old time / new time. Writes results/old_new.json.
 """
 
 from __future__ import annotations

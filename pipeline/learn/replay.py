@@ -229,19 +229,30 @@ class ReplayBuffer:
         self._episodes = self._no_episodes(first)
         self._episodes.extend(index["episodes"], index["imitation"])
 
-    def state_tensors(self, since: int = 0) -> dict[str, Tensor]:
+    def state_tensors(
+        self, since: int = 0, empty: Callable[[str, tuple[int, ...]], Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """Return everything needed to continue bit for bit, as tensors that safetensors can hold.
 
         Args:
             since: only the episodes that were added after `num_added` had this value. To restore the buffer, load the
                 state of then and after it this one.
+            empty: gives memory of the CPU for the rows of a name, of a shape; None takes new memory of the device.
 
         Returns:
             All that is stored of these episodes, one after the other, by name; and the `index_tensors`.
         """
         index = self.index_tensors(since)
         spans = [slice(start, start + length + 1) for start, length in index["episodes"][:2].T.tolist()]
-        steps = {name: torch.cat([rows[:0], *(rows[span] for span in spans)]) for name, rows in self._stored.items()}
+        steps = {}
+        for name, rows in self._stored.items():
+            pieces, height = [rows[:0], *(rows[span] for span in spans)], sum(span.stop - span.start for span in spans)
+            if empty is None:
+                steps[name] = torch.cat(pieces)
+            elif rows.device.type == "cpu":
+                steps[name] = torch.cat(pieces, out=empty(name, (height, *rows.shape[1:])))
+            else:
+                steps[name] = empty(name, (height, *rows.shape[1:])).copy_(torch.cat(pieces))
         return steps | index
 
     def load_state_tensors(self, state: dict[str, Tensor]) -> None:

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -39,9 +41,33 @@ class Replay(Protocol):
     @property
     def num_episodes(self) -> int: ...
 
-    def state_tensors(self, since: int = 0) -> dict[str, Tensor]: ...
+    def state_tensors(
+        self, since: int = 0, empty: Callable[[str, tuple[int, ...]], Tensor] | None = None
+    ) -> dict[str, Tensor]: ...
 
     def load_state_tensors(self, state: dict[str, Tensor]) -> None: ...
+
+
+class _Memory:
+    """Memory of the CPU for copies, kept from save to save: to be given new memory takes longer than to copy."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def empty(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return memory for a tensor; it is what this name was given before, so that must be done with."""
+        size, held = math.prod(shape), self._held.get(name)
+        # Of what grows by a little more or less each time; but a whole replay's memory is not kept for ever.
+        if held is None or held.dtype != dtype or not size <= len(held) <= 4 * size:
+            held = self._held[name] = torch.empty(size + size // 4, dtype=dtype)
+        return held[:size].view(shape)
+
+    def copies(self, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors that share their memory with nothing, not with each other either."""
+        return {
+            name: self.empty(f"{prefix}/{name}", tuple(tensor.shape), tensor.dtype).copy_(tensor.detach())
+            for name, tensor in tensors.items()
+        }
 
 
 class _Gathered(NamedTuple):
@@ -102,6 +128,7 @@ class Saves:
         self.folder, self.keep, self.ranks = folder, keep, ranks or Ranks()
         self._parts: list[dict[str, Any]] = []  # of the replay, as the newest save lists them
         self._num_saved = 0  # episodes of this rank's replay that are in them, or in the save under way
+        self._memory = _Memory()
         self._writing: threading.Thread | None = None
         self._error: BaseException | None = None  # of the save under way
 
@@ -131,10 +158,12 @@ class Saves:
         self.check()
         parts = self._gathered_replay(replay) if replay is not None else None
         described = self.ranks.collect(of_rank[1])
-        files = {_rank_file(rank): _copied(tensors) for rank, tensors in self.ranks.to_main(of_rank[0])}
+        files = {}
+        for rank, tensors in self.ranks.to_main(of_rank[0]):
+            files[_rank_file(rank)] = self._memory.copies(f"rank {rank}", tensors)
         if not self.ranks.is_main:
             return
-        files = {"learner.safetensors": _copied(learner), **files}
+        files = {"learner.safetensors": self._memory.copies("learner", learner), **files}
         # As JSON already, because what is described goes on growing.
         state = json.loads(json.dumps({"position": position, "values": values, "ranks": described}, allow_nan=False))
         # A daemon, because nobody waits for it who is told twice to leave.
@@ -230,7 +259,11 @@ class Saves:
     def _gathered_replay(self, replay: Replay) -> _Gathered:
         """Copy what every rank's replay gained since the last save."""
         first = replay.num_added - replay.num_episodes
-        gained = replay.state_tensors(since=self._num_saved) if replay.num_added > self._num_saved else {}
+        gained = {}
+        if replay.num_added > self._num_saved:
+            gained = replay.state_tensors(
+                self._num_saved, lambda name, shape: self._memory.empty(f"replay/{name}", shape)
+            )
         oldest = self.ranks.collect(first)
         ends = self.ranks.collect(replay.num_added)
         self._num_saved = replay.num_added
@@ -292,11 +325,6 @@ def _saves(folder: Path) -> list[Path]:
 
 def _rank_file(rank: int) -> str:
     return f"rank-{rank:04d}.safetensors"
-
-
-def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors on the CPU that share their memory with nothing, not with each other either."""
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
 def _write(tensors: dict[str, Tensor], path: Path) -> None:

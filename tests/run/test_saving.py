@@ -20,7 +20,7 @@ from pipeline.learn.replay import ReplayBuffer
 from pipeline.run import saves
 from pipeline.run.interrupt import Interrupt
 from pipeline.run.run_dir import fingerprint, open_run_dir
-from pipeline.run.saves import Saves
+from pipeline.run.saves import Saves, _Memory
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 LEARNER = {"weight": torch.arange(6.0)}
@@ -182,6 +182,22 @@ def test_what_changes_while_a_save_is_written_is_not_in_it(tmp_path, held):
     assert not saved.learner()["weight"].any()
     assert not tensors["length"].any()
     assert values == {"recent": {"reach": [[0.5, 1.0]]}}
+
+
+def test_memory_of_copies_is_used_again_until_it_is_far_too_large():
+    memory = _Memory()
+    first = memory.empty("rows", (8, 3))
+    assert memory.empty("rows", (10, 3)).data_ptr() == first.data_ptr()  # as new as it gets: a quarter more is kept
+    assert memory.empty("rows", (8, 1)).data_ptr() == first.data_ptr()
+    assert memory.empty("others", (2, 3)).data_ptr() != first.data_ptr()
+    assert memory.empty("rows", (2, 3), torch.int64).dtype == torch.int64
+    assert len(memory._held["rows"]) < 24
+    weights = torch.rand(3, 2).t()
+    copied = memory.copies("learner", {"w": weights})["w"]
+    torch.testing.assert_close(copied, weights)
+    assert copied.is_contiguous()
+    weights.zero_()
+    assert copied.all()
 
 
 def test_the_loop_goes_on_while_a_save_is_written_and_the_next_one_waits_for_it(tmp_path, held):
