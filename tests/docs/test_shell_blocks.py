@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
+from ruamel.yaml import YAML
 
 from tests.docs.blocks import BLOCKS, Block, code_spans, of_language
 from tests.docs.shell import check_command, commands
 
 PROGRAMS = ("eft", "make", "dvc", "torchrun")
+ROOT = Path(__file__).parents[2]
 SPANS = [found for found in code_spans() if found[1].split()[0] in PROGRAMS or found[1].startswith("python -m ")]
 
 
 def test_every_block_says_what_it_is():
-    known = {"python", "bash", "yaml", "text", ""}  # the last two are what a command prints, or a formula
+    known = {"python", "bash", "yaml", "mermaid", "text", ""}  # the last two are what a command prints, or a formula
     assert [str(block) for block in BLOCKS if block.language not in known] == []
     assert len(of_language("bash")) > 20
+
+
+def test_a_diagram_names_the_stages_in_their_order():
+    (block,) = of_language("mermaid")
+    stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    steps = re.split(r" --> |\n", block.text)
+    drawn = dict.fromkeys(step.strip().partition("[")[0] for step in steps if step.strip() and "flowchart" not in step)
+    assert list(drawn) == list(stages)
+
+
+def test_the_readme_stays_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1200
 
 
 @pytest.mark.parametrize("block", of_language("bash"), ids=str)
