@@ -49,27 +49,29 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     For folders that belong to a stage or a run. Into one that a user chose, `add_files` writes.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    token = uuid.uuid4().hex[:8]
-    partial = path.with_name(f".{path.name}.{token}.partial")
-    old = path.with_name(f".{path.name}.{token}.old")
-    partial.mkdir()
     try:
-        yield partial
-        _flush(partial)
-        if path.exists():
-            path.rename(old)
-        try:
-            partial.rename(path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path.parent, path):
+            _remove_left_over(path.parent, path.name, "partial")
+            token = uuid.uuid4().hex[:8]
+            partial, old = (path.with_name(f".{path.name}.{token}.{kind}") for kind in ("partial", "old"))
+            try:
+                partial.mkdir()
+                yield partial
+                _flush(partial)
+                if path.exists():
+                    path.rename(old)
+                try:
+                    partial.rename(path)
+                except OSError:
+                    if old.exists():
+                        old.rename(path)
+                    raise
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+            _remove_left_over(path.parent, path.name, "old")
     except (OSError, SafetensorError) as error:
         raise _explain(error, path) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
@@ -91,6 +93,7 @@ def add_files(folder: str | Path, last: str) -> Iterator[Path]:
     partial = None
     try:
         with _alone(folder) as place:
+            _remove_left_over(place, folder.name, "partial")
             partial = place / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
             partial.mkdir()
             yield partial
@@ -158,17 +161,33 @@ def _alone(folder: Path) -> Iterator[Path]:
         while place != (now := folder if folder.is_dir() else folder.parent):  # it may have come while we waited
             place = now
             place.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(place / f".{folder.name}.adding")
-            try:
-                lock.acquire(timeout=_PATIENCE)
-            except Timeout:
-                raise TimeoutError(
-                    f"another process has been writing into {folder} for {_PATIENCE:g} s. Wait for it, or choose "
-                    "another folder."
-                ) from None
-            stack.callback(lock.release)
-            stack.callback(Path(lock.lock_file).unlink, missing_ok=True)
+            stack.enter_context(_locked(place, folder))
         yield now
+
+
+@contextmanager
+def _locked(place: Path, folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, a file in `place`; others wait."""
+    lock = FileLock(place / f".{folder.name}.adding")
+    try:
+        lock.acquire(timeout=_PATIENCE)
+    except Timeout:
+        raise TimeoutError(
+            f"another process has been writing into {folder} for {_PATIENCE:g} s. Wait for it, or choose "
+            "another folder."
+        ) from None
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def _remove_left_over(place: Path, name: str, kind: str) -> None:
+    """Remove temporary folders, also those of processes that were killed; for who holds the lock: none is in use."""
+    for path in place.iterdir():
+        if re.fullmatch(rf"\.{re.escape(name)}\.[0-9a-f]{{8}}\.{kind}", path.name) and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _ready(last: str) -> str:

@@ -261,6 +261,27 @@ def test_a_kill_leaves_the_old_file_under_its_name(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+@pytest.mark.parametrize("write", ["atomic_folder(target)", "add_files(target, last='1')"])
+def test_what_a_kill_left_half_written_is_gone_once_the_next_one_has_written(tmp_path, write):
+    code = f"""
+        import os, signal, sys
+        from pathlib import Path
+        from pipeline.files import add_files, atomic_folder
+        target = Path(sys.argv[1])
+        with {write} as partial:
+            (partial / "1").write_text("half")
+            if len(sys.argv) == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+    """
+    (tmp_path / ".out.v2.0123abcd.partial").mkdir()  # of another folder
+    for _ in range(2):
+        assert python(code, tmp_path / "out").returncode == -signal.SIGKILL
+    assert list(tmp_path.glob(".out.*.partial"))
+    assert python(code, tmp_path / "out", "whole").returncode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.v2.0123abcd.partial", "out"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["1"]
+
+
 def test_a_full_disk_is_explained(tmp_path):
     (tmp_path / "a.txt").write_text("old")
     with (

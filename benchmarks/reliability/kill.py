@@ -49,7 +49,10 @@ def _case(name: str, moments: list[float], work: Path) -> dict[str, Any]:
             time.sleep(moment)
             if ended(pid):
                 break
-            os.killpg(pid, signal.SIGKILL)
+            try:
+                os.killpg(pid, signal.SIGKILL)
+            except ProcessLookupError:  # so early that it leads no group yet
+                os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             kills.append(moment)
         error = ""
