@@ -27,6 +27,7 @@ from pipeline.extras import needs
 from pipeline.files import write_json
 from pipeline.run.cores import available_cores, one_thread_by_default
 from pipeline.run.ranks import PeerLost, Ranks, launched_processes
+from pipeline.run.stages import where
 
 with needs("pipeline"):
     from accelerate import Accelerator
@@ -115,6 +116,8 @@ def run_stage(main: Callable[[], None], several: bool = False, processes: Callab
             _become_several(stage, processes)
         if count > 1 and not several:
             raise ValueError(f"launched as {count} processes; it runs as one: `python -m stages.{stage}`")
+        if os.environ.get("RANK", "0") == "0" and (line := where(stage)):
+            print(line, file=sys.stderr, flush=True)
         main()
     except KeyboardInterrupt as interrupt:
         if not _started_by_launch():  # which says so once for all
