@@ -3,6 +3,7 @@
     python -m benchmarks.scoreboard play labels checkpoints/base          the policy alone, 20 episodes of every task
     python -m benchmarks.scoreboard play plans checkpoints/base --plan    the same starts by plans
     python -m benchmarks.scoreboard page                                  docs/scoreboard.md from results/base.json
+    python -m benchmarks.scoreboard ship labels MODEL checkpoints/base    the checkpoint with its card and scores
 
 The first word after `play` names the way the checkpoint was made: `demonstrations`, `labels`, `rl` or `plans`. Tasks
 are played in pieces and kept in .resume/scoreboard/, so the same command goes on where it stopped. Adds scores,
@@ -24,11 +25,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import ModelCardData
 
 from benchmarks import results
 from benchmarks.probe import played
 from pipeline.agent import Agent
-from pipeline.files import read_json, write_json
+from pipeline.files import read_json, sha256, write_json
 from pipeline.statistics import bootstrap_mean
 from pipeline.tasks import registry
 from pipeline.tasks.spec import TaskSpec
@@ -57,6 +59,7 @@ OURS = ("dmcontrol-ext", "box2d", "ogbench", "robodesk", "miniarcade")  # suites
 DOMAINS = {"miniarcade": "pygame"}  # MMBench's name of a suite, where it is another
 PROMISED = {"metaworld": 0.95, "dmcontrol": 0.72}  # mean score over the tasks of a suite
 PROMISED_ALL, PROMISED_TASKS = 0.65, 150
+MOST_MB = 30  # of the checkpoint in Git
 TOGETHER = 8  # tasks played at once, so that few simulators are open
 CONFIDENCE, SAMPLES = 0.95, 2000
 
@@ -162,10 +165,15 @@ def about(ways: Mapping[str, Any], methods: Sequence[str]) -> list[str]:
     ]
     lines += table(["column", "learned from", "by"])
     lines += [
-        row([way, part["data"], f"`{part['command']}`, {part['commit'][:8]}, {part['machine']}"])
+        row([way, part["data"], f"`{part['command']}`, {part['commit'][:8]}, {machine(part)}"])
         for way, part in ways.items()
     ]
     return lines + [row([name, THEIRS[name], "published (Newt, arXiv 2511.19584)"]) for name in methods]
+
+
+def machine(part: Mapping[str, Any]) -> str:
+    """Return in words where a part was played."""
+    return f"{part['machine']['cores']} cores of an {part['machine']['gpu'] or part['machine']['cpu']}"
 
 
 def domain_score(scores: Mapping[str, float], suite: str, tasks: Sequence[str]) -> float | None:
@@ -194,6 +202,61 @@ def number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
+# --- the checkpoint that comes with Eft -------------------------------------------------------------------------------
+
+
+def ship(part: Mapping[str, Any], way: str, model: str, folder: Path) -> None:
+    """Write a checkpoint with a card, and with scores for `eft info`.
+
+    Raises:
+        ValueError: the scores are of other weights, or the folder would be larger than is promised.
+    """
+    agent = Agent.from_pretrained(model)
+    if agent.base != part["weights"]:
+        raise ValueError(
+            f"results/base.json has scores of the weights {part['weights'][:16]}, {model} has {str(agent.base)[:16]}: "
+            f"play it first, `{COMMAND} play {way} {model}`."
+        )
+    agent.save_pretrained(folder)
+    scores = {name: dict(zip(("score", "low", "high"), found, strict=True)) for name, found in part["tasks"].items()}
+    written = {
+        "models": {"finetune": {"policy": scores}},
+        "weights": {"finetune": sha256(folder / "model.safetensors")},
+    }
+    write_json(folder / "metrics.json", {"scores": written})
+    (folder / "README.md").write_text(card(part, way, agent), encoding="utf-8")
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
+    if size > MOST_MB:
+        raise ValueError(f"{folder} has {size:.1f} MiB, more than {MOST_MB}")
+    print(f"-> {folder}, {size:.1f} MiB")
+
+
+def card(part: Mapping[str, Any], way: str, agent: Agent) -> str:
+    """Return the card: what it is, how to use it, what it scores."""
+    suites = by_suite(list(agent.tasks.values()))
+    data = ModelCardData(
+        license="mit", library_name="eft", pipeline_tag="reinforcement-learning",
+        tags=["reinforcement-learning", "robotics", "world-model", "language-conditioned"],
+    )  # fmt: skip
+    weights = sum(weight.numel() for name, weight in agent.model.named_parameters() if not name.startswith("target_"))
+    size = f"{len(agent.tasks)} tasks in {len(suites)} domains, {weights / 1e6:.1f} million weights"
+    by = f"`{part['command']}`, {part['commit'][:8]}, {machine(part)}"
+    lines = [
+        "---", data.to_yaml(), "---", "", "# Eft's base", "",
+        f"One language-conditioned world model of {size},", f"{WAYS[way]}.", "",
+        "```python", "import eft", "", 'agent = eft.Agent.from_pretrained("checkpoints/base")',
+        "agent.reset()", 'action = agent.act(obs, instruction="open the door")', "```", "",
+        f"The policy alone, {part['episodes']} episodes of each task ({by}); scores from 0 to 1",
+        "by each task's own rule, 95 % intervals over episodes. Meta-World: version 3, success at the last step.", "",
+        *table(["domain", "tasks", "score"]),
+        *(row([suite, str(len(tasks)), cell(part["suites"][suite])]) for suite, tasks in suites.items()),
+        row(["all", str(len(agent.tasks)), cell(part["all"])]), "",
+        *table(["task", "score", "one of its texts"]),
+        *(row([name, cell(part["tasks"][name]), spec.instructions[0]]) for name, spec in agent.tasks.items()),
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Play, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -206,11 +269,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     playing.add_argument("--plan", action="store_true", help="by plans on every task, else by the policy alone")
     playing.add_argument("--tasks", nargs="+", default=[], help="only these; no claims then")
     parts.add_parser("page", help="write docs/scoreboard.md")
+    shipping = parts.add_parser("ship", help="write a checkpoint with its card and scores")
+    shipping.add_argument("way", choices=WAYS, help="whose scores")
+    shipping.add_argument("model", help="a folder, or user/name on the Hub")
+    shipping.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
     if options.part == "play":
         play(options.way, options.model, options.episodes, options.seed, options.plan, options.tasks)
         return
     content = read_json(results.RESULTS / "base.json", COMMAND)
+    if options.part == "ship":
+        ship(content["parts"][options.way], options.way, options.model, options.folder)
+        return
     played_tasks = [name for part in content["parts"].values() for name in part.get("tasks", {})]
     suites = by_suite(registry.get(list(dict.fromkeys(played_tasks))))
     PAGE.write_text(page(content, suites, published()), encoding="utf-8")

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from benchmarks import results, scoreboard
+from pipeline.cli import main as cli
 from pipeline.tasks.registry import get
 from tests.page.untrained import make_agent
 
@@ -21,7 +22,7 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_what_was_played_is_kept_and_becomes_a_page(home, monkeypatch):
+def test_what_was_played_is_kept_and_becomes_a_page_and_a_card(home, monkeypatch, capsys):
     scoreboard.main(["play", "labels", "checkpoint", "--episodes", "2"])
     content = json.loads((home / "results/base.json").read_text())
     assert {"labels.dmcontrol", "labels.tasks", "labels.all"} == set(content["claims"])
@@ -37,6 +38,15 @@ def test_what_was_played_is_kept_and_becomes_a_page(home, monkeypatch):
     assert own.rstrip("| ").endswith(")")  # nothing of others after our own interval
     published = scoreboard.published()["newt_100M"]["dmcontrol"]
     assert f" {published:.2f} |" in compared
+
+    scoreboard.main(["ship", "labels", "checkpoint", "base"])
+    assert "| pendulum-swingup | 0." in (home / "base/README.md").read_text()
+    cli(["info", "base"])
+    said = capsys.readouterr().out
+    assert f"{part['tasks']['pygame-pong'][0]:.3f}" in said
+    make_agent(get(["pendulum-swingup", "pygame-pong"]), latent_dim=32).save_pretrained("other")
+    with pytest.raises(ValueError, match="play it first"):
+        scoreboard.main(["ship", "labels", "other", "base"])
 
 
 def test_a_domain_is_compared_by_its_own_tasks_where_each_is_published():
