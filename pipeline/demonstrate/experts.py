@@ -21,6 +21,7 @@ from pipeline.tasks.spec import TaskSpec
 from pipeline.tasks.task_env import TaskEnv
 
 _WORSE = 0.1  # of the score, that a teacher may be below the planner: clones learn more from it
+_BETTER = 0.1  # of the score, that a teacher has to be above a clone of the planner to demonstrate in its place
 Label = Callable[[np.ndarray, bool], np.ndarray]  # observation (O,), whether it is successful -> action (a,)
 
 
@@ -74,17 +75,19 @@ def expert_kind(spec: TaskSpec, teachers: str | Path | None) -> str | None:
 
 
 def _leads(spec: TaskSpec, path: Path) -> bool:
-    """Return whether there is a teacher, and hardly a worse one than the planner."""
+    """Return whether there is a teacher, and hardly a worse one than the planner or a better one than its clones."""
     if not path.exists():
         return False
     planner = load_recipes().get(spec.name)
-    best = None if planner is None else planner.score
     score = load_teacher(path, spec).notes.get("score")
     if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
         raise ValueError(
             f"{path}: it does not say how well it plays, by a score in [0, 1]: {score!r}: {training_of(spec, path)}."
         )
-    return best is None or score >= best - _WORSE
+    if planner is None or planner.score is None or score >= planner.score - _WORSE:
+        return True
+    # The planner may see what the observation does not tell; then nobody can do as it does.
+    return planner.clone is not None and score >= planner.clone + _BETTER
 
 
 def open_expert(spec: TaskSpec, env: TaskEnv, teachers: str | Path | None) -> Label:

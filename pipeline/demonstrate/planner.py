@@ -42,6 +42,7 @@ class Recipe:
     runge_kutta: bool  # plan with the Runge-Kutta method where the true simulator has it: 4 times the work per step
     control_cost: Annotated[float, Field(ge=0)]  # times the mean squared action, taken off the planned reward
     score: Annotated[float, Field(ge=0, le=1)] | None = None  # mean of undisturbed episodes, where it was measured
+    clone: Annotated[float, Field(ge=0, le=1)] | None = None  # of a clone of 20 of its demonstrations, likewise
 
 
 @cache

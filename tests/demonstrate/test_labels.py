@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from pipeline.data.episode import Episode
-from pipeline.demonstrate.experts import open_expert
+from pipeline.demonstrate.experts import expert_kind, open_expert
 from pipeline.demonstrate.labels import find_labels, methods_of, teachers_of, who_labels
+from pipeline.demonstrate.teacher import teacher_file
 from pipeline.run.ranks import Ranks
 from pipeline.tasks.registry import get, make
 from pipeline.tasks.spec import TaskSpec
@@ -101,6 +102,15 @@ def test_a_teacher_that_is_passed_over_is_named_where_it_is_asked(capsys):
     with pytest.raises(ValueError, match="no folder of teachers was given"):
         open_expert(SPECS[1], env, None)
     env.close()
+
+
+def test_a_teacher_below_a_planner_that_nobody_can_follow_demonstrates_if_it_is_above_its_clones():
+    (pong,) = get(["pygame-pong"])  # planned: 1.00, a clone of that: 0.25
+    teacher = untrained_teacher(pong)
+    for score, kind in {0.3: None, 0.4: "teacher", 0.95: "teacher"}.items():
+        teacher.notes["score"] = score
+        teacher.save(teacher_file("checkpoints/teach", pong))
+        assert expert_kind(pong, "checkpoints/teach") == kind
 
 
 def changed(specs: Sequence[TaskSpec]) -> TaskSpec:
