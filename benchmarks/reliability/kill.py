@@ -17,6 +17,7 @@ from benchmarks.reliability.jobs import JOBS, copy_for, ended, hub, prepare, run
 from benchmarks.results import claim
 
 COUNT, COUNTS = 100, "SIGKILLs"
+_WHOLE = {"eft import": "imported/hang/episodes.parquet", "eft adapt": "adapted/adapter_config.json"}
 _IN_A_ROW = 4  # kills of one run, at most, before it may end
 
 
@@ -67,8 +68,8 @@ def _case(name: str, moments: list[float], work: Path) -> dict[str, Any]:
 
 
 def _is_done(name: str, folder: Path) -> bool:
-    """Whether there is nothing left to do: an import that is whole refuses to be made again."""
-    return name == "eft import" and (folder / "imported/hang/episodes.parquet").exists()
+    """Whether there is nothing left to do: an import or an adapter that is whole refuses to be made again."""
+    return name in _WHOLE and (folder / _WHOLE[name]).exists()
 
 
 def _differs(name: str, folder: Path, work: Path, there: Any) -> list[str]:
