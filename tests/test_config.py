@@ -46,7 +46,6 @@ OPTIONS = {
     "value_target": "td",
     "return_lambda": 0.98,
     "relabel_every": 250,
-    "policy_horizon": 0,
     "imitated": "executed",
     "control": False,
     "stagger": False,

@@ -214,7 +214,6 @@ class Learning:
     value_target: Literal["td", "returns"] = "td"  # of Q: one reward and target Q (published), or returns of episodes
     return_lambda: Fraction = 0.98  # returns: weight of what follows against Q of the next state
     relabel_every: Count = 250  # returns: updates after which those of all episodes are computed anew
-    policy_horizon: CountOrZero = 0  # steps that the policy's value is rolled out in the model; 0 = Q alone (published)
     clipped: Clipped | None = None  # the online policy learns by a clipped ratio; null = by the value of its actions
     weighting: Literal["even", "harmony"] = "even"  # of the tasks in the model's loss: as drawn, or by learned scales
     weighting_lr_scale: Positive = 10.0  # harmony: the scales' lr is lr x this

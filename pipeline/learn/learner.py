@@ -23,7 +23,7 @@ from pipeline.model import math, products
 from pipeline.model.device import to_device
 from pipeline.model.graphs import Graphs
 from pipeline.model.task_table import TaskTable
-from pipeline.model.world_model import PARTS, TaskContext, WorldModel, draw_members
+from pipeline.model.world_model import TaskContext, WorldModel, draw_members
 from pipeline.run.ranks import Ranks
 from pipeline.shapes import Batch
 
@@ -263,15 +263,11 @@ class Learner:
         Q says nothing: they count for prior and entropy alone, and what is appended is NaN.
         """
         model, learning = self.model, self.learning
-        parts = PARTS if learning.policy_horizon else ("policy", "q")
-        ctx = model.context(self.table, batch.task, draws.phrasing, draws.policy_members, (), parts)
+        ctx = model.context(self.table, batch.task, draws.phrasing, draws.policy_members, (), ("policy", "q"))
         weights = self._step_weights(len(batch.action))
         with self.extensions.recording():
             policy = model.policy(z, ctx, draws.policy_noise)
-        if learning.policy_horizon:  # one value per slice: what the policy earns in the model from the first latent on
-            q = self.rolled_out(z[0], ctx, draws.policy_noise).unsqueeze(0)
-        else:
-            q = math.decode(model.q(z, policy.action, ctx), model.bins).mean(0)  # (T + 1, B)
+        q = math.decode(model.q(z, policy.action, ctx), model.bins).mean(0)  # (T + 1, B)
         known = batch.rewarded
         values.append(q[0].detach().masked_fill(~known, float("nan")))
         error = batch.imitation * math.imitation_error(policy.action[:-1], batch.expert_action, ctx.action_mask)
@@ -289,22 +285,6 @@ class Learner:
             "policy_entropy": policy.entropy.detach().mean(),
             "policy_q": q[0].detach().mean(),
         }
-
-    def rolled_out(self, z: Tensor, ctx: TaskContext, noise: Tensor) -> Tensor:
-        """Return what the policy earns in the model from latents z (B, Z) on, (B,), with gradient to its actions.
-
-        Discounted rewards of `policy_horizon` steps, and then Q (mean of its members). noise is (T + 1, B, A).
-        """
-        model, earned, weight, carry = self.model, torch.zeros(len(z), device=z.device), 1.0, None
-        for t in range(self.learning.policy_horizon):
-            action = model.policy(z, ctx, noise[t]).action
-            earned = earned + weight * math.decode(model.reward(z, action, ctx), model.bins)
-            weight = weight * ctx.discount
-            if model.termination_head is not None:  # what comes later counts by the probability to get there
-                weight = weight * (-model.termination(z, action, ctx)).sigmoid()
-            z, carry = model.next(z, action, ctx, carry)
-        action = model.policy(z, ctx, noise[self.learning.policy_horizon]).action
-        return earned + weight * math.decode(model.q(z, action, ctx), model.bins).mean(0)
 
     def _ended(self, batch: Batch, next_z: Tensor, ctx: TaskContext) -> Tensor:
         """Return (T, B) with what probability each step ended its episode for good, for TD targets.

@@ -90,7 +90,6 @@ class Setup:
         Raises:
             ValueError: options of `learning` that do not go with the slices' length.
         """
-        self._check_values()
         mode, _ = product_modes(self.runtime, self.ranks.device)
         graphs = make_graphs(self.runtime, self.ranks.device)
         return Learner(
@@ -177,15 +176,6 @@ class Setup:
         buffer.load_index(index)
         device = self._place("demos")["device"]
         return buffer if device.type == "cpu" else buffer.copy_to(device)
-
-    def _check_values(self) -> None:
-        """Refuse values that slices of `planner.horizon` steps cannot give."""
-        learning, horizon = self.learning, self.planner.horizon
-        if learning.policy_horizon > horizon:
-            raise ValueError(
-                f"learning.policy_horizon is {learning.policy_horizon}, expected at most planner.horizon = {horizon}, "
-                "the steps of a slice."
-            )
 
     @property
     def _targets(self) -> dict:

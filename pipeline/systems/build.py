@@ -294,15 +294,10 @@ def _check_learning(model: config.Model, learning: config.Learning) -> None:
             "learning.clipped values single steps, and model.history makes dynamics that see past ones: set one of the "
             "two to null"
         )
-    if model.history is not None and (learning.policy_horizon or learning.value_target == "returns"):
+    if model.history is not None and learning.value_target == "returns":
         raise ValueError(
-            "model.history reads past steps, which neither learning.policy_horizon nor `learning.value_target: "
-            "returns` gives it: set policy_horizon to 0 and value_target to td, or history to null"
-        )
-    if learning.clipped is not None and learning.policy_horizon:
-        raise ValueError(
-            "learning.clipped does not climb the policy's value, so learning.policy_horizon has no use: set it to "
-            "0, or clipped to null"
+            "model.history reads past steps, which `learning.value_target: returns` does not give it: set value_target "
+            "to td, or history to null"
         )
 
 

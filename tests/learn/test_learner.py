@@ -16,7 +16,6 @@ from benchmarks.problem import LEARNING, TINY, make_batch, make_model, make_tabl
 from pipeline.adapters import Adapters
 from pipeline.learn.learner import Learner, Mode, RateSchedule, UpdateDraws, learning_rate
 from pipeline.learn.learner_state import load_state_tensors, state_tensors
-from pipeline.model.math import decode
 from pipeline.model.world_model import PARTS, WorldModel
 from pipeline.run.ranks import Ranks
 
@@ -58,51 +57,6 @@ def test_only_the_declared_part_moves(part: str, mode: Mode) -> None:
     before = snapshot(model)
     train(make_learner(model), mode, range(2))
     assert moved(before, model) == {PARTS[part]} | ({"target_q_heads"} if part == "q" else set())
-
-
-def test_the_policys_value_in_the_model_is_rewards_then_q() -> None:
-    learner = Learner(make_model(), make_table(), replace(LEARNING, policy_horizon=2))
-    model, draw = learner.model, torch.Generator().manual_seed(0)
-    ctx = model.context(learner.table, torch.tensor([0, 2]))
-    z, noise = model.encode(torch.randn(2, 9, generator=draw), ctx), torch.randn(4, 2, 4, generator=draw)
-    expected, state, weight = torch.zeros(2), z, torch.ones(2)
-    for t in range(2):
-        action = model.policy(state, ctx, noise[t]).action
-        expected += weight * decode(model.reward(state, action, ctx), model.bins)
-        state, weight = model.next(state, action, ctx)[0], weight * ctx.discount
-    q = model.q(state, model.policy(state, ctx, noise[2]).action, ctx)
-    expected += weight * decode(q, model.bins).mean(0)
-    torch.testing.assert_close(learner.rolled_out(z, ctx, noise), expected)
-
-
-def test_nothing_is_earned_in_the_model_after_an_end() -> None:
-    values = []
-    for end in (-50.0, 50.0):  # never, or with the first step
-        model = make_model(replace(TINY, termination=True))
-        assert model.termination_head is not None
-        last = list(model.termination_head.parameters())
-        with torch.no_grad():
-            for parameter in last:
-                parameter.zero_()
-            last[-1].fill_(end)
-        learner = Learner(model, make_table(), replace(LEARNING, policy_horizon=3))
-        draw = torch.Generator().manual_seed(0)
-        ctx = model.context(learner.table, torch.tensor([0, 2]))
-        z, noise = model.encode(torch.randn(2, 9, generator=draw), ctx), torch.randn(4, 2, 4, generator=draw)
-        values.append(learner.rolled_out(z, ctx, noise))
-        first = decode(model.reward(z, model.policy(z, ctx, noise[0]).action, ctx), model.bins)
-    assert not torch.equal(*values)
-    torch.testing.assert_close(values[1], first)
-
-
-def test_a_value_in_the_model_moves_the_policy_alone() -> None:
-    model = make_model().requires_grad_(False)
-    model.policy_head.requires_grad_(True)
-    model.sync_target()
-    learner = Learner(model, make_table(), replace(LEARNING, policy_horizon=3, online_bc_coef=0.0))
-    before = snapshot(learner.model)
-    train(learner, "online", range(2))
-    assert moved(before, learner.model) == {"policy_head"}
 
 
 def test_where_the_value_has_no_weight_the_policy_imitates_alone() -> None:

@@ -105,7 +105,7 @@ def main(options: dict) -> None:
         )  # fmt: skip
     learning, seed = dataclasses.replace(LEARNING, lr=options["lr"], clipped=clipped), 1
     if options["returns"]:
-        learning = dataclasses.replace(learning, value_target="returns", relabel_every=4, policy_horizon=2)
+        learning = dataclasses.replace(learning, value_target="returns", relabel_every=4)
     ranks = start(runtime, seed)
     table = dataclasses.replace(make_table(), names=tuple(spec.name for spec in TASKS))
     sizes = dataclasses.replace(TINY, history=HISTORY if options["history"] else None)

@@ -210,12 +210,6 @@ def test_a_control_takes_no_part_of_own_episodes() -> None:
         check(settings=replace(control, teacher="label"))
 
 
-def test_a_clipped_policy_climbs_no_value_in_the_model() -> None:
-    with pytest.raises(ValueError, match="learning.policy_horizon has no use"):
-        build._check_learning(TINY, replace(LEARNING, clipped=CLIPPED, policy_horizon=2))
-
-
-@pytest.mark.parametrize("changed", [{"policy_horizon": 2}, {"value_target": "returns"}])
-def test_a_model_that_reads_past_steps_takes_no_values_without_them(changed: dict[str, Any]) -> None:
+def test_a_model_that_reads_past_steps_takes_no_values_without_them() -> None:
     with pytest.raises(ValueError, match="model.history reads past steps"):
-        build._check_learning(replace(TINY, history=HISTORY), replace(LEARNING, **changed))
+        build._check_learning(replace(TINY, history=HISTORY), replace(LEARNING, value_target="returns"))
