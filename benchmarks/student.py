@@ -1,6 +1,6 @@
 """One student of many tasks: what it reaches by its experts' labels in the states that its own actions lead to.
 
-    python -m benchmarks.student dmc                  the 21 DMControl tasks by the teachers that come with Eft
+    python -m benchmarks.student dmc                  the DMControl tasks that have a teacher coming with Eft
     python -m benchmarks.student mt50 --seeds 1 2 3   Meta-World's 49 tasks by their scripts; two students a seed
 
 dmc: a model of the default size clones demonstrations, then learns online with `finetune.teacher: label`. Its score by
