@@ -3,7 +3,7 @@
     python -m benchmarks.scoreboard play labels checkpoints/base          the policy alone, 20 episodes of every task
     python -m benchmarks.scoreboard play plans checkpoints/base --plan    the same starts by plans
     python -m benchmarks.scoreboard page                                  docs/scoreboard.md from results/base.json
-    python -m benchmarks.scoreboard ship labels MODEL checkpoints/base    the checkpoint with its card and scores
+    python -m benchmarks.scoreboard ship labels MODEL params.yaml checkpoints/base    with its card and scores
 
 The first word after `play` names the way the checkpoint was made: `demonstrations`, `labels`, `rl` or `plans`. Tasks
 are played in pieces and kept in .resume/scoreboard/, so the same command goes on where it stopped. Adds scores,
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -205,8 +206,8 @@ def number(value: float | None) -> str:
 # --- the checkpoint that comes with Eft -------------------------------------------------------------------------------
 
 
-def ship(part: Mapping[str, Any], way: str, model: str, folder: Path) -> None:
-    """Write a checkpoint with a card, and with scores for `eft info`.
+def ship(part: Mapping[str, Any], way: str, model: str, params: Path, folder: Path) -> None:
+    """Write a checkpoint with a card, the parameters that it was trained by, and scores for `eft info`.
 
     Raises:
         ValueError: the scores are of other weights, or the folder would be larger than is promised.
@@ -224,6 +225,7 @@ def ship(part: Mapping[str, Any], way: str, model: str, folder: Path) -> None:
         "weights": {"finetune": sha256(folder / "model.safetensors")},
     }
     write_json(folder / "metrics.json", {"scores": written})
+    shutil.copyfile(params, folder / "params.yaml")
     (folder / "README.md").write_text(card(part, way, agent), encoding="utf-8")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
     if size > MOST_MB:
@@ -247,7 +249,8 @@ def card(part: Mapping[str, Any], way: str, agent: Agent) -> str:
         "```python", "import eft", "", 'agent = eft.Agent.from_pretrained("checkpoints/base")',
         "agent.reset()", 'action = agent.act(obs, instruction="open the door")', "```", "",
         f"The policy alone, {part['episodes']} episodes of each task ({by}); scores from 0 to 1",
-        "by each task's own rule, 95 % intervals over episodes. Meta-World: version 3, success at the last step.", "",
+        "by each task's own rule, 95 % intervals over episodes. Meta-World: version 3, success at the last step.",
+        "`params.yaml` beside this file is what it was trained by.", "",
         *table(["domain", "tasks", "score"]),
         *(row([suite, str(len(tasks)), cell(part["suites"][suite])]) for suite, tasks in suites.items()),
         row(["all", str(len(agent.tasks)), cell(part["all"])]), "",
@@ -272,6 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shipping = parts.add_parser("ship", help="write a checkpoint with its card and scores")
     shipping.add_argument("way", choices=WAYS, help="whose scores")
     shipping.add_argument("model", help="a folder, or user/name on the Hub")
+    shipping.add_argument("params", type=Path, help="the params.yaml that it was trained by")
     shipping.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
     if options.part == "play":
@@ -279,7 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     content = read_json(results.RESULTS / "base.json", COMMAND)
     if options.part == "ship":
-        ship(content["parts"][options.way], options.way, options.model, options.folder)
+        ship(content["parts"][options.way], options.way, options.model, options.params, options.folder)
         return
     played_tasks = [name for part in content["parts"].values() for name in part.get("tasks", {})]
     suites = by_suite(registry.get(list(dict.fromkeys(played_tasks))))

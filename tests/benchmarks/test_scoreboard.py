@@ -39,14 +39,16 @@ def test_what_was_played_is_kept_and_becomes_a_page_and_a_card(home, monkeypatch
     published = scoreboard.published()["newt_100M"]["dmcontrol"]
     assert f" {published:.2f} |" in compared
 
-    scoreboard.main(["ship", "labels", "checkpoint", "base"])
+    (home / "params.yaml").write_text("seed: 1\n")
+    scoreboard.main(["ship", "labels", "checkpoint", "params.yaml", "base"])
+    assert (home / "base/params.yaml").read_text() == "seed: 1\n"
     assert "| pendulum-swingup | 0." in (home / "base/README.md").read_text()
     cli(["info", "base"])
     said = capsys.readouterr().out
     assert f"{part['tasks']['pygame-pong'][0]:.3f}" in said
     make_agent(get(["pendulum-swingup", "pygame-pong"]), latent_dim=32).save_pretrained("other")
     with pytest.raises(ValueError, match="play it first"):
-        scoreboard.main(["ship", "labels", "other", "base"])
+        scoreboard.main(["ship", "labels", "other", "params.yaml", "base"])
 
 
 def test_a_domain_is_compared_by_its_own_tasks_where_each_is_published():
