@@ -32,6 +32,7 @@ from benchmarks import results
 from benchmarks.probe import played
 from pipeline.agent import Agent
 from pipeline.files import read_json, sha256, write_json
+from pipeline.model.task_table import POLICY
 from pipeline.statistics import bootstrap_mean
 from pipeline.tasks import registry
 from pipeline.tasks.spec import TaskSpec
@@ -218,6 +219,7 @@ def ship(part: Mapping[str, Any], way: str, model: str, params: Path, folder: Pa
             f"results/base.json has scores of the weights {part['weights'][:16]}, {model} has {str(agent.base)[:16]}: "
             f"play it first, `{COMMAND} play {way} {model}`."
         )
+    agent.table.constraint.fill_(POLICY)  # it acts as what was played, unless it is asked to plan elsewhere
     agent.save_pretrained(folder)
     scores = {name: dict(zip(("score", "low", "high"), found, strict=True)) for name, found in part["tasks"].items()}
     written = {

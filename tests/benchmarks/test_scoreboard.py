@@ -43,6 +43,8 @@ def test_what_was_played_is_kept_and_becomes_a_page_and_a_card(home, monkeypatch
     scoreboard.main(["ship", "labels", "checkpoint", "params.yaml", "base"])
     assert (home / "base/params.yaml").read_text() == "seed: 1\n"
     assert "| pendulum-swingup | 0." in (home / "base/README.md").read_text()
+    assert '"constraint": "policy"' in (home / "base/tasks.json").read_text()
+    assert '"constraint": "tied"' in (home / "checkpoint/tasks.json").read_text()
     cli(["info", "base"])
     said = capsys.readouterr().out
     assert f"{part['tasks']['pygame-pong'][0]:.3f}" in said
