@@ -30,8 +30,6 @@ KNOWN = ["mw-reach", "mw-drawer-close", "mw-door-open"]
 SEEN = np.zeros(39, np.float32)
 # What a block takes for given, by its page and number on it.
 GIVEN: dict[tuple[str, int], dict[str, Any]] = {
-    ("README.md", 0): {"obs": SEEN},
-    ("README.md", 1): {"obs": np.stack([SEEN] * 3)},
     ("docs/how-to/checkpoint.md", 0): {"obs": SEEN},
     ("my_tasks/README.md", 0): {"range": lambda steps: builtins.range(min(steps, 3))},  # not all of its 1000 steps
 }
@@ -55,6 +53,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_card("datasets/demos", ["mw-reach"])
     shutil.copytree(ROOT / "checkpoints/finetune/metrics", folder / "checkpoints/finetune/metrics")
     (folder / "pipeline").symlink_to(ROOT / "pipeline")
+    (folder / "checkpoints/base").symlink_to(ROOT / "checkpoints/base")
     registered = dict(gymnasium.registry)
     make_arm()
     yield folder
