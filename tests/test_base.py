@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline import config
 from pipeline.agent import Agent
 from pipeline.files import sha256
 from pipeline.play import play
@@ -44,6 +45,13 @@ def test_its_card_has_a_score_for_every_task(agent, scores):
     for name, found in scores.items():
         assert f"| {name} | {found['score']:.2f} (" in card
     assert set(agent.tasks) <= {spec.name for spec in registry.load_catalogue().values()}
+
+
+def test_it_can_be_trained_again_by_its_parameters(agent):
+    params = BASE / "params.yaml"
+    assert list(config.load(config.Tasks, params).train) == list(agent.tasks)
+    for section in (config.Demos, config.Learning, config.Pretrain, config.Finetune, config.Runtime):
+        config.load(section, params)
 
 
 def test_it_understands_a_sentence_that_nobody_trained_on(agent):

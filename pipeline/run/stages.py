@@ -23,7 +23,7 @@ def where(stage: str, root: Path = Path()) -> str | None:
     path = root / "dvc.yaml"
     if not path.is_file():
         return None
-    stages = list(parse_yaml(path.read_text(encoding="utf-8"), str(path)).get("stages", {}))
+    stages = list((parse_yaml(path.read_text(encoding="utf-8"), str(path)) or {}).get("stages") or {})
     if stage not in stages:
         return None
     number = stages.index(stage) + 1

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import results, scoreboard
 from pipeline.cli import main as cli
-from pipeline.tasks.registry import get
+from pipeline.tasks.registry import get, load_catalogue
 from tests.page.untrained import make_agent
 
 
@@ -36,8 +36,10 @@ def test_what_was_played_is_kept_and_becomes_a_page_and_a_card(home, monkeypatch
     own = next(line for line in lines if line.startswith("| miniarcade (ours)"))
     compared = next(line for line in lines if line.startswith("| dmcontrol "))
     assert own.rstrip("| ").endswith(")")  # nothing of others after our own interval
-    published = scoreboard.published()["newt_100M"]["dmcontrol"]
+    published = scoreboard.published()["bc_single"]["pendulum-swingup"]
     assert f" {published:.2f} |" in compared
+    of_all = scoreboard.published()["newt_100M"]["dmcontrol"]
+    assert f" {of_all:.2f} |" not in compared  # one task is not the domain
 
     (home / "params.yaml").write_text("seed: 1\n")
     scoreboard.main(["ship", "labels", "checkpoint", "params.yaml", "base"])
@@ -55,9 +57,13 @@ def test_what_was_played_is_kept_and_becomes_a_page_and_a_card(home, monkeypatch
 
 def test_a_domain_is_compared_by_its_own_tasks_where_each_is_published():
     scores = {"dmcontrol": 0.5, "walker-walk": 0.9, "walker-run": 0.3}
-    assert scoreboard.domain_score(scores, "dmcontrol", ["walker-walk", "walker-run"]) == pytest.approx(0.6)
-    assert scoreboard.domain_score(scores, "dmcontrol", ["walker-walk", "cheetah-run"]) == 0.5
-    assert scoreboard.domain_score({}, "dmcontrol", ["walker-walk"]) is None
+    assert scoreboard.domain_score(scores, "dmcontrol", ["walker-walk", "walker-run"], False) == pytest.approx(0.6)
+    assert scoreboard.domain_score(scores, "dmcontrol", ["walker-walk", "cheetah-run"], True) == 0.5
+    assert scoreboard.domain_score(scores, "dmcontrol", ["walker-walk", "cheetah-run"], False) is None
+    assert scoreboard.domain_score({}, "dmcontrol", ["walker-walk"], True) is None
+    theirs, arm = scoreboard.published(), [name for name in load_catalogue() if name.startswith("mw-")]
+    assert scoreboard.is_whole("metaworld", arm, theirs)
+    assert not scoreboard.is_whole("metaworld", [name for name in arm if name != "mw-reach"], theirs)
 
 
 def test_a_part_of_the_tasks_holds_no_claim():

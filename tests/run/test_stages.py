@@ -23,6 +23,8 @@ def test_a_stage_says_which_it_is_and_what_follows(tmp_path):
     assert where("adapt", tmp_path) == "adapt: stage 2 of 3."
     assert where("gone", tmp_path) is None
     assert where("pretrain", tmp_path / "checkpoints") is None
+    (tmp_path / "dvc.yaml").write_text("")
+    assert where("pretrain", tmp_path) is None
 
 
 @pytest.mark.parametrize(("stage", "number"), [("teach", 1), ("report", 9)])
